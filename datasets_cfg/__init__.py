@@ -1,0 +1,1 @@
+"""Datasets, one YAML file each: source, format and licence."""

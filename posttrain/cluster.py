@@ -1,0 +1,64 @@
+"""The Ray cluster that a run's stages share: started on this machine, or joined."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+#: Threads that wait by sleeping. Spinning ones ran up to ten times slower when a machine gave less
+#: than whole cores. One thread a process: stages take more cores by taking more workers.
+WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class ClusterError(RuntimeError):
+    """Ray could not be started or reached."""
+
+
+@contextmanager
+def cluster(
+    *, num_cpus: int | None, num_gpus: int, object_store_mb: int, address: str | None
+) -> Iterator[None]:
+    """Start a local Ray cluster, or join one, for the length of a `with` block.
+
+    Args:
+        num_cpus: Cores to announce to Ray; all of the machine's where None.
+        num_gpus: GPUs to announce to Ray.
+        object_store_mb: Shared memory for objects in flight, in MiB.
+        address: An existing cluster's address; None starts one on this machine, on loopback.
+
+    Raises:
+        ClusterError: If Ray does not start; the message says what to look at.
+    """
+    os.environ.update(WORKER_ENVIRONMENT)
+    local = {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+        "object_store_memory": object_store_mb * 2**20,
+        "include_dashboard": False,
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            logging_level="ERROR",
+            # Workers report through the run's files; their own output stays in Ray's session folder.
+            log_to_driver=False,
+            **({} if address else local),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory and free memory are the"
+            " usual causes; a cluster is joined with cluster.address"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,56 @@
+"""Configs: strict sections, a loader, and errors that teach. Loads neither torch nor Ray."""
+
+from posttrain.config.data import DataConfig, DatasetConfig, SourceConfig
+from posttrain.config.document import Document
+from posttrain.config.errors import ConfigError, Problem
+from posttrain.config.loader import (
+    build_run,
+    dataset_names,
+    load_dataset_config,
+    load_run,
+    missing_variable,
+    read_run,
+    recipe_names,
+)
+from posttrain.config.model import ClusterConfig, ModelConfig
+from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
+from posttrain.config.rollout import EngineConfig, RolloutConfig
+from posttrain.config.run import RunConfig, Stage
+from posttrain.config.sft import LossConfig, SftStage, TinyModelStage
+from posttrain.config.tasks import EvalTask, EvaluationConfig, PluginRef, RewardRef, RlTask, TaskConfig
+
+__all__ = [
+    "AlgorithmConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "DatasetConfig",
+    "Document",
+    "EngineConfig",
+    "EvalTask",
+    "EvaluationConfig",
+    "Grpo",
+    "Gspo",
+    "LossConfig",
+    "ModelConfig",
+    "PluginRef",
+    "Problem",
+    "RewardRef",
+    "RlStage",
+    "RlTask",
+    "RolloutConfig",
+    "RunConfig",
+    "Sapo",
+    "SftStage",
+    "SourceConfig",
+    "Stage",
+    "TaskConfig",
+    "TinyModelStage",
+    "build_run",
+    "dataset_names",
+    "load_dataset_config",
+    "load_run",
+    "missing_variable",
+    "read_run",
+    "recipe_names",
+]

@@ -1,0 +1,50 @@
+"""What every section of a config shares: strictness, and errors that name the key at fault."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NaturalFloat = Annotated[float, Field(ge=0)]
+#: Names become folder names and metric prefixes.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys and near-miss types are refused, and nothing changes it later."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class MisfitError(ValueError):
+    """A value that does not fit the rest of its section.
+
+    Attributes:
+        key: The key at fault, relative to the section that raises.
+        reason: What is wrong.
+        remedy: What to write instead.
+    """
+
+    def __init__(self, key: str, reason: str, remedy: str):
+        super().__init__(f"{key}: {reason}; {remedy}")
+        self.key, self.reason, self.remedy = key, reason, remedy
+
+
+def check_shares(key: str, shares: dict[str, float]) -> None:
+    """Shares of a whole must add up to it.
+
+    Raises:
+        MisfitError: If they do not sum to 1 (within 0.001).
+    """
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-3:
+        parts = " + ".join(f"{share:g}" for share in shares.values())
+        raise MisfitError(
+            key,
+            f"the shares {parts} sum to {total:g}, not to 1",
+            "scale them: " + ", ".join(f"{name}: {share / total:.4g}" for name, share in shares.items()),
+        )

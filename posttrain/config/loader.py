@@ -1,0 +1,189 @@
+"""From a recipe's name or a YAML file, with overrides, to a checked config."""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from posttrain.config.data import DatasetConfig
+from posttrain.config.document import Document, Key, merge, parse_document, read_document
+from posttrain.config.errors import ConfigError, Problem
+from posttrain.config.explain import explain
+from posttrain.config.nearest import did_you_mean
+from posttrain.config.run import RunConfig
+
+MAX_BASES = 8
+COMMAND_LINE = "command line"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+
+
+def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a run.
+
+    Args:
+        source: Name of a shipped recipe, or path of a YAML file. A file may begin with `base:`, another
+            recipe or file whose values it changes.
+        overrides: `key=value` pairs; keys are dotted paths, list entries are named or numbered, values
+            are YAML: `stages.rl.max_steps=20`.
+
+    Raises:
+        ConfigError: With every problem found.
+
+    Example:
+        load_run("quickstart", ["seed=1", "stages.rl.algorithm.group_size=4"])
+    """
+    return build_run(read_run(source, overrides))
+
+
+def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """The data of a run before they are checked, with the place of every key; see `load_run`."""
+    path = _find_run(str(source), Path())
+    document = _with_bases(path, ())
+    for override in overrides:
+        document = merge(document, _override(override))
+    document.label = str(path)
+    is_recipe = path.parent == _package_folder("posttrain", "recipes")
+    document.data.setdefault("base_dir", str(Path.cwd() if is_recipe else path.absolute().parent))
+    _anchor_model(document.data)
+    return document
+
+
+def build_run(document: Document) -> RunConfig:
+    """Check a run's data.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    try:
+        return RunConfig.model_validate(document.data)
+    except ValidationError as error:
+        raise explain(error, document, RunConfig) from None
+
+
+def load_dataset_config(name_or_path: str, base_dir: Path | str | None = None) -> DatasetConfig:
+    """Load a dataset's YAML, with its `source.path` made absolute.
+
+    Args:
+        name_or_path: Name of a file in `<base_dir>/datasets_cfg/` or among the shipped ones, or a path
+            that ends in .yaml, relative to `base_dir`.
+        base_dir: The run's `base_dir`; the working directory if None.
+
+    Raises:
+        ConfigError: If there is no such dataset or its file has problems.
+    """
+    path = _find_dataset(name_or_path, Path(base_dir or "."))
+    document = _mapping(read_document(path))
+    try:
+        dataset = DatasetConfig.model_validate(document.data)
+    except ValidationError as error:
+        raise explain(error, document, DatasetConfig) from None
+    if dataset.source.path is None or missing_variable(dataset) is not None:
+        return dataset
+    location = _VARIABLE.sub(lambda match: os.environ[match[1]], dataset.source.path)
+    absolute = str((path.absolute().parent / Path(location).expanduser()).resolve())
+    return dataset.model_copy(update={"source": dataset.source.model_copy(update={"path": absolute})})
+
+
+def missing_variable(dataset: DatasetConfig) -> str | None:
+    """The environment variable that a dataset's path needs and that is not set, if any."""
+    names = _VARIABLE.findall(dataset.source.path or "")
+    return next((name for name in names if not os.environ.get(name)), None)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in _package_folder("posttrain", "recipes").glob("*.yaml"))
+
+
+def dataset_names() -> list[str]:
+    """The datasets that ship with the package."""
+    return sorted(path.stem for path in _package_folder("datasets_cfg").glob("*.yaml"))
+
+
+def _find_run(source: str, base_dir: Path) -> Path:
+    """The file behind a recipe's name or a path."""
+    if "/" in source or source.endswith((".yaml", ".yml")):
+        return base_dir / Path(source).expanduser()
+    if source in recipe_names():
+        return _package_folder("posttrain", "recipes") / f"{source}.yaml"
+    known = ", ".join(recipe_names())
+    hint = did_you_mean(source, recipe_names()) or f"the recipes are {known}; a file of yours ends in .yaml"
+    raise ConfigError([Problem(source, "", "there is no such recipe", hint)])
+
+
+def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
+    """The file behind a dataset's name or path."""
+    if name_or_path.endswith((".yaml", ".yml")):
+        return base_dir / Path(name_or_path).expanduser()
+    own = base_dir / "datasets_cfg" / f"{name_or_path}.yaml"
+    shipped = _package_folder("datasets_cfg") / f"{name_or_path}.yaml"
+    plain = re.fullmatch(r"[\w.-]+", name_or_path) is not None
+    for path in (own, shipped):
+        if plain and path.is_file():
+            return path
+    names = dataset_names() + [path.stem for path in own.parent.glob("*.yaml")]
+    hint = (
+        did_you_mean(name_or_path, names) or f"write {own}, or choose among {', '.join(sorted(set(names)))}"
+    )
+    raise ConfigError([Problem(name_or_path, "", "there is no such dataset", hint)])
+
+
+def _package_folder(package: str, *parts: str) -> Path:
+    return Path(str(files(package).joinpath(*parts)))
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> Document:
+    """A file laid over the file that its `base:` names, and so on."""
+    document = _mapping(read_document(path))
+    base = document.data.pop("base", None)
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise document.error(("base",), f"should name one recipe or file, not {base!r}")
+    chain = (*seen, path.resolve())
+    try:
+        found = _find_run(base, path.parent)
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise document.error(("base",), f"{problem.reason} as {base!r}", problem.remedy) from None
+    if found.resolve() in chain or len(chain) > MAX_BASES:
+        raise document.error(("base",), "the files derive from each other in a circle or too deeply")
+    return merge(_with_bases(found, chain), document)
+
+
+def _mapping(document: Document) -> Document:
+    if not isinstance(document.data, dict):
+        raise document.error((), "should hold keys and values", "see `posttrain run --help` for an example")
+    return document
+
+
+def _override(text: str) -> Document:
+    """`stages.rl.max_steps=20` as a document of one value."""
+    dotted, equals, value = text.partition("=")
+    key: Key = tuple(part for part in re.split(r"[.\[\]]+", dotted.strip()) if part)
+    document = Document(None, COMMAND_LINE)
+    if not equals or not key:
+        raise document.error(
+            (text,), "an override is written key=value", "for example stages.rl.max_steps=20"
+        )
+    document.data = parse_document(value, COMMAND_LINE).data
+    document.places[key] = COMMAND_LINE
+    for part in reversed(key):
+        document.data = {part: document.data}
+    return document
+
+
+def _anchor_model(data: dict) -> None:
+    """Make the path of a model that lies beside the YAML file absolute; Hugging Face ids stay as they are."""
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(data["base_dir"], str):
+        return
+    name = model.get("name_or_path")
+    if not isinstance(name, str):
+        return
+    path = Path(data["base_dir"]) / Path(name).expanduser()
+    if path.is_dir() or name.startswith((".", "/", "~")):
+        data["model"] = {**model, "name_or_path": str(path.absolute())}

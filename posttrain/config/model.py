@@ -1,0 +1,110 @@
+"""Which model is trained, and on what machine."""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Natural, Positive, Section
+from posttrain.types import Family
+
+#: Precedes its generation's number in the name of every published checkpoint.
+_FAMILY_NAMES: dict[str, Family] = {
+    r"qwen2-vl": "qwen2_vl",
+    r"qwen2\.5-vl": "qwen2_5_vl",
+    r"qwen3-vl": "qwen3_vl",
+}
+
+
+def read_model_config(checkpoint: Path | str) -> dict:
+    """A local checkpoint's `config.json`, or {} where there is none that can be read."""
+    try:
+        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def infer_family(checkpoint: Path | str) -> Family | None:
+    """The family of a checkpoint, by its `config.json` or else by its name; None if neither tells."""
+    model_type = str(read_model_config(checkpoint).get("model_type", "")).removesuffix("_moe")
+    for pattern, family in _FAMILY_NAMES.items():
+        if model_type == family or (not model_type and re.search(pattern, str(checkpoint), re.IGNORECASE)):
+            return family
+    return None
+
+
+class ModelConfig(Section):
+    """The model that a run starts from."""
+
+    name_or_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Hugging Face id or local directory. Absent where the first stage is tiny_model.",
+    )
+    family: Family | None = Field(
+        default=None, description="Set it where neither the name nor config.json tells the family."
+    )
+    freeze_vision_tower: bool = Field(
+        default=True, description="Keep the vision tower's weights fixed, as the Qwen-VL reports do."
+    )
+    freeze_merger: bool = Field(
+        default=False, description="Keep the projections from vision to text fixed (DeepStack's included)."
+    )
+    min_pixels: Positive | None = Field(
+        default=None, description="Least pixels an image is resized to; the checkpoint's own value if absent."
+    )
+    max_pixels: Positive | None = Field(
+        default=None, description="Most pixels an image is resized to; the checkpoint's own value if absent."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="Precision of the weights in the learner and in the engine."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise MisfitError(
+                "min_pixels", f"{self.min_pixels} is more than max_pixels = {self.max_pixels}", "swap the two"
+            )
+        if self.name_or_path and self.name_or_path.startswith("/") and not Path(self.name_or_path).is_dir():
+            raise MisfitError(
+                "name_or_path",
+                f"there is no directory {self.name_or_path}",
+                "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-8B-Instruct",
+            )
+        if self.name_or_path and not self.family and infer_family(self.name_or_path) is None:
+            raise MisfitError(
+                "family",
+                f"{self.name_or_path!r} does not tell its family",
+                "set it to qwen2_vl, qwen2_5_vl or qwen3_vl",
+            )
+        return self
+
+    def family_of(self, checkpoint: Path | str) -> Family:
+        """The family of a checkpoint of this run: as set, else as the checkpoint tells.
+
+        Raises:
+            ValueError: If neither tells.
+        """
+        family = self.family or infer_family(checkpoint)
+        if family is None:
+            raise ValueError(f"{checkpoint} does not tell its family; set model.family")
+        return family
+
+
+class ClusterConfig(Section):
+    """The Ray cluster that runs the stages."""
+
+    num_cpus: Positive | None = Field(
+        default=None, description="CPUs that a local cluster offers; all of the machine's if absent."
+    )
+    num_gpus: Natural = Field(default=0, description="GPUs that a local cluster offers; 0 runs on the CPU.")
+    object_store_mb: int = Field(
+        default=256, ge=80, description="Shared memory for a local cluster's objects, in MiB."
+    )
+    address: str | None = Field(
+        default=None, description="Address of a running Ray cluster; a local one is started if absent."
+    )

@@ -1,0 +1,98 @@
+"""Tasks: prompts with their tools and rewards, for RL and for evaluation."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
+from posttrain.config.data import DatasetName
+from posttrain.config.rollout import RolloutConfig
+
+
+class PluginRef(Section):
+    """A plugin and its parameters; its bare name does where it takes none."""
+
+    name: str = Field(
+        min_length=1, description="A declared name, file.py:attribute or package.module:attribute."
+    )
+    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of the plugin.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class RewardRef(PluginRef):
+    """A reward and its weight."""
+
+    weight: float = Field(default=1.0, description="Factor of the reward in the episode's total.")
+
+
+class TaskConfig(Section):
+    """Prompts, the tools that may be used on them and the rewards that judge the answers."""
+
+    name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
+    data: DatasetName
+    tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
+    max_turns: Positive = Field(
+        default=1, description="Most turns of the model in an episode; above 1 only with tools."
+    )
+    rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_data(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
+            return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskConfig":
+        if self.tools and self.max_turns < 2:
+            raise MisfitError(
+                "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
+            )
+        if self.max_turns > 1 and not self.tools:
+            raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
+        for key, plugins in (("tools", self.tools), ("rewards", self.rewards)):
+            names = [plugin.name for plugin in plugins]
+            if repeated := next((name for name in names if names.count(name) > 1), None):
+                raise MisfitError(key, f"{repeated!r} is listed more than once", "list it once")
+        if all(reward.weight == 0 for reward in self.rewards):
+            raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
+        return self
+
+
+class RlTask(TaskConfig):
+    """A task that the policy learns from."""
+
+    ratio: PositiveFloat = Field(
+        default=1.0, le=1, description="Share of the task's prompts in every batch; the ratios sum to 1."
+    )
+
+
+class EvalTask(TaskConfig):
+    """A task that checkpoints are measured on; its first reward is the accuracy that is reported."""
+
+    rewards: list[RewardRef] = Field(
+        default_factory=lambda: [RewardRef(name="answer_accuracy")],
+        min_length=1,
+        description="Rewards that are measured; the first one is the accuracy in the table.",
+    )
+    num_samples: Positive = Field(default=256, description="Number of prompts, from the dataset's beginning.")
+    temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature; 0 is greedy.")
+
+
+class EvaluationConfig(Section):
+    """What is measured, and after which stages."""
+
+    tasks: list[EvalTask] = Field(min_length=1, description="Tasks that every checkpoint is measured on.")
+    stages: list[Name] = Field(
+        default_factory=lambda: ["all"],
+        min_length=1,
+        description="Stages whose final checkpoint is measured, or [all]; 'base' is the model given by name.",
+    )
+    rollout: RolloutConfig | None = Field(
+        default=None, description="How answers are generated; as in the first rl stage if absent."
+    )

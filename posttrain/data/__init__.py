@@ -1,0 +1,1 @@
+"""From files to batches: formats, sources and mixing, rendering, collation."""

@@ -1,0 +1,78 @@
+"""The arithmetic of mixing: whose turn it is, and in which order rows come."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from posttrain.data.formats import DataError
+
+#: Fewer turns favour some orders of small datasets (four: χ² per degree of freedom 37 at 5 rows; eight: 1.7).
+FEISTEL_TURNS = 8
+#: Longest period of a draw; shares that need a longer one are rounded to multiples of its inverse.
+MAX_PERIOD = 10_000
+
+
+def schedule(weights: Mapping[str, float]) -> list[str]:
+    """One period of a draw in which every prefix has each name in its share, to less than one draw.
+
+    It depends on names and weights, not on the order in which they are given.
+
+    The quota method (Balinski and Young, 1975): among the names that another draw would not take above
+    their share, rounded up, the one with the most weight for its draws comes next.
+
+    Raises:
+        DataError: If a weight is not a positive finite number, or below 1/10,000 of the sum.
+    """
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise DataError(f"the weight of {name} must be a positive number, got {weight}")
+    quotas = _quotas(dict(sorted(weights.items())))
+    period = sum(quotas.values())
+    common = math.lcm(*quotas.values())
+    drawn = dict.fromkeys(quotas, 0)
+    order: list[str] = []
+    for place in range(1, period + 1):
+        open_names = [name for name in quotas if drawn[name] * period < quotas[name] * place]
+        name = min(open_names, key=lambda name: (drawn[name] + 1) * (common // quotas[name]))
+        drawn[name] += 1
+        order.append(name)
+    return order
+
+
+def shuffled(index: int, size: int, key: str) -> int:
+    """Where `index` goes in a pseudo-random permutation of range(size) that is never stored.
+
+    A Feistel network on the next even number of bits; numbers that fall outside are sent through again.
+    The same key gives the same permutation on every machine.
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = index >> bits, index & mask
+        for turn in range(FEISTEL_TURNS):
+            digest = hashlib.blake2b(f"{key}/{turn}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest) & mask)
+        index = left << bits | right
+        if index < size:
+            return index
+
+
+def _quotas(weights: Mapping[str, float]) -> dict[str, int]:
+    """Draws of each name in one period: exact where the shares allow it, else by largest remainder."""
+    parts = {
+        name: Fraction(weight / sum(weights.values())).limit_denominator(MAX_PERIOD)
+        for name, weight in weights.items()
+    }
+    shares = {name: part / sum(parts.values()) for name, part in parts.items() if part}
+    too_small = [name for name in weights if shares.get(name, 0) * MAX_PERIOD < 1]
+    if too_small:
+        raise DataError(f"the share of {too_small[0]} is below 1/{MAX_PERIOD:,}; leave it out")
+    period = math.lcm(*(share.denominator for share in shares.values()))
+    if period <= MAX_PERIOD:
+        return {name: int(share * period) for name, share in shares.items()}
+    quotas = {name: int(share * MAX_PERIOD) for name, share in shares.items()}
+    by_remainder = sorted(quotas, key=lambda name: quotas[name] - shares[name] * MAX_PERIOD)
+    for name in by_remainder[: MAX_PERIOD - sum(quotas.values())]:
+        quotas[name] += 1
+    return quotas

@@ -1,0 +1,326 @@
+"""Messages to tokens, loss mask and images, by the checkpoint's own template, tokenizer and image processor.
+
+One `Renderer` serves training, rollouts and evaluation, so that all of them show the model the same ids and
+the same pixels. Everything about the dialogue format is learnt from the chat template by rendering probes
+and comparing; nothing of it is written down here a second time.
+
+Assistant turns are tokenised on their own, because that is how a model writes them: its first token follows
+the generation prompt. transformers tokenises the dialogue in one go, which differs in exactly one case: an
+assistant text whose leading white space holds a line break fuses with the header's line break into a token
+that the model never gets to choose.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoProcessor, ProcessorMixin
+
+from posttrain.data.pixels import PixelCache
+from posttrain.types import Family, ImageRef, Message, ToolSpec, TrajectoryImage, text_message
+
+#: Control tokens that a family's assistant turns contain as part of their text; all others are refused.
+#: Markup such as `<tool_call>` and `<think>` is plain vocabulary to the tokenizer and always allowed.
+ASSISTANT_TOKENS: dict[Family, frozenset[str]] = {
+    "qwen2_vl": frozenset(
+        f"<|{name}_{side}|>" for name in ("object_ref", "box", "quad") for side in ("start", "end")
+    ),
+    "qwen2_5_vl": frozenset(),
+    "qwen3_vl": frozenset(),
+}
+
+_PROBE = (text_message("user", "question"), text_message("assistant", "answer"))
+_PROBE_TOOL = ToolSpec("probe_of_the_template", "", {"type": "object", "properties": {}})
+
+
+class RenderError(ValueError):
+    """A dialogue that cannot be shown to the model faithfully."""
+
+
+@dataclass
+class Rendered:
+    """Tokens of a dialogue or of a part of one.
+
+    Attributes:
+        token_ids: [T] ids, image placeholders expanded.
+        supervised: [T] True on assistant turns, their end-of-turn token included.
+        images: In order of their placeholders, with offsets into `token_ids` and with pixel hashes.
+    """
+
+    token_ids: list[int]
+    supervised: list[bool]
+    images: list[TrajectoryImage]
+
+
+class Renderer:
+    """Renders dialogues for one checkpoint.
+
+    Attributes:
+        processor: The checkpoint's processor; `save_model` writes it beside the weights.
+        family: The model family.
+        end_token_id: The token that ends a turn (`<|im_end|>`).
+        image_token_id: The image placeholder.
+        pad_token_id: What batches are padded with.
+        banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
+
+    Example:
+        renderer = Renderer.from_pretrained("runs/quickstart/sft/checkpoint-200", "qwen3_vl")
+        prompt = renderer.render(sample.messages, tools=[zoom.spec], add_generation_prompt=True)
+    """
+
+    def __init__(self, processor: ProcessorMixin, family: Family, cache_bytes: int = 512 * 2**20):
+        """Learn the template of a processor.
+
+        Args:
+            processor: A Qwen-VL processor with a chat template.
+            family: Decides which control tokens an assistant turn may contain.
+            cache_bytes: Upper bound of the memory that pre-processed images may hold.
+
+        Raises:
+            RenderError: If the template does not mark assistant turns by a header and an end token.
+        """
+        self.processor: Any = processor
+        self.family: Family = family
+        tokenizer = self.processor.tokenizer
+        self._tokenizer = tokenizer
+        self.end_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        self.pad_token_id: int = tokenizer.pad_token_id
+        self._merged_patches: int = self.processor.image_processor.merge_size**2
+        self._images = PixelCache(self.processor.image_processor, cache_bytes)
+        self._learn_control_tokens()
+        self._learn_template()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: Path | str,
+        family: Family,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> "Renderer":
+        """Load a checkpoint's processor.
+
+        Args:
+            checkpoint: Directory or Hugging Face id.
+            family: The model family.
+            min_pixels: Smallest area an image is resized to, in pixels; the checkpoint's own if None.
+            max_pixels: Largest area an image is resized to, in pixels; the checkpoint's own if None.
+        """
+        processor: Any = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
+        size = processor.image_processor.size
+        processor.image_processor.size = {
+            "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
+            "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
+        }
+        return cls(processor, family)
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
+    ) -> Rendered:
+        """Tokenise a dialogue.
+
+        Args:
+            messages: The dialogue so far.
+            tools: Tools to announce.
+            add_generation_prompt: Whether to end with the header of the assistant's next turn.
+
+        Raises:
+            RenderError: If text contains control tokens, or the template cannot express the dialogue.
+            ImageError: If an image cannot be read.
+        """
+        if not messages:
+            raise RenderError("the dialogue has no messages")
+        self._refuse_unsupported_tools(messages, tools)
+        self._refuse_control_tokens(messages, tools)
+        text = self._apply_template(messages, tools, add_generation_prompt)
+        pieces = self._assistant_turn.split(text)
+        written = [message.text + self._end_token for message in messages if message.role == "assistant"]
+        if pieces[1::2] != written:
+            raise RenderError(
+                f"the {self.family} checkpoint's chat template rewrites assistant turns (it may strip <think>"
+                " blocks); training needs a template that keeps them (posttrain/models/templates)"
+            )
+        _check_text_kept(text, messages)
+        return self._encode(pieces, [ref for message in messages for ref in message.images])
+
+    def observation(self, message: Message) -> Rendered:
+        """Tokenise what follows an assistant's end-of-turn token: the reply and the next turn's header.
+
+        Appending these ids to a ledger gives the same tokens as rendering the whole dialogue anew.
+
+        Args:
+            message: A tool's or a user's reply.
+
+        Raises:
+            RenderError: If its text contains control tokens, or the template cannot express it.
+            ImageError: If an image cannot be read.
+        """
+        self._refuse_unsupported_tools([message])
+        self._refuse_control_tokens([message])
+        text = self._apply_template([*_PROBE, message], (), add_generation_prompt=True)
+        if message.role not in ("tool", "user") or not text.startswith(self._probe_text):
+            raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
+        text = text.removeprefix(self._probe_text)
+        _check_text_kept(text, [message])
+        return self._encode([text], message.images)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a sampled turn, without its end-of-turn token."""
+        ids = list(token_ids)
+        if ids and ids[-1] == self.end_token_id:
+            ids.pop()
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image as the vision tower takes it; nothing but the checkpoint's image processor resizes it.
+
+        Args:
+            ref: The image; where it has a hash, the file must still match it.
+
+        Returns:
+            `pixel_values` [patches, values a patch] and `image_grid_thw` [3], not to be written to.
+
+        Raises:
+            ImageChangedError: If the file's pixels do not match the reference's hash.
+            ImageError: If the file cannot be read.
+        """
+        found = self._images.load(ref)
+        return found.values, found.grid_thw
+
+    def num_image_tokens(self, grid_thw: torch.Tensor) -> int:
+        """How many placeholder tokens (= merged patches) an image of this grid takes."""
+        return int(grid_thw.prod()) // self._merged_patches
+
+    def _learn_control_tokens(self) -> None:
+        """Collect what may not occur in text, and what may not be sampled."""
+        added = self._tokenizer.added_tokens_decoder
+        control = {token.content for token in added.values() if token.special}
+        written = ASSISTANT_TOKENS[self.family]
+        self._control = _any_of(control)
+        self._control_in_assistant = _any_of(control - written)
+        # A tool's output may not close its own block and speak for somebody else.
+        self._control_in_tool = _any_of(control | {"<tool_response>", "</tool_response>"})
+        never = control - written - {self._tokenizer.convert_ids_to_tokens(self.end_token_id)}
+        self.banned_token_ids: list[int] = sorted(i for i, token in added.items() if token.content in never)
+
+    def _learn_template(self) -> None:
+        """Learn the assistant's header, and where a turn ends, by comparing renderings of a probe."""
+        self._end_token: str = self._tokenizer.convert_ids_to_tokens(self.end_token_id)
+        whole = self._apply_template(_PROBE)
+        asked = self._apply_template(_PROBE[:1])
+        header = self._apply_template(_PROBE[:1], (), add_generation_prompt=True).removeprefix(asked)
+        turn = f"{header}{_PROBE[1].text}{self._end_token}"
+        if not header or not whole.startswith(asked + turn):
+            raise RenderError(
+                f"the {self.family} checkpoint's chat template does not write an assistant turn as its"
+                f" generation prompt {header!r}, the text and {self._end_token!r}; training needs one that"
+                " does (posttrain/models/templates)"
+            )
+        self._probe_text = asked + turn
+        # Texts cannot contain control tokens, so a header in the rendering is the template's own.
+        self._assistant_turn = re.compile(
+            rf"(?<={re.escape(header)})(.*?{re.escape(self._end_token)})", flags=re.DOTALL
+        )
+        self._renders_tools = _PROBE_TOOL.name in self._apply_template(_PROBE, [_PROBE_TOOL])
+
+    def _apply_template(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
+    ) -> str:
+        conversation = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "text", "text": block.text} if block.image is None else {"type": "image"}
+                    for block in message.content
+                ],
+            }
+            for message in messages
+        ]
+        try:
+            return self.processor.apply_chat_template(
+                conversation,
+                tools=[tool.as_openai() for tool in tools] or None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise RenderError(f"the chat template refuses the dialogue: {error}") from error
+
+    def _refuse_unsupported_tools(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
+        if not self._renders_tools and (tools or any(message.role == "tool" for message in messages)):
+            raise RenderError(
+                f"the {self.family} checkpoint's chat template knows no tools; give the checkpoint one that"
+                " does (posttrain/models/templates)"
+            )
+
+    def _refuse_control_tokens(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
+        special = {"assistant": self._control_in_assistant, "tool": self._control_in_tool}
+        texts = [(item.role, special.get(item.role, self._control), item.text) for item in messages]
+        for tool in tools:
+            schema = json.dumps(tool.as_openai(), ensure_ascii=False)
+            texts.append((f"tool {tool.name}", self._control, schema))
+        for owner, pattern, text in texts:
+            if found := pattern.search(text):
+                around = text[max(0, found.start() - 30) : found.end() + 30]
+                raise RenderError(
+                    f"{owner} text contains the control token {found.group()!r} (…{around!r}…), which"
+                    " would be read as structure; remove it from the data or describe it in other words"
+                )
+
+    def _encode(self, pieces: Sequence[str], refs: Sequence[ImageRef]) -> Rendered:
+        """Tokenise alternating context and assistant pieces, and expand the placeholders.
+
+        Args:
+            pieces: Text; those at odd places are assistant turns.
+            refs: Images in the order of their placeholders.
+        """
+        encoded = self._tokenizer(list(pieces), add_special_tokens=False)["input_ids"]
+        ids = [token for piece in encoded for token in piece]
+        supervised = [index % 2 == 1 for index, piece in enumerate(encoded) for _ in piece]
+        if ids.count(self.image_token_id) != len(refs):
+            raise RenderError(
+                f"the chat template wrote {ids.count(self.image_token_id)} image placeholders for {len(refs)}"
+                " images; it shows images in user and tool messages only"
+            )
+        rendered = Rendered([], [], [])
+        start = 0
+        for ref in refs:
+            at = ids.index(self.image_token_id, start)
+            image = self._images.load(ref)
+            count = self.num_image_tokens(image.grid_thw)
+            rendered.token_ids += ids[start:at]
+            rendered.supervised += supervised[start:at]
+            rendered.images.append(
+                TrajectoryImage(ImageRef(ref.path, image.sha256), len(rendered.token_ids), count)
+            )
+            rendered.token_ids += [self.image_token_id] * count
+            rendered.supervised += [False] * count
+            start = at + 1
+        rendered.token_ids += ids[start:]
+        rendered.supervised += supervised[start:]
+        return rendered
+
+
+def _any_of(tokens: set[str] | frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def _check_text_kept(rendered: str, messages: Sequence[Message]) -> None:
+    """Refuse a rendering from which the template silently dropped a text (a late system message, say)."""
+    position = 0
+    for message in messages:
+        for block in message.content:
+            text = block.text.strip()
+            found = rendered.find(text, position)
+            if found < 0:
+                raise RenderError(
+                    f"the chat template drops the {message.role} text {text[:60]!r}; most templates allow a"
+                    " system message at the start only"
+                )
+            position = found + len(text)

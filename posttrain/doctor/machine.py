@@ -1,0 +1,114 @@
+"""Checks of the machine: memory, cores, GPUs and what the kernel offers to lock a process in."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from posttrain.doctor.finding import Finding
+
+GIB = 1024**3
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+#: Linux's landlock_create_ruleset, the same on every architecture; asked for its version by flag 1.
+LANDLOCK_CREATE_RULESET = 444
+#: unshare(CLONE_NEWUSER | CLONE_NEWNET), in a process of its own.
+UNSHARE = (
+    "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(ctypes.c_int(0x10000000 | 0x40000000)) != 0)"
+)
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that NVIDIA's driver shows; torch is not asked."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.strip().splitlines()
+
+
+def check_gpus() -> Finding:
+    """Which GPUs there are; none is fine."""
+    return Finding("GPUs", "ok", ", ".join(gpu_names()) or "none, models run on the CPU")
+
+
+def check_shared_memory() -> Finding:
+    """Whether /dev/shm has room for Ray's object store, which is slow on disk."""
+    try:
+        free = psutil.disk_usage("/dev/shm").free / GIB  # noqa: S108  (the mount is what is looked at)
+    except OSError:
+        return Finding("shared memory", "ok", "no /dev/shm: Ray's object store is a temporary file")
+    if free < 0.5:
+        remedy = "free it (ls /dev/shm), or enlarge it; in a container: docker run --shm-size=1g"
+        return Finding("shared memory", "warning", f"{free:.2f} GiB free in /dev/shm, 0.5 wanted", remedy)
+    return Finding("shared memory", "ok", f"{free:.1f} GiB free in /dev/shm")
+
+
+def control_group(*files: str) -> list[float]:
+    """The numbers in the first of these files of the control group that is there; "max" is infinity."""
+    for file in files:
+        try:
+            words = (CONTROL_GROUPS / file).read_text().split()
+        except OSError:
+            continue
+        return [float("inf") if word == "max" else float(word) for word in words]
+    return []
+
+
+def check_memory() -> Finding:
+    """Whether machine and container have the 8 GB of the CPU quickstart."""
+    limit = control_group("memory.max", "memory/memory.limit_in_bytes") or [float("inf")]
+    size = min(psutil.virtual_memory().total, limit[0]) / GIB
+    if size < 7:
+        remedy = "use a larger machine, or raise the container's limit"
+        return Finding("memory", "warning", f"{size:.1f} GiB, 7 wanted", remedy)
+    return Finding("memory", "ok", f"{size:.1f} GiB")
+
+
+def check_cores() -> Finding:
+    """Whether there are the two cores of the quickstart, after affinity and the container's quota."""
+    cores = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    if quota := control_group("cpu.max"):
+        cores = min(cores, quota[0] / quota[1])
+    if cores < 2:
+        remedy = "the engine and the learner take turns and are slow: allow this container two cores"
+        return Finding("cores", "warning", f"{cores:g}, 2 wanted", remedy)
+    return Finding("cores", "ok", f"{cores:g}")
+
+
+def check_waiting_threads() -> Finding:
+    """Whether idle OpenMP threads sleep: spinning ones ran up to 10 times slower on shared cores."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.upper() == "PASSIVE" or gpu_names():
+        return Finding("OMP_WAIT_POLICY", "ok", policy or "not set, which is fine on a GPU machine")
+    remedy = "export OMP_WAIT_POLICY=PASSIVE (the scripts do)"
+    return Finding("OMP_WAIT_POLICY", "warning", f"{policy or 'not set'}: idle threads spin", remedy)
+
+
+def landlock_version() -> int:
+    """The version of the kernel's Landlock interface; 0 without it."""
+    if sys.platform != "linux":
+        return 0
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    return max(0, call(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
+
+
+def check_sandbox() -> Finding:
+    """What the kernel offers to lock up a process that runs untrusted code."""
+    child = subprocess.run([sys.executable, "-I", "-S", "-c", UNSHARE], capture_output=True, check=False)
+    features = {
+        f"Landlock {landlock_version()}": landlock_version() > 0,
+        "seccomp filters": Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        "user and network namespaces": sys.platform == "linux" and child.returncode == 0,
+    }
+    there = [feature for feature, present in features.items() if present]
+    absent = [feature.removesuffix(" 0") for feature, present in features.items() if not present]
+    if absent:
+        detail = f"no {', no '.join(absent)} (there: {', '.join(there) or 'nothing'})"
+        remedy = f"isolation is weaker; a container may forbid what kernel {platform.release()} has"
+        return Finding("sandbox", "warning", detail, remedy)
+    return Finding("sandbox", "ok", ", ".join(there))

@@ -1,0 +1,1 @@
+"""How good a checkpoint is: tasks, metrics, intervals and the table that shows them."""

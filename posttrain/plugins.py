@@ -1,0 +1,153 @@
+"""Find rewards, tools and generators by reference, so that no part imports another's code by hand.
+
+A reference is text, and every process that needs the plugin resolves it itself:
+
+    answer_accuracy            a name declared as an entry point (the built-in ones are, too)
+    my_rewards.py:neatness     an attribute of a Python file
+    my_package.rewards:score   an attribute of an importable module
+"""
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+_NAME = re.compile(r"[A-Za-z_][\w-]*")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_ATTRIBUTE = re.compile(r"[A-Za-z]\w*")
+
+
+class PluginError(ValueError):
+    """A reference that leads nowhere, or to code that cannot be loaded; the message says what to do."""
+
+
+def resolve(reference: str, group: str, base_dir: Path | None = None) -> object:
+    """The object that a reference names; loads the module or file that holds it.
+
+    Args:
+        reference: A name, `file.py:attribute` or `package.module:attribute`.
+        group: Entry-point group in which names are looked up: `posttrain.rewards`,
+            `posttrain.tools` or `posttrain.generators`.
+        base_dir: Folder against which file references are resolved; the working directory if None.
+
+    Raises:
+        PluginError: With the nearest right name, where the reference is malformed, nothing is there,
+            or loading it failed.
+
+    Example:
+        resolve("my_rewards.py:neatness", "posttrain.rewards", Path("recipes"))
+    """
+    source, colon, attribute = reference.rpartition(":")
+    if not colon:
+        return _declared(reference, group, base_dir)
+    if not _ATTRIBUTE.fullmatch(attribute):
+        raise PluginError(f"{reference!r} must name one public attribute after the ':', got {attribute!r}")
+    if source.endswith(".py"):
+        module = _load_file((base_dir or Path()) / source, reference)
+    else:
+        module = _load_module(source, reference)
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise PluginError(f"{reference!r}: {source} has no {attribute!r}{_nearest(attribute, public)}")
+    return getattr(module, attribute)
+
+
+@functools.cache
+def declared(group: str) -> dict[str, str]:
+    """The names that installed packages declare in a group, with the reference behind each.
+
+    Raises:
+        PluginError: If two packages declare one name for different code.
+    """
+    found: dict[str, str] = {}
+    for entry in importlib.metadata.entry_points(group=group):
+        other = found.setdefault(entry.name, entry.value)
+        if other != entry.value:
+            raise PluginError(
+                f"two installed packages declare {entry.name!r} in {group}: {other} and {entry.value}; "
+                "uninstall one, or refer to its code as package.module:attribute"
+            )
+    return dict(sorted(found.items()))
+
+
+def _declared(name: str, group: str, base_dir: Path | None) -> object:
+    """Follow a declared name to the code behind it."""
+    if not _NAME.fullmatch(name):
+        raise PluginError(
+            f"{name!r} is not a plugin reference: write a name, file.py:attribute or package.module:attribute"
+        )
+    names = declared(group)
+    if name not in names:
+        known = ", ".join(names) or "none (install the project with `pip install -e .`)"
+        raise PluginError(
+            f"no plugin {name!r} in {group}{_nearest(name, names)}. Declared: {known}. "
+            "Your own code is named as file.py:attribute"
+        )
+    return resolve(names[name], group, base_dir)
+
+
+def _load_module(source: str, reference: str) -> ModuleType:
+    """Import a module by its dotted name.
+
+    The standard library is refused: it holds no plugins, and a stranger's YAML must not be able to
+    name, say, `shutil:rmtree`.
+    """
+    if not _MODULE.fullmatch(source):
+        raise PluginError(f"{reference!r}: {source!r} is neither a module name nor a .py file")
+    if source.partition(".")[0] in sys.stdlib_module_names:
+        raise PluginError(
+            f"{reference!r}: {source} belongs to Python's standard library and holds no plugins"
+        )
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (source + ".").startswith(error.name + "."):
+            raise PluginError(
+                f"{reference!r}: {source} needs the module {error.name!r}, which is missing; install it"
+            ) from error
+        raise PluginError(
+            f"{reference!r}: there is no module {error.name!r}; is it installed, or did you mean "
+            f"a file, {source.replace('.', '/')}.py:…?"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _failed_to_load(reference, source, error) from error
+
+
+def _load_file(path: Path, reference: str) -> ModuleType:
+    """Execute a Python file as a module, once a process."""
+    path = path.absolute()
+    if not path.is_file():
+        others = [other.name for other in path.parent.glob("*.py")]
+        raise PluginError(f"{reference!r}: no such file {path}{_nearest(path.name, others)}")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"posttrain_plugin_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{reference!r}: {path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise _failed_to_load(reference, str(path), error) from error
+    return module
+
+
+def _failed_to_load(reference: str, source: str, error: BaseException) -> PluginError:
+    return PluginError(f"{reference!r}: loading {source} failed with {type(error).__name__}: {error}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'math'?`, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

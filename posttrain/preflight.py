@@ -1,0 +1,218 @@
+"""What can be known to fail before a run starts: missing files, plugins that do not load, wrong golds.
+
+Nothing is started and no torch is loaded, so `posttrain validate` answers at once.
+"""
+
+import inspect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import (
+    ConfigError,
+    DatasetConfig,
+    Document,
+    EvalTask,
+    Problem,
+    RlStage,
+    RlTask,
+    RunConfig,
+    SftStage,
+    load_dataset_config,
+    missing_variable,
+)
+from posttrain.config.document import Key, key_text
+from posttrain.config.nearest import did_you_mean
+from posttrain.data.formats import DataError, read_canonical
+from posttrain.plugins import resolve
+from posttrain.types import RewardInput, Sample, text_message
+
+#: Rows of a task's dataset whose gold answers are tried on the task's rewards.
+GOLD_ROWS = 32
+
+
+@dataclass
+class Findings:
+    """What an examination brought to light.
+
+    Attributes:
+        problems: What will make the run fail.
+        missing_data: Datasets whose folder is named by an environment variable that is not set here; a
+            recipe is valid without them, but cannot start.
+        notes: What happens otherwise than one might think.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    missing_data: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def examine(config: RunConfig, document: Document) -> Findings:
+    """Look for everything that can be known to fail.
+
+    Args:
+        config: The run.
+        document: What it was built from; tells the file and line of each key.
+    """
+    return _Examination(config, document).run()
+
+
+class _Examination:
+    """One look at one run."""
+
+    def __init__(self, config: RunConfig, document: Document):
+        self.config = config
+        self.document = document
+        self.base_dir = Path(config.base_dir)
+        self.findings = Findings()
+
+    def run(self) -> Findings:
+        """Look at data, tasks, plugins and model, in this order."""
+        config, datasets = self.config, {}
+        for key, name in _dataset_uses(config):
+            if name not in datasets:
+                datasets[name] = self.dataset(name, key)
+        for key, task in _tasks(config):
+            self.task(task, datasets[task.data], key)
+        for name in ("reward_client", "reward_server"):
+            self.attempt((name,), resolve, getattr(config, name), "posttrain.rewards")
+        model = config.model.name_or_path
+        if model is not None and not Path(model).is_dir():
+            self.findings.notes.append(
+                f"model: {model} is not on this machine; it is fetched from the hub at the start"
+            )
+        return self.findings
+
+    def problem(self, key: Key, reason: str, remedy: str = "") -> Problem:
+        """A problem with the place of its key."""
+        return Problem(self.document.place(key), key_text(key), reason, remedy)
+
+    def attempt(self, key: Key, function: Any, *arguments: Any) -> Any:
+        """Call something that may refuse its arguments; a refusal becomes a problem at `key`."""
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            self.findings.problems.append(self.problem(key, str(error)))
+            return None
+
+    def dataset(self, name: str, key: Key) -> DatasetConfig | None:
+        """Load a dataset's YAML and look whether its source is there."""
+        try:
+            dataset = load_dataset_config(name, self.base_dir)
+        except ConfigError as error:
+            for found in error.problems:
+                reason = (
+                    f"{found.where}: {found.key}: {found.reason}"
+                    if found.key
+                    else f"{found.reason} as {name!r}"
+                )
+                self.findings.problems.append(self.problem(key, reason, found.remedy))
+            return None
+        if dataset.source.generator is not None:
+            self.attempt(key, _check_generator, dataset, self.base_dir)
+        elif variable := missing_variable(dataset):
+            reason = f"dataset {name!r} is not on this machine: {dataset.source.path}"
+            remedy = f"set the environment variable {variable} to the folder of the data"
+            self.findings.missing_data.append(self.problem(key, reason, remedy))
+        elif not (path := Path(str(dataset.source.path))).is_file():
+            near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.json*")))
+            remedy = near or "correct source.path in the dataset's YAML"
+            self.findings.problems.append(
+                self.problem(key, f"dataset {name!r}: there is no file {path}", remedy)
+            )
+        return dataset
+
+    def task(self, task: RlTask | EvalTask, dataset: DatasetConfig | None, key: Key) -> None:
+        """Load a task's tools and rewards, and try the rewards on gold answers where the data are on disk."""
+        load_tools: Any = resolve("tools_env.sdk:load_tools", "posttrain.tools")
+        load_reward: Any = resolve("rewards.sdk:load_reward", "posttrain.rewards")
+        for index, tool in enumerate(task.tools):
+            self.attempt((*key, "tools", index), load_tools, [tool.model_dump()], self.base_dir)
+        rewards: list[tuple[Any, dict[str, Any]]] = []
+        for index, ref in enumerate(task.rewards):
+            place = (*key, "rewards", index)
+            reward = self.attempt(place, load_reward, ref.name, self.base_dir)
+            if reward is not None:
+                self.attempt(place, reward.check, ref.params)
+                rewards.append((reward, ref.params))
+        path = dataset.source.path if dataset is not None else None
+        if path is not None and Path(path).is_file() and rewards and not self.findings.problems:
+            self.attempt((*key, "rewards"), _check_golds, path, rewards)
+
+
+def _tasks(config: RunConfig) -> Iterator[tuple[Key, RlTask | EvalTask]]:
+    """Every task with the path of its section."""
+    for index, stage in enumerate(config.stages):
+        if isinstance(stage, RlStage):
+            yield from ((("stages", index, "tasks", number), task) for number, task in enumerate(stage.tasks))
+    if config.evaluation is not None:
+        yield from (
+            (("evaluation", "tasks", number), task) for number, task in enumerate(config.evaluation.tasks)
+        )
+
+
+def _dataset_uses(config: RunConfig) -> Iterator[tuple[Key, str]]:
+    """Every dataset's name with the path of the key that names it."""
+    for index, stage in enumerate(config.stages):
+        if isinstance(stage, SftStage):
+            yield from ((("stages", index, "data", "mixture", name), name) for name in stage.data.mixture)
+    yield from (((*key, "data"), task.data) for key, task in _tasks(config))
+
+
+def _check_generator(dataset: DatasetConfig, base_dir: Path) -> None:
+    """Refuse a generator that is not there, or params that it does not take.
+
+    Raises:
+        ValueError: Naming what it takes.
+    """
+    generator: Any = resolve(str(dataset.source.generator), "posttrain.generators", base_dir)
+    signature = inspect.signature(generator)
+    try:
+        signature.bind(Path(), **dataset.source.params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[1:])
+        raise ValueError(f"dataset {dataset.name!r}: source.params: {error} (it takes: {takes})") from None
+
+
+def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
+    """A gold answer must earn full marks from at least one of its task's rewards.
+
+    Raises:
+        ValueError: Naming the first row whose gold does not.
+        DataError: If the rows cannot be read.
+    """
+    for sample in itertools.islice(read_canonical(path), GOLD_ROWS):
+        if sample.ground_truth in (None, []):
+            continue
+        try:
+            earned = [_earned(sample, reward, params) for reward, params in rewards]
+        except DataError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}"
+            ) from error
+        if not any(earned):
+            raise ValueError(
+                f"{path}: row {sample.id!r}: the gold answer {str(sample.ground_truth)[:60]!r} earns full "
+                "marks from no reward of the task, so nothing could be learned from it"
+            )
+
+
+def _earned(sample: Sample, reward: Any, params: dict[str, Any]) -> bool:
+    """Whether a sample's own ground truth, given as the answer, earns a reward's full marks."""
+    first = sample.ground_truth[0] if isinstance(sample.ground_truth, list) else sample.ground_truth
+    gold = str(first)
+    score = reward(
+        RewardInput(
+            prompt=sample.messages,
+            response=(text_message("assistant", gold),),
+            answer=gold,
+            ground_truth=sample.ground_truth,
+            columns=sample.columns,
+        ),
+        **params,
+    )
+    return score is not None and score.value >= reward.high

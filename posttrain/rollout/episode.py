@@ -1,0 +1,268 @@
+"""Many episodes at once against one engine, each going on as soon as its own turn is done.
+
+Nothing here depends on time: tools run between two steps of the engine, in the order in which their turns
+finished, so a rollout is a function of the weights and the seeds.
+"""
+
+import collections
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posttrain.data.pixels import ImageChangedError
+from posttrain.data.rendering import Rendered, Renderer, RenderError
+from posttrain.images import ImageError
+from posttrain.rollout.engine import Completion, Engine, EngineImage, Request, stable_seed
+from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
+from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
+
+logger = logging.getLogger(__name__)
+
+#: Threads in which the tools of one engine step run.
+TOOL_THREADS = 4
+_UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
+
+
+class EpisodeError(RuntimeError):
+    """An episode that cannot be run; the message names its sample."""
+
+
+class Environment(Protocol):
+    """One episode's dialogue partner, in messages; good for one use (`tools_env` has the usual one)."""
+
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        """The messages before the model's first turn."""
+        ...
+
+    def step(self, assistant_text: str) -> Any:
+        """What follows a turn: an object with `message` (or None), `calls` and `done`."""
+        ...
+
+    def close(self) -> None:
+        """End the episode; called once, however it ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskEnvironments:
+    """A task's environments.
+
+    Attributes:
+        tools: What the model is told of.
+        create: Makes the environment of one episode.
+    """
+
+    tools: Sequence[ToolSpec]
+    create: Callable[[], Environment]
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """One episode to run.
+
+    Attributes:
+        sample: The prompt.
+        task: Name of its task.
+        group: Index of the prompt in its batch.
+        episode: Index within the group.
+        seed: Of the episode; each turn derives its own.
+    """
+
+    sample: Sample
+    task: str
+    group: int
+    episode: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long episodes may get, and how they are sampled.
+
+    Attributes:
+        max_new_tokens: Most tokens of a turn.
+        max_length: Most tokens of an episode: prompt, turns, observations.
+        temperature: 1.0 in training, 0.0 for greedy.
+    """
+
+    max_new_tokens: int
+    max_length: int
+    temperature: float = 1.0
+
+
+@dataclass
+class _Running:
+    """An episode between its turns."""
+
+    job: EpisodeJob
+    environment: Environment
+    ledger: Trajectory
+    turn: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.job.group}-{self.job.episode}-{self.turn}"
+
+
+def run_episodes(
+    engine: Engine,
+    renderer: Renderer,
+    environments: Mapping[str, TaskEnvironments],
+    jobs: Sequence[EpisodeJob],
+    limits: Limits,
+    on_finished: Callable[[Trajectory], None] = lambda trajectory: None,
+) -> list[Trajectory]:
+    """Run episodes to their ends.
+
+    Args:
+        engine: Nothing may be in flight.
+        renderer: Of the checkpoint that the engine serves.
+        environments: By task name.
+        jobs: (group, episode) must be unique.
+        limits: Budgets and temperature.
+        on_finished: Called with each checked trajectory as soon as it is complete.
+
+    Returns:
+        One trajectory a job, in the jobs' order.
+
+    Raises:
+        EpisodeError: If a prompt cannot be rendered or leaves no room for an answer.
+        LedgerError: If a trajectory breaks an invariant.
+    """
+    driver = _Driver(engine, renderer, environments, limits)
+    finished: dict[tuple[int, int], Trajectory] = {}
+    try:
+        for trajectory in driver.run(jobs):
+            check_ledger(trajectory, renderer.image_token_id, limits.max_length)
+            finished[trajectory.group, trajectory.episode] = trajectory
+            on_finished(trajectory)
+    finally:
+        driver.close()
+    return [finished[job.group, job.episode] for job in jobs]
+
+
+class _Driver:
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        environments: Mapping[str, TaskEnvironments],
+        limits: Limits,
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._environments = environments
+        self._limits = limits
+        self._running: dict[str, _Running] = {}
+        self._threads = ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools")
+
+    def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[Trajectory]:
+        """Yield trajectories as they finish; no more are open than the engine samples at a time."""
+        waiting = collections.deque(jobs)
+        while waiting or self._running:
+            while waiting and len(self._running) < self._engine.capacity:
+                self._start(waiting.popleft())
+            yield from self._advance(self._engine.step())
+
+    def close(self) -> None:
+        """Leave no environment open and no request in flight, even after a failure."""
+        self._engine.abort()
+        for episode in self._running.values():
+            episode.environment.close()
+        self._threads.shutdown()
+
+    def _start(self, job: EpisodeJob) -> None:
+        """Open an environment and ask for the first turn."""
+        task = self._environments[job.task]
+        environment = task.create()
+        try:
+            messages = environment.start(job.sample)
+            rendered = self._render_prompt(job, messages, task.tools)
+        except BaseException:
+            environment.close()
+            raise
+        ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
+        append_prompt(ledger, rendered, messages)
+        self._submit(_Running(job, environment, ledger))
+
+    def _render_prompt(
+        self, job: EpisodeJob, messages: tuple[Message, ...], tools: Sequence[ToolSpec]
+    ) -> Rendered:
+        where = f"sample {job.sample.id!r} of task {job.task!r}"
+        try:
+            rendered = self._renderer.render(messages, tools, add_generation_prompt=True)
+        except (ImageError, RenderError, ImageChangedError) as error:
+            raise EpisodeError(f"{where} cannot be shown: {error}") from error
+        if len(rendered.token_ids) >= self._limits.max_length:
+            raise EpisodeError(
+                f"{where} has {len(rendered.token_ids)} prompt tokens, which leaves no room in max_length ="
+                f" {self._limits.max_length}; raise rollout.max_length or lower model.max_pixels"
+            )
+        return rendered
+
+    def _submit(self, episode: _Running) -> None:
+        """Ask for the episode's next turn."""
+        ledger, limits = episode.ledger, self._limits
+        room = limits.max_length - len(ledger.token_ids)
+        images = []
+        for image in ledger.images:
+            values, grid_thw = self._renderer.pixels(image.ref)
+            images.append(EngineImage(image.ref.sha256, values, grid_thw, image.offset, image.num_tokens))
+        self._running[episode.id] = episode
+        self._engine.submit(
+            Request(
+                episode.id,
+                tuple(ledger.token_ids),
+                images,
+                min(limits.max_new_tokens, room),
+                limits.temperature,
+                stable_seed(episode.job.seed, episode.turn),
+            )
+        )
+
+    def _advance(self, completions: list[Completion]) -> Iterator[Trajectory]:
+        """Take sampled turns, let the environments answer, and ask for the next turns."""
+        turns: list[tuple[_Running, str]] = []
+        for completion in completions:
+            episode = self._running[completion.id]
+            text = self._renderer.decode(completion.token_ids)
+            append_turn(episode.ledger, completion, text_message("assistant", text))
+            if completion.finish_reason == "stop":
+                turns.append((episode, text))
+            else:
+                yield self._finish(episode, "max_tokens")
+        steps = self._threads.map(lambda turn: turn[0].environment.step(turn[1]), turns)
+        for (episode, _), step in zip(turns, steps, strict=True):
+            episode.ledger.tool_calls += step.calls
+            if step.done:
+                yield self._finish(episode, "max_turns" if step.calls else "answer")
+            elif self._observe(episode, step.message):
+                self._running.pop(episode.id)
+                episode.turn += 1
+                self._submit(episode)
+            else:
+                yield self._finish(episode, "max_tokens")
+
+    def _observe(self, episode: _Running, message: Message) -> bool:
+        """Append a reply, text and images together, if at least one more token can be sampled after it."""
+        message, rendered = self._render_reply(episode, message)
+        if len(episode.ledger.token_ids) + len(rendered.token_ids) >= self._limits.max_length:
+            return False
+        append_observation(episode.ledger, rendered, message)
+        return True
+
+    def _render_reply(self, episode: _Running, message: Message) -> tuple[Message, Rendered]:
+        """Render a reply; what cannot be rendered is replaced, since a tool must not end the batch."""
+        try:
+            return message, self._renderer.observation(message)
+        except (ImageError, RenderError) as error:
+            logger.warning("sample %s: a tool's reply cannot be shown: %s", episode.job.sample.id, error)
+            return _UNREADABLE, self._renderer.observation(_UNREADABLE)
+
+    def _finish(self, episode: _Running, stop_reason: str) -> Trajectory:
+        self._running.pop(episode.id)
+        episode.environment.close()
+        episode.ledger.stop_reason = stop_reason
+        return episode.ledger

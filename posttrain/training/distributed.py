@@ -1,0 +1,53 @@
+"""Data parallelism by plain collectives: the same sums on one rank or on many."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """This process's rank; 0 where there is no process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 where there is no process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The largest of a tensor's values over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up every gradient over the ranks, in one collective.
+
+    Losses are sums with global normalisers (DESIGN §7), so the sum over ranks is the gradient of the
+    whole batch. A parameter without a gradient on this rank counts as zero.
+    """
+    if world_size() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
+    dist.all_reduce(flat)
+    offset = 0
+    for parameter in trained:
+        size = parameter.numel()
+        assert parameter.grad is not None
+        parameter.grad.copy_(flat[offset : offset + size].view_as(parameter.grad))
+        offset += size

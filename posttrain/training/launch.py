@@ -1,0 +1,56 @@
+"""Run a function in a group of Ray Train workers that share a torch.distributed process group."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+
+class StageFailed(RuntimeError):
+    """A stage's workers failed; the message is the first failed worker's own."""
+
+
+def run_workers(
+    function: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    *,
+    num_workers: int,
+    use_gpu: bool,
+    scratch: Path,
+) -> None:
+    """Call `function(arguments)` in every worker and wait for all of them.
+
+    Args:
+        function: What each worker runs; `torch.distributed` is initialised (gloo, or NCCL on GPUs).
+        arguments: Given to each worker; must pickle.
+        num_workers: Number of processes: one GPU each, or one core each.
+        use_gpu: Whether each worker takes a GPU.
+        scratch: Folder for Ray Train's own bookkeeping.
+
+    Raises:
+        StageFailed: If a worker raised; the others are stopped.
+    """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    trainer = TorchTrainer(
+        function,
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(timeout_s=600),
+        run_config=RunConfig(
+            name="ray-train",
+            storage_path=str(scratch.resolve()),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        rank, cause = min(error.worker_failures.items())
+        raise StageFailed(f"worker {rank} of {num_workers} failed: {cause}") from cause
+    except TrainingFailedError as error:
+        raise StageFailed(str(error)) from error

@@ -1,0 +1,58 @@
+"""How a learner's weights reach the engines: `publish(version)`, and no engine samples from half of them.
+
+On one machine weights travel through a folder in shared memory, or on disk where there is none; the
+engines reload from it, clear their caches and take the new version. The folder of the version before
+is removed only when every engine has moved on.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+#: Shared memory of this machine, if it has any.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a private folder is made in it)
+
+
+class WeightSource(Protocol):
+    """Something that can write its weights (the learners)."""
+
+    def write_weights(self, directory: Path) -> None:
+        """Write a folder of safetensors that vLLM reads."""
+        ...
+
+
+class WeightSink(Protocol):
+    """Something that takes weights (the engine pool)."""
+
+    def publish(self, path: Path, version: int) -> None:
+        """Return once every engine serves `version`; raise naming the engine that does not."""
+        ...
+
+
+class WeightSync:
+    """Publishes from a source to a sink.
+
+    Example:
+        sync = WeightSync(learners, pool)
+        sync.publish(version=12)
+    """
+
+    def __init__(self, source: WeightSource, sink: WeightSink) -> None:
+        self._source = source
+        self._sink = sink
+        parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+        self._directory = Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=parent))
+
+    def publish(self, version: int) -> None:
+        """Bring every engine to the source's present weights, under this version."""
+        path = self._directory / f"version-{version}"
+        self._source.write_weights(path)
+        self._sink.publish(path, version)
+        for older in self._directory.iterdir():
+            if older != path:
+                shutil.rmtree(older)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,326 @@
+"""The words that every part shares: messages, boxes, samples, trajectories and scores.
+
+This module imports only the standard library, so that reward and tool plugins can use it without
+loading torch. Everything here is plain data that survives a round trip through JSON.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+Frame = Literal["pixel_original", "pixel_resized", "norm_1000"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+#: The frame in which each family writes its boxes and points (RECIPE: formats).
+FAMILY_FRAMES: dict[Family, Frame] = {
+    "qwen2_vl": "norm_1000",
+    "qwen2_5_vl": "pixel_resized",
+    "qwen3_vl": "norm_1000",
+}
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """An image by reference; pixels are read where they are needed, never shipped.
+
+    Attributes:
+        path: Absolute path of an image file.
+        sha256: Hash of the decoded RGB pixels and their size, or "" while unknown. The learner
+            refuses an image whose hash differs from the one the engine saw.
+
+    Example:
+        ImageRef("/data/scene-0007.png", "9f2c…")
+    """
+
+    path: str
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of a message: text, or an image.
+
+    Example:
+        Block("text", text="Which letter is on the red marker?")
+        Block("image", image=ImageRef("/data/scene-0007.png"))
+    """
+
+    type: Literal["text", "image"]
+    text: str = ""
+    image: ImageRef | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A role and its blocks, in reading order.
+
+    An assistant's tool calls stay in its text, exactly as the model wrote them; nothing is
+    re-rendered between turns.
+    """
+
+    role: Role
+    content: tuple[Block, ...]
+
+    @property
+    def text(self) -> str:
+        """The message's text blocks, joined."""
+        return "".join(block.text for block in self.content if block.type == "text")
+
+    @property
+    def images(self) -> list[ImageRef]:
+        """The message's images, in order."""
+        return [block.image for block in self.content if block.image is not None]
+
+
+def text_message(role: Role, text: str) -> Message:
+    """A message of one text block."""
+    return Message(role, (Block("text", text=text),))
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box that travels with its frame (the one coordinate contract).
+
+    Attributes:
+        x1, y1, x2, y2: Corners, x to the right and y down, in units of `frame`.
+        frame: `pixel_original` (the file's pixels), `pixel_resized` (the pixels the processor
+            shows the model) or `norm_1000` (0–1000 over width and height).
+
+    Example:
+        Box(100, 200, 300, 400, "norm_1000").to("pixel_original", original=(512, 512))
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame
+
+    def to(
+        self,
+        frame: Frame,
+        *,
+        original: tuple[int, int],
+        resized: tuple[int, int] | None = None,
+    ) -> "Box":
+        """Convert to another frame.
+
+        Args:
+            frame: The frame wanted.
+            original: (width, height) of the image file, in pixels.
+            resized: (width, height) after the processor's resize; needed for `pixel_resized`.
+
+        Raises:
+            ValueError: If a corner is not finite, or `resized` is needed and missing.
+        """
+        if not all(math.isfinite(v) for v in (self.x1, self.y1, self.x2, self.y2)):
+            raise ValueError(f"box {self} has a corner that is not a finite number")
+        sizes = {"norm_1000": (1000, 1000), "pixel_original": original, "pixel_resized": resized}
+        source, target = sizes[self.frame], sizes[frame]
+        if source is None or target is None:
+            raise ValueError("converting to or from pixel_resized needs the resized size")
+        scale_x, scale_y = target[0] / source[0], target[1] / source[1]
+        return Box(self.x1 * scale_x, self.y1 * scale_y, self.x2 * scale_x, self.y2 * scale_y, frame)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a dataset in the canonical form.
+
+    Attributes:
+        id: Unique within its dataset.
+        messages: The prompt; for supervised data the assistant turns as well.
+        ground_truth: What rewards compare with; None where there is none.
+        tools: Names of the tools that the dialogue uses (supervised data).
+        columns: Every other column of the row, for rewards and environments.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    ground_truth: Any = None
+    tools: tuple[str, ...] = ()
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """What a model is told of a tool: the JSON-schema form that chat templates render."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+    def as_openai(self) -> dict[str, Any]:
+        """The `{"type": "function", …}` form that Qwen's chat templates expect."""
+        return {"type": "function", "function": dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that a model wrote and what came of it.
+
+    Attributes:
+        name: The tool's name as written ("" where the call could not be read).
+        arguments: The arguments as parsed ({} where they could not be read).
+        ok: Whether the tool ran.
+        error: What the model was told where it did not run.
+        images: How many images came back.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    ok: bool
+    error: str = ""
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward's verdict.
+
+    Attributes:
+        value: The score, in [0, 1] unless the reward declares another range.
+        parts: Named components, kept for the viewer.
+        note: One line on why.
+    """
+
+    value: float
+    parts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RewardInput:
+    """What a reward sees of one finished episode.
+
+    Attributes:
+        prompt: The messages before the model's first turn.
+        response: Everything after: assistant turns and tool observations.
+        answer: The final assistant turn's text without its thinking.
+        ground_truth: The sample's reference answer.
+        columns: The sample's other columns.
+        tool_calls: Every call of the episode, in order.
+        truncated: Whether the episode ended at a length or turn limit.
+    """
+
+    prompt: tuple[Message, ...]
+    response: tuple[Message, ...]
+    answer: str
+    ground_truth: Any = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    tool_calls: tuple[ToolCall, ...] = ()
+    truncated: bool = False
+
+
+@dataclass
+class RewardResult:
+    """The manager's verdict on one episode: the weighted sum and every part of it.
+
+    Attributes:
+        total: The weighted sum, or None where any reward failed (an error is never a zero).
+        values: Raw value by reward name; None where the reward does not apply.
+        parts: The rewards' own components by reward name.
+        notes: One line by reward name.
+        errors: Reason by reward name; non-empty means the episode leaves its group's baseline.
+    """
+
+    total: float | None
+    values: dict[str, float | None] = field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class TrajectoryImage:
+    """An image inside a ledger.
+
+    Attributes:
+        ref: File and pixel hash.
+        offset: Index of its first placeholder token in `Trajectory.token_ids`.
+        num_tokens: Number of placeholder tokens.
+    """
+
+    ref: ImageRef
+    offset: int
+    num_tokens: int
+
+
+@dataclass
+class Trajectory:
+    """The ledger of one episode: what was shown, what was sampled, by whom.
+
+    The four lists have one entry a token; ids are only ever appended (RELIABILITY: re-tokenised
+    turns are the field's commonest silent bug).
+
+    Attributes:
+        sample_id: The prompt's id.
+        task: Name of the task that the prompt came from.
+        group: Index of the prompt in its rollout batch; a group's episodes share it.
+        episode: Index of the episode within its group.
+        token_ids: [T] prompt, sampled and observation tokens, placeholders expanded.
+        sampled: [T] True exactly where the policy sampled the token.
+        logprobs: [T] the engine's log-prob where sampled, else 0.0.
+        versions: [T] the policy version where sampled, else -1.
+        images: In order of their placeholders.
+        prompt: The messages before the model's first turn.
+        response: The turns that followed.
+        tool_calls: Every call, in order.
+        stop_reason: `answer`, `max_turns`, `max_tokens` or `error`.
+        reward: The verdict, once scored.
+        advantage: The group-relative advantage, once computed.
+    """
+
+    sample_id: str
+    task: str
+    group: int
+    episode: int
+    token_ids: list[int] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    images: list[TrajectoryImage] = field(default_factory=list)
+    prompt: tuple[Message, ...] = ()
+    response: list[Message] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    stop_reason: str = ""
+    reward: RewardResult | None = None
+    advantage: float | None = None
+
+
+def message_to_json(message: Message) -> dict[str, Any]:
+    """A message in the canonical JSON form, images by path."""
+    content: list[dict[str, Any]] = []
+    for block in message.content:
+        if block.image is None:
+            content.append({"type": "text", "text": block.text})
+        else:
+            content.append({"type": "image", "image": block.image.path, "sha256": block.image.sha256})
+    return {"role": message.role, "content": content}
+
+
+def message_from_json(row: dict[str, Any]) -> Message:
+    """Read the canonical JSON form; a plain string is one text block.
+
+    Raises:
+        ValueError: If the role or a block is not of the canonical form.
+    """
+    role, content = row.get("role"), row.get("content")
+    if role not in ("system", "user", "assistant", "tool"):
+        raise ValueError(f"message role {role!r} is not one of system, user, assistant, tool")
+    if isinstance(content, str):
+        return text_message(role, content)
+    if not isinstance(content, list):
+        raise ValueError(f"message content must be a string or a list of blocks, got {type(content).__name__}")
+    blocks: list[Block] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text" and isinstance(block.get("text"), str):
+            blocks.append(Block("text", text=block["text"]))
+        elif kind == "image" and isinstance(block.get("image"), str):
+            blocks.append(Block("image", image=ImageRef(block["image"], str(block.get("sha256", "")))))
+        else:
+            raise ValueError(f"message block {str(block)[:80]!r} is neither a text nor an image block")
+    return Message(role, tuple(blocks))

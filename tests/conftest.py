@@ -1,0 +1,28 @@
+"""What all the tests share: their environment, the `gpu` marker and fixtures of several packages."""
+
+import os
+from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded; child processes inherit it
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs a hub fails here, not only on another machine
+
+import pytest
+import torch
+
+from posttrain.models.tiny import build_tiny_qwen3_vl
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly initialised tiny Qwen3-VL; shared, so never written to."""
+    directory = tmp_path_factory.mktemp("tiny-qwen3-vl")
+    build_tiny_qwen3_vl(directory, seed=0)
+    return directory

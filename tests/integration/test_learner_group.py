@@ -1,0 +1,40 @@
+"""Learners as Ray actors: one rank or two, the same policy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from posttrain.config import ModelConfig, RlStage
+from posttrain.training.learner_group import LearnerGroup
+from posttrain.types import Trajectory
+from tests.unit.training.conftest import model_config, stage, trajectories  # noqa: F401
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_ranks_learn_what_one_learns(
+    model_config: ModelConfig,  # noqa: F811
+    stage: RlStage,  # noqa: F811
+    trajectories: list[Trajectory],  # noqa: F811
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+):
+    learned = []
+    for ranks in (1, 2):
+        settings = RlStage.model_validate(stage.model_dump() | {"num_workers": ranks, "micro_batch_size": 3})
+        group = LearnerGroup(model_config, settings, tiny_checkpoint, resume=False, use_gpu=False)
+        try:
+            metrics = group.update(trajectories)
+            group.write_weights(tmp_path / str(ranks))
+        finally:
+            group.close()
+        learned.append((metrics, load_file(tmp_path / str(ranks) / "model.safetensors")))
+    (one, weights_of_one), (two, weights_of_two) = learned
+    for name in ("loss", "grad_norm", "entropy"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7)
+    # AdamW's first step is ±learning_rate wherever the gradient is not zero, so tiny gradients may differ.
+    for name, value in weights_of_one.items():
+        torch.testing.assert_close(weights_of_two[name], value, atol=2.1 * stage.learning_rate, rtol=0)
+    same = [torch.isclose(weights_of_two[n], v, atol=1e-6).float().mean() for n, v in weights_of_one.items()]
+    assert torch.stack(same).mean() > 0.99

@@ -1,0 +1,181 @@
+"""The pool of Ray actors with vLLM in them: workers that are killed, hang or stall; the newest weights."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from posttrain.config import EngineConfig, ModelConfig, TaskConfig
+from posttrain.rollout.actor import GroupJob, WorkerSetup
+from posttrain.rollout.engine import stable_seed
+from posttrain.rollout.episode import EpisodeError, Limits
+from posttrain.rollout.pool import RolloutError, RolloutPool, Timeouts
+from posttrain.types import Sample, Trajectory
+
+LIMITS = Limits(max_new_tokens=24, max_length=400)
+SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
+
+
+@pytest.fixture(scope="session")
+def setup(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> WorkerSetup:
+    task = TaskConfig.model_validate(
+        {
+            "data": "markers",
+            "tools": ["image_zoom_in"],
+            "max_turns": 3,
+            "rewards": [{"name": "answer_accuracy"}],
+        }
+    )
+    return WorkerSetup(
+        model=ModelConfig(family="qwen3_vl", dtype="float32"),
+        checkpoint=talker,
+        engine_config=EngineConfig(kv_cache_gb=0.25, max_num_seqs=64),
+        tasks=[task],
+        limits=Limits(24, 400),
+        image_dir=tmp_path_factory.mktemp("images"),
+    )
+
+
+@pytest.fixture(scope="session")
+def groups(samples: list[Sample]) -> list[GroupJob]:
+    return [GroupJob(i, "markers", sample, 8, stable_seed(3, i)) for i, sample in enumerate(samples)]
+
+
+@pytest.fixture(scope="session")
+def pool(setup: WorkerSetup) -> Iterator[RolloutPool]:
+    started = RolloutPool(setup, actors=2, use_gpu=False)
+    yield started
+    started.close()
+
+
+def process_id(pool: RolloutPool, index: int) -> int:
+    return ray.get(pool._workers[index].actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+
+
+def versions(trajectories: list[Trajectory]) -> set[int]:
+    return {version for trajectory in trajectories for version in trajectory.versions if version >= 0}
+
+
+def test_the_pool_returns_every_episode_once_in_order_and_reproducibly(
+    pool: RolloutPool, groups: list[GroupJob]
+) -> None:
+    first = pool.rollout(groups, LIMITS).trajectories
+    assert [(t.group, t.episode) for t in first] == [(g, e) for g in range(8) for e in range(8)]
+    assert [t.sample_id for t in first[::8]] == [f"scene-{g}" for g in range(8)]
+    assert all(t.stop_reason for t in first)
+    assert pool.rollout(groups, LIMITS).trajectories == first
+    assert pool.rollout(groups[:1], LIMITS).trajectories == first[:8]  # one worker has nothing to do
+
+
+def test_a_killed_worker_is_replaced_and_serves_the_published_weights(
+    pool: RolloutPool, groups: list[GroupJob], make_talker: Callable[..., Path]
+) -> None:
+    other = make_talker(1)
+    pool.publish(other, 7)
+    undisturbed = pool.rollout(groups, LIMITS).trajectories
+    assert versions(undisturbed) == {7}
+    victim = process_id(pool, 1)
+    killer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    trajectories = pool.rollout(groups, LIMITS).trajectories
+    killer.join()
+    pool.rollout(groups, LIMITS)  # the kill may have come just after the rollout
+    assert process_id(pool, 1) != victim
+    assert trajectories == undisturbed
+    assert pool.rollout(groups, LIMITS).trajectories == undisturbed
+
+
+def test_a_worker_that_died_before_a_publish_comes_back_with_the_new_weights(
+    pool: RolloutPool, groups: list[GroupJob], talker: Path
+) -> None:
+    os.kill(process_id(pool, 0), signal.SIGKILL)
+    pool.publish(talker, 8)
+    assert versions(pool.rollout(groups, LIMITS).trajectories) == {8}
+
+
+def test_what_a_worker_raises_is_raised_here_with_its_message(
+    pool: RolloutPool, groups: list[GroupJob]
+) -> None:
+    with pytest.raises(
+        EpisodeError, match=r"sample 'scene-\d' of task 'markers' .* no room in max_length = 10"
+    ):
+        pool.rollout(groups, Limits(5, 10))
+    assert len(pool.rollout(groups, LIMITS).trajectories) == 64
+
+
+@pytest.fixture(scope="module")
+def faults(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which tests leave orders for the scripted engine to fail."""
+    checkpoint = tmp_path_factory.mktemp("scripted") / "checkpoint"
+    shutil.copytree(talker, checkpoint)
+    (checkpoint / "faults").mkdir()
+    return checkpoint / "faults"
+
+
+@pytest.fixture(scope="module")
+def scripted_pool(setup: WorkerSetup, faults: Path) -> Iterator[RolloutPool]:
+    scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
+    started = RolloutPool(
+        scripted, actors=1, use_gpu=False, timeouts=Timeouts(publish=5.0, probe=3.0), max_restarts=1
+    )
+    yield started
+    started.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [("die", "worker 0 died while"), ("hang", "hangs: its engine has been in one step")]
+)
+def test_an_engine_that_dies_or_hangs_is_replaced_and_its_groups_repeated(
+    scripted_pool: RolloutPool,
+    faults: Path,
+    groups: list[GroupJob],
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    says: str,
+) -> None:
+    scripted_pool.publish(faults.parent, 3)
+    undisturbed = scripted_pool.rollout(groups, LIMITS).trajectories
+    (faults / fault).write_text("1")
+    assert scripted_pool.rollout(groups, LIMITS).trajectories == undisturbed
+    assert says in caplog.text
+    assert versions(undisturbed) == {3}
+
+
+def test_a_frozen_process_is_noticed_and_replaced(
+    scripted_pool: RolloutPool, groups: list[GroupJob], caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = scripted_pool.rollout(groups, LIMITS).trajectories
+    frozen = process_id(scripted_pool, 0)
+    os.kill(frozen, signal.SIGSTOP)
+    begun = time.monotonic()
+    scripted_pool.probe()
+    assert "did not answer within 3 s while generating a token" in caplog.text
+    assert scripted_pool.rollout(groups, LIMITS).trajectories == undisturbed
+    assert time.monotonic() - begun < 60
+
+
+def test_workers_that_keep_dying_end_the_rollout(
+    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
+) -> None:
+    (faults / "die").write_text("2")
+    with pytest.raises(RolloutError, match="gave up after losing 2 workers; the last: rollout worker 0 died"):
+        scripted_pool.rollout(groups, LIMITS)
+
+
+def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
+    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
+) -> None:
+    scripted_pool.probe()
+    (faults / "stall").write_text("1")
+    begun = time.monotonic()
+    with pytest.raises(RolloutError, match="worker 0 did not answer within 5 s while loading version 9"):
+        scripted_pool.publish(faults.parent, 9)
+    assert time.monotonic() - begun < 8
+    assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {9}

@@ -1,0 +1,90 @@
+"""Rollouts scored by a real reward server: every group in one request, and a clear end when it stays away."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from posttrain.config import EngineConfig, ModelConfig, TaskConfig
+from posttrain.rollout.actor import GroupJob, RewardAccess, RolloutWorker, WorkerSetup, reward_input
+from posttrain.rollout.advantages import assign_advantages
+from posttrain.rollout.engine import stable_seed
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.pool import RolloutPool
+from posttrain.types import Sample, Trajectory, text_message
+from rewards.client import RewardServer, RewardServerUnavailable, start_server
+
+LIMITS = Limits(max_new_tokens=100, max_length=500)
+SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RewardServer]:
+    with start_server(["answer_accuracy"]) as started:
+        yield started
+
+
+@pytest.fixture
+def setup(server: RewardServer, talker: Path, tmp_path: Path) -> WorkerSetup:
+    task = {"data": "markers", "tools": ["image_zoom_in"], "max_turns": 3, "rewards": ["answer_accuracy"]}
+    return WorkerSetup(
+        model=ModelConfig(family="qwen3_vl", dtype="float32"),
+        checkpoint=talker,
+        engine_config=EngineConfig(),
+        tasks=[TaskConfig.model_validate(task)],
+        limits=LIMITS,
+        image_dir=tmp_path,
+        rewards=RewardAccess(server.url, server.token, wait=1.0),
+        engine=f"{SCRIPTED}:ScriptedEngine",
+    )
+
+
+@pytest.fixture
+def groups(samples: list[Sample]) -> list[GroupJob]:
+    return [
+        GroupJob(i, "markers", dataclasses.replace(sample, ground_truth="3"), 8, stable_seed(0, i))
+        for i, sample in enumerate(samples[:3])
+    ]
+
+
+def test_every_episode_gets_its_verdict(setup: WorkerSetup, groups: list[GroupJob]) -> None:
+    worker = RolloutWorker()
+    worker.start(setup, None)
+    trajectories = worker.rollout(groups, LIMITS).trajectories
+    for trajectory in trajectories:
+        assert trajectory.reward is not None
+        assert trajectory.reward.total == float(trajectory.response[-1].text == "3")
+    assert 0 < sum(t.reward.total or 0 for t in trajectories if t.reward) < len(trajectories)
+    assert assign_advantages(trajectories).errors == 0
+
+
+def test_a_server_that_stays_away_fails_the_rollout_with_its_message(
+    ray_cluster: None, setup: WorkerSetup, groups: list[GroupJob]
+) -> None:
+    assert setup.rewards is not None
+    away = dataclasses.replace(setup.rewards, url="http://127.0.0.1:9")
+    pool = RolloutPool(dataclasses.replace(setup, rewards=away), actors=1, use_gpu=False)
+    try:
+        with pytest.raises(RewardServerUnavailable, match=r"127\.0\.0\.1:9 has not scored anything for 1 s"):
+            pool.rollout(groups, LIMITS)
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is K.", "It is K."),
+        ("<think>A? No.</think>\nK", "K"),
+        ("<think>A", ""),
+        ("x <think>a</think> y <think>b</think> z", "x  y  z"),
+    ],
+)
+def test_the_answer_is_the_last_turn_without_its_thinking(text: str, answer: str) -> None:
+    trajectory = Trajectory("s", "t", 0, 0, stop_reason="answer")
+    trajectory.response = [text_message("assistant", "<tool_call>"), text_message("tool", "4")]
+    trajectory.response.append(text_message("assistant", text))
+    seen = reward_input(trajectory, Sample("s", (), ground_truth="K", columns={"split": "train"}))
+    assert (seen.answer, seen.ground_truth, seen.columns) == (answer, "K", {"split": "train"})
+    assert not seen.truncated

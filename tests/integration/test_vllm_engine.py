@@ -1,0 +1,206 @@
+"""vLLM against transformers: the same log-probs, the same samples for the same seeds, the newest weights."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from posttrain.data.collation import collate
+from posttrain.data.rendering import Renderer
+from posttrain.rollout.engine import EngineError, Request, stable_seed
+from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.types import Message, Sample, Trajectory
+from tools_env.environment import ToolEnvironment
+from tools_env.zoom import ImageZoomIn
+
+LIMITS = Limits(max_new_tokens=24, max_length=400)
+#: DESIGN asks for 1e-4; a larger gap than this would be worth a look already.
+TOLERANCE = 1e-5
+
+
+class ZoomsTwice:
+    """The real tool environment, fed with a good call whatever the model wrote."""
+
+    def __init__(self, image_dir: Path) -> None:
+        self._environment = ToolEnvironment([ImageZoomIn()], 3, image_dir)
+        self._turn = 0
+
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        self._sample = sample
+        return self._environment.start(sample)
+
+    def step(self, assistant_text: str) -> Any:
+        self._turn += 1
+        corner = stable_seed(self._sample.id, self._turn, assistant_text) % 600
+        call = (
+            '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d":'
+            f' [{corner}, 100, {corner + 300}, 600], "label": "marker", "img_idx": 0}}}}\n</tool_call>'
+        )
+        return self._environment.step(call if self._turn < 3 else "done")
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> dict[str, TaskEnvironments]:
+    return {"markers": TaskEnvironments([ImageZoomIn().spec], lambda: ZoomsTwice(tmp_path))}
+
+
+@pytest.fixture
+def jobs(samples: list[Sample]) -> list[EpisodeJob]:
+    return [
+        EpisodeJob(sample, "markers", group, index, stable_seed(7, group, index))
+        for group, sample in enumerate(samples)
+        for index in range(8)
+    ]
+
+
+@torch.no_grad()
+def largest_gap(checkpoint: Path, trajectories: Sequence[Trajectory], renderer: Renderer) -> float:
+    """Between the ledgers' log-probs and transformers', over all sampled tokens."""
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    gap = 0.0
+    for start in range(0, len(trajectories), 16):
+        part = trajectories[start : start + 16]
+        logprobs = model(**collate(part, renderer)).logits.log_softmax(-1)
+        for row, trajectory in enumerate(part):
+            at = torch.tensor(trajectory.sampled).nonzero()[:, 0]
+            learner = logprobs[row, at - 1, torch.tensor(trajectory.token_ids)[at]]
+            gap = max(gap, (learner - torch.tensor(trajectory.logprobs)[at]).abs().max().item())
+    return gap
+
+
+def test_logprobs_of_episodes_with_several_images_agree_with_transformers(
+    vllm_engine: Any,
+    renderer: Renderer,
+    tasks: dict[str, TaskEnvironments],
+    jobs: list[EpisodeJob],
+    talker: Path,
+) -> None:
+    trajectories = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    assert {len(trajectory.images) for trajectory in trajectories} == {1, 2, 3}
+    assert {trajectory.stop_reason for trajectory in trajectories} == {"answer", "max_tokens"}
+    assert largest_gap(talker, trajectories, renderer) < TOLERANCE
+
+
+def test_a_rollout_is_a_function_of_weights_and_seeds(
+    vllm_engine: Any,
+    renderer: Renderer,
+    tasks: dict[str, TaskEnvironments],
+    jobs: list[EpisodeJob],
+    talker: Path,
+) -> None:
+    first = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    vllm_engine.load_weights(talker, 0)
+    again = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    assert again == first
+    reversed_order = run_episodes(vllm_engine, renderer, tasks, jobs[::-1], LIMITS)
+    assert [t.token_ids for t in reversed_order[::-1]] == [t.token_ids for t in first]
+    group = [tuple(trajectory.token_ids) for trajectory in first[:8]]
+    assert len(set(group)) == 8, "a group's episodes must differ"
+
+
+def test_new_weights_are_served_whole_and_stamped(
+    vllm_engine: Any,
+    renderer: Renderer,
+    tasks: dict[str, TaskEnvironments],
+    jobs: list[EpisodeJob],
+    talker: Path,
+    make_talker: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    run_episodes(vllm_engine, renderer, tasks, jobs[:8], LIMITS)  # fills the caches with the old weights
+    other = make_talker(1)
+    weights_alone = tmp_path / "weights"
+    weights_alone.mkdir()
+    save_file(load_file(other / "model.safetensors"), weights_alone / "model.safetensors", {"format": "pt"})
+    vllm_engine.load_weights(weights_alone, 5)
+    try:
+        trajectories = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    finally:
+        vllm_engine.load_weights(talker, 0)
+    assert largest_gap(other, trajectories, renderer) < TOLERANCE
+    assert largest_gap(talker, trajectories, renderer) > 0.01, "the check must see a skipped publish"
+    assert {version for t in trajectories for version in t.versions} == {-1, 5}
+
+
+def test_vision_tokens_are_never_sampled_however_likely(
+    vllm_engine: Any,
+    renderer: Renderer,
+    tasks: dict[str, TaskEnvironments],
+    jobs: list[EpisodeJob],
+    talker: Path,
+    make_talker: Callable[..., Path],
+) -> None:
+    eager = make_talker(2, favourite=renderer.image_token_id)
+    vllm_engine.load_weights(eager, 1)
+    try:
+        trajectories = run_episodes(vllm_engine, renderer, tasks, jobs[:16], LIMITS)
+        greedy = run_episodes(vllm_engine, renderer, tasks, jobs[:2], Limits(24, 400, temperature=0.0))
+    finally:
+        vllm_engine.load_weights(talker, 0)
+    for trajectory in [*trajectories, *greedy]:
+        sampled = {t for t, s in zip(trajectory.token_ids, trajectory.sampled, strict=True) if s}
+        assert not sampled & set(renderer.banned_token_ids)
+    logprobs = [p for t in trajectories for p, s in zip(t.logprobs, t.sampled, strict=True) if s]
+    assert min(logprobs) < -5, "the image placeholder should have taken most of the mass"
+    assert largest_gap(eager, trajectories, renderer) < TOLERANCE
+
+
+def test_tied_embeddings_follow_a_reload(
+    renderer: Renderer,
+    tasks: dict[str, TaskEnvironments],
+    jobs: list[EpisodeJob],
+    make_talker: Callable[..., Path],
+    start_engine: Callable[[Path], Any],
+) -> None:
+    before, after = make_talker(3, tied=True), make_talker(4, tied=True)
+    engine = start_engine(before)
+    engine.load_weights(after, 1)
+    trajectories = run_episodes(engine, renderer, tasks, jobs[:16], LIMITS)
+    assert largest_gap(after, trajectories, renderer) < TOLERANCE
+    assert largest_gap(before, trajectories, renderer) > 0.01
+
+
+def test_weights_change_only_when_nothing_is_in_flight(
+    vllm_engine: Any, renderer: Renderer, talker: Path
+) -> None:
+    vllm_engine.submit(Request("a", [5, 6, 7], [], max_tokens=3, temperature=1.0, seed=1))
+    with pytest.raises(EngineError, match="while 1 requests are in flight"):
+        vllm_engine.load_weights(talker, 9)
+    with pytest.raises(EngineError, match="'a' is in flight already"):
+        vllm_engine.submit(Request("a", [5], [], max_tokens=3, temperature=1.0, seed=1))
+    vllm_engine.abort()
+    assert not vllm_engine.busy
+    vllm_engine.load_weights(talker, 0)
+
+
+def test_weights_of_another_model_are_refused_by_name(vllm_engine: Any, talker: Path, tmp_path: Path) -> None:
+    weights = load_file(talker / "model.safetensors")
+    name, _ = weights.popitem()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EngineError, match=name):
+        vllm_engine.load_weights(tmp_path, 1)
+    with pytest.raises(EngineError, match="does not hold the tensors"):
+        vllm_engine.load_weights(tmp_path / "nothing", 1)
+    assert vllm_engine.version == 0
+
+
+def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, renderer: Renderer) -> None:
+    for seed in range(20):
+        vllm_engine.submit(Request(str(seed), [5, 6, 7], [], max_tokens=6, temperature=1.0, seed=seed))
+    completions = []
+    while vllm_engine.busy:
+        completions += vllm_engine.step()
+    assert len(completions) == 20
+    for completion in completions:
+        ended = completion.token_ids[-1] == renderer.end_token_id
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert ended or len(completion.token_ids) == 6
+        assert renderer.end_token_id not in completion.token_ids[:-1]
+        assert len(completion.logprobs) == len(completion.token_ids)

@@ -1,0 +1,97 @@
+"""The sums that `posttrain validate` prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from posttrain.config import ModelConfig, load_run
+from posttrain.config.arithmetic import (
+    KNOWN_SIZES,
+    batch_arithmetic,
+    count_parameters,
+    memory_estimate,
+    model_size,
+)
+
+#: What transformers' config of Qwen3-VL-8B says of the sizes.
+QWEN3_VL_8B = {
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 12288,
+        "vocab_size": 151936,
+    },
+    "vision_config": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
+}
+
+
+def test_batches_of_the_quickstart() -> None:
+    settings = ["prompts_per_step=16", "max_steps=60", "micro_batch_size=32", "num_workers=1"]
+    rows = dict(batch_arithmetic(load_run("quickstart", [f"stages.rl.{setting}" for setting in settings])))
+    assert rows["rl: episodes a step"] == "16 prompts × 8 = 128"
+    assert rows["rl: episodes an update"] == "128 / 2 mini-batches = 64; 64 a learner process, in 2 of 32"
+    assert rows["rl: updates"] == "60 steps × 2 = 120"
+    assert rows["rl: episodes"] == "60 steps × 128 = 7,680"
+
+
+def test_batches_by_epochs() -> None:
+    config = load_run("qwen3-vl-8b")
+    rows = dict(batch_arithmetic(config))
+    assert rows["sft: samples a step"] == "1 × 16 accumulated × 8 workers = 128"
+    assert rows["sft: samples"] == "1 × the data"
+    assert rows["rl: prompts a step"] == "vstar_train 32, geometry 32"
+    assert config.stages[0].steps_for(1000) == 8  # type: ignore[union-attr]
+
+
+def test_memory_of_the_8b_recipe() -> None:
+    rows = dict(memory_estimate(load_run("qwen3-vl-8b")))
+    # bfloat16: 2 bytes × 8.8 B weights, and three times 2 bytes × 8.2 B for gradients and AdamW.
+    assert (
+        rows["rl: each of 4 learner processes"]
+        == f"{2 * (8.8 + 3 * 8.22) * 1e9 / 2**30:.1f} GiB and activations"
+    )
+    assert rows["rl: each of 4 engines"] == "16.4 GiB and the cache"
+
+
+def test_counting_agrees_with_the_published_size() -> None:
+    total, tower = count_parameters(QWEN3_VL_8B)
+    assert total == pytest.approx(KNOWN_SIZES["qwen3-vl-8b"][0] * 1e9, rel=0.01)
+    assert tower < total
+
+
+def test_counting_agrees_with_a_real_checkpoint(tiny_checkpoint: Path) -> None:
+    with safe_open(tiny_checkpoint / "model.safetensors", "pt") as weights:
+        real = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+    sizes = model_size(ModelConfig(name_or_path=str(tiny_checkpoint)))
+    assert sizes is not None
+    assert sizes[0] == pytest.approx(real, rel=0.1)
+    assert json.loads((tiny_checkpoint / "config.json").read_text())["model_type"] == "qwen3_vl"
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen3-VL-30B-A3B-Thinking", 31.1),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 8.3),
+        ("Qwen/Qwen3-VL-99B", None),
+    ],
+)
+def test_sizes_by_name(name: str, billions: float | None) -> None:
+    sizes = model_size(ModelConfig(name_or_path=name))
+    assert (sizes[0] / 1e9 if sizes else None) == billions
+
+
+def test_a_model_of_unknown_size_has_no_estimate() -> None:
+    assert memory_estimate(load_run("quickstart")) == []

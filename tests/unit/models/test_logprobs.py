@@ -1,0 +1,145 @@
+"""Log-probs in chunks: against float64 log_softmax, finite differences, and in memory."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from posttrain.models.logprobs import token_logprobs
+
+
+def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(n + width + vocabulary)
+    hidden = scale * torch.randn(n, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)
+    targets = torch.randint(vocabulary, (n,), generator=generator)
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def direct(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """All logits at once, in float64."""
+    logs = (hidden.double() @ weight.double().T / temperature).log_softmax(1)
+    return logs.gather(1, targets[:, None])[:, 0], -(logs.exp() * logs).sum(1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_size", [1, 4, 13, 64])
+def test_equals_log_softmax_and_its_gradients(chunk_size: int, temperature: float) -> None:
+    hidden, weight, targets = inputs(13, 8, 31, torch.float64)
+    found = token_logprobs(hidden, weight, targets, temperature, chunk_size)
+    expected = direct(hidden, weight, targets, temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    mixed = [(a * torch.arange(13)).sum() + (b * b).sum() for a, b in (found, expected)]
+    ours, theirs = (torch.autograd.grad(value, (hidden, weight)) for value in mixed)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    hidden, weight, targets = inputs(5, 3, 7, torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: token_logprobs(h, w, targets, 0.9, 2), (hidden, weight))
+
+
+def test_float32_is_exact_to_float32_even_for_large_logits() -> None:
+    hidden, weight, targets = inputs(64, 32, 500, torch.float32, scale=10.0)
+    found = token_logprobs(hidden, weight, targets, chunk_size=16)
+    expected = direct(hidden, weight, targets, 1.0)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    torch.testing.assert_close([x.double() for x in found], list(expected), rtol=1e-5, atol=2e-4)
+    assert (found[0] <= 1e-6).all()
+
+
+def test_bfloat16_rounds_the_logits_and_nothing_else() -> None:
+    hidden, weight, targets = inputs(33, 16, 100, torch.bfloat16)
+    logprobs, _ = token_logprobs(hidden, weight, targets, chunk_size=8)
+    assert logprobs.dtype == torch.float32
+    # What an engine does: bfloat16 logits, softmax in float32.
+    expected = (hidden @ weight.T).float().log_softmax(1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=2e-6)
+    ours = torch.autograd.grad(logprobs.sum(), (hidden, weight))
+    exact = torch.autograd.grad(direct(hidden, weight, targets, 1.0)[0].sum(), (hidden, weight))
+    assert [x.dtype for x in ours] == [torch.bfloat16] * 2
+    torch.testing.assert_close(ours, exact, rtol=0.05, atol=0.1)
+
+
+def test_autocast_changes_nothing() -> None:
+    hidden, weight, targets = inputs(9, 8, 20, torch.float32)
+    expected = token_logprobs(hidden, weight, targets)
+    expected_gradient = torch.autograd.grad(expected[0].sum(), weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_logprobs(hidden, weight, targets)
+        found_gradient = torch.autograd.grad(found[0].sum(), weight)
+    torch.testing.assert_close((found, found_gradient), (expected, expected_gradient), rtol=0, atol=0)
+
+
+def test_a_float32_head_serves_bfloat16_states() -> None:
+    hidden, weight, targets = inputs(9, 8, 20, torch.bfloat16)
+    master = weight.detach().float().requires_grad_()
+    found = token_logprobs(hidden, master, targets)[0]
+    torch.testing.assert_close(found, token_logprobs(hidden, weight, targets)[0], rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), master)
+    assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("train_hidden", "train_weight"), itertools.product([True, False], repeat=2))
+def test_frozen_inputs_get_no_gradient(train_hidden: bool, train_weight: bool) -> None:
+    hidden, weight, targets = inputs(6, 4, 9, torch.float32)
+    hidden.requires_grad_(train_hidden)
+    weight.requires_grad_(train_weight)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, chunk_size=4)
+    assert logprobs.requires_grad == entropy.requires_grad == (train_hidden or train_weight)
+    if logprobs.requires_grad:
+        logprobs.sum().backward()
+    assert (hidden.grad is not None) == train_hidden
+    assert (weight.grad is not None) == train_weight
+
+
+def test_no_positions() -> None:
+    hidden, weight, targets = inputs(0, 4, 9, torch.float32)
+    logprobs, entropy = token_logprobs(hidden, weight, targets)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert logprobs.shape == entropy.shape == (0,)
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    hidden, weight, targets = inputs(6, 4, 9, torch.float32)
+    with pytest.raises(ValueError, match=r"\[N, D\] and \[V, D\]"):
+        token_logprobs(hidden, weight.T, targets)
+    with pytest.raises(ValueError, match="do not match"):
+        token_logprobs(hidden, weight, targets[:-1])
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any operation's result has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+def test_never_holds_the_logits_of_all_positions() -> None:
+    n, width, vocabulary, chunk_size = 256, 8, 1000, 16
+    hidden, weight, targets = inputs(n, width, vocabulary, torch.float32)
+    saved: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logprobs, entropy = token_logprobs(hidden, weight, targets, chunk_size=chunk_size)
+        (logprobs.sum() + entropy.sum()).backward()
+    assert largest.elements == chunk_size * vocabulary
+    assert sum(saved) <= n * width + vocabulary * width + 3 * n
+    with LargestTensor() as naive:
+        direct(hidden, weight, targets, 1.0)
+    assert naive.elements == n * vocabulary  # the measure would have seen it

@@ -1,0 +1,137 @@
+"""Finding and comparing final answers: answers, answer_accuracy and tool_calls."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.types import RewardInput, ToolCall
+from rewards.answers import final_answer, normalise, without_thinking
+from rewards.builtin.answer_accuracy import answer_accuracy
+from rewards.builtin.tool_calls import tool_calls
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def episode(answer: str, gold: Any = None, calls: tuple[ToolCall, ...] = (), **columns: Any) -> RewardInput:
+    return RewardInput((), (), answer, ground_truth=gold, tool_calls=calls, columns=columns)
+
+
+def accuracy(answer: str, gold: Any) -> float:
+    score = answer_accuracy(episode(answer, gold))
+    assert score is not None
+    return score.value
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("K", "K"),
+        ("<think>A or B?</think>\nThe answer is K.", "K."),
+        ("A or B?</think>Answer: K", "K"),
+        ("<think>it never ends: Answer: K", ""),
+        ("<answer>A</answer> no, <answer>B</answer>", "B"),
+        ("<answer>so \\boxed{\\frac{1}{2}}</answer>", "\\frac{1}{2}"),
+        ("\\boxed{1} or rather \\boxed{\\sqrt{2}}, Answer: 3", "\\sqrt{2}"),
+        ("\\boxed{never closed", "\\boxed{never closed"),
+        ("Reasons.\n\nanswer:\n K \n", "K"),
+        ("答案是：四", "四"),
+        ("first line\nlast line\n\n", "last line"),
+        ("", ""),
+    ],
+)
+def test_final_answer(text: str, answer: str) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "value"),
+    [
+        ("  red   Marker. ", "Red marker", 1),
+        ("ＲＥＤ", "red", 1),
+        ("**K**", "K", 1),
+        ("(b)", "B", 1),
+        ("B. The red marker", "B", 1),
+        ("Bananas", "B", 0),
+        ("A or B", "B", 0),
+        ("A B C D", "B", 0),
+        ("Answer: A\nAnswer: B", "A", 0),
+        ("4", 4, 1),
+        ("four", [4, "four"], 1),
+        (".5", "5", 0),
+        ("-5", "5", 0),
+        ("", "K", 0),
+        ("<think>K", "K", 0),
+        ("K" * 10_000, "K", 0),
+    ],
+)
+def test_answer_accuracy(answer: str, gold: Any, value: float) -> None:
+    assert accuracy(answer, gold) == value
+
+
+@given(TEXT.filter(lambda gold: gold.strip()), TEXT)
+def test_gold_earns_everything_and_nothing_earns_nothing(gold: str, other: str) -> None:
+    assert accuracy(gold, gold) == 1.0
+    assert accuracy(f"  {gold}\n", gold) == 1.0
+    assert accuracy("", gold) == 0.0
+    assert accuracy(other, gold) in (0.0, 1.0)
+    assert normalise(final_answer(other)) == normalise(final_answer(without_thinking(other)))
+
+
+@pytest.mark.parametrize("gold", ["", "  ", [], [""], {"a": 1}, ["a", None]])
+def test_a_broken_ground_truth_is_an_error(gold: Any) -> None:
+    with pytest.raises(ValueError, match="ground_truth"):
+        accuracy("K", gold)
+
+
+def test_without_ground_truth_it_does_not_apply() -> None:
+    assert answer_accuracy(episode("K")) is None
+
+
+def zooms(different: int, repeated: int = 0, failed: int = 0) -> tuple[ToolCall, ...]:
+    seen = [ToolCall("image_zoom_in_tool", {"img_idx": i}, True, images=1) for i in range(different)]
+    return tuple(seen + seen[:1] * repeated + [ToolCall("", {}, False, "unreadable")] * failed)
+
+
+def called(calls: tuple[ToolCall, ...], target: int | None, answer: str = "K") -> float:
+    score = tool_calls(episode(answer, calls=calls, target_tool_calls=target))
+    assert score is not None
+    return score.value
+
+
+@pytest.mark.parametrize(
+    ("calls", "target", "value"),
+    [
+        (zooms(0), 0, 1),
+        (zooms(1), 0, 0),
+        (zooms(0), 1, 0),
+        (zooms(1), 1, 1),
+        (zooms(0, failed=5), 1, 0),
+        (zooms(1, failed=5), 1, 1),
+        (zooms(3), 3, 1),
+        (zooms(1), 3, 1 / 3),
+        (zooms(1, repeated=2), 3, 1 / 3),
+        (zooms(4), 3, 2 / 3),
+        (zooms(6), 3, 0),
+    ],
+)
+def test_tool_calls(calls: tuple[ToolCall, ...], target: int, value: float) -> None:
+    assert called(calls, target) == pytest.approx(value)
+
+
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 6))
+def test_more_than_the_target_never_pays(different: int, repeated: int, failed: int, target: int) -> None:
+    value = called(zooms(different, repeated if different else 0, failed), target)
+    assert 0.0 <= value <= 1.0 == called(zooms(target), target)
+    assert called(zooms(target + different + 1), target) < 1.0
+    assert called(zooms(target), target, answer=" ") == 0.0
+
+
+def test_target_comes_from_the_sample_or_the_parameter() -> None:
+    assert tool_calls(episode("K", calls=zooms(2))) is None
+    assert tool_calls(episode("K", calls=zooms(2)), target=2).value == 1.0  # type: ignore[union-attr]
+    assert tool_calls(episode("K", calls=zooms(2), target_tool_calls=1), target=2).value == 0.0  # type: ignore[union-attr]
+    for wrong in (-1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="target_tool_calls"):
+            tool_calls(episode("K"), target=wrong)  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""The reward contract and how several rewards become one verdict."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rewards
+from posttrain.plugins import PluginError
+from posttrain.types import RewardInput
+from rewards import Score, available, reward
+from rewards.manager import Outcome, RewardManager, RewardSpec, combine
+from rewards.sdk import RewardError, load_reward
+
+PLUGIN = """
+from rewards import Score, reward
+
+@reward("brevity")
+def brevity(x, limit=5):
+    \"\"\"Short answers.\"\"\"
+    return Score(1.0 if len(x.answer) <= limit else 0.0, parts={"length": len(x.answer)}, note="measured")
+
+@reward("patient")
+async def patient(x):
+    return 0.5
+
+@reward("picky")
+def picky(x):
+    return None if x.answer == "skip" else 1.0
+
+@reward("broken")
+def broken(x):
+    raise SystemExit("cannot tell")
+
+def plain(x):
+    return 1.0
+"""
+
+
+def episode(answer: str) -> RewardInput:
+    return RewardInput(prompt=(), response=(), answer=answer)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    return tmp_path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.01, -0.01, "1", True + 1, [1.0]])
+def test_values_outside_the_contract_are_errors(value: Any) -> None:
+    judged = reward("odd")(lambda x: value)
+    with pytest.raises(RewardError, match="'odd' returned"):
+        judged(episode("a"))
+
+
+def test_a_part_that_is_not_finite_is_an_error() -> None:
+    judged = reward("odd")(lambda x: Score(1.0, parts={"iou": float("nan")}))
+    with pytest.raises(RewardError, match="part 'iou'"):
+        judged(episode("a"))
+
+
+def test_a_declared_range_is_the_range() -> None:
+    penalty = reward("penalty", low=-1.0, high=0.5)(lambda x: -1.0)
+    assert penalty(episode("a")) == Score(-1.0)
+    with pytest.raises(RewardError, match="range"):
+        reward("nothing", low=1.0, high=1.0)
+
+
+def test_sync_async_and_not_applicable(folder: Path) -> None:
+    assert load_reward("mine.py:patient", folder)(episode("a")) == Score(0.5)
+    assert load_reward("mine.py:picky", folder)(episode("skip")) is None
+
+
+def test_parameters_are_checked_before_anything_is_scored(folder: Path) -> None:
+    assert RewardManager([RewardSpec("mine.py:brevity", params={"limit": 3})], folder)
+    with pytest.raises(RewardError, match=r"brevity.*limt.*takes: limit"):
+        RewardManager([RewardSpec("mine.py:brevity", params={"limt": 3})], folder)
+
+
+def test_a_function_without_the_decorator_is_refused_with_the_remedy(folder: Path) -> None:
+    with pytest.raises(PluginError, match="@reward"):
+        load_reward("mine.py:plain", folder)
+
+
+def test_weighted_sum_leaves_out_what_does_not_apply_and_keeps_every_part(folder: Path) -> None:
+    specs = [
+        RewardSpec("mine.py:brevity", 2.0),
+        RewardSpec("mine.py:patient", 0.5),
+        RewardSpec("mine.py:picky"),
+    ]
+    first, second = RewardManager(specs, folder).score([episode("word"), episode("skip")])
+    assert first.total == pytest.approx(2.0 + 0.25 + 1.0)
+    assert second.total == pytest.approx(2.0 + 0.25)
+    assert second.values == {"mine.py:brevity": 1.0, "mine.py:patient": 0.5, "mine.py:picky": None}
+    assert first.parts == {"mine.py:brevity": {"length": 4}}
+    assert first.notes == {"mine.py:brevity": "measured"}
+
+
+def test_an_error_masks_the_sample_and_never_counts_as_zero(folder: Path) -> None:
+    manager = RewardManager([RewardSpec("mine.py:broken"), RewardSpec("mine.py:picky")], folder)
+    (result,) = manager.score([episode("a")])
+    assert result.total is None
+    assert result.errors == {"mine.py:broken": "SystemExit: cannot tell"}
+    assert result.values == {"mine.py:picky": 1.0}
+
+
+def test_no_verdict_is_invented() -> None:
+    nothing = combine([RewardSpec("a")], [Outcome()])
+    assert (nothing.total, list(nothing.errors)) == (None, ["total"])
+    endless = combine(
+        [RewardSpec("a", 1e308), RewardSpec("b", 1e308)], [Outcome(Score(1.0)), Outcome(Score(1.0))]
+    )
+    assert (endless.total, list(endless.errors)) == (None, ["total"])
+
+
+def test_lists_that_make_no_sense_are_refused() -> None:
+    for specs in ([], [RewardSpec("math"), RewardSpec("math", 0.5)], [RewardSpec("math", float("nan"))]):
+        with pytest.raises(RewardError, match="rewards: "):
+            RewardManager(specs)
+
+
+def test_names_are_listed_and_nothing_heavy_is_loaded() -> None:
+    assert {"answer_accuracy", "math", "tool_calls"} <= set(available())
+    script = "import json, sys, rewards; rewards.available(); print(json.dumps(list(sys.modules)))"
+    loaded = json.loads(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    )
+    assert not {"torch", "fastapi", "sympy", "httpx", "pydantic"} & set(loaded)
+
+
+def test_the_readme_s_first_plugin_works(tmp_path: Path) -> None:
+    readme = (Path(rewards.__file__).parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "my_rewards.py").write_text(readme.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    manager = RewardManager([RewardSpec("my_rewards.py:neatness", 0.2, {"longest": 100})], tmp_path)
+    totals = [result.total for result in manager.score([episode("x" * n) for n in (50, 150, 300)])]
+    assert totals == pytest.approx([0.2, 0.1, 0.0])

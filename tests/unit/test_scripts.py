@@ -1,0 +1,108 @@
+"""The scripts that a newcomer starts: their first answers, without installing anything."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [ROOT / "scripts" / name for name in ("setup.sh", "quickstart.sh", "test.sh")] + [
+    ROOT / ".ci" / "run"
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts alone, where no .venv is."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [script, *arguments], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_is_executable_and_parses(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_missing_python_is_named_with_a_remedy(checkout: Path) -> None:
+    ended = run(checkout / "scripts" / "setup.sh", PYTHON="/absent/python3.11")
+    assert ended.returncode == 1
+    assert "no Python 3.11, 3.12 or 3.13 found (tried: /absent/python3.11)" in ended.stderr
+    assert "PYTHON=/path/to/python3.11" in ended.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_unknown_engine_is_refused(checkout: Path) -> None:
+    ended = run(checkout / "scripts" / "setup.sh", POSTTRAIN_ENGINE="tpu")
+    assert ended.returncode == 1
+    assert "'tpu'" in ended.stderr
+
+
+def test_quickstart_explains_itself_without_installing(checkout: Path) -> None:
+    ended = run(checkout / "scripts" / "quickstart.sh", "--help")
+    assert ended.returncode == 0
+    assert "scripts/quickstart.sh --resume" in ended.stdout
+    assert "set -euo" not in ended.stdout
+
+
+@pytest.fixture
+def recorded(checkout: Path) -> Path:
+    """Stand-ins for the programs of .venv, which write down how they were called."""
+    programs = checkout / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "posttrain"):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $OMP_WAIT_POLICY $*" >>"{checkout}/calls"\n')
+        (programs / name).chmod(0o755)
+    return checkout / "calls"
+
+
+def test_quickstart_installs_once_and_passes_arguments_on(checkout: Path, recorded: Path) -> None:
+    script, engine = checkout / "scripts" / "quickstart.sh", {"POSTTRAIN_ENGINE": "cpu"}
+    assert run(script, "--fast", "name=a b", **engine).returncode == 0
+    calls = recorded.read_text().splitlines()
+    assert any("pip install" in call and call.endswith("--editable .[cpu]") for call in calls)
+    assert calls[-2:] == ["posttrain PASSIVE doctor --fix", "posttrain PASSIVE run quickstart-fast name=a b"]
+    recorded.unlink()
+    assert run(script, "--resume", **engine).returncode == 0
+    assert recorded.read_text().splitlines()[1:] == ["posttrain PASSIVE run quickstart --resume"]
+
+
+def test_test_script_adds_its_tools_to_an_environment(checkout: Path, recorded: Path) -> None:
+    engine = {"POSTTRAIN_ENGINE": "cpu", "POSTTRAIN_TORCH_INDEX": "https://mirror.example/cpu"}
+    assert run(checkout / "scripts" / "setup.sh", **engine).returncode == 0
+    recorded.unlink()
+    assert run(checkout / "scripts" / "test.sh", "-k", "sapo", **engine).returncode == 0
+    calls = recorded.read_text().splitlines()
+    (install,) = [call for call in calls if "pip install" in call]
+    assert "--extra-index-url=https://mirror.example/cpu" in install
+    assert install.endswith("--editable .[cpu,dev]")
+    assert calls[-1] == "python PASSIVE -m pytest -k sapo"
+
+
+def test_setup_installs_again_after_pyproject_changed(checkout: Path, recorded: Path) -> None:
+    script = checkout / "scripts" / "setup.sh"
+    for change, installs in (("", True), ("", False), ("# changed\n", True)):
+        with (checkout / "pyproject.toml").open("a") as file:
+            file.write(change)
+        recorded.unlink(missing_ok=True)
+        assert run(script, POSTTRAIN_ENGINE="cpu").returncode == 0
+        assert ("--editable" in recorded.read_text()) == installs
+
+
+def test_a_failed_install_says_what_to_do_and_is_tried_again(checkout: Path, recorded: Path) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *--editable*) echo "no matching torch"; exit 1;; esac\n')
+    for _ in range(2):
+        ended = run(checkout / "scripts" / "setup.sh", POSTTRAIN_ENGINE="cpu")
+        assert ended.returncode == 1
+        assert "no matching torch" in ended.stderr
+        assert "POSTTRAIN_TORCH_INDEX=" in ended.stderr

@@ -1,0 +1,37 @@
+import json
+
+from posttrain.viewer.records import MAX_STEPS, read_run
+
+
+def test_only_finite_numbers_are_figures(tmp_path):
+    values = ["null", "NaN", "Infinity", "true", '"x"', "0.25", "1e999", "1" + "0" * 400]
+    lines = [f'{{"stage": "rl", "step": {step}, "loss": {value}}}\n' for step, value in enumerate(values)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    steps = read_run(tmp_path).metrics["rl"]
+    assert {step: row["loss"] for step, row in steps.items() if "loss" in row} == {5: 0.25}
+
+
+def test_long_runs_are_thinned_and_keep_both_ends(tmp_path):
+    lines = [json.dumps({"stage": "rl", "step": step, "loss": step}) + "\n" for step in range(9_001)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    steps = list(read_run(tmp_path).metrics["rl"])
+    assert MAX_STEPS / 2 <= len(steps) <= MAX_STEPS
+    assert (steps[0], steps[-1]) == (0, 9_000)
+
+
+def test_figures_of_one_step_logged_apart_are_merged(tmp_path):
+    rows = [
+        {"stage": "rl", "step": 2, "a": 1},
+        {"stage": "rl", "step": 1, "a": 2},
+        {"stage": "rl", "step": 2, "b": 3},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert list(read_run(tmp_path).metrics["rl"].items()) == [
+        (1, {"step": 1, "a": 2}),
+        (2, {"step": 2, "a": 1, "b": 3}),
+    ]
+
+
+def test_first_and_last_steps_are_read_in_order_of_their_numbers(finished_run):
+    read = {(rollout.phase, rollout.row["step"]) for rollout in read_run(finished_run).rollouts}
+    assert read == {("first", 1), ("first", 2), ("last", 59), ("last", 60), ("evaluation", 0)}

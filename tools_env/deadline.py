@@ -1,0 +1,56 @@
+"""Waiting for a tool no longer than its deadline.
+
+A thread cannot be killed. A tool that overruns is left behind in its thread: its result is thrown away,
+but it goes on using memory and processor time until it returns by itself. That protects the other
+episodes from a slow service or a lost connection. It does not protect them from code that never lets go
+of the interpreter (a regular-expression bomb, a C loop): run such code in a process of its own.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+#: Threads left behind at a time; beyond it calls are refused until some of them return.
+MAX_LEFT_BEHIND = 64
+
+_left_behind: set[threading.Thread] = set()
+_lock = threading.Lock()
+
+
+class DeadlineError(Exception):
+    """The function did not return in time, or was not started; the message says which."""
+
+
+def call_with_deadline(function: Callable[[], Any], seconds: float) -> Any:
+    """Run a function in a thread and return what it returns.
+
+    Raises:
+        DeadlineError: If it has not returned within `seconds`, or 64 others are still running over time.
+        Exception: Whatever the function raised; `SystemExit` and its like come as `RuntimeError`.
+    """
+    with _lock:
+        _left_behind.difference_update([thread for thread in _left_behind if not thread.is_alive()])
+        if len(_left_behind) >= MAX_LEFT_BEHIND:
+            raise DeadlineError(f"was not started, as {MAX_LEFT_BEHIND} earlier calls are still running")
+    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((function(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    thread = threading.Thread(target=run, name="tool-call", daemon=True)
+    thread.start()
+    try:
+        result, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        with _lock:
+            _left_behind.add(thread)
+        raise DeadlineError(f"did not return within {seconds:g} s") from None
+    if isinstance(error, Exception):
+        raise error
+    if error is not None:
+        raise RuntimeError(f"raised {type(error).__name__}") from error
+    return result

@@ -1,0 +1,72 @@
+"""Reading tool calls in the Hermes form: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
+
+What a model writes is hostile input: whatever it is, reading it costs time in proportion to its length
+and gives calls or reasons, never an exception.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.strict_json import JsonError, parse_json
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+#: What follows is not read: a turn with more calls than this is noise.
+MAX_CALLS = 8
+#: Longest call that is parsed, in characters.
+MAX_CALL_LENGTH = 20_000
+
+
+@dataclass(frozen=True)
+class ParsedCall:
+    """A call as written, or why it could not be read.
+
+    Example:
+        ParsedCall("image_zoom_in_tool", {"bbox_2d": [0, 0, 500, 500], "label": "cat", "img_idx": 0})
+        ParsedCall(error="the call is not valid JSON: Expecting value at character 0")
+    """
+
+    name: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def parse_calls(text: str) -> list[ParsedCall]:
+    """The calls of one assistant turn, in order; empty where it has none.
+
+    Thinking does not count: only what follows the first `</think>` is read, and nothing of a turn that
+    opens with `<think>` and never closes it. At most 8 calls are read; one more tells of the rest.
+    """
+    before, closed, after = text.partition("</think>")
+    rest = after if closed else before
+    if not closed and rest.lstrip().startswith("<think>"):
+        return []
+    calls: list[ParsedCall] = []
+    start = rest.find(OPEN)
+    while start >= 0:
+        if len(calls) == MAX_CALLS:
+            error = f"at most {MAX_CALLS} calls are read in a turn; this one and what follows were not"
+            return [*calls, ParsedCall(error=error)]
+        start += len(OPEN)
+        end = rest.find(CLOSE, start)
+        if end < 0:
+            return [*calls, ParsedCall(error=f"the call has no closing {CLOSE}")]
+        calls.append(_parse(rest[start:end]))
+        start = rest.find(OPEN, end + len(CLOSE))
+    return calls
+
+
+def _parse(body: str) -> ParsedCall:
+    if len(body) > MAX_CALL_LENGTH:
+        return ParsedCall(error=f"the call is longer than {MAX_CALL_LENGTH:,} characters")
+    try:
+        call = parse_json(body)
+    except JsonError as error:
+        return ParsedCall(error=f"the call is not valid JSON: {error}")
+    if not isinstance(call, dict):
+        return ParsedCall(error='the call must be an object {"name": …, "arguments": {…}}')
+    name, arguments = call.get("name"), call.get("arguments")
+    if not isinstance(name, str) or not name:
+        return ParsedCall(error='the call needs a "name", a string')
+    if not isinstance(arguments, dict):
+        return ParsedCall(name, error='the call needs "arguments", an object')
+    return ParsedCall(name, arguments)

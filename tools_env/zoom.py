@@ -1,0 +1,109 @@
+"""The published zoom tool: look at a part of an image at the resolution of its file."""
+
+import math
+from typing import Any
+
+from posttrain.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
+from posttrain.types import Box, Frame, ImageRef, ToolSpec
+from tools_env.sdk import ToolError, ToolResult
+
+_FRAME_TEXTS: dict[Frame, str] = {
+    "norm_1000": "on a scale of 0 to 1000 over the image's width and height",
+    "pixel_original": "in pixels of the image",
+}
+
+
+class ImageZoomIn:
+    """Crop a box from the original file of any image of the dialogue, earlier crops included.
+
+    The crop keeps the file's own resolution; the model's processor resizes it as it does every image.
+    Boxes that hang over an edge are cut at it, and small ones grow around their centre, so that the
+    processor has something to look at.
+
+    Name, arguments and their types are those that Qwen3-VL was trained with (Qwen3-VL report, appendix).
+
+    Example:
+        ImageZoomIn()({"bbox_2d": [100, 100, 300, 300], "label": "cup", "img_idx": 0}, [ImageRef("/a.png")])
+    """
+
+    def __init__(self, frame: Frame = "norm_1000", min_side: int = 32):
+        """Choose the coordinates' frame.
+
+        Args:
+            frame: `norm_1000` (Qwen2-VL and Qwen3-VL) or `pixel_original`.
+            min_side: Least width and height of a crop, in pixels of the file.
+        """
+        if frame not in _FRAME_TEXTS:
+            raise ValueError(f"frame {frame!r} is none of {', '.join(_FRAME_TEXTS)}")
+        if min_side < 1:
+            raise ValueError(f"min_side must be at least 1, got {min_side}")
+        self._frame: Frame = frame
+        self._min_side = min_side
+        box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {_FRAME_TEXTS[frame]}."
+        numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+        self.spec = ToolSpec(
+            name="image_zoom_in_tool",
+            description="Zoom in on a region of an image to see its details.",
+            parameters={
+                "type": "object",
+                "properties": {
+                    "bbox_2d": numbers | {"description": box},
+                    "label": {"type": "string", "description": "What the region shows."},
+                    "img_idx": {"type": "number", "description": "Which image, counted from 0."},
+                },
+                "required": ["bbox_2d", "label", "img_idx"],
+            },
+        )
+
+    def __call__(self, arguments: dict[str, Any], images: list[ImageRef]) -> ToolResult:
+        """The crop, with the index under which it can be zoomed into again.
+
+        Raises:
+            ToolError: If there is no such image, or the box is not inside it.
+        """
+        ref = images[self._index(arguments["img_idx"], len(images))]
+        try:
+            image = open_image(ref.path)
+        except ImageError as error:
+            raise ToolError(f"image {arguments['img_idx']} cannot be opened") from error
+        crop = image.crop(self._region(arguments["bbox_2d"], image.size))
+        return ToolResult(f"Image {len(images)}", (crop,))
+
+    def _index(self, value: float, count: int) -> int:
+        if value not in range(count):
+            raise ToolError(f"img_idx {value} does not exist; there are {count} images, from 0")
+        return int(value)
+
+    def _region(self, corners: list[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """The part of the file to show: whole pixels, clamped, and at least the minimum side."""
+        x1, y1, x2, y2 = corners
+        if not all(math.isfinite(corner) for corner in corners):
+            raise ToolError(f"bbox_2d {corners} has a corner that is not a finite number")
+        if x1 >= x2 or y1 >= y2:
+            raise ToolError(f"bbox_2d {corners} is empty or reversed; x1 < x2 and y1 < y2 are needed")
+        box = Box(x1, y1, x2, y2, self._frame).to("pixel_original", original=size)
+        left, right = max(0.0, box.x1), min(float(size[0]), box.x2)
+        top, bottom = max(0.0, box.y1), min(float(size[1]), box.y2)
+        if left >= right or top >= bottom:
+            raise ToolError(f"bbox_2d {corners} lies outside the image; it is {_FRAME_TEXTS[self._frame]}")
+        # A strip that no processor takes grows as well.
+        least = max(self._min_side, math.ceil(max(right - left, bottom - top) / MAX_ASPECT_RATIO) + 1)
+        left, right = _grow(left, right, least, size[0])
+        top, bottom = _grow(top, bottom, least, size[1])
+        region = (left, top, right, bottom)
+        try:
+            check_size((right - left, bottom - top))
+        except ImageError as error:
+            raise ToolError(f"bbox_2d {corners} is too thin to be shown: {error}") from None
+        return region
+
+
+def _grow(start: float, end: float, least: int, limit: int) -> tuple[int, int]:
+    """Round a span outwards to whole pixels, widen it to `least` around its centre, within 0…limit."""
+    first, last = math.floor(start), math.ceil(end)
+    if last - first < least:
+        first = round((start + end) / 2 - least / 2)
+        last = first + least
+        shift = max(0, -first) - max(0, last - limit)
+        first, last = first + shift, last + shift
+    return max(0, first), min(limit, last)
