@@ -192,10 +192,10 @@ def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None
     console.start(stage, total_steps)
     path = run.path / "metrics.jsonl"
     done = threading.Event()
+    begun_at = path.stat().st_size if path.is_file() else 0
 
     def follow() -> None:
-        position = path.stat().st_size if path.is_file() else 0
-        ended = False
+        position, ended = begun_at, False
         while not ended:
             ended = done.wait(FOLLOW_INTERVAL)
             size = path.stat().st_size if path.is_file() else 0

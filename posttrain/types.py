@@ -313,7 +313,9 @@ def message_from_json(row: dict[str, Any]) -> Message:
     if isinstance(content, str):
         return text_message(role, content)
     if not isinstance(content, list):
-        raise ValueError(f"message content must be a string or a list of blocks, got {type(content).__name__}")
+        raise ValueError(
+            f"message content must be a string or a list of blocks, got {type(content).__name__}"
+        )
     blocks: list[Block] = []
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None

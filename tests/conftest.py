@@ -6,10 +6,15 @@ from pathlib import Path
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is loaded; child processes inherit it
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs a hub fails here, not only on another machine
 
+import hypothesis
 import pytest
 import torch
 
 from posttrain.models.tiny import build_tiny_qwen3_vl
+
+# Machines here are shared: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("posttrain")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -170,17 +170,22 @@ def corpus() -> Iterator[str]:
 
 
 def phrases() -> list[str]:
-    """What should be one token each: coordinates, colours, letters and the JSON between them."""
+    """What should be one token each: the JSON around values, colours, letters and coordinates.
+
+    A colour and the opening of its box are one token as well, so that the first coordinate follows the
+    colour directly: then one step of attention finds the marker, and 400 steps of training teach it.
+    With a token between them, the same training still picked any marker of the scene.
+    """
     before, after = zoom_call("<label>", [0, 0, 0, 0]).split("<label>")
     opening, closing = after.split("0, 0, 0, 0")
     listing = json.dumps([{"label": "<label>", "bbox_2d": [0]}, {"label": "<label>", "bbox_2d": [0]}])
     list_opening, list_middle, _ = listing.split("<label>")
     between = list_middle.split("[0")[1]
-    values = range(0, 1001, COORDINATE_STEP)
-    coordinates = [f"{value}{comma}" for value in values for comma in ("", ", ")]
     asked = question("<colour>").split("<colour>")
-    texts = [before, opening, closing, list_opening, list_opening[1:], between, *asked, LIST_QUESTION]
-    return [*texts, *COLOURS, *coordinates]
+    texts = [before, closing, list_opening, list_opening[1:], between, *asked, LIST_QUESTION]
+    colours = [f"{colour}{end}" for colour in COLOURS for end in ("", opening)]
+    values = range(0, 1001, COORDINATE_STEP)
+    return texts + colours + [f"{value}{comma}" for value in values for comma in ("", ", ")]
 
 
 def _user(image: ImageRef, text: str) -> Message:

@@ -7,6 +7,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def process_group_backend(use_gpu: bool) -> str:
+    """The collectives' backends: gradients travel between GPUs, counts and metrics between CPUs."""
+    return "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+
+
 def rank() -> int:
     """This process's rank; 0 where there is no process group."""
     return dist.get_rank() if dist.is_initialized() else 0

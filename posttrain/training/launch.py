@@ -10,6 +10,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from posttrain.training.distributed import process_group_backend
+
 
 class StageFailed(RuntimeError):
     """A stage's workers failed; the message is the first failed worker's own."""
@@ -40,7 +42,7 @@ def run_workers(
         function,
         train_loop_config=arguments,
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(timeout_s=600),
+        torch_config=TorchConfig(backend=process_group_backend(use_gpu), timeout_s=600),
         run_config=RunConfig(
             name="ray-train",
             storage_path=str(scratch.resolve()),

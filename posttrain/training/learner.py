@@ -123,7 +123,8 @@ class Learner:
         """One rollout batch: check it against the engine, then one optimiser step a mini-batch.
 
         Args:
-            trajectories: The whole batch, the same on every rank; all with an advantage.
+            trajectories: The whole batch, the same on every rank; all with an advantage. Without any (every
+                reward failed, say) the policy stays as it is.
 
         Returns:
             The step's metrics, the same on every rank.
@@ -132,14 +133,16 @@ class Learner:
             PolicyMismatch: If the engine sampled from other weights than these.
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
+        if not trajectories:
+            return {"update/skipped": float(self.stage.algorithm.mini_batches)}
         begun = time.perf_counter()
         self.model.train()
         mini_batches = self._mini_batches(trajectories)
         old = self._old_logprobs([micro for share in mini_batches for micro in share.micro_batches])
         metrics = self._agreement(old)
-        self.pieces: list[dict[str, Tensor]] = []
-        norms = [self._mini_batch_update(share, old) for share in mini_batches]
-        metrics |= self._summary(norms)
+        pieces: list[dict[str, Tensor]] = []
+        norms = [self._mini_batch_update(share, old, pieces) for share in mini_batches]
+        metrics |= self._summary(norms, pieces)
         metrics["learning_rate"] = self.schedule.get_last_lr()[0]
         metrics["time/learner"] = time.perf_counter() - begun
         return metrics
@@ -187,14 +190,20 @@ class Learner:
         if not measured <= self.stage.logprob_tolerance:
             raise PolicyMismatch(
                 f"engine and learner log-probs of the sampled tokens differ by {measured:.2e}, more than"
-                f" logprob_tolerance = {self.stage.logprob_tolerance:g}. The engine sampled from other weights"
-                " (a publish that was skipped or half done), saw other pixels (compare image hashes and"
-                " max_pixels), or uses another precision than the learner (model.dtype)"
+                f" logprob_tolerance = {self.stage.logprob_tolerance:g}. The engine sampled from other"
+                " weights (a publish that was skipped or half done), saw other pixels (compare image hashes"
+                " and max_pixels), or uses another precision than the learner (model.dtype)"
             )
         return metrics
 
-    def _mini_batch_update(self, share: Share, old: dict[int, tuple[Tensor, Tensor]]) -> float:
-        """Forward and backward of this rank's micro-batches, then one step; returns the gradient's norm."""
+    def _mini_batch_update(
+        self, share: Share, old: dict[int, tuple[Tensor, Tensor]], pieces: list[dict[str, Tensor]]
+    ) -> float:
+        """Forward and backward of this rank's micro-batches, then one step.
+
+        Returns:
+            The gradient's norm; each micro-batch's metrics are added to `pieces`.
+        """
         for micro in share.micro_batches:
             logprobs, entropy = self._logprobs(micro)
             old_logprobs, engine_logprobs = old[id(micro)]
@@ -212,7 +221,7 @@ class Learner:
                 importance_weights=weights,
             )
             loss.backward()
-            self.pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
+            pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
         sum_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.max_grad_norm).item()
         if math.isfinite(norm):
@@ -237,10 +246,10 @@ class Learner:
             " learning_rate, or look for a reward that is not finite in rollouts/"
         )
 
-    def _summary(self, norms: list[float]) -> dict[str, float]:
+    def _summary(self, norms: list[float], pieces: list[dict[str, Tensor]]) -> dict[str, float]:
         """Means over the tokens of all ranks; the gate's quantiles are this rank's."""
         names = ("loss", "entropy_sum", "kl_sum", "clipped_sum", "num_tokens")
-        sums = [sum(piece[name].item() for piece in self.pieces if name in piece) for name in names]
+        sums = [sum(piece[name].item() for piece in pieces if name in piece) for name in names]
         sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         total = dict(zip(names, sums, strict=True))
         tokens = max(1.0, total["num_tokens"])
@@ -253,7 +262,7 @@ class Learner:
             "update/skipped": float(len(norms) - len(finite)),
         }
         if self.stage.algorithm.name == "sapo":
-            return metrics | gate_quantiles(self.pieces)
+            return metrics | gate_quantiles(pieces)
         return metrics | {"clip_fraction": total["clipped_sum"] / tokens}
 
     def write_weights(self, directory: Path) -> None:

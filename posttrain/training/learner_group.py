@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from posttrain.config import ModelConfig, RlStage
+from posttrain.training.distributed import process_group_backend
 from posttrain.training.learner import Learner
 from posttrain.types import Trajectory
 
@@ -46,7 +47,7 @@ class LearnerActor:
         """Join the group and load the checkpoint."""
         if self._of > 1:
             dist.init_process_group(
-                "nccl" if torch.cuda.is_available() else "gloo",
+                process_group_backend(torch.cuda.is_available()),
                 init_method=address,
                 rank=self._index,
                 world_size=self._of,

@@ -14,7 +14,7 @@ import pytest
 
 from posttrain.durable import DiskFull
 from posttrain.run_dir import RunDir
-from posttrain.tracking import Console, Tracker, TrackerError
+from posttrain.tracking import Console, Tracker, TrackerError, showing_progress
 
 
 @pytest.fixture
@@ -142,6 +142,21 @@ def test_a_bar_on_a_terminal() -> None:
     assert "sft: 100%" in stream.getvalue()
     assert "loss 0.25" in stream.getvalue()
     assert "rl:   0%" in stream.getvalue()
+
+
+def test_what_workers_log_is_shown_here(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run.path / "metrics.jsonl"
+    path.write_text('{"stage": "sft", "step": 1, "time": 0, "loss": 9.0}\n')  # of before, not shown
+    with showing_progress(run, "sft", total_steps=4), path.open("a") as file:
+        file.write('{"stage": "other", "step": 3, "time": 0, "loss": 8.0}\n')
+        file.write('{"stage": "sft", "step": 3, "time": 0, "loss": null}\n{"stage": "sft", "st')
+        file.flush()
+        file.write('ep": 4, "time": 0, "loss": 2.5}\n')
+        file.flush()
+    shown = capsys.readouterr().err
+    assert "sft  step 4/4  loss 2.5" in shown
+    assert "step 1/4" not in shown
+    assert "other" not in shown
 
 
 def test_an_unknown_tracker_is_refused(run: RunDir) -> None:

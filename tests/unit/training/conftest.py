@@ -1,4 +1,4 @@
-"""Trajectories whose log-probs come from a plain transformers forward, as an independent engine would give."""
+"""Trajectories whose log-probs come from a plain transformers forward, as another engine would give."""
 
 import itertools
 from pathlib import Path

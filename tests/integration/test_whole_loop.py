@@ -1,0 +1,167 @@
+"""The quickstart's loop at its smallest, as a user runs it: every part real, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+SMALLEST = """
+base: quickstart
+name: smallest
+stages:
+  tiny_model: {steps: 8, batch_size: 16}
+  sft: {max_steps: 8, per_device_batch_size: 8, save_steps: 4, logging_steps: 2}
+  rl:
+    algorithm: {group_size: 4}
+    prompts_per_step: 2
+    max_steps: 4
+    save_steps: 2
+    warmup_steps: 1
+    micro_batch_size: 2
+reward_wait_s: 3
+evaluation:
+  stages: [rl]
+  tasks:
+    with_tool: {num_samples: 16}
+    without_tool: {num_samples: 16}
+"""
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole-loop") / "smallest.yaml"
+    path.write_text(SMALLEST, encoding="utf-8")
+    return path
+
+
+def start(recipe: Path, runs: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`posttrain run` in a process group of its own, so that a kill takes Ray's processes too."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "posttrain.cli", "run", str(recipe), f"output_dir={runs}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=recipe.parent,
+        start_new_session=True,
+        env=os.environ | {"POSTTRAIN_CACHE": str(recipe.parent / "cache")},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=TIMEOUT)
+    return output
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL the whole process group as soon as a condition holds."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"the run ended before it was killed:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that nothing disturbed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    process = start(recipe, runs)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert "report:" in output
+    assert "without_tool" in output
+    return runs / "smallest"
+
+
+def test_every_part_left_its_traces(undisturbed: Path):
+    metrics = rows(undisturbed / "metrics.jsonl")
+    assert {row["stage"] for row in metrics} == {"tiny_model", "sft", "rl"}
+    learned = [row for row in metrics if row["stage"] == "rl"]
+    assert [row["step"] for row in learned] == [1, 2, 3, 4]
+    for row in learned:
+        assert row["logprob_gap/max"] < 1e-4  # after every publish, engine and learner agree
+        assert row["update/skipped"] == 0
+        assert row["reward/errors"] == 0
+        assert 0 <= row["reward/answer_accuracy"] <= 1
+    for stage in ("tiny_model", "sft", "rl"):
+        final = json.loads((undisturbed / stage / "stage.json").read_text())["final"]
+        assert (undisturbed / stage / final / "manifest.json").is_file()
+    assert len(rows(undisturbed / "rollouts" / "rl" / "step-4.jsonl")) == 8
+    assert {row["task"] for row in rows(undisturbed / "evaluation.jsonl")} == {"with_tool", "without_tool"}
+    assert "<html" in (undisturbed / "report.html").read_text("utf-8")
+
+
+def test_a_used_directory_is_refused(recipe: Path, undisturbed: Path):
+    process = start(recipe, undisturbed.parent)
+    output = finish(process)
+    assert process.returncode == 2
+    assert "--resume" in output
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_a_killed_run_resumes_and_ends_as_the_undisturbed_one(
+    recipe: Path, undisturbed: Path, tmp_path: Path, stage: str
+):
+    run = tmp_path / "smallest"
+    saved = {"sft": "sft/checkpoint-4", "rl": "rl/checkpoint-2"}[stage]
+    kill_when(start(recipe, tmp_path), (run / saved / "manifest.json").is_file)
+    resumed = start(recipe, tmp_path, "--resume")
+    output = finish(resumed)
+    assert resumed.returncode == 0, output
+    for checkpoint in ("sft/checkpoint-8", "rl/checkpoint-4"):
+        ours = load_file(run / checkpoint / "model.safetensors")
+        theirs = load_file(undisturbed / checkpoint / "model.safetensors")
+        assert all((ours[name] == theirs[name]).all() for name in theirs), checkpoint
+    steps = [row["step"] for row in rows(run / "metrics.jsonl") if row["stage"] == "rl"]
+    assert steps == [1, 2, 3, 4]
+    measured = [row["accuracy"] for row in rows(run / "evaluation.jsonl")]
+    assert measured == [row["accuracy"] for row in rows(undisturbed / "evaluation.jsonl")]
+
+
+def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undisturbed: Path, tmp_path: Path):
+    """No in-process shortcut: rewards come from the server, or the run ends with what to do."""
+    process = start(recipe, tmp_path)
+
+    def serving() -> bool:
+        return bool(reward_servers(process.pid)) and (tmp_path / "smallest/rollouts/rl/step-1.jsonl").exists()
+
+    deadline = time.monotonic() + TIMEOUT
+    while not serving():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for pid in reward_servers(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode != 0
+    assert "reward server" in output
+    assert "--resume" in output
+
+
+def reward_servers(session: int) -> list[int]:
+    """Processes of a session that run `rewards serve`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+            if b"serve" in words and b"rewards" in words and os.getsid(int(path.parent.name)) == session:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
