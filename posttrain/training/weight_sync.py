@@ -5,13 +5,27 @@ engines reload from it, clear their caches and take the new version. The folder 
 is removed only when every engine has moved on.
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 #: Shared memory of this machine, if it has any.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a private folder is made in it)
+
+
+PREFIX = "posttrain-weights-"
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the folders of runs that were killed: weights in shared memory are memory lost."""
+    for folder in parent.glob(f"{PREFIX}*-*"):
+        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class WeightSource(Protocol):
@@ -41,8 +55,9 @@ class WeightSync:
     def __init__(self, source: WeightSource, sink: WeightSink) -> None:
         self._source = source
         self._sink = sink
-        parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-        self._directory = Path(tempfile.mkdtemp(prefix="posttrain-weights-", dir=parent))
+        parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+        remove_leftovers(parent)
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
 
     def publish(self, version: int) -> None:
         """Bring every engine to the source's present weights, under this version."""

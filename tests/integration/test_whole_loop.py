@@ -114,6 +114,27 @@ def test_a_used_directory_is_refused(recipe: Path, undisturbed: Path):
     assert "--resume" in output
 
 
+def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "posttrain.cli", "eval", str(undisturbed / "rl" / "checkpoint-4")]
+    command += ["--data", "markers_test", "--tools", "image_zoom_in", "--max-turns", "3"]
+    command += ["--num-samples", "16", "--max-new-tokens", "64", "--max-length", "256"]
+    finished = subprocess.run(
+        [*command, "--output-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        cwd=recipe.parent,
+        env=os.environ | {"POSTTRAIN_CACHE": str(recipe.parent / "cache")},
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    [directory] = tmp_path.iterdir()
+    [measured] = rows(directory / "evaluation.jsonl")
+    [before] = [row for row in rows(undisturbed / "evaluation.jsonl") if row["task"] == "with_tool"]
+    assert measured["accuracy"] == before["accuracy"]
+    assert measured["metrics"]["tokens"] == before["metrics"]["tokens"]
+
+
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_a_killed_run_resumes_and_ends_as_the_undisturbed_one(
     recipe: Path, undisturbed: Path, tmp_path: Path, stage: str
