@@ -39,7 +39,7 @@ a file of your own may change a recipe (my_run.yaml):
   base: quickstart
   name: greedy
   stages:
-    rl: {learning_rate: 1e-4, algorithm: {group_size: 4}}
+    rl: {learning_rate: 5e-5, prompts_per_step: 32}
 """
 
 VALIDATE = """\

@@ -33,7 +33,7 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: With every problem found.
 
     Example:
-        load_run("quickstart", ["seed=1", "stages.rl.algorithm.group_size=4"])
+        load_run("quickstart", ["seed=1", "stages.rl.prompts_per_step=32"])
     """
     return build_run(read_run(source, overrides))
 

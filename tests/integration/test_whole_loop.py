@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -135,13 +136,12 @@ def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Pa
     assert measured["metrics"]["tokens"] == before["metrics"]["tokens"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_a_killed_run_resumes_and_ends_as_the_undisturbed_one(
-    recipe: Path, undisturbed: Path, tmp_path: Path, stage: str
+def test_a_run_killed_in_two_stages_ends_as_the_undisturbed_one(
+    recipe: Path, undisturbed: Path, tmp_path: Path
 ):
     run = tmp_path / "smallest"
-    saved = {"sft": "sft/checkpoint-4", "rl": "rl/checkpoint-2"}[stage]
-    kill_when(start(recipe, tmp_path), (run / saved / "manifest.json").is_file)
+    kill_when(start(recipe, tmp_path), (run / "sft/checkpoint-4/manifest.json").is_file)
+    kill_when(start(recipe, tmp_path, "--resume"), (run / "rl/checkpoint-2/manifest.json").is_file)
     resumed = start(recipe, tmp_path, "--resume")
     output = finish(resumed)
     assert resumed.returncode == 0, output
@@ -157,21 +157,25 @@ def test_a_killed_run_resumes_and_ends_as_the_undisturbed_one(
 
 def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undisturbed: Path, tmp_path: Path):
     """No in-process shortcut: rewards come from the server, or the run ends with what to do."""
-    process = start(recipe, tmp_path)
-
-    def serving() -> bool:
-        return bool(reward_servers(process.pid)) and (tmp_path / "smallest/rollouts/rl/step-1.jsonl").exists()
-
+    settings = yaml.safe_load((undisturbed / "resolved.json").read_text())
+    settings["model"]["name_or_path"] = str(undisturbed / "sft" / "checkpoint-8")
+    settings["stages"] = [settings["stages"][2] | {"max_steps": 50}]
+    from_sft = recipe.parent / "from-sft.yaml"
+    from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    process = start(from_sft, tmp_path)
+    first = tmp_path / "smallest" / "rollouts" / "rl" / "step-1.jsonl"
     deadline = time.monotonic() + TIMEOUT
-    while not serving():
+    while not first.is_file():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    for pid in reward_servers(process.pid):
+    servers = reward_servers(process.pid)
+    assert servers
+    for pid in servers:
         os.kill(pid, signal.SIGKILL)
     output = finish(process)
-    assert process.returncode != 0
-    assert "reward server" in output
+    assert process.returncode == 2, output
+    assert "the reward server" in output
     assert "--resume" in output
 
 

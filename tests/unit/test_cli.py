@@ -50,9 +50,9 @@ def test_every_recipe_is_valid_without_weights_or_data(
 
 
 def test_a_dry_run_prints_the_arithmetic_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "quickstart", "--dry-run", "stages.rl.algorithm.group_size=4", "seed=1"]) == 0
+    assert main(["run", "quickstart", "--dry-run", "stages.rl.prompts_per_step=32", "seed=1"]) == 0
     output = capsys.readouterr().out
-    assert "16 prompts × 4 = 64" in output
+    assert "32 prompts × 8 = 256" in output
     assert "nothing was started" in output
     assert list(Path().iterdir()) == []
 
