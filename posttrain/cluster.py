@@ -1,5 +1,6 @@
 """The Ray cluster that a run's stages share: started on this machine, or joined."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,15 +49,15 @@ def cluster(
         ray.init(
             address=address or "local",
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             # Workers report through the run's files; their own output stays in Ray's session folder.
             log_to_driver=False,
             **({} if address else local),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises the bare class where its processes do not come up in time
         raise ClusterError(
-            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory and free memory are the"
-            " usual causes; a cluster is joined with cluster.address"
+            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a machine"
+            " that is busy with other work are the usual causes. To join a cluster, set cluster.address"
         ) from error
     try:
         yield

@@ -100,8 +100,8 @@ def random_scene(rng: random.Random) -> Scene:
         letter = rng.choice(LETTERS)
         markers.append(Marker(colours[len(markers)], letter, x, y, diameter, rng.randint(20, 27)))
     level = rng.randint(150, 235)
-    ground = tuple(level + rng.randint(-12, 12) for _ in range(3))
-    return Scene(tuple(markers), ground)
+    red, green, blue = (level + rng.randint(-12, 12) for _ in range(3))
+    return Scene(tuple(markers), (red, green, blue))
 
 
 def scene_stream(split: Split, seed: int) -> Iterator[Scene]:

@@ -82,8 +82,8 @@ def initialise(model: Qwen3VLForConditionalGeneration) -> None:
         parameter.normal_(0.0, std)
     # The head starts as the transposed embeddings (not tied: each is trained on its own), so that a
     # word found in the residual stream is already half spoken.
-    embeddings = model.get_input_embeddings().weight
-    model.get_output_embeddings().weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))
+    embeddings = model.model.language_model.embed_tokens.weight
+    model.lm_head.weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))
 
 
 def _build_config(processor: Qwen3VLProcessor) -> Qwen3VLConfig:
@@ -176,7 +176,7 @@ def _add_whole(tokenizer: Any, texts: Iterable[str], special: bool = False) -> N
     tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _merges(tokenizer: Tokenizer) -> Any:
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 

@@ -101,7 +101,8 @@ class Learner:
             dtype=model_config.dtype,
             freeze_vision_tower=model_config.freeze_vision_tower,
             freeze_merger=model_config.freeze_merger,
-        ).to(self.device)
+        )
+        self.model.to(self.device)
         self.optimizer = build_optimizer([self.model], "adamw", stage.learning_rate, stage.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.objective = objective_of(stage.algorithm)
@@ -143,7 +144,7 @@ class Learner:
         pieces: list[dict[str, Tensor]] = []
         norms = [self._mini_batch_update(share, old, pieces) for share in mini_batches]
         metrics |= self._summary(norms, pieces)
-        metrics["learning_rate"] = self.schedule.get_last_lr()[0]
+        metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
         metrics["time/learner"] = time.perf_counter() - begun
         return metrics
 

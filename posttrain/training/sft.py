@@ -90,7 +90,7 @@ class SupervisedTrainer(SFTTrainer):
     """
 
     def __init__(self, *, normalization: Normalization, run: RunDir, stage_name: str, **kwargs: Any) -> None:
-        self._normalization = normalization
+        self._normalization: Normalization = normalization
         self._run = run
         self._stage_name = stage_name
         super().__init__(**kwargs)

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from posttrain.config import dataset_names, load_dataset_config
+
 pytestmark = pytest.mark.slow
 
 SMALLEST = """
@@ -35,13 +37,20 @@ evaluation:
     with_tool: {num_samples: 16}
     without_tool: {num_samples: 16}
 """
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart with less of everything: steps, and scenes in its datasets."""
     path = tmp_path_factory.mktemp("whole-loop") / "smallest.yaml"
     path.write_text(SMALLEST, encoding="utf-8")
+    datasets = path.parent / "datasets_cfg"
+    datasets.mkdir()
+    for name in (name for name in dataset_names() if name.startswith("markers_")):
+        dataset = load_dataset_config(name).model_dump(exclude_unset=True)
+        dataset["source"]["params"]["count"] = 24
+        (datasets / f"{name}.yaml").write_text(yaml.safe_dump(dataset), encoding="utf-8")
     return path
 
 
