@@ -56,8 +56,9 @@ def cluster(
         )
     except Exception as error:  # Ray raises the bare class where its processes do not come up in time
         raise ClusterError(
-            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a machine"
-            " that is busy with other work are the usual causes. To join a cluster, set cluster.address"
+            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a"
+            " machine that is busy with other work are the usual causes. A running cluster is joined by"
+            " cluster.address"
         ) from error
     try:
         yield
