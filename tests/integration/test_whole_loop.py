@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -188,14 +189,7 @@ def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undis
     assert "--resume" in output
 
 
-def reward_servers(session: int) -> list[int]:
-    """Processes of a session that run `rewards serve`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-            if b"serve" in words and b"rewards" in words and os.getsid(int(path.parent.name)) == session:
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+def reward_servers(run: int) -> list[int]:
+    """Processes below a run's that run `rewards serve`."""
+    children = psutil.Process(run).children(recursive=True)
+    return [child.pid for child in children if {"rewards", "serve"} <= set(child.cmdline())]
