@@ -58,7 +58,7 @@ example:
 
 EVAL = """\
 examples:
-  posttrain eval runs/quickstart/rl/checkpoint-60 --data markers_test --tools image_zoom_in --max-turns 3
+  posttrain eval runs/quickstart/rl/checkpoint-40 --data markers_test --tools image_zoom_in --max-turns 3
   posttrain eval Qwen/Qwen3-VL-8B-Instruct --data my_questions.yaml --num-gpus 1 --max-new-tokens 512
 """
 
