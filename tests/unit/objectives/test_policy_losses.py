@@ -206,14 +206,14 @@ def one_rank(rank: int, store: str, results: str) -> None:
     """Half of the sequences on each of two ranks, gradients of shared parameters summed."""
     torch.set_num_threads(1)
     # A group of its own: the forked process inherits the default one of an engine in this test session.
-    group = dist.ProcessGroupGloo(dist.FileStore(store, 2), rank, 2)
+    group = dist.ProcessGroupGloo(dist.FileStore(store, 2), rank, 2)  # pyright: ignore
     gradients = {}
     for name in LOSSES:
         half = random_batch(6).at(random_batch(6).sequence_ids % 2 == rank)
         slope = torch.ones((), dtype=torch.float64, requires_grad=True)
         run(name, replace(half, logprobs=half.logprobs.detach() * slope), CAP).backward()
         assert slope.grad is not None
-        group.allreduce([slope.grad]).wait()
+        group.allreduce([slope.grad]).wait()  # pyright: ignore
         gradients[name] = slope.grad.item()
     torch.save(gradients, f"{results}/{rank}.pt")
 
