@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,9 +12,8 @@ from posttrain import __version__
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
 from posttrain.config.model import read_model_config
-from posttrain.plugins import declared
+from rewards.cli import add_verbs
 
-TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
 OWN_PACKAGES = ("posttrain", "rewards", "tools_env")
 
 ABOUT = """\
@@ -65,20 +63,6 @@ examples:
 VIEW = """\
 example:
   posttrain view runs/quickstart       write report.html and print where it is
-"""
-
-SERVE = f"""\
-Serves rewards over HTTP; each is a name, file.py:attribute or package.module:attribute. Clients send the
-bearer token of the environment variable {TOKEN_VARIABLE}; without one, only loopback is served.
-
-example:
-  posttrain rewards serve answer_accuracy my_rewards.py:neatness --port 8900
-  curl -s localhost:8900/health
-"""
-
-LIST = """\
-example:
-  posttrain rewards list
 """
 
 
@@ -151,11 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     view = _command(commands, "view", view_command, "write a run's report", VIEW)
     view.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
 
-    rewards = commands.add_parser("rewards", help="list rewards, or serve them over HTTP")
+    rewards = commands.add_parser("rewards", help="list, write, check, try and serve rewards")
     rewards.set_defaults(command="rewards", action=lambda _: rewards.print_help() or 0)
-    verbs = rewards.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve_options(_command(verbs, "serve", serve_command, "serve rewards over HTTP", SERVE))
-    _command(verbs, "list", list_command, "rewards that are installed", LIST)
+    add_verbs(rewards.add_subparsers(title="commands", metavar="COMMAND"), _command)
     return parser
 
 
@@ -209,20 +191,6 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         "--output-dir", default="runs", metavar="DIR", help="where results go (default: runs)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
-
-
-def _add_serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "rewards", nargs="*", metavar="REWARD", help="references (default: every declared reward)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    parser.add_argument("--port", type=int, default=8900, help="port; 0 takes a free one (default: 8900)")
-    parser.add_argument(
-        "--base-dir", type=Path, default=Path(), metavar="DIR", help="where file references start"
-    )
-    parser.add_argument(
-        "--url-file", type=Path, metavar="FILE", help="write the address there once it serves"
-    )
 
 
 def load_checked(document: Document, about_to_run: bool) -> RunConfig:
@@ -325,31 +293,6 @@ def view_command(options: argparse.Namespace) -> int:
     from posttrain.viewer import write_report
 
     print(write_report(options.run))
-    return 0
-
-
-def serve_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards serve`."""
-    from rewards.server import serve
-
-    serve(
-        options.rewards or list(declared("posttrain.rewards")),
-        host=options.host,
-        port=options.port,
-        token=os.environ.get(TOKEN_VARIABLE, ""),
-        base_dir=options.base_dir,
-        url_file=options.url_file,
-    )
-    return 0
-
-
-def list_command(_: argparse.Namespace) -> int:
-    """`posttrain rewards list`."""
-    from rewards.sdk import load_reward
-
-    for name in declared("posttrain.rewards"):
-        reward = load_reward(name)
-        print(f"{name:<20} [{reward.low:g}, {reward.high:g}]  {reward.summary}")
     return 0
 
 

@@ -1,14 +1,15 @@
 """Rewards that can be tested, attacked and served like any other software; no torch is needed.
 
-Write one with `@reward`, combine several with `rewards.manager.RewardManager`, serve them with
-`posttrain rewards serve`. README.md shows a first plugin.
+Write one with `@reward` (or `@group_reward`), combine several with `rewards.manager.RewardManager`, serve
+them with `posttrain rewards serve`. README.md shows a first plugin.
 """
 
 from posttrain.plugins import declared
 from posttrain.types import RewardInput, Score
-from rewards.sdk import Reward, reward
+from rewards.adapters import from_trl, from_verl
+from rewards.sdk import Reward, group_reward, reward
 
-__all__ = ["Reward", "RewardInput", "Score", "available", "reward"]
+__all__ = ["Reward", "RewardInput", "Score", "available", "from_trl", "from_verl", "group_reward", "reward"]
 
 
 def available() -> list[str]:

@@ -1,6 +1,8 @@
 """Talk to a reward server, and start one for a run."""
 
+import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -8,18 +10,19 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
+from rewards.cli import TOKEN_VARIABLE
 from rewards.manager import RewardSpec
 
-TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105 (its name)
 #: Process id with which a server started for a run is to end.
 PARENT_VARIABLE = "POSTTRAIN_REWARD_PARENT"
 #: Samples in one request: few enough to answer within the time limit, enough to fill the workers.
@@ -27,6 +30,7 @@ BATCH_SIZE = 64
 LONGEST_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class RewardServerUnavailable(RuntimeError):
@@ -37,38 +41,47 @@ class RewardRequestRefused(RuntimeError):
     """The server answered that the request is wrong; asking again would not help."""
 
 
-class RewardClient:
+class AsyncRewardClient:
     """Scores episodes on a server; waits for one that is away or busy, up to a limit.
-
-    It may be used by several threads at once.
 
     Args:
         url: The server's address.
         token: Its bearer token, "" where it has none.
         timeout: Seconds that one request of up to 64 episodes may take.
         wait: Seconds to keep trying while the server is away or busy.
+        requests: How many requests may be under way at once.
 
     Example:
-        RewardClient("http://127.0.0.1:8900").score([{"name": "math"}], episodes)
+        async with AsyncRewardClient("http://127.0.0.1:8900") as client:
+            results = await client.score([{"name": "math"}], episodes)
     """
 
-    def __init__(self, url: str, token: str = "", timeout: float = 120.0, wait: float = 60.0):
+    def __init__(
+        self, url: str, token: str = "", timeout: float = 120.0, wait: float = 60.0, requests: int = 16
+    ):
         self.url = url.rstrip("/")
         self.wait = wait
         headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {token}"} if token else {}
         )
         # Proxies of the environment are for the outside world.
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=timeout, trust_env=False, limits=httpx.Limits()
+        )
+        self._slots = asyncio.Semaphore(requests)
 
-    def score(
-        self, specs: Sequence[RewardSpec | Mapping[str, Any]], inputs: Sequence[RewardInput]
+    async def score(
+        self,
+        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        inputs: Sequence[RewardInput],
+        groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        """One verdict for each episode, in order.
+        """One verdict for each episode, in order; many episodes travel in several requests at once.
 
         Args:
-            specs: The rewards, as `RewardSpec` or `{"name", "weight", "params"}`.
+            specs: The rewards, as `RewardSpec` or `{"name", "weight", "params", "only_if"}`.
             inputs: The episodes.
+            groups: The number of each one's group; a group stands together and is never divided.
 
         Raises:
             RewardServerUnavailable: If the server stayed away or busy for `wait` seconds.
@@ -76,32 +89,44 @@ class RewardClient:
             WireError: If an episode cannot be written as JSON.
         """
         rewards = [spec if isinstance(spec, RewardSpec) else RewardSpec(**spec) for spec in specs]
-        batches = [inputs[i : i + BATCH_SIZE] for i in range(0, len(inputs), BATCH_SIZE)]
-        return [result for batch in batches for result in self._score_batch(rewards, list(batch))]
+        batches = [
+            self._score_batch(rewards, inputs[part], groups and groups[part])
+            for part in _batches(len(inputs), groups)
+        ]
+        return [result for results in await asyncio.gather(*batches) for result in results]
 
-    def health(self) -> bool:
+    async def health(self) -> bool:
         """Whether the server answers now and accepts the token."""
         try:
-            return self._http.get("/health", timeout=5).is_success
+            return (await self._http.get("/health", timeout=5)).is_success
         except httpx.TransportError:
             return False
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        await self._http.aclose()
 
-    def _score_batch(self, specs: list[RewardSpec], inputs: list[RewardInput]) -> list[RewardResult]:
-        reply = wire.loads(self._post(wire.score_request(specs, inputs)))
+    async def __aenter__(self) -> "AsyncRewardClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _score_batch(
+        self, specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None
+    ) -> list[RewardResult]:
+        async with self._slots:
+            reply = wire.loads(await self._post(wire.score_request(specs, inputs, groups)))
         rows = reply.get("results") if isinstance(reply, dict) else None
         if not isinstance(rows, list) or len(rows) != len(inputs):
             raise RewardRequestRefused(f"{self.url} did not answer as a reward server of this version does")
         return [wire.result_from_json(row, f"results[{i}]") for i, row in enumerate(rows)]
 
-    def _post(self, body: bytes) -> bytes:
+    async def _post(self, body: bytes) -> bytes:
         give_up, pause = None, 0.1
         while True:
             try:
-                response = self._http.post("/v1/score", content=body)
+                response = await self._http.post("/v1/score", content=body)
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
             else:
@@ -119,8 +144,50 @@ class RewardClient:
                     f"the reward server {self.url} has not scored anything for {self.wait:g} s ({reason})."
                     " See its log; once it runs again (posttrain rewards serve …), go on with --resume"
                 )
-            time.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, give_up - now)))
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(0.0, give_up - now)))
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+class RewardClient:
+    """`AsyncRewardClient` for threads: its requests run in an event loop of a thread of its own.
+
+    It may be used by several threads at once.
+
+    Args:
+        options: Those of `AsyncRewardClient`.
+
+    Example:
+        RewardClient("http://127.0.0.1:8900").score([{"name": "math"}], episodes)
+    """
+
+    def __init__(self, url: str, token: str = "", **options: Any):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
+        self._thread.start()
+        self._client = AsyncRewardClient(url, token, **options)
+
+    def score(
+        self,
+        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        inputs: Sequence[RewardInput],
+        groups: Sequence[int] | None = None,
+    ) -> list[RewardResult]:
+        """One verdict for each episode, in order; see `AsyncRewardClient.score`."""
+        return self._wait_for(self._client.score(specs, inputs, groups))
+
+    def health(self) -> bool:
+        """Whether the server answers now and accepts the token."""
+        return self._wait_for(self._client.health())
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        self._wait_for(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
 class RewardServer:
@@ -181,6 +248,7 @@ def start_server(
         command = [sys.executable, "-m", "posttrain.cli", "rewards", "serve", *references]
         command += ["--port", "0", "--url-file", str(url_file)]
         command += ["--base-dir", str((base_dir or Path()).absolute())]
+        command += ["--image-root", "/"]  # it has this process's rights, and only this process has the token
         output = stack.enter_context(log.open("ab")) if log else None
         process = subprocess.Popen(
             command,
@@ -206,6 +274,20 @@ def start_server(
     what = f"did not answer within {timeout:g} s" if ended is None else f"ended at once (exit code {ended})"
     said = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() if log else ""
     raise RewardServerUnavailable(f"the reward server {what}{f'; {log} ends with: {said}' if said else ''}")
+
+
+def _batches(count: int, groups: Sequence[int] | None) -> list[slice]:
+    """Runs of at most `BATCH_SIZE` episodes, or of one larger group, that end where a group ends."""
+    ends = list(range(1, count + 1))
+    if groups is not None:
+        ends = [end for end in ends if end == count or groups[end] != groups[end - 1]]
+        if len(ends) != len(set(groups)):
+            raise ValueError("the episodes of a group must stand together")
+    starts = [0]
+    for end, following in itertools.pairwise(ends):
+        if following - starts[-1] > BATCH_SIZE:
+            starts.append(end)
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True) if end > start]
 
 
 def _detail(response: httpx.Response) -> str:

@@ -1,7 +1,7 @@
 """Several rewards for one episode: run each, keep every part, add up what counts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ class RewardSpec:
         name: Reference of the reward.
         weight: Its factor in the sum.
         params: Keyword arguments of the reward.
+        only_if: Other rewards of the list and the least value that each must have for this one to count.
 
     Example:
-        RewardSpec("tool_calls", weight=0.3, params={"target": 2})
+        RewardSpec("tool_calls", weight=0.3, params={"target": 2}, only_if={"answer_accuracy": 1.0})
     """
 
     name: str
     weight: float = 1.0
     params: dict[str, Any] = field(default_factory=dict)
+    only_if: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,23 @@ class Outcome:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a reward: on one episode, or on all those of a group.
+
+    Attributes:
+        spec: The reward.
+        members: Indices of the episodes.
+    """
+
+    spec: RewardSpec
+    members: tuple[int, ...]
+
+
 class RewardManager:
     """Scores episodes in this process.
 
-    There is no deadline here: a reward that hangs, hangs its caller. `rewards.pool.WorkerPool` and the
+    There is no deadline here: a reward that hangs, hangs its caller. `rewards.scorer.Scorer` and the
     server run the same rewards in processes that can be killed.
 
     Args:
@@ -60,21 +75,73 @@ class RewardManager:
     def __init__(self, specs: Sequence[RewardSpec], base_dir: Path | None = None):
         check_specs(specs)
         self.specs = list(specs)
-        self.rewards = [load_reward(spec.name, base_dir) for spec in specs]
-        for spec, loaded in zip(self.specs, self.rewards, strict=True):
-            loaded.check(spec.params)
+        self.rewards = {spec.name: load_reward(spec.name, base_dir) for spec in specs}
+        for spec in self.specs:
+            self.rewards[spec.name].check(spec.params)
 
-    def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """One verdict for each episode, in order."""
-        return [combine(self.specs, self._outcomes(x)) for x in inputs]
+    def score(self, inputs: Sequence[RewardInput], groups: Sequence[int] | None = None) -> list[RewardResult]:
+        """One verdict for each episode, in order.
 
-    def _outcomes(self, x: RewardInput) -> list[Outcome]:
-        pairs = zip(self.specs, self.rewards, strict=True)
-        return [evaluate(loaded, x, spec.params) for spec, loaded in pairs]
+        Args:
+            inputs: The episodes.
+            groups: The number of each one's group, which group rewards need.
+
+        Raises:
+            RewardError: If there is a group reward and no groups.
+        """
+        group_rewards = {name for name, loaded in self.rewards.items() if loaded.group}
+        verdicts = Verdicts(self.specs, len(inputs))
+        for call in calls(self.specs, group_rewards, len(inputs), groups):
+            members = [inputs[i] for i in call.members]
+            verdicts.add(call, evaluate(self.rewards[call.spec.name], members, call.spec.params))
+        return verdicts.results()
+
+
+class Verdicts:
+    """Collects what each call said and adds it up."""
+
+    def __init__(self, specs: Sequence[RewardSpec], count: int):
+        self._specs = list(specs)
+        self._outcomes: list[dict[str, Outcome]] = [{} for _ in range(count)]
+
+    def add(self, call: Call, outcomes: Sequence[Outcome]) -> None:
+        """Keep a call's outcomes, one for each of its members."""
+        for member, outcome in zip(call.members, outcomes, strict=True):
+            self._outcomes[member][call.spec.name] = outcome
+
+    def results(self) -> list[RewardResult]:
+        """One verdict an episode, in order; every call must have been added."""
+        return [combine(self._specs, [by_name[s.name] for s in self._specs]) for by_name in self._outcomes]
+
+
+def calls(
+    specs: Sequence[RewardSpec], group_rewards: Collection[str], count: int, groups: Sequence[int] | None
+) -> list[Call]:
+    """The calls that score `count` episodes: for each reward one an episode, or one a group.
+
+    Raises:
+        RewardError: If a group reward has no groups to judge, or their number is not that of the episodes.
+    """
+    if groups is not None and len(groups) != count:
+        raise RewardError(f"groups has {len(groups)} entries for {count} episodes; give one for each")
+    made = []
+    for spec in specs:
+        if spec.name not in group_rewards:
+            made += [Call(spec, (i,)) for i in range(count)]
+            continue
+        if groups is None:
+            raise RewardError(
+                f"{spec.name!r} judges groups of episodes: say in `groups` which ones belong together"
+            )
+        members: dict[int, list[int]] = {}
+        for i, group in enumerate(groups):
+            members.setdefault(group, []).append(i)
+        made += [Call(spec, tuple(indices)) for indices in members.values()]
+    return made
 
 
 def check_specs(specs: Sequence[RewardSpec]) -> None:
-    """Refuse a list that is empty, names a reward twice or has a weight that is not finite.
+    """Refuse a list that is empty, names a reward twice, or has a weight or condition that makes no sense.
 
     Raises:
         RewardError: Naming the reward.
@@ -87,42 +154,76 @@ def check_specs(specs: Sequence[RewardSpec]) -> None:
             raise RewardError(f"rewards: {spec.name!r} stands in the list twice; results are kept by name")
         if not math.isfinite(spec.weight):
             raise RewardError(f"rewards: the weight of {spec.name!r} is {spec.weight}, not a finite number")
+        for gate, least in spec.only_if.items():
+            if gate not in names or gate == spec.name:
+                others = ", ".join(name for name in names if name != spec.name) or "none"
+                raise RewardError(
+                    f"rewards: {spec.name!r} has only_if {gate!r}, which is not another reward of the list"
+                    f" (others: {others})"
+                )
+            if not math.isfinite(least):
+                raise RewardError(f"rewards: only_if of {spec.name!r} asks for {least}, not a finite number")
 
 
-def evaluate(loaded: Reward, x: RewardInput, params: dict[str, Any]) -> Outcome:
-    """Run one reward on one episode; whatever it raises becomes an error, never a score."""
+def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Outcome]:
+    """Call a reward once; whatever it raises becomes an error of each episode, never a score."""
     try:
-        return Outcome(loaded(x, **params))
+        return [Outcome(score) for score in loaded.judge(xs, params)]
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # plugins and their libraries also raise SystemExit and worse
-        return Outcome(error=f"{type(error).__name__}: {error}"[:MAX_TEXT])
+        return [failure(error)] * len(xs)
+
+
+def failure(error: BaseException) -> Outcome:
+    """What is kept of an exception."""
+    return Outcome(error=f"{type(error).__name__}: {error}"[:MAX_TEXT])
 
 
 def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardResult:
-    """The weighted sum Σ wᵢ·vᵢ over the rewards that apply.
+    """The weighted sum Σ wᵢ·vᵢ over the rewards that apply and whose conditions hold.
 
-    A reward that does not apply is left out with its weight. One error, or no reward that applies,
-    makes the total None: the episode is masked, because any number would be invented.
+    A reward that does not apply is left out with its weight, and so is one with a condition (`only_if`) that
+    fails or does not apply. One error, or no reward that applies, makes the total None: the episode is
+    masked, because any number would be invented.
     """
     result = RewardResult(total=None)
-    total = 0.0
     for spec, outcome in zip(specs, outcomes, strict=True):
         if outcome.error:
             result.errors[spec.name] = outcome.error
             continue
         result.values[spec.name] = outcome.score.value if outcome.score else None
-        if outcome.score is None:
-            continue
-        total += spec.weight * outcome.score.value
-        if outcome.score.parts:
+        if outcome.score and outcome.score.parts:
             result.parts[spec.name] = dict(outcome.score.parts)
-        if outcome.score.note:
+        if outcome.score and outcome.score.note:
             result.notes[spec.name] = outcome.score.note[:MAX_TEXT]
-    if not result.errors and all(value is None for value in result.values.values()):
+    if result.errors:
+        return result
+    if all(value is None for value in result.values.values()):
         result.errors["total"] = "none of the rewards applies to this sample"
-    if not math.isfinite(total):
-        result.errors["total"] = "the weighted sum is too large for a number"
-    if not result.errors:
+        return result
+    total = 0.0
+    for spec in specs:
+        value = result.values[spec.name]
+        if value is None:
+            continue
+        if closed := _closed_gate(spec, result.values):
+            result.notes[spec.name] = f"not counted: {closed}. {result.notes.get(spec.name, '')}".strip()
+            continue
+        total += spec.weight * value
+    if math.isfinite(total):
         result.total = total
+    else:
+        result.errors["total"] = "the weighted sum is too large for a number"
     return result
+
+
+def _closed_gate(spec: RewardSpec, values: Mapping[str, float | None]) -> str:
+    """Which condition of a reward fails, or "" where all hold."""
+    for gate, least in spec.only_if.items():
+        value = values[gate]
+        if value is None:
+            return f"{gate} does not apply"
+        if value < least:
+            return f"{gate} is below {least:g}"
+    return ""

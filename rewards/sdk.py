@@ -3,16 +3,17 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from posttrain.plugins import PluginError, resolve
 from posttrain.types import RewardInput, Score
 
 Verdict = float | Score | None
 RewardFunction = Callable[..., Verdict | Awaitable[Verdict]]
+GroupRewardFunction = Callable[..., Sequence[Verdict] | Awaitable[Sequence[Verdict]]]
 
 
 class RewardError(ValueError):
@@ -25,17 +26,21 @@ class Reward:
 
     Attributes:
         name: What people call it; configurations use the reference instead.
-        function: `fn(x, **params)`, sync or async.
+        function: `fn(x, **params)`, or `fn(xs, **params)` of a whole group; sync or async.
         low, high: The range that its values must lie in.
+        deadline_s: Seconds that one call may take; None for the pool's own limit.
+        group: Whether it judges all the episodes of a prompt at once.
     """
 
     name: str
-    function: RewardFunction
+    function: RewardFunction | GroupRewardFunction
     low: float = 0.0
     high: float = 1.0
+    deadline_s: float | None = None
+    group: bool = False
 
     def __call__(self, x: RewardInput, **params: Any) -> Score | None:
-        """Score one episode; an async function is run to its end.
+        """Score one episode, which for a group reward is a group of one.
 
         Returns:
             The score, or None where the reward does not apply.
@@ -44,17 +49,26 @@ class Reward:
             RewardError: If the value is not a finite number in the declared range.
             Exception: Whatever the function raises.
         """
-        verdict = self.function(x, **params)
+        return self.judge([x], params)[0]
+
+    def judge(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Score | None]:
+        """Call the function once, on one episode or on the whole of a group; async ones are run to their end.
+
+        Raises:
+            RewardError: If a value is not a finite number in the declared range.
+            Exception: Whatever the function raises.
+        """
+        verdict = self._call(xs, params)
         if inspect.isawaitable(verdict):
-            verdict = asyncio.run(cast(Coroutine[Any, Any, Verdict], verdict))
-        if verdict is None:
-            return None
-        score = verdict if isinstance(verdict, Score) else Score(verdict)
-        self._check_value(score.value)
-        for part, value in score.parts.items():
-            if not _is_finite_number(value):
-                raise RewardError(f"reward {self.name!r}: part {part!r} is {value!r}, not a finite number")
-        return score
+            verdict = asyncio.run(_result_of(verdict))
+        return self._scores(verdict, len(xs))
+
+    async def judge_async(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Score | None]:
+        """`judge` within a running event loop."""
+        verdict = self._call(xs, params)
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
+        return self._scores(verdict, len(xs))
 
     def check(self, params: dict[str, Any]) -> None:
         """Refuse parameters that the function does not take, before anything is scored.
@@ -70,39 +84,91 @@ class Reward:
             raise RewardError(f"reward {self.name!r}: params: {error} (it takes: {takes})") from None
 
     @property
+    def is_async(self) -> bool:
+        """Whether it waits for others rather than computes, so that many calls may run at once."""
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def _check_value(self, value: Any) -> None:
-        if not _is_finite_number(value):
-            raise RewardError(f"reward {self.name!r} returned {value!r}, not a finite number")
-        if not self.low <= value <= self.high:
+    def _call(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> Any:
+        if not self.group and len(xs) != 1:
+            raise RewardError(f"reward {self.name!r} judges one episode at a time, not {len(xs)}")
+        return self.function(list(xs) if self.group else xs[0], **params)
+
+    def _scores(self, verdict: Any, count: int) -> list[Score | None]:
+        """The function's verdict as one score an episode, each of them checked."""
+        verdicts = verdict if self.group else [verdict]
+        if not isinstance(verdicts, Sequence) or isinstance(verdicts, str) or len(verdicts) != count:
             raise RewardError(
-                f"reward {self.name!r} returned {value!r}, outside its range [{self.low:g}, {self.high:g}];"
-                " declare another range with @reward(name, low=…, high=…)"
+                f"group reward {self.name!r} was given {count} episodes and must return a list of as many"
             )
+        return [self._score(verdict) for verdict in verdicts]
+
+    def _score(self, verdict: Any) -> Score | None:
+        if verdict is None:
+            return None
+        score = verdict if isinstance(verdict, Score) else Score(verdict)
+        if not _is_finite_number(score.value):
+            raise RewardError(f"reward {self.name!r} returned {score.value!r}, not a finite number")
+        if not self.low <= score.value <= self.high:
+            raise RewardError(
+                f"reward {self.name!r} returned {score.value!r}, outside its range"
+                f" [{self.low:g}, {self.high:g}]; declare another range with @reward(name, low=…, high=…)"
+            )
+        for part, value in score.parts.items():
+            if not _is_finite_number(value):
+                raise RewardError(f"reward {self.name!r}: part {part!r} is {value!r}, not a finite number")
+        return score
 
 
-def reward(name: str, low: float = 0.0, high: float = 1.0) -> Callable[[RewardFunction], Reward]:
+def reward(
+    name: str, low: float = 0.0, high: float = 1.0, deadline_s: float | None = None
+) -> Callable[[RewardFunction], Reward]:
     """Make a reward of a function `fn(x: RewardInput, **params) -> float | Score | None`.
 
     Return None where the reward does not apply to a sample, and raise where it cannot tell: an error
-    leaves the sample out of training, it never counts as 0.
+    leaves the sample out of training, it never counts as 0. An `async` function may wait for a service; many
+    of its calls run at once.
 
     Args:
         name: A short name.
         low: Its least value.
         high: Its greatest value, which a perfect answer gets.
+        deadline_s: Seconds that one call may take; None for the limit of the server (10 s).
 
     Example:
         @reward("brevity")
         def brevity(x, limit=200):
             return 1.0 if len(x.answer) <= limit else 0.0
     """
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise RewardError(f"reward {name!r}: the range [{low}, {high}] must be finite and not empty")
-    return lambda function: Reward(name, function, low, high)
+    _check_declaration(name, low, high, deadline_s)
+    return lambda function: Reward(name, function, low, high, deadline_s)
+
+
+def group_reward(
+    name: str, low: float = 0.0, high: float = 1.0, deadline_s: float | None = None
+) -> Callable[[GroupRewardFunction], Reward]:
+    """Make a reward that judges all the episodes of a prompt at once.
+
+    The function `fn(xs: list[RewardInput], **params)` returns one float, Score or None for each, in order.
+
+    Args:
+        name: A short name.
+        low: Its least value.
+        high: Its greatest value.
+        deadline_s: Seconds that one call may take; None for the limit of the server (10 s).
+
+    Example:
+        @group_reward("shortest")
+        def shortest(xs):
+            least = min(len(x.answer) for x in xs)
+            return [float(len(x.answer) == least) for x in xs]
+    """
+    _check_declaration(name, low, high, deadline_s)
+    return lambda function: Reward(name, function, low, high, deadline_s, group=True)
 
 
 def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
@@ -118,6 +184,17 @@ def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
             " (from rewards import reward)"
         )
     return found
+
+
+def _check_declaration(name: str, low: float, high: float, deadline_s: float | None) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise RewardError(f"reward {name!r}: the range [{low}, {high}] must be finite and not empty")
+    if deadline_s is not None and not 0 < deadline_s < math.inf:
+        raise RewardError(f"reward {name!r}: deadline_s={deadline_s} must be a positive number of seconds")
+
+
+async def _result_of(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 def _is_finite_number(value: Any) -> bool:

@@ -1,12 +1,14 @@
 """Rewards over HTTP.
 
-    POST /v1/score    {"rewards": [{name, weight, params}], "inputs": […]} → {"results": […]}
+    POST /v1/score    {"rewards": [{name, weight, params, only_if}], "inputs": […], "groups": […]?}
+                      → {"results": […]}
     GET  /v1/rewards  what is served, with ranges
     GET  /health      whether it serves
     GET  /metrics     counts, in Prometheus' text format
 
 The server runs the rewards that it was started with and no others: a client names rewards, it cannot bring
-code. Scoring happens in `rewards.pool`, so a reward that hangs or crashes leaves the server unharmed.
+code. Scoring happens in the processes of `rewards.scorer`, so a reward that hangs or crashes leaves the
+server unharmed.
 """
 
 import asyncio
@@ -15,22 +17,32 @@ import ipaddress
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Metric,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
 from rewards import wire
+from rewards.admission import ImageAdmission
 from rewards.client import PARENT_VARIABLE
-from rewards.manager import combine
-from rewards.pool import WorkerPool
+from rewards.scorer import Scorer, Scoring
 from rewards.sdk import RewardError
 
 #: Beyond so many requests at once, even `/health` answers 503.
@@ -53,16 +65,50 @@ class ServerLimits:
     read_s: float = 30.0
 
 
-def create_app(pool: WorkerPool, token: str = "", limits: ServerLimits | None = None) -> FastAPI:
-    """The HTTP interface to a pool.
+class ServerMetrics:
+    """What `/metrics` shows: requests and their times, and what the scorer counts."""
+
+    def __init__(self, scorer: Scorer):
+        self.registry = CollectorRegistry()
+        self.requests = Histogram(
+            "posttrain_rewards_request_seconds", "Time to answer /v1/score.", registry=self.registry
+        )
+        self.refused = Counter("posttrain_rewards_refused", "Requests answered 429.", registry=self.registry)
+        self.registry.register(_ScorerCollector(scorer))
+
+
+class _ScorerCollector(Collector):
+    """Reads a scorer's counts when they are asked for."""
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "posttrain_rewards_queued", "Samples not scored yet.", value=self._scorer.queued
+        )
+        for name in ("samples", "errors", "hangs", "crashes", "recycled"):
+            yield CounterMetricFamily(
+                f"posttrain_rewards_{name}", f"{name.capitalize()} so far.", value=self._scorer.counts[name]
+            )
+
+
+def create_app(
+    scorer: Scorer,
+    token: str = "",
+    limits: ServerLimits | None = None,
+    image_roots: Sequence[Path] = (),
+) -> FastAPI:
+    """The HTTP interface to a scorer.
 
     Args:
-        pool: Where rewards run; the caller closes it.
+        scorer: Where rewards run; the caller closes it.
         token: Bearer token that every route asks for; "" for none.
         limits: Defaults fit one training run.
+        image_roots: Folders below which images may be named by reference.
     """
     limits = limits or ServerLimits()
-    requests: Counter[str] = Counter()
+    metrics = ServerMetrics(scorer)
 
     async def authorise(request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -73,34 +119,40 @@ def create_app(pool: WorkerPool, token: str = "", limits: ServerLimits | None = 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorise)])
     read_body = _body_reader(limits)
 
-    @app.post("/v1/score")
-    async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
-        requests["score"] += 1
-        try:
-            specs, inputs = await asyncio.to_thread(wire.read_score_request, body)
-            pool.check(specs)
-        except (wire.WireError, RewardError) as error:
-            raise HTTPException(400, _printable(error)) from None
+    def begin(body: bytes, directory: Path) -> Scoring:
+        """Read a request and queue its episodes."""
+        specs, inputs, groups = wire.read_score_request(body)
         if len(inputs) > limits.queued:
             raise HTTPException(413, f"more than {limits.queued} inputs; send them in several requests")
-        if pool.queued + len(inputs) > limits.queued:
-            requests["refused"] += 1
-            raise HTTPException(429, f"{pool.queued} samples are waiting already", {"Retry-After": "1"})
-        waiting = [asyncio.wrap_future(pool.submit(specs, x)) for x in inputs]
-        results = [combine(specs, outcomes) for outcomes in await asyncio.gather(*waiting)]
-        return _json({"results": [wire.result_to_json(result) for result in results]})
+        if scorer.queued + len(inputs) > limits.queued:
+            metrics.refused.inc()
+            raise HTTPException(429, f"{scorer.queued} samples are waiting already", {"Retry-After": "1"})
+        return scorer.submit(specs, ImageAdmission(image_roots, directory).admit(inputs), groups)
+
+    def finish(scoring: Scoring) -> bytes:
+        return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
+
+    @app.post("/v1/score")
+    async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
+        with metrics.requests.time(), tempfile.TemporaryDirectory(prefix="posttrain-rewards-") as directory:
+            try:
+                scoring = await asyncio.to_thread(begin, body, Path(directory))
+            except (wire.WireError, RewardError) as error:
+                raise HTTPException(400, _printable(error)) from None
+            await scoring.wait()
+            return _json(await asyncio.to_thread(finish, scoring))
 
     @app.get("/v1/rewards")
     async def served() -> Response:
-        return _json({"rewards": pool.rewards})
+        return _json_of({"rewards": scorer.rewards})
 
     @app.get("/health")
     async def health() -> Response:
-        return _json({"status": "ok", "queued": pool.queued})
+        return _json_of({"status": "ok", "queued": scorer.queued})
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(_prometheus(requests, pool), media_type="text/plain; version=0.0.4")
+    async def counted() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -111,6 +163,7 @@ def serve(
     port: int = 8900,
     token: str = "",
     base_dir: Path | None = None,
+    image_roots: Sequence[Path] = (),
     url_file: Path | None = None,
 ) -> None:
     """Serve rewards until a signal, or the end of the process that started this one, says stop.
@@ -121,6 +174,7 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         token: Bearer token that clients must send; needed beyond loopback.
         base_dir: Folder against which file references are resolved.
+        image_roots: Folders below which images may be named by reference.
         url_file: Where to write the server's address once it can be reached.
 
     Raises:
@@ -140,9 +194,9 @@ def serve(
         )
     except OSError as error:
         raise RewardError(f"rewards serve: cannot listen on {host} port {port}: {error}") from None
-    with listener, WorkerPool(references, base_dir=base_dir) as pool:
+    with listener, Scorer(references, base_dir=base_dir) as scorer:
         config = uvicorn.Config(
-            create_app(pool, token),
+            create_app(scorer, token, image_roots=image_roots),
             log_level="warning",
             access_log=False,
             limit_concurrency=MAX_CONNECTIONS,
@@ -178,23 +232,16 @@ def _body_reader(limits: ServerLimits) -> Any:
     return read
 
 
-def _json(value: Any) -> Response:
-    return Response(wire.dumps(value), media_type="application/json")
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _json_of(value: Any) -> Response:
+    return _json(wire.dumps(value))
 
 
 def _printable(error: Exception) -> str:
     return str(error).encode("utf-8", "backslashreplace").decode()[:500]
-
-
-def _prometheus(requests: Counter[str], pool: WorkerPool) -> str:
-    counts = {f"requests_{name}": requests[name] for name in ("score", "refused")}
-    counts |= {name: pool.counts[name] for name in ("samples", "errors", "hangs", "crashes", "recycled")}
-    lines = [
-        f"# TYPE posttrain_rewards_{name}_total counter\nposttrain_rewards_{name}_total {n}"
-        for name, n in counts.items()
-    ]
-    gauge = f"# TYPE posttrain_rewards_queued gauge\nposttrain_rewards_queued {pool.queued}\n"
-    return "\n".join([*lines, gauge])
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ Reading is strict: what comes from the network is either exactly of this form or
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from posttrain.strict_json import parse_json
@@ -17,7 +18,7 @@ from posttrain.types import (
     message_from_json,
     message_to_json,
 )
-from rewards.manager import Outcome, RewardSpec
+from rewards.manager import Call, Outcome, RewardSpec
 
 
 class WireError(ValueError):
@@ -49,31 +50,52 @@ def loads(body: bytes) -> Any:
         raise WireError(f"not strict JSON: {error}") from None
 
 
-def score_request(specs: list[RewardSpec], inputs: list[RewardInput]) -> bytes:
+def score_request(
+    specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None
+) -> bytes:
     """The body of `POST /v1/score`."""
-    return dumps({"rewards": [spec_to_json(s) for s in specs], "inputs": [input_to_json(x) for x in inputs]})
+    row: dict[str, Any] = {
+        "rewards": [spec_to_json(spec) for spec in specs],
+        "inputs": [input_to_json(x) for x in inputs],
+    }
+    return dumps(row | ({} if groups is None else {"groups": list(groups)}))
 
 
-def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput]]:
-    """The rewards and episodes of a request.
+def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput], list[int] | None]:
+    """The rewards, episodes and groups of a request.
 
     Raises:
         WireError: Naming the first place that is wrong.
     """
-    row = _fields(loads(body), "the request", {"rewards": list, "inputs": list}, {})
+    row = _fields(loads(body), "the request", {"rewards": list, "inputs": list}, {"groups": list})
     specs = [spec_from_json(spec, f"rewards[{i}]") for i, spec in enumerate(row["rewards"])]
-    return specs, [input_from_json(x, f"inputs[{i}]") for i, x in enumerate(row["inputs"])]
+    groups = row.get("groups")
+    if any(type(group) is not int for group in groups or ()):
+        raise WireError("groups must be whole numbers, one for each input")
+    return specs, [input_from_json(x, f"inputs[{i}]") for i, x in enumerate(row["inputs"])], groups
+
+
+def job_header(calls: Sequence[Call], inputs: int) -> dict[str, Any]:
+    """What goes to a scoring process before so many episodes; members are their places."""
+    rows = [
+        {"spec": {"name": call.spec.name, "params": call.spec.params}, "members": call.members}
+        for call in calls
+    ]
+    return {"calls": rows, "inputs": inputs}
 
 
 def spec_to_json(spec: RewardSpec) -> dict[str, Any]:
-    """`{"name", "weight", "params"}`."""
+    """`{"name", "weight", "params", "only_if"}`."""
     return dataclasses.asdict(spec)
 
 
 def spec_from_json(value: Any, where: str) -> RewardSpec:
-    """Read `{"name", "weight", "params"}`, the last two optional."""
-    row = _fields(value, where, {"name": str}, {"weight": (int, float), "params": dict})
-    return RewardSpec(row["name"], float(row.get("weight", 1.0)), row.get("params", {}))
+    """Read `{"name", "weight", "params", "only_if"}`, all but the first optional."""
+    row = _fields(value, where, {"name": str}, {"weight": (int, float), "params": dict, "only_if": dict})
+    gates = row.get("only_if", {})
+    _fields(gates, f"{where}.only_if", {}, dict.fromkeys(gates, (int, float)))
+    only_if = {name: float(least) for name, least in gates.items()}
+    return RewardSpec(row["name"], float(row.get("weight", 1.0)), row.get("params", {}), only_if)
 
 
 def input_to_json(x: RewardInput) -> dict[str, Any]:

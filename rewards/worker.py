@@ -3,56 +3,137 @@
 Everything crosses the pipe as JSON, so nothing that a scorer does can reach the parent as code.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from posttrain.plugins import PluginError
+from posttrain.types import RewardInput
 from rewards import wire
-from rewards.manager import Outcome, evaluate
+from rewards.manager import Outcome, evaluate, failure
 from rewards.sdk import Reward, load_reward
 
 PR_SET_PDEATHSIG = 1
 
 
 def work(pipe: Connection, references: list[str], base_dir: Path | None) -> None:
-    """Score jobs until the pipe closes.
+    """Score one call after the other until the pipe closes.
 
-    The first message says what was loaded, `{"ready": [{name, low, high, summary}]}`, or why not,
-    `{"failed": reason}`. A job is two messages, the rewards and the input; each reward is answered by one
-    outcome.
+    The first message says what was loaded, `{"ready": [{name, low, high, …}]}`, or why not,
+    `{"failed": reason}`. A job is a header, `{"calls": [{"spec", "members"}], "inputs": n}`, and n episodes;
+    each call is answered by the outcomes of its members.
     """
+    if (rewards := _load(pipe, references, base_dir)) is None:
+        return
+    while (job := _next_job(pipe)) is not None:
+        header, bodies = job
+        for call in header["calls"]:
+            spec, xs = call["spec"], _read(bodies, call["members"])
+            pipe.send_bytes(_reply(evaluate(rewards[spec["name"]], xs, spec["params"])))
+
+
+def work_async(pipe: Connection, references: list[str], base_dir: Path | None) -> None:
+    """Run many calls of async rewards at once until the pipe closes.
+
+    The protocol is that of `work`, with one call a job, its `id` and its `deadline_s`; replies are
+    `{"id", "outcomes"}` and come in any order.
+    """
+    if (rewards := _load(pipe, references, base_dir)) is not None:
+        asyncio.run(_work_concurrently(pipe, rewards))
+
+
+async def _work_concurrently(pipe: Connection, rewards: dict[str, Reward]) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    running: set[asyncio.Task[None]] = set()
+
+    async def run(header: dict[str, Any], bodies: list[bytes]) -> None:
+        call = header["calls"][0]
+        xs = _read(bodies, call["members"])
+        loaded, params = rewards[call["spec"]["name"]], call["spec"]["params"]
+        outcomes = await _evaluate_within(header["deadline_s"], loaded, xs, params)
+        pipe.send_bytes(_reply(outcomes, header["id"]))
+
+    def start(job: tuple[dict[str, Any], list[bytes]]) -> None:
+        task = loop.create_task(run(*job))
+        running.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(running.discard)
+
+    def read() -> None:
+        while (job := _next_job(pipe)) is not None:
+            loop.call_soon_threadsafe(start, job)
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+    await ended.wait()
+
+
+async def _evaluate_within(
+    deadline_s: float, loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]
+) -> list[Outcome]:
+    try:
+        async with asyncio.timeout(deadline_s) as limit:
+            return [Outcome(score) for score in await loaded.judge_async(xs, params)]
+    except BaseException as error:  # plugins and their libraries also raise SystemExit and worse
+        late = Outcome(error=f"took longer than its deadline of {deadline_s:g} s")
+        return [late if limit.expired() else failure(error)] * len(xs)
+
+
+def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dict[str, Reward] | None:
+    """Load the rewards and say so, or say why not."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends us
     try:
         rewards = {reference: load_reward(reference, base_dir) for reference in references}
     except PluginError as error:
         pipe.send_bytes(wire.dumps({"failed": str(error)}))
-        return
+        return None
     pipe.send_bytes(wire.dumps({"ready": [_describe(name, loaded) for name, loaded in rewards.items()]}))
-    while True:
-        try:
-            specs, body = wire.loads(pipe.recv_bytes()), pipe.recv_bytes()
-        except EOFError:
-            return
-        for spec in specs:
-            # Read anew for each reward: one that changes its input must not reach the next.
-            x = wire.input_from_json(wire.loads(body), "input")
-            pipe.send_bytes(_reply(evaluate(rewards[spec["name"]], x, spec["params"])))
+    return rewards
 
 
-def _reply(outcome: Outcome) -> bytes:
+def _next_job(pipe: Connection) -> tuple[dict[str, Any], list[bytes]] | None:
+    """A header and its episodes, or None once the parent has gone."""
     try:
-        return wire.dumps(wire.outcome_to_json(outcome))
+        header = wire.loads(pipe.recv_bytes())
+        return header, [pipe.recv_bytes() for _ in range(header["inputs"])]
+    except (EOFError, OSError):
+        return None
+
+
+def _read(bodies: Sequence[bytes], members: Sequence[int]) -> list[RewardInput]:
+    """A call's episodes, read anew for each call: one that changes its input must not reach the next."""
+    return [wire.input_from_json(wire.loads(bodies[i]), "input") for i in members]
+
+
+def _reply(outcomes: Sequence[Outcome], call_id: int = 0) -> bytes:
+    def message(outcomes: Sequence[Outcome]) -> bytes:
+        rows = [wire.outcome_to_json(outcome) for outcome in outcomes]
+        return wire.dumps({"id": call_id, "outcomes": rows})
+
+    try:
+        return message(outcomes)
     except wire.WireError as error:  # a note or a part's name that is no text
-        return wire.dumps(wire.outcome_to_json(Outcome(error=f"the verdict {error}")))
+        return message([Outcome(error=f"the verdict {error}")] * len(outcomes))
 
 
-def _describe(name: str, loaded: Reward) -> dict[str, str | float]:
-    return {"name": name, "low": loaded.low, "high": loaded.high, "summary": loaded.summary}
+def _describe(name: str, loaded: Reward) -> dict[str, Any]:
+    return {
+        "name": name,
+        "low": loaded.low,
+        "high": loaded.high,
+        "group": loaded.group,
+        "async": loaded.is_async,
+        "deadline_s": loaded.deadline_s,
+        "summary": loaded.summary,
+    }
 
 
 def _die_with_parent() -> None:

@@ -27,6 +27,10 @@ class RewardRef(PluginRef):
     """A reward and its weight."""
 
     weight: float = Field(default=1.0, description="Factor of the reward in the episode's total.")
+    only_if: dict[str, float] = Field(
+        default_factory=dict,
+        description="Other rewards of the list and the least value each must have for this one to count.",
+    )
 
 
 class TaskConfig(Section):
@@ -59,6 +63,14 @@ class TaskConfig(Section):
             names = [plugin.name for plugin in plugins]
             if repeated := next((name for name in names if names.count(name) > 1), None):
                 raise MisfitError(key, f"{repeated!r} is listed more than once", "list it once")
+        names = [reward.name for reward in self.rewards]
+        for reward in self.rewards:
+            if wrong := next((g for g in reward.only_if if g not in names or g == reward.name), None):
+                raise MisfitError(
+                    "rewards",
+                    f"{reward.name!r} has only_if {wrong!r}, which is not another reward of the task",
+                    "list that reward too, with weight 0 if it is only a condition",
+                )
         if all(reward.weight == 0 for reward in self.rewards):
             raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
         return self

@@ -204,7 +204,8 @@ class RolloutWorker:
         rewards = self._rewards[members[0].task]
         if self._client is None or not rewards:
             return
-        results = self._client.score(rewards, [reward_input(member, sample) for member in members])
+        inputs = [reward_input(member, sample) for member in members]
+        results = self._client.score(rewards, inputs, groups=[0] * len(inputs))
         for member, result in zip(members, results, strict=True):
             member.reward = result
 

@@ -133,7 +133,7 @@ def test_a_run_directory_that_is_taken_is_one_message(capsys: pytest.CaptureFixt
 
 def test_rewards_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rewards", "list"]) == 0
-    assert "answer_accuracy      [0, 1]" in capsys.readouterr().out
+    assert "answer_accuracy          [0, 1]" in capsys.readouterr().out
 
 
 def test_validating_loads_nothing_heavy_and_answers_soon() -> None:

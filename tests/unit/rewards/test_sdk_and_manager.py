@@ -138,3 +138,24 @@ def test_the_readme_s_first_plugin_works(tmp_path: Path) -> None:
     manager = RewardManager([RewardSpec("my_rewards.py:neatness", 0.2, {"longest": 100})], tmp_path)
     totals = [result.total for result in manager.score([episode("x" * n) for n in (50, 150, 300)])]
     assert totals == pytest.approx([0.2, 0.1, 0.0])
+
+
+def test_a_condition_that_fails_keeps_the_value_and_drops_the_weight(folder: Path) -> None:
+    specs = [
+        RewardSpec("mine.py:picky"),
+        RewardSpec("mine.py:brevity", 0.5, only_if={"mine.py:picky": 1.0}),
+        RewardSpec("mine.py:patient", 2.0, only_if={"mine.py:brevity": 1.0}),
+    ]
+    short, long, skipped = RewardManager(specs, folder).score(
+        [episode(a) for a in ("ok", "too long", "skip")]
+    )
+    assert (short.total, long.total, skipped.total) == (2.5, 1.0, 1.0)
+    assert long.values == {"mine.py:picky": 1.0, "mine.py:brevity": 0.0, "mine.py:patient": 0.5}
+    assert long.notes["mine.py:patient"] == "not counted: mine.py:brevity is below 1."
+    assert skipped.notes["mine.py:brevity"].startswith("not counted: mine.py:picky does not apply.")
+
+
+@pytest.mark.parametrize("gates", [{"math": 1.0}, {"mine.py:picky": 1.0}, {"mine.py:patient": float("nan")}])
+def test_conditions_that_make_no_sense_are_refused(folder: Path, gates: dict[str, float]) -> None:
+    with pytest.raises(RewardError, match="only_if"):
+        RewardManager([RewardSpec("mine.py:picky", only_if=gates), RewardSpec("mine.py:patient")], folder)

@@ -1,19 +1,24 @@
 """The HTTP interface: what comes from a stranger is scored or refused, never a crash."""
 
+import base64
 import gzip
+import io
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from posttrain.types import Block, ImageRef, Message, RewardInput, ToolCall, text_message
 from rewards import wire
 from rewards.manager import RewardManager, RewardSpec
-from rewards.pool import WorkerPool
+from rewards.scorer import Scorer
 from rewards.sdk import RewardError
 from rewards.server import ServerLimits, create_app, serve
 
@@ -27,15 +32,15 @@ ANYTHING = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(["answer_accuracy", "tool_calls"], workers=1) as pool:
+def pool() -> Iterator[Scorer]:
+    with Scorer(["answer_accuracy", "tool_calls"], workers=1) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
-def client(pool: WorkerPool) -> TestClient:
+def client(pool: Scorer) -> TestClient:
     limits = ServerLimits(body_bytes=100_000, queued=20)
-    return TestClient(create_app(pool, limits=limits), raise_server_exceptions=True)
+    return TestClient(create_app(pool, limits=limits, image_roots=[Path("/")]), raise_server_exceptions=True)
 
 
 def post(client: TestClient, body: bytes | str, **headers: str) -> Any:
@@ -50,7 +55,7 @@ def test_scores_as_in_process(client: TestClient) -> None:
         for a, t in (("K", False), ("A", True), ("", False))
     ]
     specs = [RewardSpec("answer_accuracy"), RewardSpec("tool_calls", 0.3)]
-    reply = post(client, wire.score_request(specs, inputs))
+    reply = post(client, wire.score_request(specs, inputs, None))
     results = [wire.result_from_json(row, "") for row in reply.json()["results"]]
     assert results == RewardManager(specs).score(inputs)
     assert results[0].total == pytest.approx(1.3)
@@ -122,21 +127,79 @@ def test_size_compression_and_type(client: TestClient) -> None:
     assert post(client, json.dumps(GOOD), **{"Content-Type": "text/plain"}).status_code == 415
 
 
-def test_the_queue_is_bounded(pool: WorkerPool, client: TestClient) -> None:
+def test_the_queue_is_bounded(pool: Scorer, client: TestClient) -> None:
     assert post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 21})).status_code == 413
     full = TestClient(create_app(pool, limits=ServerLimits(queued=2)))
-    blocked = [
-        pool.submit([RewardSpec("answer_accuracy")], RewardInput((), (), "K" * 10**6, "K")) for _ in range(60)
-    ]
+    long = [RewardInput((), (), "K" * 10**6, "K")] * 60
+    blocked = pool.submit([RewardSpec("answer_accuracy")], long)
     reply = post(full, json.dumps(GOOD))
     assert (reply.status_code, reply.headers["Retry-After"]) == (429, "1")
-    for future in blocked:
-        future.result(60)
+    blocked.results()
+    while pool.queued:
+        time.sleep(0.01)
     assert post(full, json.dumps(GOOD)).status_code == 200
-    assert "posttrain_rewards_requests_refused_total 1" in full.get("/metrics").text
+    assert "posttrain_rewards_refused_total 1.0" in full.get("/metrics").text
 
 
-def test_every_route_asks_for_the_token(pool: WorkerPool) -> None:
+def test_groups_travel_with_the_request(client: TestClient) -> None:
+    assert post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 2, "groups": [0, 0]})).status_code == 200
+    for groups in ([0], [0, "a"], [0, True], {"0": 1}):
+        assert (
+            post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 2, "groups": groups})).status_code == 400
+        )
+
+
+def test_conditions_travel_with_the_request(client: TestClient) -> None:
+    rewards = [{"name": "answer_accuracy"}, {"name": "tool_calls", "params": {"target": 0}}]
+    rewards[1]["only_if"] = {"answer_accuracy": 1}
+    inputs = [EPISODE, {**EPISODE, "answer": "X"}]
+    results = post(client, json.dumps({"rewards": rewards, "inputs": inputs})).json()["results"]
+    assert [result["total"] for result in results] == [2.0, 0.0]
+    for gates in ({"math": 1}, {"tool_calls": 1}, {"answer_accuracy": "1"}, ["answer_accuracy"]):
+        rewards[1]["only_if"] = gates
+        assert post(client, json.dumps({"rewards": rewards, "inputs": inputs})).status_code == 400
+
+
+def with_image(reference: str) -> str:
+    content = [{"type": "image", "image": reference}, {"type": "text", "text": "Which?"}]
+    return json.dumps({**GOOD, "inputs": [{**EPISODE, "prompt": [{"role": "user", "content": content}]}]})
+
+
+def test_images_come_as_base64_or_from_below_the_roots(pool: Scorer, tmp_path: Path) -> None:
+    root, outside = tmp_path / "images", tmp_path / "outside.png"
+    root.mkdir()
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    (root / "a.png").write_bytes(buffer.getvalue())
+    outside.write_bytes(buffer.getvalue())
+    (root / "link.png").symlink_to(outside)
+    (root / "loop.png").symlink_to(root / "loop.png")
+    client = TestClient(create_app(pool, image_roots=[root]))
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    for good in (str(root / "a.png"), f"data:image/png;base64,{encoded}"):
+        assert post(client, with_image(good)).status_code == 200, good
+    bad = [
+        "a.png",
+        str(outside),
+        str(root / "link.png"),
+        str(root / "loop.png"),
+        f"{root}/../outside.png",
+        "/dev/zero",
+        "/etc/passwd",
+        "http://169.254.169.254/latest/meta-data",
+        "file:///etc/passwd",
+        f"{root}/a\0.png",
+        "data:image/png;base64,AAAA",
+        f"data:image/png;base64,{encoded[:40]}",
+        "data:image/png;base64,$$$$",
+        "data:text/html;base64,AAAA",
+    ]
+    for reference in bad:
+        reply = post(client, with_image(reference))
+        assert reply.status_code == 400, reference
+
+
+def test_every_route_asks_for_the_token(pool: Scorer) -> None:
     client = TestClient(create_app(pool, token="secret"))
     routes = [("POST", "/v1/score"), ("GET", "/v1/rewards"), ("GET", "/health"), ("GET", "/metrics")]
     for method, path in routes:

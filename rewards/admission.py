@@ -1,0 +1,79 @@
+"""Images that come with a request: by reference below the folders that were allowed, or as base64."""
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from posttrain.images import ImageError, check_image
+from posttrain.types import Block, ImageRef, Message, RewardInput
+from rewards.wire import WireError
+
+_DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,")
+
+
+class ImageAdmission:
+    """Lets the images of a request in, or refuses the request before anything is read.
+
+    Args:
+        roots: Folders below which references may lead, symlinks followed.
+        directory: Where images that come as base64 are put while the request is scored.
+    """
+
+    def __init__(self, roots: Sequence[Path], directory: Path):
+        self._roots = [root.resolve() for root in roots]
+        self._directory = directory
+
+    def admit(self, inputs: Sequence[RewardInput]) -> list[RewardInput]:
+        """The episodes with images that rewards may open.
+
+        Raises:
+            WireError: If a reference leads elsewhere, or what should be an image is none.
+        """
+        return [
+            dataclasses.replace(
+                x,
+                prompt=tuple(self._message(message) for message in x.prompt),
+                response=tuple(self._message(message) for message in x.response),
+            )
+            for x in inputs
+        ]
+
+    def _message(self, message: Message) -> Message:
+        return Message(message.role, tuple(self._block(block) for block in message.content))
+
+    def _block(self, block: Block) -> Block:
+        if block.image is None:
+            return block
+        path = block.image.path
+        if found := _DATA_URL.match(path):
+            return dataclasses.replace(block, image=self._store(path[found.end() :]))
+        self._check_reference(path)
+        return block
+
+    def _check_reference(self, path: str) -> None:
+        try:
+            target = Path(path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL characters
+            raise WireError(f"image {path[:200]!r} cannot be followed: {error}") from None
+        if not Path(path).is_absolute() or not any(target.is_relative_to(root) for root in self._roots):
+            raise WireError(
+                f"image {path[:200]!r} is outside the folders that this server reads"
+                " (rewards serve --image-root DIR); send it as data:image/png;base64,… instead"
+            )
+
+    def _store(self, encoded: str) -> ImageRef:
+        try:
+            data = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise WireError(f"an image is not valid base64: {error}") from None
+        path = self._directory / hashlib.sha256(data).hexdigest()
+        path.write_bytes(data)
+        try:
+            check_image(path)
+        except ImageError as error:
+            raise WireError(f"an image sent as base64 cannot be used: {error}") from None
+        return ImageRef(str(path))
