@@ -1,0 +1,218 @@
+"""Are the boxes and points of an answer where the objects are?"""
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
+from rewards.answers import normalise, without_thinking
+from rewards.regions import Gold, Region, in_frame, read_gold, read_regions
+from rewards.sdk import reward
+
+Metric = Literal["iou", "giou", "iou_at"]
+Matrix = NDArray[np.float64]
+
+#: Two boxes that overlap this much are one box written twice (assumed).
+SAME_BOX_IOU = 0.9
+#: More than this many regions for each object are a flood (assumed).
+FLOOD = 2
+
+
+@reward("grounding")
+def grounding(
+    x: RewardInput,
+    family: Family,
+    metric: Metric = "iou",
+    threshold: float = 0.5,
+    labels: bool = True,
+) -> Score | None:
+    """How well the boxes of the answer fit the objects, each object matched with at most one box.
+
+    Formula: S = max over one-to-one matchings of Σ s(p, g) (Hungarian method); precision P = S / predicted
+    boxes, recall R = S / objects, value F1 = 2·P·R / (P + R). With one box and one object this is s(p, g):
+    the IoU, (1 + GIoU) / 2, or [IoU ≥ threshold]. A pair with different labels has s = 0, and a box that is
+    no box (reversed, NaN, three numbers) counts as predicted and matches nothing. Exactly 0 gets an answer
+    with more than two boxes for each object, or which repeats a box (IoU ≥ 0.9) more often than the
+    reference does. Where the reference has no objects, 1 for an answer in words without any box.
+
+    Mind that (1 + GIoU) / 2 is 0.5 and more for a box around everything; "iou" is the safer reward.
+
+    Range: [0, 1]. Source: GIoU by Rezatofighi et al. 2019; matching as in DETR (2005.12872); the flood and
+    repetition limits are ours (assumed).
+
+    Args:
+        x: `ground_truth` is `{"boxes": [[x1, y1, x2, y2], …], "labels": […], "frame": "pixel_original"}`,
+            where `labels` may be absent and `frame` is the family's own if absent, or a list of boxes, or
+            one box. None means that this does not apply. Where the frames differ, sizes come from the
+            columns `image_size` and `resized_size` ([width, height]), the former else from the first image.
+        family: Whose format the answer has: `qwen2_vl` and `qwen3_vl` write 0–1000 of width and height,
+            `qwen2_5_vl` pixels of the resized image.
+        metric: How a pair is scored: `iou`, `giou` or `iou_at`.
+        threshold: The least IoU that counts for `iou_at`.
+        labels: Whether labels must be equal, up to case and white space; only where the reference has them.
+
+    Raises:
+        ValueError: If a parameter, the ground truth or a size is not as above; a degenerate box is a fault
+            of the dataset.
+    """
+    frame = _frame(family)
+    if metric not in get_args(Metric) or not 0 < threshold <= 1:
+        raise ValueError(
+            f"metric {metric!r} with threshold {threshold!r}: take iou, giou or iou_at, in (0, 1]"
+        )
+    if x.ground_truth is None:
+        return None
+    gold = read_gold(x.ground_truth, frame)
+    if gold.points:
+        raise ValueError("ground_truth has points, which the reward 'pointing' compares; give boxes")
+    regions = _of_kind(x.answer, "box", frame)
+    early = _early_verdict(x.answer, regions, len(gold.boxes))
+    if early is not None:
+        return early
+    targets = _array(in_frame(gold.boxes, frame, x))
+    boxes = _array([region.box for region in regions if region.box])
+    if _repeats(boxes) > _repeats(targets):
+        return Score(0.0, note="the answer repeats a box")
+    similarity = _similarity(boxes, targets, metric, threshold)
+    return _matched(similarity * _same_label(regions, gold, labels), len(regions))
+
+
+@reward("pointing")
+def pointing(x: RewardInput, family: Family, tolerance: float = 0.1, labels: bool = True) -> Score | None:
+    """How well the points of the answer hit the objects, each object matched with at most one point.
+
+    Formula: as for `grounding`, F1 of the best one-to-one matching, with s(p, g) = [p lies in g, its edge
+    included] where the reference has boxes, and max(0, 1 − d / tolerance) where it has points. d is the
+    distance with x in units of the image's width and y of its height. Points that are no points, floods
+    (more than two for each object), repeated points and objects that are not there count as for `grounding`.
+
+    Range: [0, 1]. Source: point-in-box as in ScreenSpot (2401.10935); the linear fall is ours (assumed).
+
+    Args:
+        x: `ground_truth` is `{"boxes": …}` or `{"points": [[x, y], …]}` with a `frame`, as for `grounding`,
+            or a list of boxes or points, or one. Distances need the image's size unless all is in 0–1000.
+        family: Whose format the answer has.
+        tolerance: The distance from which a point scores 0.
+        labels: As for `grounding`.
+
+    Raises:
+        ValueError: If a parameter, the ground truth or a size is not as above.
+    """
+    frame = _frame(family)
+    if not 0 < tolerance <= 1:
+        raise ValueError(f"tolerance {tolerance!r} must be a distance in (0, 1]")
+    if x.ground_truth is None:
+        return None
+    gold = read_gold(x.ground_truth, frame)
+    if gold.boxes and gold.points:
+        raise ValueError("ground_truth has boxes and points; give the one that points are compared with")
+    regions = _of_kind(x.answer, "point", frame)
+    early = _early_verdict(x.answer, regions, len(gold.boxes) + len(gold.points))
+    if early is not None:
+        return early
+    written = [region.box for region in regions if region.box]
+    if _copies(written) > _copies(gold.points):
+        return Score(0.0, note="the answer repeats a point")
+    if gold.boxes:
+        similarity = _inside(_array(written), _array(in_frame(gold.boxes, frame, x)))
+    else:
+        points, targets = (_array(in_frame(boxes, "norm_1000", x)) for boxes in (written, gold.points))
+        distance = np.linalg.norm(points[:, None, :2] - targets[None, :, :2], axis=-1) / 1000
+        similarity = np.maximum(0.0, 1 - distance / tolerance)
+    return _matched(similarity * _same_label(regions, gold, labels), len(regions))
+
+
+def iou_and_giou(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
+    """Overlap of every pair of boxes.
+
+    With I the area of the intersection, U of the union and C of the smallest box around both:
+    IoU = I / U in [0, 1], GIoU = I / U − (C − U) / C in (−1, 1].
+
+    Args:
+        a: [N, 4] corners x1, y1, x2, y2 of boxes with x1 < x2 and y1 < y2.
+        b: [M, 4] likewise.
+
+    Returns:
+        Two arrays [N, M].
+    """
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = np.clip(high - low, 0, None).prod(axis=-1)
+    around = np.maximum(a[:, None, 2:], b[None, :, 2:]) - np.minimum(a[:, None, :2], b[None, :, :2])
+    hull = around.prod(axis=-1)
+    areas_a, areas_b = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=-1) for boxes in (a, b))
+    union = areas_a[:, None] + areas_b[None, :] - intersection
+    iou = intersection / union
+    return iou, iou - (hull - union) / hull
+
+
+def repeats(regions: list[Region]) -> int:
+    """How many boxes and points stand in the list already, exactly or (boxes) with IoU ≥ 0.9."""
+    boxes = [region.box for region in regions if region.box and region.kind == "box"]
+    return _repeats(_array(boxes)) + _copies([r.box for r in regions if r.box and r.kind == "point"])
+
+
+def _frame(family: Family) -> Frame:
+    if family not in FAMILY_FRAMES:
+        raise ValueError(f"family {family!r} is none of {', '.join(FAMILY_FRAMES)}")
+    return FAMILY_FRAMES[family]
+
+
+def _of_kind(answer: str, kind: Literal["box", "point"], frame: Frame) -> list[Region]:
+    return [region for region in read_regions(answer, frame) if region.kind == kind]
+
+
+def _early_verdict(answer: str, regions: list[Region], objects: int) -> Score | None:
+    """The verdict that the numbers of regions and objects give alone, or None."""
+    note = f"{len(regions)} for {objects} objects"
+    if not objects:
+        return Score(float(bool(without_thinking(answer)) and not regions), note=note)
+    if not any(region.box for region in regions) or len(regions) > FLOOD * objects:
+        return Score(0.0, note=note)
+    return None
+
+
+def _matched(similarity: Matrix, predicted: int) -> Score:
+    """F1 of the best matching of rows (valid predictions) with columns (objects)."""
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    total, objects = float(similarity[rows, columns].sum()), similarity.shape[1]
+    parts = {"precision": total / predicted, "recall": total / objects}
+    return Score(min(1.0, 2 * total / (predicted + objects)), parts, f"{predicted} for {objects} objects")
+
+
+def _similarity(boxes: Matrix, targets: Matrix, metric: Metric, threshold: float) -> Matrix:
+    iou, giou = iou_and_giou(boxes, targets)
+    if metric == "giou":
+        return (1 + giou) / 2
+    return iou if metric == "iou" else (iou >= threshold).astype(float)
+
+
+def _same_label(regions: list[Region], gold: Gold, wanted: bool) -> Matrix:
+    """[N, M] 1 where the labels agree; everywhere if that is not wanted or the reference has none."""
+    ours = [normalise(region.label) for region in regions if region.box]
+    if gold.labels is None or not wanted:
+        return np.ones((len(ours), len(gold.boxes) + len(gold.points)))
+    theirs = [normalise(label) for label in gold.labels]
+    return np.array([[float(a == b) for b in theirs] for a in ours])
+
+
+def _inside(points: Matrix, boxes: Matrix) -> Matrix:
+    """[N, M] 1 where the point lies in the box or on its edge."""
+    at = points[:, None, :2]
+    return ((boxes[None, :, :2] <= at) & (at <= boxes[None, :, 2:])).all(axis=-1).astype(float)
+
+
+def _repeats(boxes: Matrix) -> int:
+    """How many boxes are the same as one before them."""
+    iou, _ = iou_and_giou(boxes, boxes)
+    return int((np.tril(iou, k=-1) >= SAME_BOX_IOU).any(axis=1).sum())
+
+
+def _copies(points: list[Box]) -> int:
+    return len(points) - len(set(points))
+
+
+def _array(boxes: list[Box]) -> Matrix:
+    """[N, 4] corners."""
+    return np.array([(box.x1, box.y1, box.x2, box.y2) for box in boxes], dtype=float).reshape(-1, 4)
