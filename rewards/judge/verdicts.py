@@ -1,0 +1,118 @@
+"""The form of a judge's verdict, and the only way by which text becomes one.
+
+A verdict is the judge's whole reply, one JSON object that repeats the request's nonce. An object that stands
+inside a longer text, as where the judge quotes the answer, is no verdict; neither is one with another nonce,
+which nobody but the judge has seen.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from posttrain.strict_json import JsonError, parse_json
+
+_FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
+_COMPLETION = {
+    "type": "object",
+    "required": ["choices"],
+    "properties": {
+        "choices": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["message"],
+                "properties": {
+                    "finish_reason": {"type": ["string", "null"]},
+                    "message": {
+                        "type": "object",
+                        "required": ["content"],
+                        "properties": {"content": {"type": "string"}},
+                    },
+                },
+            },
+        }
+    },
+}
+
+
+class BadVerdict(ValueError):
+    """The endpoint's reply is not a verdict; the message says why."""
+
+
+def scores_schema(aspects: Collection[str], scale: int) -> dict[str, Any]:
+    """JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
+    score = {"type": "integer", "minimum": 0, "maximum": scale}
+    return _schema("scores", _object(dict.fromkeys(aspects, score)))
+
+
+def winner_schema() -> dict[str, Any]:
+    """JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
+    return _schema("winner", {"type": "string", "enum": ["A", "B", "tie"]})
+
+
+def completion_text(body: bytes) -> str:
+    """What the model wrote, from the body of a chat completion.
+
+    Raises:
+        BadVerdict: If the body is none, or the text was cut off.
+    """
+    try:
+        completion = parse_json(body.decode())
+    except (JsonError, UnicodeDecodeError) as error:
+        raise BadVerdict(f"the reply is not JSON: {error}") from None
+    check(completion, _COMPLETION, "the reply")
+    choice = completion["choices"][0]
+    if choice.get("finish_reason") == "length":
+        raise BadVerdict("the verdict was cut off; allow more tokens with request: {max_tokens: …}")
+    return choice["message"]["content"]
+
+
+def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The verdict without its nonce.
+
+    Args:
+        text: The judge's whole reply; thinking before it and one code fence around it are taken off.
+        nonce: The nonce of the request.
+        schema: The form expected.
+
+    Raises:
+        BadVerdict: If it is anything but that.
+    """
+    text = text.rpartition("</think>")[2].strip()
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced[1]
+    try:
+        verdict = parse_json(text)
+    except JsonError as error:
+        raise BadVerdict(f"the verdict is not JSON: {error}") from None
+    check(verdict, schema, "the verdict")
+    if verdict.pop("nonce") != nonce:
+        raise BadVerdict("the verdict has another request's nonce, so the judge may have copied it")
+    return verdict
+
+
+def check(value: Any, schema: dict[str, Any], what: str) -> None:
+    """Refuse a value that does not fit a schema.
+
+    Raises:
+        BadVerdict: Naming the first place that does not fit.
+    """
+    for error in Draft202012Validator(schema).iter_errors(value):
+        raise BadVerdict(f"{what} does not fit: {error.json_path}: {error.message[:200]}")
+
+
+def _schema(key: str, value: dict[str, Any]) -> dict[str, Any]:
+    """The reason stands first, so that the judge thinks before it decides."""
+    return _object({"reason": {"type": "string"}, "nonce": {"type": "string"}, key: value})
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
