@@ -1,0 +1,41 @@
+"""Calls of Linux that Python's `os` does not offer; every failure is an OSError."""
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """Call the kernel by number; integers are passed as 64 bits."""
+    words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(number), *words))
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process that takes one number."""
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(), ctypes.c_ulong(), ctypes.c_ulong()))
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by CLONE_NEW… flags for new ones."""
+    _checked(_libc.unshare(flags))
+
+
+def drop_capabilities() -> None:
+    """Give up every privilege of root but that of owning root's files."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _checked(_libc.capset(header, (ctypes.c_uint32 * 6)()))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
