@@ -2,9 +2,11 @@
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import hashlib
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +20,22 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,20};base64,")
 class ImageAdmission:
     """Lets the images of a request in, or refuses the request before anything is read.
 
+    A context manager: images that came as base64 lie in a folder of their own until it ends.
+
     Args:
         roots: Folders below which references may lead, symlinks followed.
-        directory: Where images that come as base64 are put while the request is scored.
     """
 
-    def __init__(self, roots: Sequence[Path], directory: Path):
+    def __init__(self, roots: Sequence[Path]):
         self._roots = [root.resolve() for root in roots]
-        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self._directory: Path | None = None  # most requests need none, and making one takes time
+
+    def __enter__(self) -> "ImageAdmission":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def admit(self, inputs: Sequence[RewardInput]) -> list[RewardInput]:
         """The episodes with images that rewards may open.
@@ -70,6 +80,9 @@ class ImageAdmission:
             data = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError) as error:
             raise WireError(f"an image is not valid base64: {error}") from None
+        if self._directory is None:
+            folder = tempfile.TemporaryDirectory(prefix="posttrain-rewards-")
+            self._directory = Path(self._stack.enter_context(folder))
         path = self._directory / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
         try:

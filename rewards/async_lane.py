@@ -104,14 +104,16 @@ class AsyncLane:
                 elif any(running.due < time.monotonic() for running in list(self._running.values())):
                     self.counts["hangs"] += 1
                     self._lose(process, "a call blocked the process past its deadline, so it was killed")
-        except (WorkerLost, OSError) as error:
+        except WorkerLost as error:
             if self._process is process:
                 self.counts["crashes"] += 1
                 self._lose(process, str(error))
+        finally:
+            process.pipe.close()
 
     def _lose(self, process: ScoringProcess, reason: str) -> None:
         """Give up a process and every call in it."""
-        process.kill()
+        process.end()  # first, for one that reads nothing may be holding up the thread that has the lock
         with self._lock:
             if self._process is process:
                 self._process = None

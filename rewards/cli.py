@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain.plugins import declared
 from posttrain.strict_json import parse_json
+from rewards.sdk import RewardError
 
 TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
 
@@ -20,9 +21,18 @@ SERVE = f"""\
 Serves rewards over HTTP; each is a name, file.py:attribute or package.module:attribute. Clients send the
 bearer token of the environment variable {TOKEN_VARIABLE}; without one, only loopback is served.
 
-example:
+examples:
   posttrain rewards serve answer_accuracy my_rewards.py:neatness --port 8900
   curl -s localhost:8900/health
+  posttrain rewards serve --config rewards.yaml --replicas 4 --host 0.0.0.0
+
+a configuration (rewards.yaml) also fixes parameters that clients then cannot set:
+  rewards:
+    - math
+    - name: judge
+      params: {{model: Qwen3-VL-32B-Instruct, base_url: http://judge:8000/v1}}
+  image_roots: [images]
+  workers: 8
 """
 
 LIST = """\
@@ -83,6 +93,14 @@ def add_verbs(verbs: Any, add: AddCommand) -> None:
     serve = add(verbs, "serve", serve_command, "serve rewards over HTTP", SERVE)
     serve.add_argument(
         "rewards", nargs="*", metavar="REWARD", help="references (default: every declared one)"
+    )
+    serve.add_argument("--config", type=Path, metavar="FILE", help="YAML: rewards, fixed parameters, limits")
+    serve.add_argument(
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="servers behind one address, by Ray Serve (default: 1)",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     serve.add_argument("--port", type=int, default=8900, help="port; 0 takes a free one (default: 8900)")
@@ -183,16 +201,38 @@ def score_command(options: argparse.Namespace) -> int:
 def serve_command(options: argparse.Namespace) -> int:
     """`posttrain rewards serve`."""
     from rewards.server import serve
+    from rewards.server_config import ServerConfig, read_server_config
 
-    serve(
-        options.rewards or _loadable(),
-        host=options.host,
-        port=options.port,
-        token=os.environ.get(TOKEN_VARIABLE, ""),
-        base_dir=options.base_dir,
-        image_roots=options.image_root,
-        url_file=options.url_file,
-    )
+    if options.config:
+        if options.rewards or options.image_root:
+            raise RewardError("rewards serve: name rewards and image roots in the --config file, or here")
+        config = read_server_config(options.config)
+    else:
+        config = ServerConfig.model_validate(
+            {
+                "rewards": options.rewards or _loadable(),
+                "base_dir": options.base_dir,
+                "image_roots": options.image_root,
+            }
+        )
+    where = {
+        "host": options.host,
+        "port": options.port,
+        "token": os.environ.get(TOKEN_VARIABLE, ""),
+        "url_file": options.url_file,
+    }
+    if options.replicas == 1:
+        serve(config, **where)
+        return 0
+    try:
+        from rewards.replicas import serve_replicas
+    except ImportError as error:
+        raise RewardError(
+            f"rewards serve --replicas: pip install 'posttrain[serve]' first ({error})"
+        ) from None
+
+    workers = config.workers or max(1, (os.cpu_count() or 1) // options.replicas)
+    serve_replicas(config.model_copy(update={"workers": workers}), options.replicas, **where)
     return 0
 
 

@@ -44,7 +44,8 @@ class WorkerPool:
     Attributes:
         workers: Number of processes.
         samples_per_worker: Episodes after which a process is replaced.
-        rewards: What each loaded reward says of itself: name, low, high, group, async, deadline_s, summary.
+        rewards: What each loaded reward says of itself: name, low, high, group, async,
+            deadline_s, guarded, summary.
         counts: Hangs, crashes and recycled workers since the start.
 
     Raises:

@@ -88,11 +88,15 @@ class ScoringProcess:
         except (EOFError, OSError, wire.WireError):
             raise self._lost() from None
 
-    def kill(self) -> None:
-        """End the process, whatever it is doing."""
+    def end(self) -> None:
+        """End the process, whatever it is doing; the pipe stays for a thread that may be reading it."""
         with contextlib.suppress(OSError):
             self._process.kill()
         self._process.join()
+
+    def kill(self) -> None:
+        """End the process and close the pipe."""
+        self.end()
         self.pipe.close()
 
     def _lost(self) -> WorkerLost:

@@ -55,7 +55,8 @@ class Scorer:
         samples_per_worker: A process is replaced after so many episodes, which bounds what leaks.
 
     Attributes:
-        rewards: What each reward says of itself: name, low, high, group, async, deadline_s, summary.
+        rewards: What each reward says of itself: name, low, high, group, async,
+            deadline_s, guarded, summary.
 
     Raises:
         PluginError: If a reference does not lead to a reward.

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Reward:
         low, high: The range that its values must lie in.
         deadline_s: Seconds that one call may take; None for the pool's own limit.
         group: Whether it judges all the episodes of a prompt at once.
+        guarded: Parameters that name files or addresses; a server takes them only from those it trusts.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Reward:
     high: float = 1.0
     deadline_s: float | None = None
     group: bool = False
+    guarded: frozenset[str] = frozenset()
 
     def __call__(self, x: RewardInput, **params: Any) -> Score | None:
         """Score one episode, which for a group reward is a group of one.
@@ -125,7 +127,11 @@ class Reward:
 
 
 def reward(
-    name: str, low: float = 0.0, high: float = 1.0, deadline_s: float | None = None
+    name: str,
+    low: float = 0.0,
+    high: float = 1.0,
+    deadline_s: float | None = None,
+    guarded: Collection[str] = (),
 ) -> Callable[[RewardFunction], Reward]:
     """Make a reward of a function `fn(x: RewardInput, **params) -> float | Score | None`.
 
@@ -138,6 +144,7 @@ def reward(
         low: Its least value.
         high: Its greatest value, which a perfect answer gets.
         deadline_s: Seconds that one call may take; None for the limit of the server (10 s).
+        guarded: Parameters that name files or addresses; a server without a token refuses them from clients.
 
     Example:
         @reward("brevity")
@@ -145,11 +152,15 @@ def reward(
             return 1.0 if len(x.answer) <= limit else 0.0
     """
     _check_declaration(name, low, high, deadline_s)
-    return lambda function: Reward(name, function, low, high, deadline_s)
+    return lambda function: Reward(name, function, low, high, deadline_s, guarded=frozenset(guarded))
 
 
 def group_reward(
-    name: str, low: float = 0.0, high: float = 1.0, deadline_s: float | None = None
+    name: str,
+    low: float = 0.0,
+    high: float = 1.0,
+    deadline_s: float | None = None,
+    guarded: Collection[str] = (),
 ) -> Callable[[GroupRewardFunction], Reward]:
     """Make a reward that judges all the episodes of a prompt at once.
 
@@ -160,6 +171,7 @@ def group_reward(
         low: Its least value.
         high: Its greatest value.
         deadline_s: Seconds that one call may take; None for the limit of the server (10 s).
+        guarded: Parameters that name files or addresses; a server without a token refuses them from clients.
 
     Example:
         @group_reward("shortest")
@@ -168,7 +180,7 @@ def group_reward(
             return [float(len(x.answer) == least) for x in xs]
     """
     _check_declaration(name, low, high, deadline_s)
-    return lambda function: Reward(name, function, low, high, deadline_s, group=True)
+    return lambda function: Reward(name, function, low, high, deadline_s, True, frozenset(guarded))
 
 
 def load_reward(reference: str, base_dir: Path | None = None) -> Reward:

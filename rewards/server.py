@@ -12,18 +12,17 @@ server unharmed.
 """
 
 import asyncio
+import dataclasses
 import hmac
 import ipaddress
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -42,27 +41,17 @@ from starlette.requests import ClientDisconnect
 from rewards import wire
 from rewards.admission import ImageAdmission
 from rewards.client import PARENT_VARIABLE
+from rewards.manager import RewardSpec
 from rewards.scorer import Scorer, Scoring
 from rewards.sdk import RewardError
+from rewards.server_config import ServerConfig
 
 #: Beyond so many requests at once, even `/health` answers 503.
 MAX_CONNECTIONS = 256
 SHUTDOWN_S = 5
+SMALL_BODY = 1 << 15
 
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What one client may ask of the server.
-
-    Attributes:
-        body_bytes: Size of a request; images travel by reference, so this is text.
-        queued: Samples that may wait for a process; beyond it, requests are answered 429.
-        read_s: Seconds that a client may take to send its request.
-    """
-
-    body_bytes: int = 16 << 20
-    queued: int = 4096
-    read_s: float = 30.0
+T = TypeVar("T")
 
 
 class ServerMetrics:
@@ -93,21 +82,15 @@ class _ScorerCollector(Collector):
             )
 
 
-def create_app(
-    scorer: Scorer,
-    token: str = "",
-    limits: ServerLimits | None = None,
-    image_roots: Sequence[Path] = (),
-) -> FastAPI:
+def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI:
     """The HTTP interface to a scorer.
 
     Args:
         scorer: Where rewards run; the caller closes it.
+        config: What is served, and the limits.
         token: Bearer token that every route asks for; "" for none.
-        limits: Defaults fit one training run.
-        image_roots: Folders below which images may be named by reference.
     """
-    limits = limits or ServerLimits()
+    guarded = {loaded["name"]: set(loaded["guarded"]) for loaded in scorer.rewards}
     metrics = ServerMetrics(scorer)
 
     async def authorise(request: Request) -> None:
@@ -117,30 +100,32 @@ def create_app(
 
     # Generated pages would be routes without a token.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorise)])
-    read_body = _body_reader(limits)
+    read_body = _body_reader(config)
 
-    def begin(body: bytes, directory: Path) -> Scoring:
+    def begin(body: bytes, images: ImageAdmission) -> Scoring:
         """Read a request and queue its episodes."""
         specs, inputs, groups = wire.read_score_request(body)
-        if len(inputs) > limits.queued:
-            raise HTTPException(413, f"more than {limits.queued} inputs; send them in several requests")
-        if scorer.queued + len(inputs) > limits.queued:
+        scorer.check(specs)
+        specs = [_with_fixed(spec, config, set() if token else guarded[spec.name]) for spec in specs]
+        if len(inputs) > config.queued:
+            raise HTTPException(413, f"more than {config.queued} inputs; send them in several requests")
+        if scorer.queued + len(inputs) > config.queued:
             metrics.refused.inc()
             raise HTTPException(429, f"{scorer.queued} samples are waiting already", {"Retry-After": "1"})
-        return scorer.submit(specs, ImageAdmission(image_roots, directory).admit(inputs), groups)
+        return scorer.submit(specs, images.admit(inputs), groups)
 
     def finish(scoring: Scoring) -> bytes:
         return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
 
     @app.post("/v1/score")
     async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
-        with metrics.requests.time(), tempfile.TemporaryDirectory(prefix="posttrain-rewards-") as directory:
+        with metrics.requests.time(), ImageAdmission(config.image_roots) as images:
             try:
-                scoring = await asyncio.to_thread(begin, body, Path(directory))
+                scoring = await _run(len(body), begin, body, images)
             except (wire.WireError, RewardError) as error:
                 raise HTTPException(400, _printable(error)) from None
             await scoring.wait()
-            return _json(await asyncio.to_thread(finish, scoring))
+            return _json(await _run(len(body), finish, scoring))
 
     @app.get("/v1/rewards")
     async def served() -> Response:
@@ -158,34 +143,26 @@ def create_app(
 
 
 def serve(
-    references: Sequence[str],
+    config: ServerConfig,
     host: str = "127.0.0.1",
     port: int = 8900,
     token: str = "",
-    base_dir: Path | None = None,
-    image_roots: Sequence[Path] = (),
     url_file: Path | None = None,
 ) -> None:
     """Serve rewards until a signal, or the end of the process that started this one, says stop.
 
     Args:
-        references: The rewards to serve.
+        config: What is served, and the limits.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         token: Bearer token that clients must send; needed beyond loopback.
-        base_dir: Folder against which file references are resolved.
-        image_roots: Folders below which images may be named by reference.
         url_file: Where to write the server's address once it can be reached.
 
     Raises:
         RewardError: If the address cannot be used, or needs a token.
         PluginError: If a reference does not lead to a reward.
     """
-    if not token and not _is_loopback(host):
-        raise RewardError(
-            f"rewards serve: {host} can be reached from other machines, so a token is needed: set"
-            " POSTTRAIN_REWARD_TOKEN here and for the clients, or listen on 127.0.0.1"
-        )
+    check_address(host, token)
     if parent := os.environ.get(PARENT_VARIABLE):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     try:
@@ -194,20 +171,60 @@ def serve(
         )
     except OSError as error:
         raise RewardError(f"rewards serve: cannot listen on {host} port {port}: {error}") from None
-    with listener, Scorer(references, base_dir=base_dir) as scorer:
-        config = uvicorn.Config(
-            create_app(scorer, token, image_roots=image_roots),
+    with listener, Scorer(config.references, config.workers, config.deadline_s, config.base_dir) as scorer:
+        settings = uvicorn.Config(
+            create_app(scorer, config, token),
             log_level="warning",
             access_log=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         if url_file:
-            _announce(url_file, host, listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+            announce(url_file, host, listener.getsockname()[1])
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
-def _body_reader(limits: ServerLimits) -> Any:
+def check_address(host: str, token: str) -> None:
+    """Refuse to be reached from other machines without a token.
+
+    Raises:
+        RewardError: Saying what to do.
+    """
+    if not token and not _is_loopback(host):
+        raise RewardError(
+            f"rewards serve: {host} can be reached from other machines, so a token is needed: set"
+            " POSTTRAIN_REWARD_TOKEN here and for the clients, or listen on 127.0.0.1"
+        )
+
+
+def announce(url_file: Path, host: str, port: int) -> None:
+    """Write the address so that a reader sees all of it or nothing."""
+    unfinished = url_file.with_name(f".{url_file.name}.tmp")
+    unfinished.write_text(
+        f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", encoding="utf-8"
+    )
+    unfinished.replace(url_file)
+
+
+def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> RewardSpec:
+    """The reward with the parameters that the server's configuration fixes.
+
+    Raises:
+        RewardError: If the client sets one of them, or one that names files or addresses and may not.
+    """
+    fixed = next(served.params for served in config.rewards if served.name == spec.name)
+    for name in spec.params:
+        if name in fixed:
+            raise RewardError(f"reward {spec.name!r}: {name!r} is fixed by this server's configuration")
+        if name in guarded:
+            raise RewardError(
+                f"reward {spec.name!r}: {name!r} names a file or an address, so it is taken only from the"
+                " server's configuration, or from clients that show a token"
+            )
+    return dataclasses.replace(spec, params=fixed | spec.params)
+
+
+def _body_reader(limits: ServerConfig) -> Any:
     """A dependency that reads a request's body and stops as soon as it breaks a limit."""
 
     async def read(request: Request) -> bytes:
@@ -232,6 +249,11 @@ def _body_reader(limits: ServerLimits) -> Any:
     return read
 
 
+async def _run(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Do what takes long for a large request in a thread; for a small one, handing over costs more."""
+    return work(*arguments) if size <= SMALL_BODY else await asyncio.to_thread(work, *arguments)
+
+
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
@@ -249,15 +271,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _announce(url_file: Path, host: str, port: int) -> None:
-    """Write the address so that a reader sees all of it or nothing."""
-    unfinished = url_file.with_name(f".{url_file.name}.tmp")
-    unfinished.write_text(
-        f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", encoding="utf-8"
-    )
-    unfinished.replace(url_file)
 
 
 def _end_with(parent: int) -> None:

@@ -132,6 +132,7 @@ def _describe(name: str, loaded: Reward) -> dict[str, Any]:
         "group": loaded.group,
         "async": loaded.is_async,
         "deadline_s": loaded.deadline_s,
+        "guarded": sorted(loaded.guarded),
         "summary": loaded.summary,
     }
 

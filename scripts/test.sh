@@ -4,6 +4,7 @@
 #   scripts/test.sh                    everything, under 15 minutes on 2 CPU cores
 #   scripts/test.sh -k sapo            the tests with sapo in their name
 #   scripts/test.sh -m 'not slow'      those that take seconds
+#   scripts/test.sh --soak             with the full numbers of trials, for hours of patience
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=PASSIVE

@@ -17,6 +17,19 @@ hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True
 hypothesis.settings.load_profile("posttrain")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--soak`."""
+    parser.addoption(
+        "--soak", action="store_true", help="the full numbers of trials, which take many minutes"
+    )
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether tests with a number of trials run all of them."""
+    return request.config.getoption("--soak")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is no CUDA device."""
     if not torch.cuda.is_available():

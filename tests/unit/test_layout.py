@@ -29,7 +29,7 @@ PLUGIN_SIDE = {"types", "plugins", "images", "strict_json"}
 #: Which parts may import a heavy package.
 OWNERS = {
     "vllm": {"rollout"},
-    "ray": {"cluster", "rollout", "training"},
+    "ray": {"cluster", "rollout", "training", "rewards"},  # rewards: Ray Serve
     "trl": {"training"},
     "fastapi": {"rewards"},
 }

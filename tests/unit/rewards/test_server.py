@@ -20,7 +20,8 @@ from rewards import wire
 from rewards.manager import RewardManager, RewardSpec
 from rewards.scorer import Scorer
 from rewards.sdk import RewardError
-from rewards.server import ServerLimits, create_app, serve
+from rewards.server import create_app, serve
+from rewards.server_config import ServerConfig
 
 JSON = {"Content-Type": "application/json"}
 EPISODE = {"prompt": [], "response": [], "answer": "K", "ground_truth": "K"}
@@ -37,10 +38,16 @@ def pool() -> Iterator[Scorer]:
         yield pool
 
 
+def config(**settings: Any) -> ServerConfig:
+    return ServerConfig.model_validate({"rewards": ["answer_accuracy", "tool_calls"], **settings})
+
+
 @pytest.fixture(scope="module")
 def client(pool: Scorer) -> TestClient:
-    limits = ServerLimits(body_bytes=100_000, queued=20)
-    return TestClient(create_app(pool, limits=limits, image_roots=[Path("/")]), raise_server_exceptions=True)
+    return TestClient(
+        create_app(pool, config(body_bytes=100_000, queued=20, image_roots=["/"])),
+        raise_server_exceptions=True,
+    )
 
 
 def post(client: TestClient, body: bytes | str, **headers: str) -> Any:
@@ -129,7 +136,7 @@ def test_size_compression_and_type(client: TestClient) -> None:
 
 def test_the_queue_is_bounded(pool: Scorer, client: TestClient) -> None:
     assert post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 21})).status_code == 413
-    full = TestClient(create_app(pool, limits=ServerLimits(queued=2)))
+    full = TestClient(create_app(pool, config(queued=2)))
     long = [RewardInput((), (), "K" * 10**6, "K")] * 60
     blocked = pool.submit([RewardSpec("answer_accuracy")], long)
     reply = post(full, json.dumps(GOOD))
@@ -174,7 +181,7 @@ def test_images_come_as_base64_or_from_below_the_roots(pool: Scorer, tmp_path: P
     outside.write_bytes(buffer.getvalue())
     (root / "link.png").symlink_to(outside)
     (root / "loop.png").symlink_to(root / "loop.png")
-    client = TestClient(create_app(pool, image_roots=[root]))
+    client = TestClient(create_app(pool, config(image_roots=[root])))
     encoded = base64.b64encode(buffer.getvalue()).decode()
     for good in (str(root / "a.png"), f"data:image/png;base64,{encoded}"):
         assert post(client, with_image(good)).status_code == 200, good
@@ -200,7 +207,7 @@ def test_images_come_as_base64_or_from_below_the_roots(pool: Scorer, tmp_path: P
 
 
 def test_every_route_asks_for_the_token(pool: Scorer) -> None:
-    client = TestClient(create_app(pool, token="secret"))
+    client = TestClient(create_app(pool, config(), token="secret"))
     routes = [("POST", "/v1/score"), ("GET", "/v1/rewards"), ("GET", "/health"), ("GET", "/metrics")]
     for method, path in routes:
         assert client.request(method, path).status_code == 401, path
@@ -219,4 +226,4 @@ def test_what_is_served(client: TestClient) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
 def test_refuses_to_start_beyond_loopback_without_a_token(host: str) -> None:
     with pytest.raises(RewardError, match="token"):
-        serve(["answer_accuracy"], host=host)
+        serve(config(), host=host)

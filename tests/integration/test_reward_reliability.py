@@ -1,0 +1,128 @@
+"""RELIABILITY rows 5, 6 and 9 on a real server: malformed requests, hangs among good samples, attacks.
+
+The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from posttrain.types import RewardInput
+from rewards.client import RewardClient, RewardServer, start_server
+from rewards.kit.attacks import ATTACKS
+
+PLUGIN = """
+import re, time
+from rewards import reward
+from rewards.answers import final_answer
+
+@reward("letter", deadline_s=0.25)
+def letter(x):
+    if x.answer == "hang":
+        time.sleep(1000)
+    if x.answer == "regex bomb":
+        re.match(r"(a|a)*$", "a" * 60 + "b")
+    if x.answer == "sympy bomb":
+        import sympy
+        sympy.factorial(10**9).evalf()
+    return float(final_answer(x.answer) == x.ground_truth)
+"""
+SPEC = [{"name": "mine.py:letter"}]
+BOMBS = ("hang", "regex bomb", "sympy bomb")
+GOOD = {
+    "rewards": [{"name": "math"}],
+    "inputs": [{"prompt": [], "response": [], "answer": "7", "ground_truth": "7"}],
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardServer]:
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "mine.py").write_text(PLUGIN)
+    with start_server(["math", "mine.py:letter", "code"], base_dir=folder, log=folder / "log") as server:
+        yield server
+        assert "Traceback" not in (folder / "log").read_text()
+
+
+def mutations(seed: int, count: int) -> Iterator[bytes]:
+    """Requests that are almost right: bytes changed, cut, doubled, or a value replaced by another kind."""
+    chooser = random.Random(seed)
+    whole = json.dumps(GOOD).encode()
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        1e308,
+        "",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        {"a": 1},
+        "0" * 1000,
+        *ATTACKS.values(),
+    ]
+    for _ in range(count):
+        kind = chooser.randrange(4)
+        if kind == 0:
+            body = bytearray(whole)
+            for _ in range(chooser.randint(1, 5)):
+                body[chooser.randrange(len(body))] = chooser.randrange(256)
+            yield bytes(body)
+        elif kind == 1:
+            yield whole[: chooser.randrange(len(whole))]
+        else:
+            request = json.loads(whole)
+            place = chooser.choice([request, request["rewards"][0], request["inputs"][0]])
+            place[chooser.choice([*place, "extra", "weight", "params", "columns", "groups"])] = (
+                chooser.choice(odd)
+            )
+            yield json.dumps(request).encode()
+
+
+def test_row_5_malformed_requests_never_crash_the_server(server: RewardServer, soak: bool) -> None:
+    headers = {"Authorization": f"Bearer {server.token}", "Content-Type": "application/json"}
+    seen: dict[int, int] = {}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False) as http:
+        for body in mutations(5, 10_000 if soak else 400):
+            status = http.post("/v1/score", content=body).status_code
+            seen[status] = seen.get(status, 0) + 1
+        assert http.get("/health").json()["status"] == "ok"
+    assert set(seen) <= {200, 400}, seen
+    assert seen[400] > sum(seen.values()) / 3
+    assert server.process.poll() is None
+
+
+def test_row_6_hangs_and_bombs_cost_only_themselves(server: RewardServer, soak: bool) -> None:
+    bad, good = (1000, 9000) if soak else (12, 400)
+    answers = [random.Random(i).choice(BOMBS) for i in range(bad)] + ["K"] * (good // 2) + ["X"] * (good // 2)
+    random.Random(6).shuffle(answers)
+    client = RewardClient(server.url, server.token, timeout=600)
+    results = client.score(SPEC, [RewardInput((), (), answer, "K") for answer in answers])
+    client.close()
+    for answer, result in zip(answers, results, strict=True):
+        if answer in BOMBS:
+            assert result.total is None
+            assert "deadline" in result.errors["mine.py:letter"]
+        else:
+            assert result.total == float(answer == "K")
+
+
+def test_row_9_attacks_carry_nothing_over(server: RewardServer, soak: bool) -> None:
+    client = RewardClient(server.url, server.token, timeout=600)
+    tests = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [2, 4]}
+    patch = "import builtins\nbuiltins.abs = lambda *a: 2\nclass All:\n    __eq__ = lambda s, o: True"
+    attack = RewardInput((), (), f"```python\n{patch}\ndef f(x):\n    return All()\n```", tests)
+    wrong = RewardInput((), (), "```python\ndef f(x):\n    return x + 7\n```", tests)
+    wrong_sum = [RewardInput((), (), f"\\boxed{{{i}}}", "-1") for i in range(1000)]
+    attacks = [RewardInput((), (), text, "-1") for text in ATTACKS.values()]
+    code = client.score([{"name": "code"}], [attack, *[wrong] * (1000 if soak else 40)])
+    maths = client.score([{"name": "math"}], [*attacks, *wrong_sum])
+    client.close()
+    assert {result.total for result in code} == {0.0}
+    assert {result.total for result in maths} <= {0.0, None}
+    assert {result.total for result in maths[len(attacks) :]} == {0.0}
