@@ -136,7 +136,8 @@ class _Examination:
             reward = self.attempt(place, load_reward, ref.name, self.base_dir)
             if reward is not None:
                 self.attempt(place, reward.check, ref.params)
-                rewards.append((reward, ref.params))
+                if not (reward.is_async or reward.group):  # those ask a service, or compare episodes
+                    rewards.append((reward, ref.params))
         path = dataset.source.path if dataset is not None else None
         if path is not None and Path(path).is_file() and rewards and not self.findings.problems:
             self.attempt((*key, "rewards"), _check_golds, path, rewards)
@@ -179,6 +180,8 @@ def _check_generator(dataset: DatasetConfig, base_dir: Path) -> None:
 def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
     """A gold answer must earn full marks from at least one of its task's rewards.
 
+    A ground truth that is no text, such as boxes, must only be one that the rewards can read.
+
     Raises:
         ValueError: Naming the first row whose gold does not.
         DataError: If the rows cannot be read.
@@ -194,7 +197,7 @@ def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
             raise ValueError(
                 f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}"
             ) from error
-        if not any(earned):
+        if not any(earned) and isinstance(_first(sample.ground_truth), str | int | float):
             raise ValueError(
                 f"{path}: row {sample.id!r}: the gold answer {str(sample.ground_truth)[:60]!r} earns full "
                 "marks from no reward of the task, so nothing could be learned from it"
@@ -203,8 +206,7 @@ def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
 
 def _earned(sample: Sample, reward: Any, params: dict[str, Any]) -> bool:
     """Whether a sample's own ground truth, given as the answer, earns a reward's full marks."""
-    first = sample.ground_truth[0] if isinstance(sample.ground_truth, list) else sample.ground_truth
-    gold = str(first)
+    gold = str(_first(sample.ground_truth))
     score = reward(
         RewardInput(
             prompt=sample.messages,
@@ -216,3 +218,8 @@ def _earned(sample: Sample, reward: Any, params: dict[str, Any]) -> bool:
         **params,
     )
     return score is not None and score.value >= reward.high
+
+
+def _first(ground_truth: Any) -> Any:
+    """One of several golds, or the only one."""
+    return ground_truth[0] if isinstance(ground_truth, list) else ground_truth

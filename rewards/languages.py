@@ -1,0 +1,159 @@
+"""Which languages a text can be in, told only where it is sure.
+
+Writing systems are told apart by their characters, with no model. Languages that share one are told apart by
+lingua's trigram models, which are loaded when first needed, and only those of the writing system seen.
+"""
+
+import functools
+import re
+
+from lingua import Language, LanguageDetector, LanguageDetectorBuilder
+
+from posttrain.strict_json import JsonError, parse_json
+
+#: Characters of each writing system.
+SCRIPTS = {
+    "latin": "A-Za-zªº\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
+    "cyrillic": "\u0400-\u052f",
+    "greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
+    "kana": "\u3041-\u3096\u30a1-\u30fa\u30fc",
+    "hangul": "\u1100-\u11ff\uac00-\ud7a3",
+    "arabic": "\u0620-\u064a\u066e-\u06d3",
+    "hebrew": "\u05d0-\u05ea",
+    "devanagari": "\u0900-\u0963",
+    "bengali": "\u0980-\u09ff",
+    "tamil": "\u0b80-\u0bff",
+    "telugu": "\u0c00-\u0c7f",
+    "thai": "\u0e01-\u0e4e",
+}
+#: The languages of each writing system that are told apart.
+LANGUAGES = {
+    "latin": "en de fr es it pt ca nl sv da nb fi pl cs sk hr hu ro tr vi id ms tl sw".split(),
+    "cyrillic": "ru uk bg".split(),
+    "greek": ["el"],
+    "han": ["zh"],
+    "kana": ["ja"],
+    "hangul": ["ko"],
+    "arabic": "ar fa ur".split(),
+    "hebrew": ["he"],
+    "devanagari": ["hi"],
+    "bengali": ["bn"],
+    "tamil": ["ta"],
+    "telugu": ["te"],
+    "thai": ["th"],
+}
+CODES = frozenset(code for codes in LANGUAGES.values() for code in codes)
+#: Languages too close for trigrams: where one is possible, so is the other.
+_CLOSE = ({"da", "nb"}, {"id", "ms"}, {"cs", "sk"})
+
+#: A Han, kana or hangul character says about as much as three letters.
+_WIDE = {"han": 3, "kana": 3, "hangul": 3}
+#: Text of fewer letters abstains; with fewer than `_MODEL_LETTERS` only the writing system is told.
+MIN_LETTERS = 12
+_MODEL_LETTERS = 30
+#: lingua's low-accuracy mode is overconfident on short texts: a language is ruled out only below this.
+_RULED_OUT = 1e-4
+#: A writing system with this share of the letters is one of the text's own.
+_OWN_SHARE = 0.25
+#: Japanese has kana all over; Han characters alone, in a text shorter than this, may be either language.
+_KANA_SHARE = 0.05
+_HAN_ALONE = 12
+#: Beyond this, only the beginning and the end are read.
+_READ = 20_000
+
+_LETTERS = {script: re.compile(f"[{characters}]+") for script, characters in SCRIPTS.items()}
+#: What is no prose. Each pattern takes linear time: a span never reads past the next opening mark.
+_NO_PROSE = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"```.*?(?:```|\Z)",
+        r"<tool_call>((?!<tool_call>).)*?</tool_call>",
+        r"`[^`\n]{1,300}`",
+        r"\$\$[^$]+\$\$",
+        r"\$[^$\n]{1,500}\$",
+        r"\\\[((?!\\\[).)*?\\\]",
+        r"\\\(((?!\\\().)*?\\\)",
+        r"\\begin\{((?!\\begin).)*?\\end\{\w{1,20}\*?\}",
+        r"\\[A-Za-z]+",
+        r"(?:https?://|www\.)\S+",
+        r"\b[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]{1,64}",
+        r"<[^<>]{1,300}>",
+        r"\b[^\W\d_]*+[\d_]\w*",
+    )
+)
+
+
+def prose(text: str) -> str:
+    """The text without code, LaTeX, URLs, addresses, tags and words with digits; "" for JSON."""
+    text = text.strip()
+    if text.startswith(("{", "[")):
+        try:
+            parse_json(text)
+        except JsonError:
+            pass
+        else:
+            return ""
+    for pattern in _NO_PROSE:
+        text = pattern.sub(" ", text)
+    return text
+
+
+def weights(text: str) -> dict[str, int]:
+    """Letters by writing system, Han, kana and hangul three times."""
+    counts = {script: sum(map(len, runs.findall(text))) for script, runs in _LETTERS.items()}
+    return {script: count * _WIDE.get(script, 1) for script, count in counts.items() if count}
+
+
+def languages_of(text: str) -> frozenset[str]:
+    """The languages (ISO 639-1) that a text can be in; none where it is too short to tell.
+
+    Code, LaTeX, URLs and the like do not count (`prose`). A text with a large share of two writing systems
+    can be in the languages of both.
+    """
+    return languages_of_prose(prose(text))
+
+
+def languages_of_prose(text: str) -> frozenset[str]:
+    """As `languages_of`, for text that `prose` has been through."""
+    if len(text) > _READ:
+        text = f"{text[: _READ // 2]} {text[-_READ // 2 :]}"
+    found = weights(text)
+    if sum(found.values()) < MIN_LETTERS:
+        return frozenset()
+    found["kana"], found["han"] = _japanese(found.get("kana", 0), found.get("han", 0))
+    total = sum(found.values())
+    own = [script for script, weight in found.items() if weight >= max(1, _OWN_SHARE * total)]
+    possible: set[str] = set()
+    for script in own:
+        possible |= _of_script(script, text, found[script])
+    for close in _CLOSE:
+        if possible & close:
+            possible |= close
+    return frozenset(possible)
+
+
+def _japanese(kana: int, han: int) -> tuple[int, int]:
+    """Kana and Han weights, with the Han given to Japanese where kana stand among them."""
+    return (kana + han, 0) if kana >= _KANA_SHARE * (kana + han) and kana else (kana, han)
+
+
+def _of_script(script: str, text: str, weight: int) -> set[str]:
+    """The languages of one writing system that its letters in a text allow."""
+    if script == "han" and weight < _HAN_ALONE * _WIDE["han"]:
+        return {"zh", "ja"}
+    codes = LANGUAGES[script]
+    if len(codes) == 1 or weight < _MODEL_LETTERS:
+        return set(codes)
+    letters = " ".join(_LETTERS[script].findall(text))
+    values = _detector(script).compute_language_confidence_values(letters)
+    possible = {v.language.iso_code_639_1.name.lower() for v in values if v.value >= _RULED_OUT}
+    return possible or set(codes)
+
+
+@functools.cache
+def _detector(script: str) -> LanguageDetector:
+    """Lingua's detector for one writing system; about 40 MB for Latin, loaded in 0.2 s at first use."""
+    codes = LANGUAGES[script]
+    languages = [lang for lang in Language.all() if lang.iso_code_639_1.name.lower() in codes]
+    return LanguageDetectorBuilder.from_languages(*languages).with_low_accuracy_mode().build()
