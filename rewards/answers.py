@@ -3,8 +3,21 @@
 import re
 import unicodedata
 
-_MARKED = re.compile(r"(?:\banswer\s*(?:is|:|：)|答案(?:是|为|:|：))[\s:：]*([^\n]+)", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_MARKED = re.compile(
+    r"\banswers?\b[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
+    r"|^[#*_ \t]*(?:final\s+)?answer[*_ \t]*$"
+    r"|^####\s"
+    r"|答案[^\n。:：是为选】]{0,10}(?:是|为|选|[:：】])"
+    r"|(?:故|应|因此|所以|正确的?)(?:本题)?选(?:择|项)?[是为]?"
+    r"|^答\s*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BETWEEN_BOXES = re.compile(
+    r"[\s$.,;，；、()\\]*(?:and|or|和|或|与)?[\s$,]*(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?", re.IGNORECASE
+)
+_LONGEST_JOINT = 40
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_DISPLAYS = ((re.compile(r"\$\$"), "$$"), (re.compile(r"(?<!\\)\\\["), "\\]"))
 _LEADING = " \"'`*_“‘「"
 _TRAILING = " \"'`*_.,;:?。，；：？”’」"
 
@@ -21,18 +34,21 @@ def without_thinking(text: str) -> str:
 def final_answer(text: str) -> str:
     r"""The answer a text ends with: the last of the first form found, "" for an empty text.
 
-    Forms, strongest first: `<answer>…</answer>`, `\boxed{…}`, `Answer: …` or `the answer is …`, and the
-    last line that is not empty. Only one answer counts, so listing many candidates does not pay.
+    Forms, strongest first: `<answer>…</answer>`; `\boxed{…}`; `Answer: …`, `the answer is …`, a heading
+    `Answer`, `#### …`, `答案是…`, `故选…`, `答：…`; and the last line that is not empty, or the formula
+    displayed at the end. Only one answer counts, so listing many candidates does not pay: boxes with
+    nothing but «and», «or» or commas between them are one answer, a list.
     """
     text = without_thinking(text)
-    if tagged := _TAGGED.findall(text):
-        return final_answer(tagged[-1]) if "\\boxed" in tagged[-1] else tagged[-1].strip()
+    if (tagged := _last_tagged(text)) is not None:
+        return final_answer(tagged) if _BOX.search(tagged) else tagged
     if (boxed := _last_boxed(text)) is not None:
-        return boxed.strip()
-    if marked := _MARKED.findall(text):
-        return marked[-1].strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+        return boxed
+    marks = list(_MARKED.finditer(text))
+    if marks and (marked := text[marks[-1].end() :].lstrip(" \t\n:：*_")):
+        return _display(marked, from_start=True) or _bare(marked.partition("\n")[0])
+    lines = text.rsplit("\n", 1)
+    return _display(text, from_start=False) or _bare(lines[-1])
 
 
 def normalise(text: str) -> str:
@@ -44,14 +60,54 @@ def normalise(text: str) -> str:
     return text.lstrip(_LEADING).rstrip(_TRAILING) or text
 
 
+def _bare(line: str) -> str:
+    """The line without white space, and without the end of an emphasis that began before it."""
+    head, _, tail = line.rpartition("**") if line.count("**") % 2 else (line, "", "")
+    return (head + tail).strip()
+
+
+def _last_tagged(text: str) -> str | None:
+    lower = text.lower() if text.isascii() else text
+    end = lower.rfind("</answer>")
+    start = lower.rfind("<answer>", 0, max(end, 0))
+    return text[start + len("<answer>") : end].strip() if start >= 0 else None
+
+
 def _last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{…}` holds, braces balanced; None where there is none that closes."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for index in range(start + len("\\boxed"), len(text)):
+    r"""What the last run of `\boxed{…}` holds, braces balanced; None where the last box never closes."""
+    found: list[str] = []
+    following = len(text)
+    for box in reversed(list(_BOX.finditer(text))):
+        end = _closing_brace(text, box.end(), following)
+        if end is None or (found and not _joined(text, end + 1, following)):
+            break
+        found.insert(0, text[box.end() : end].strip())
+        following = box.start()
+    return ", ".join(found) if found else None
+
+
+def _joined(text: str, start: int, stop: int) -> bool:
+    """Whether two boxes with this between them are one list."""
+    return stop - start <= _LONGEST_JOINT and _BETWEEN_BOXES.fullmatch(text, start, stop) is not None
+
+
+def _closing_brace(text: str, start: int, stop: int) -> int | None:
+    """Where the brace that opens before `start` closes, if that is before `stop`."""
+    depth = 1
+    for index in range(start, stop):
         depth += (text[index] == "{") - (text[index] == "}")
         if depth == 0:
-            return text[start + len("\\boxed{") : index]
+            return index
     return None
+
+
+def _display(text: str, *, from_start: bool) -> str:
+    """The displayed formula that the text starts or ends with, or ""."""
+    for opening, closing in _DISPLAYS:
+        if from_start and opening.match(text):
+            end = text.find(closing, 2)
+            return text[2:end].strip() if end > 0 else ""
+        if not from_start and text.endswith(closing):
+            starts = [found.end() for found in opening.finditer(text, 0, len(text) - 2)]
+            return text[starts[-1] : -2].strip() if starts else ""
+    return ""

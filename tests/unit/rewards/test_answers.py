@@ -1,5 +1,6 @@
 """Finding and comparing final answers: answers, answer_accuracy and tool_calls."""
 
+import time
 from typing import Any
 
 import pytest
@@ -38,11 +39,49 @@ def accuracy(answer: str, gold: Any) -> float:
         ("Reasons.\n\nanswer:\n K \n", "K"),
         ("答案是：四", "四"),
         ("first line\nlast line\n\n", "last line"),
+        ("\\boxed{1} or \\boxed{2}", "1, 2"),
+        ("x=\\boxed{1}$, $x=\\boxed{2}", "1, 2"),
+        ("First \\boxed{1}. Checking again, \\boxed {2}", "2"),
+        ("\\boxed{1}\\fbox{2}", "1, 2"),
+        ("**Answer: K**", "K"),
+        ("**Answer:** K\nBye", "K"),
+        ("### Final answer\n\nK", "K"),
+        ("The answer to both is: K", "K"),
+        ("#### 12", "12"),
+        ("Answer:\n\\[\nx\n\\]\nDone.", "x"),
+        ("So\n$$\na \\\\[4pt] b\n$$", "a \\\\[4pt] b"),
+        ("So\n\\[\na \\\\[4pt] b\n\\]", "a \\\\[4pt] b"),
+        ("故选：C。", "C。"),
+        ("答：四个", "四个"),
+        ("【答案】四", "四"),
+        ("Answer:", "Answer:"),
         ("", ""),
     ],
 )
 def test_final_answer(text: str, answer: str) -> None:
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>" * 50_000,
+        "\\boxed{" * 50_000,
+        "\\boxed{1}" * 20_000,
+        "\\boxed{1}" + " " * 100_000 + "x \\boxed{2}",
+        "answer is " * 20_000,
+        "答案" * 50_000,
+        "故" * 50_000,
+        "#* " * 50_000,
+        "$$" * 50_000,
+        "\\[" * 50_000 + "\\]",
+    ],
+    ids=lambda text: text[:10],
+)
+def test_final_answer_is_found_in_linear_time(text: str) -> None:
+    begun = time.perf_counter()
+    final_answer(text)
+    assert time.perf_counter() - begun < 2
 
 
 @pytest.mark.parametrize(
