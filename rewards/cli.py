@@ -200,8 +200,8 @@ def score_command(options: argparse.Namespace) -> int:
 
 def serve_command(options: argparse.Namespace) -> int:
     """`posttrain rewards serve`."""
-    from rewards.server import serve
-    from rewards.server_config import ServerConfig, read_server_config
+    from rewards.serving.config import ServerConfig, read_server_config
+    from rewards.serving.server import serve
 
     if options.config:
         if options.rewards or options.image_root:
@@ -225,7 +225,7 @@ def serve_command(options: argparse.Namespace) -> int:
         serve(config, **where)
         return 0
     try:
-        from rewards.replicas import serve_replicas
+        from rewards.serving.replicas import serve_replicas
     except ImportError as error:
         raise RewardError(
             f"rewards serve --replicas: pip install 'posttrain[serve]' first ({error})"

@@ -57,7 +57,7 @@ class Call:
 class RewardManager:
     """Scores episodes in this process.
 
-    There is no deadline here: a reward that hangs, hangs its caller. `rewards.scorer.Scorer` and the
+    There is no deadline here: a reward that hangs, hangs its caller. `rewards.workers.scorer.Scorer` and the
     server run the same rewards in processes that can be killed.
 
     Args:

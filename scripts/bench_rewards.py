@@ -32,7 +32,7 @@ import psutil
 from tqdm import tqdm
 
 from posttrain.types import RewardInput, text_message
-from rewards.client import AsyncRewardClient, RewardClient, RewardServer, start_server
+from rewards.serving.client import AsyncRewardClient, RewardClient, RewardServer, start_server
 
 BATCH = 64
 SPEC = {"name": "math"}

@@ -41,10 +41,11 @@ class RunConfig(Section):
         default_factory=lambda: ["console"], description="Where metrics go besides metrics.jsonl."
     )
     reward_client: str = Field(
-        default="rewards.client:RewardClient", description="Reference of the reward server's client."
+        default="rewards.serving.client:RewardClient", description="Reference of the reward server's client."
     )
     reward_server: str = Field(
-        default="rewards.client:start_server", description="Reference of what starts the reward server."
+        default="rewards.serving.client:start_server",
+        description="Reference of what starts the reward server.",
     )
 
     reward_wait_s: PositiveFloat = Field(

@@ -36,8 +36,8 @@ class RewardAccess:
     url: str
     token: str
     wait: float = 60.0
-    timeout: float = 120.0
-    client: str = "rewards.client:RewardClient"
+    timeout: float = 1200.0
+    client: str = "rewards.serving.client:RewardClient"
 
 
 @dataclass(frozen=True)

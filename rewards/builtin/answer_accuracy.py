@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, normalise
+from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import reward
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?\s*(?:[.:)、]|$)")
@@ -15,8 +15,8 @@ def answer_accuracy(x: RewardInput) -> Score | None:
     """1 if the final answer equals a reference answer, else 0.
 
     Formula: max over references g of [n(a) = n(g)], with a the final answer (after the thinking; the last
-    `<answer>`, boxed, `Answer:` or last line), and n the normalisation of `rewards.answers`. Where g is
-    one letter, `(B)`, `B.` and `B) a red marker` are the choice B.
+    `<answer>`, boxed, `Answer:` or last line), and n the normalisation of `rewards.reading.answers`. Where g
+    is one letter, `(B)`, `B.` and `B) a red marker` are the choice B.
 
     Range: {0, 1}. Source: Qwen3-VL report, tool rewards, "answer accuracy" (there by a judge; the
     rule is ours and holds where answers are short).

@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.strict_json import JsonError, parse_json
 from posttrain.types import RewardInput, Score
-from rewards.answers import without_thinking
+from rewards.reading.answers import without_thinking
 from rewards.sandbox import Limits, Sandbox, probe
 from rewards.sandbox.statements import split_tests
 from rewards.sdk import reward

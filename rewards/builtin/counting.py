@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, without_thinking
 from rewards.builtin.grounding import repeats
-from rewards.regions import read_regions
+from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.regions import read_regions
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]

@@ -9,10 +9,10 @@ from scipy.optimize import linear_sum_assignment
 
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
-from rewards.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
-from rewards.regions import in_frame
+from rewards.reading.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
+from rewards.reading.regions import in_frame
+from rewards.reading.text import MAX_LENGTH, transcript
 from rewards.sdk import reward
-from rewards.text import MAX_LENGTH, transcript
 
 #: Shares of the three parts (assumed); where one does not apply, the others share its weight.
 WEIGHTS = {"text": 0.5, "layout": 0.3, "order": 0.2}
@@ -30,7 +30,7 @@ def document_parsing(x: RewardInput, family: Family) -> Score | None:
       the greatest sum of IoU over one-to-one matchings (Hungarian method). A box that is no box
       (reversed, three numbers) counts and matches nothing, so that floods and repetitions cost;
     - order, where the reference has two blocks with text or more: Kendall's tau from 0
-      (`rewards.documents.reading_order`).
+      (`rewards.reading.documents.reading_order`).
     An answer without text scores 0 where the reference has text, whatever its boxes, and so does one of
     more than 100,000 characters or 500 blocks.
 

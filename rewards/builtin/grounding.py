@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
-from rewards.answers import normalise, without_thinking
-from rewards.regions import Gold, Region, in_frame, read_gold, read_regions
+from rewards.reading.answers import normalise, without_thinking
+from rewards.reading.regions import Gold, Region, in_frame, read_gold, read_regions
 from rewards.sdk import reward
 
 Metric = Literal["iou", "giou", "iou_at"]

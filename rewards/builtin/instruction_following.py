@@ -1,10 +1,10 @@
 """Does the answer keep to the constraints that its prompt states?"""
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import without_thinking
-from rewards.constraints import Answer, passes, read_constraints
+from rewards.reading.answers import without_thinking
+from rewards.reading.constraints import Answer, passes, read_constraints
+from rewards.reading.units import has_content
 from rewards.sdk import reward
-from rewards.units import has_content
 
 
 @reward("instruction_following")
@@ -15,7 +15,7 @@ def instruction_following(x: RewardInput, mode: str = "share") -> Score | None:
     without a letter, digit or symbol scores 0, although it would satisfy "no commas".
 
     Range: [0, 1]. Source: IFEval (arXiv 2311.07911), strict accuracy by instruction ("share") and by prompt
-    ("all"); the types are `rewards.constraints.CHECKS`.
+    ("all"); the types are `rewards.reading.constraints.CHECKS`.
 
     Args:
         x: `columns["constraints"]`, else `ground_truth`, is a list of objects with a `type`, mostly a `value`

@@ -4,9 +4,17 @@ import re
 from collections import Counter
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import without_thinking
 from rewards.builtin.length import written
-from rewards.languages import CODES, MIN_LETTERS, SCRIPTS, languages_of, languages_of_prose, prose, weights
+from rewards.reading.answers import without_thinking
+from rewards.reading.languages import (
+    CODES,
+    MIN_LETTERS,
+    SCRIPTS,
+    languages_of,
+    languages_of_prose,
+    prose,
+    weights,
+)
 from rewards.sdk import reward
 
 MAX_LENGTH = 100_000
@@ -31,10 +39,10 @@ def language_match(x: RewardInput) -> Score | None:
     """−1 if the answer is in another language than the prompt, else 0.
 
     Formula: −[P ∩ A = ∅ ∧ A ≠ ∅], with P and A the languages that the last user turn and the answer can be
-    in (`rewards.languages.languages_of`: by writing system, then by lingua's trigrams). Code, LaTeX, URLs and
-    words with digits are left out first. An answer too short to tell (under 12 letters, or an empty one)
-    gets 0; a prompt too short to tell means that this does not apply, for any of its answers. Where a prompt
-    asks for another language than its own (translation, «answer in French»), the column must say so.
+    in (`rewards.reading.languages.languages_of`: by writing system, then by lingua's trigrams). Code, LaTeX,
+    URLs and words with digits are left out first. An answer too short to tell (under 12 letters, or an empty
+    one) gets 0; a prompt too short to tell means that this does not apply, for any of its answers. Where a
+    prompt asks for another language than its own (translation, «answer in French»), the column must say so.
 
     Range: {−1, 0}. Source: Qwen3-VL report, reasoning RL (value assumed); lingua 2.1.
 
@@ -42,7 +50,7 @@ def language_match(x: RewardInput) -> Score | None:
         x: `columns["language"]`, where present, is the language wanted (ISO 639-1, as in "de").
 
     Raises:
-        ValueError: If that column is no code of `rewards.languages.CODES`.
+        ValueError: If that column is no code of `rewards.reading.languages.CODES`.
     """
     wanted = _wanted(x)
     if not wanted:

@@ -9,11 +9,11 @@ Here the deadline of the worker pool holds, and a time-out is an error.
 import itertools
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, without_thinking
 from rewards.builtin.answer_accuracy import references
-from rewards.mathematics.forms import same
-from rewards.mathematics.sentences import formulas
-from rewards.mathematics.spelling import canonical
+from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.mathematics.forms import same
+from rewards.reading.mathematics.sentences import formulas
+from rewards.reading.mathematics.spelling import canonical
 from rewards.sdk import reward
 
 MAX_LENGTH = 1000

@@ -6,10 +6,10 @@ import unicodedata
 from typing import Any
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, normalise
-from rewards.mathematics.forms import same
-from rewards.mathematics.sentences import formulas
-from rewards.mathematics.spelling import canonical
+from rewards.reading.answers import final_answer, normalise
+from rewards.reading.mathematics.forms import same
+from rewards.reading.mathematics.sentences import formulas
+from rewards.reading.mathematics.spelling import canonical
 from rewards.sdk import reward
 
 MAX_LENGTH = 1000

@@ -2,7 +2,7 @@
 
 All four rewards read the same ground truth: a text or a number, or a list of alternatives of which the
 closest counts. "" says that there is nothing to read; then an empty answer is right and any text is wrong.
-Both sides are cleaned first (`rewards.text.clean`): NFKC, no invisible characters, single spaces.
+Both sides are cleaned first (`rewards.reading.text.clean`): NFKC, no invisible characters, single spaces.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.text import MAX_LENGTH, clean, transcript
 from rewards.sdk import reward
-from rewards.text import MAX_LENGTH, clean, transcript
 
 #: Answers to questions are short; of a longer text only the end is searched for the answer.
 _MAX_ANSWER = 10_000
@@ -83,7 +83,7 @@ def anls(x: RewardInput, threshold: float = 0.5) -> Score | None:
 
     Formula: max over references g of s if 1 − s < threshold, else 0, with
     s = 1 − lev(g, a) / max(|g|, |a|) over characters, capitals equal to small letters. a is the final
-    answer (`rewards.answers.final_answer`) or the whole answer, whichever is closer.
+    answer (`rewards.reading.answers.final_answer`) or the whole answer, whichever is closer.
 
     Range: [0, 1]. Source: Biten et al. 2019, Scene Text Visual Question Answering (arXiv 1905.13648);
     the choice of a is ours (assumed).

@@ -5,9 +5,9 @@ from typing import Any
 
 from posttrain.strict_json import JsonError, parse_json
 from posttrain.types import RewardInput, Score
-from rewards.answers import final_answer, normalise, without_thinking
 from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import in_digits, plain
+from rewards.reading.answers import final_answer, normalise, without_thinking
 from rewards.sdk import reward
 
 MAX_LENGTH = 10_000

@@ -16,7 +16,7 @@ from typing import Any
 from reasoning_gym.factory import DATASETS, get_score_answer_fn  # pyright: ignore[reportMissingImports]
 
 from posttrain.types import RewardInput, Score
-from rewards.answers import without_thinking
+from rewards.reading.answers import without_thinking
 from rewards.sdk import reward
 
 VERSION = "0.1.25"
@@ -94,7 +94,8 @@ def _scorer(entry: Any) -> Callable[[str, dict[str, Any]], float]:
 @functools.cache
 def _scorer_by_name(name: str) -> Callable[[str, dict[str, Any]], float]:
     """Making a dataset may read files, so that it is done once."""
-    return get_score_answer_fn(name)
+    scorer: Any = get_score_answer_fn(name)  # its annotation says that it takes nothing
+    return scorer
 
 
 def _check_reference(scorer: Callable[[str, dict[str, Any]], float], entry: dict[str, Any]) -> None:

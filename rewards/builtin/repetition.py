@@ -5,8 +5,8 @@ from collections import Counter
 
 from posttrain.types import RewardInput, Score
 from rewards.builtin.length import written
+from rewards.reading.units import WIDE
 from rewards.sdk import reward
-from rewards.units import WIDE
 
 NGRAM = 10
 #: Shorter texts do not loop, they insist.

@@ -4,8 +4,8 @@ from typing import Any
 
 from posttrain.strict_json import JsonError
 from posttrain.types import RewardInput, Score
-from rewards.answers import normalise
-from rewards.schemas import answer_json, read_schema, violation
+from rewards.reading.answers import normalise
+from rewards.reading.schemas import answer_json, read_schema, violation
 from rewards.sdk import reward
 
 
@@ -37,9 +37,9 @@ def structured_output(
 
     Formula: [a is JSON] · [a satisfies the schema] · f, where f is 1 without a ground truth, else
     (leaves of the ground truth with an equal leaf at the same place in a) / (leaves of the ground truth +
-    leaves of surplus list items). Numbers are equal by value, texts after `rewards.answers.normalise`,
-    true and 1 are different. Fields that the ground truth does not name are the schema's business. An
-    empty answer scores 0.
+    leaves of surplus list items). Numbers are equal by value, texts after
+    `rewards.reading.answers.normalise`, true and 1 are different. Fields that the ground truth does not
+    name are the schema's business. An empty answer scores 0.
 
     Range: [0, 1]. Source: JSON Schema 2020-12 by `jsonschema`; field-level accuracy of key information
     extraction, as in CORD and SROIE (its treatment of lists is assumed).
@@ -51,8 +51,8 @@ def structured_output(
         column: Name of that column.
 
     Raises:
-        ValueError: If the schema is wrong or refused (see `rewards.schemas`), or the ground truth is empty
-            or no object or list.
+        ValueError: If the schema is wrong or refused (see `rewards.reading.schemas`), or the ground truth is
+            empty or no object or list.
     """
     wanted = x.columns.get(column)
     wanted = schema if wanted is None else wanted

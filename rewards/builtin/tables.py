@@ -1,16 +1,17 @@
 """Is the table that the model wrote the reference table?"""
 
 from posttrain.types import RewardInput, Score
+from rewards.reading.tables import Table, TableTooLarge, parse_table, teds
+from rewards.reading.text import transcript
 from rewards.sdk import reward
-from rewards.tables import Table, TableTooLarge, parse_table, teds
-from rewards.text import transcript
 
 
 @reward("teds")
 def table_similarity(x: RewardInput, structure_only: bool = False) -> Score | None:
     """How alike the answer's table and the reference table are, by tree edit distance (TEDS).
 
-    Formula: `rewards.tables.teds` of the last table in the answer (after the thinking) and the reference;
+    Formula: `rewards.reading.tables.teds` of the last table in the answer (after the thinking) and the
+    reference;
     0 without a table. The two may be in different formats: HTML, LaTeX or Markdown. A table of more than
     400 rows and cells, or an answer of more than 100,000 characters, scores 0.
 

@@ -11,7 +11,7 @@ from posttrain.types import RewardInput, RewardResult
 from rewards.kit.attacks import ATTACKS
 from rewards.kit.samples import KitSample, with_answer
 from rewards.manager import RewardSpec
-from rewards.scorer import Scorer
+from rewards.workers.scorer import Scorer
 
 #: Samples on which each attack is tried.
 ATTACKED = 3

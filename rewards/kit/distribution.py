@@ -8,7 +8,7 @@ from typing import Any
 
 from rewards.kit.samples import KitSample
 from rewards.manager import RewardSpec
-from rewards.scorer import Scorer
+from rewards.workers.scorer import Scorer
 
 BINS = 10
 BAR = 40

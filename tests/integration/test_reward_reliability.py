@@ -12,13 +12,13 @@ import httpx
 import pytest
 
 from posttrain.types import RewardInput
-from rewards.client import RewardClient, RewardServer, start_server
 from rewards.kit.attacks import ATTACKS
+from rewards.serving.client import RewardClient, RewardServer, start_server
 
 PLUGIN = """
 import re, time
 from rewards import reward
-from rewards.answers import final_answer
+from rewards.reading.answers import final_answer
 
 @reward("letter", deadline_s=0.25)
 def letter(x):

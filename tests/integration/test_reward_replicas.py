@@ -13,8 +13,8 @@ import pytest
 
 from posttrain.types import RewardInput
 from rewards.cli import TOKEN_VARIABLE
-from rewards.client import RewardClient
 from rewards.manager import RewardManager, RewardSpec
+from rewards.serving.client import RewardClient
 
 
 @pytest.fixture(scope="module")

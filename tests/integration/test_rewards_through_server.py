@@ -10,9 +10,9 @@ import pytest
 
 from posttrain.plugins import declared
 from posttrain.types import RewardInput, ToolCall, text_message
-from rewards.client import RewardClient, RewardServer, start_server
 from rewards.manager import RewardManager, RewardSpec
 from rewards.sdk import load_reward
+from rewards.serving.client import RewardClient, RewardServer, start_server
 
 LABELLED = Path(__file__).parents[1] / "labelled"
 #: Those that need a service or an optional package are tested with theirs.

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.types import RewardInput, ToolCall
-from rewards.answers import final_answer, normalise, without_thinking
 from rewards.builtin.answer_accuracy import answer_accuracy
 from rewards.builtin.tool_calls import tool_calls
+from rewards.reading.answers import final_answer, normalise, without_thinking
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from posttrain.types import RewardInput, text_message
 from rewards.builtin.instruction_following import instruction_following
-from rewards.constraints import CHECKS, Answer, passes, read_constraints
+from rewards.reading.constraints import CHECKS, Answer, passes, read_constraints
+from rewards.reading.units import paragraphs, sentences, words
 from rewards.sdk import Reward
-from rewards.units import paragraphs, sentences, words
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 #: One right constraint of every type.

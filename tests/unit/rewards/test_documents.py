@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 
 from posttrain.types import Box, RewardInput, Score
 from rewards.builtin.documents import WEIGHTS, document_parsing
-from rewards.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
+from rewards.reading.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
 
 HTML = """<html><body>
 <h1 data-bbox="100 50 900 120">Notes &amp; queries</h1>

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from posttrain.types import RewardInput, text_message
 from rewards.builtin.language import language_match, language_mixing
-from rewards.languages import CODES, LANGUAGES, SCRIPTS, languages_of, prose
+from rewards.reading.languages import CODES, LANGUAGES, SCRIPTS, languages_of, prose
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 ENGLISH = "There is a wooden table in the middle of the room, and a kettle stands on the stove."
@@ -147,7 +147,7 @@ def test_a_megabyte_takes_linear_time(text: str) -> None:
 def test_no_model_is_loaded_before_it_is_needed_and_they_are_small() -> None:
     code = f"""
 import psutil, rewards.builtin.language as m
-from rewards.languages import languages_of
+from rewards.reading.languages import languages_of
 mb = lambda: psutil.Process().memory_info().rss / 2**20
 start = mb()
 languages_of({CHINESE!r})

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from posttrain.types import RewardInput
 from rewards.builtin.ocr import anls, cer, edit_distance, wer
+from rewards.reading.text import MAX_LENGTH, clean, safe_html, transcript
 from rewards.sdk import Reward
-from rewards.text import MAX_LENGTH, clean, safe_html, transcript
 
 ALL = [edit_distance, cer, wer, anls]
 texts = st.text(st.sampled_from("abAB 1.,é中文\n\u200b\u0301ﬁ"), max_size=12)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.types import Block, Box, ImageRef, Message, RewardInput
-from rewards.regions import Region, in_frame, read_gold, read_regions
+from rewards.reading.regions import Region, in_frame, read_gold, read_regions
 
 NORM = "norm_1000"
 BOX = Box(1, 2, 30, 40, NORM)

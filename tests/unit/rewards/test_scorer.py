@@ -10,9 +10,9 @@ import pytest
 from posttrain.plugins import PluginError
 from posttrain.types import RewardInput
 from rewards.manager import RewardSpec
-from rewards.scorer import Scorer
 from rewards.sdk import RewardError
 from rewards.wire import WireError
+from rewards.workers.scorer import Scorer
 
 PLUGIN = """
 import asyncio, os, re, time

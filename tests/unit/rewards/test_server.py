@@ -18,10 +18,10 @@ from PIL import Image
 from posttrain.types import Block, ImageRef, Message, RewardInput, ToolCall, text_message
 from rewards import wire
 from rewards.manager import RewardManager, RewardSpec
-from rewards.scorer import Scorer
 from rewards.sdk import RewardError
-from rewards.server import create_app, serve
-from rewards.server_config import ServerConfig
+from rewards.serving.config import ServerConfig
+from rewards.serving.server import create_app, serve
+from rewards.workers.scorer import Scorer
 
 JSON = {"Content-Type": "application/json"}
 EPISODE = {"prompt": [], "response": [], "answer": "K", "ground_truth": "K"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from posttrain.types import RewardInput
 from rewards.builtin.structured_output import json_valid, structured_output
-from rewards.schemas import MAX_LENGTH, read_schema, violation
+from rewards.reading.schemas import MAX_LENGTH, read_schema, violation
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 LEAVES = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e6, 1e6) | TEXT

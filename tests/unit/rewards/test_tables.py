@@ -11,7 +11,16 @@ from rapidfuzz.distance import Levenshtein
 
 from posttrain.types import RewardInput
 from rewards.builtin.tables import table_similarity
-from rewards.tables import MAX_NODES, MAX_SPAN, Cell, Table, TableTooLarge, latex_spans, parse_table, teds
+from rewards.reading.tables import (
+    MAX_NODES,
+    MAX_SPAN,
+    Cell,
+    Table,
+    TableTooLarge,
+    latex_spans,
+    parse_table,
+    teds,
+)
 
 HTML = "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>"
 TWO_BY_TWO = [[Cell("a"), Cell("b")], [Cell("1"), Cell("2")]]

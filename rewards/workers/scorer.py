@@ -11,10 +11,10 @@ from pathlib import Path
 
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.async_lane import AsyncLane
 from rewards.manager import Call, Outcome, RewardSpec, Verdicts, calls, check_specs
-from rewards.pool import WorkerPool
 from rewards.sdk import RewardError
+from rewards.workers.async_lane import AsyncLane
+from rewards.workers.pool import WorkerPool
 
 #: Episodes in one job: enough to make hand-over cheap, few enough to spread over the workers.
 MAX_JOB = 16

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from rewards.mathematics.quantities import ROUNDED, read_quantity, same_quantity, split_unit
-from rewards.mathematics.spelling import canonical
-from rewards.mathematics.units import DEGREE
-from rewards.mathematics.values import EXACT, is_number, parsed, same_value
+from rewards.reading.mathematics.quantities import ROUNDED, read_quantity, same_quantity, split_unit
+from rewards.reading.mathematics.spelling import canonical
+from rewards.reading.mathematics.units import DEGREE
+from rewards.reading.mathematics.values import EXACT, is_number, parsed, same_value
 
 _OPENING, _CLOSING = "([{", ")]}"
 _LIST = re.compile(

@@ -18,8 +18,8 @@ from pathlib import Path
 from posttrain.plugins import PluginError
 from rewards import wire
 from rewards.manager import Call, Outcome
-from rewards.process import ScoringProcess, WorkerLost, preload
-from rewards.worker import work
+from rewards.workers.process import ScoringProcess, WorkerLost, preload
+from rewards.workers.worker import work
 
 MAX_WORKERS = 16
 

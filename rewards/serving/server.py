@@ -7,7 +7,7 @@
     GET  /metrics     counts, in Prometheus' text format
 
 The server runs the rewards that it was started with and no others: a client names rewards, it cannot bring
-code. Scoring happens in the processes of `rewards.scorer`, so a reward that hangs or crashes leaves the
+code. Scoring happens in the processes of `rewards.workers`, so a reward that hangs or crashes leaves the
 server unharmed.
 """
 
@@ -39,12 +39,12 @@ from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
 from rewards import wire
-from rewards.admission import ImageAdmission
-from rewards.client import PARENT_VARIABLE
 from rewards.manager import RewardSpec
-from rewards.scorer import Scorer, Scoring
 from rewards.sdk import RewardError
-from rewards.server_config import ServerConfig
+from rewards.serving.admission import ImageAdmission
+from rewards.serving.client import PARENT_VARIABLE
+from rewards.serving.config import ServerConfig
+from rewards.workers.scorer import Scorer, Scoring
 
 #: Beyond so many requests at once, even `/health` answers 503.
 MAX_CONNECTIONS = 256

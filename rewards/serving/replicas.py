@@ -1,5 +1,6 @@
 """The reward server on a Ray cluster: several replicas behind one address, by Ray Serve."""
 
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -8,9 +9,9 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from rewards.scorer import Scorer
-from rewards.server import announce, check_address, create_app
-from rewards.server_config import ServerConfig
+from rewards.serving.config import ServerConfig
+from rewards.serving.server import announce, check_address, create_app
+from rewards.workers.scorer import Scorer
 
 
 @serve.deployment
@@ -56,7 +57,7 @@ def serve_replicas(
         RewardError: If the address needs a token.
     """
     check_address(host, token)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         serve.start(http_options={"host": host, "port": port})
         deployment = RewardReplica.options(

@@ -14,8 +14,8 @@ from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
 from posttrain.types import Box, Frame
-from rewards.tables import latex_spans, latex_table
-from rewards.text import clean, safe_html
+from rewards.reading.tables import latex_spans, latex_table
+from rewards.reading.text import clean, safe_html
 
 #: Two texts less alike than this are not the same block.
 SAME_BLOCK = 0.5

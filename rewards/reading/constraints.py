@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Any
 
 from posttrain.strict_json import JsonError, parse_json
-from rewards import units
-from rewards.answers import normalise
-from rewards.languages import CODES, languages_of
-from rewards.schemas import answer_json, read_schema, violation
+from rewards.reading import units
+from rewards.reading.answers import normalise
+from rewards.reading.languages import CODES, languages_of
+from rewards.reading.schemas import answer_json, read_schema, violation
 
 MAX_CONSTRAINTS = 100
 _COMMAS = ",，、،﹐"

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from posttrain.images import open_image
 from posttrain.strict_json import JsonError, parse_json
 from posttrain.types import Box, Frame, ImageRef, RewardInput
-from rewards.answers import without_thinking
+from rewards.reading.answers import without_thinking
 
 Kind = Literal["box", "point"]
 

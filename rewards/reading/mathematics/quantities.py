@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.mathematics.units import Unit, read_unit
+from rewards.reading.mathematics.units import Unit, read_unit
 
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)\s*(?:"

@@ -26,7 +26,7 @@ class ScoringProcess:
     """A process that loads rewards and then answers what is sent to it.
 
     Args:
-        target: What runs in it, such as `rewards.worker.work`.
+        target: What runs in it, such as `rewards.workers.worker.work`.
         references: The rewards that it loads.
         base_dir: Folder against which file references are resolved.
 
@@ -109,4 +109,4 @@ def preload(references: Sequence[str]) -> None:
     modules = declared("posttrain.rewards")
     own = [modules[name].partition(":")[0] for name in references if name in modules]
     builtin = [name for name in own if name.startswith("rewards.builtin.")]
-    _CONTEXT.set_forkserver_preload(["rewards.worker", *builtin])
+    _CONTEXT.set_forkserver_preload(["rewards.workers.worker", *builtin])

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from apted import APTED, Config
 from rapidfuzz.distance import Levenshtein
 
-from rewards.text import MAX_LENGTH, clean, safe_html
+from rewards.reading.text import MAX_LENGTH, clean, safe_html
 
 #: Rows and cells of a table; the edit distance of two tables of this size takes some seconds.
 MAX_NODES = 400

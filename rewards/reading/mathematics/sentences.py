@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from rewards.mathematics.units import read_unit
+from rewards.reading.mathematics.units import read_unit
 
 #: Longer answers are not looked at.
 MAX_READ = 4000

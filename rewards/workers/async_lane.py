@@ -12,8 +12,8 @@ from pathlib import Path
 from posttrain.plugins import PluginError
 from rewards import wire
 from rewards.manager import Call, Outcome
-from rewards.process import ScoringProcess, WorkerLost
-from rewards.worker import work_async
+from rewards.workers.process import ScoringProcess, WorkerLost
+from rewards.workers.worker import work_async
 
 #: A call ends itself at its deadline; so long after it, the event loop must be stuck.
 GRACE_S = 5.0

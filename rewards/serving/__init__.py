@@ -1,0 +1,1 @@
+"""Rewards over HTTP: the server, its replicas on a cluster, and the client."""

@@ -1,0 +1,1 @@
+"""Scoring in processes that can be killed, with deadlines; `scorer.Scorer` is the way in."""
