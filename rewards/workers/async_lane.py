@@ -82,12 +82,7 @@ class AsyncLane:
             self._lose(process, "the server is closing")
 
     def _start(self) -> ScoringProcess:
-        process = ScoringProcess(work_async, self._references, self._base_dir)
-        try:
-            process.wait_until_ready()
-        except (PluginError, WorkerLost):
-            process.kill()
-            raise
+        process = ScoringProcess.started(work_async, self._references, self._base_dir)
         self._process = process
         threading.Thread(target=self._collect, args=(process,), daemon=True).start()
         return process

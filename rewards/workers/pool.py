@@ -127,7 +127,7 @@ class WorkerPool:
         rest = job.calls[len(outcomes) :]
         try:
             if process is None or not process.alive:
-                process = self._start()
+                process = ScoringProcess.started(work, self._references, self._base_dir)
         except (PluginError, WorkerLost, OSError) as error:
             reason = Outcome(error=f"no scoring process could be started: {error}")
             outcomes += [[reason] * len(call.members) for call in rest]
@@ -142,15 +142,6 @@ class WorkerPool:
             outcomes.append([Outcome(error=str(error))] * len(job.calls[len(outcomes)].members))
             process.kill()
             return None
-        return process
-
-    def _start(self) -> ScoringProcess:
-        process = ScoringProcess(work, self._references, self._base_dir)
-        try:
-            process.wait_until_ready()
-        except (PluginError, WorkerLost):
-            process.kill()
-            raise
         return process
 
     def _count(self, event: str) -> None:

@@ -44,6 +44,24 @@ class ScoringProcess:
         self._process.start()
         theirs.close()  # so that its death is the end of our file
 
+    @classmethod
+    def started(
+        cls, target: Callable[..., None], references: Sequence[str], base_dir: Path | None
+    ) -> "ScoringProcess":
+        """A process that has loaded its rewards.
+
+        Raises:
+            PluginError: If a reward could not be loaded.
+            WorkerLost: If loading hung or killed the process.
+        """
+        process = cls(target, references, base_dir)
+        try:
+            process.wait_until_ready()
+        except (PluginError, WorkerLost):
+            process.kill()
+            raise
+        return process
+
     @property
     def alive(self) -> bool:
         """Whether it has not ended."""
