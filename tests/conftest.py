@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def soak(request: pytest.FixtureRequest) -> bool:
     """Whether tests with a number of trials run all of them."""
-    return request.config.getoption("--soak")
+    return bool(request.config.getoption("--soak"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from posttrain.rollout.engine import stable_seed
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.pool import RolloutPool
 from posttrain.types import Sample, Trajectory, text_message
-from rewards.client import RewardServer, RewardServerUnavailable, start_server
+from rewards.serving.client import RewardServer, RewardServerUnavailable, start_server
 
 LIMITS = Limits(max_new_tokens=100, max_length=500)
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
