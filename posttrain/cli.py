@@ -12,6 +12,7 @@ from posttrain import __version__
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
 from posttrain.config.model import read_model_config
+from posttrain.data_cli import add_verbs as add_data_verbs
 from rewards.cli import add_verbs
 
 OWN_PACKAGES = ("posttrain", "rewards", "tools_env")
@@ -63,6 +64,17 @@ examples:
 VIEW = """\
 example:
   posttrain view runs/quickstart       write report.html and print where it is
+"""
+
+EXPORT = """\
+example:
+  posttrain export runs/quickstart/rl/checkpoint-40 --output my-model
+"""
+
+CHAT = """\
+examples:
+  posttrain chat runs/quickstart/rl/checkpoint-40 --image scene.png
+  posttrain chat Qwen/Qwen3-VL-2B-Instruct --image scene.png --prompt "Which letter is on the red marker?"
 """
 
 
@@ -134,6 +146,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     view = _command(commands, "view", view_command, "write a run's report", VIEW)
     view.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
+
+    export = _command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a directory, best within a run")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model goes")
+
+    chat = _command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
+    chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
+    chat.add_argument("--image", type=Path, metavar="FILE", help="shown with the first question")
+    chat.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer and end")
+    chat.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="N", help="of an answer (default: 512)"
+    )
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy, the default")
+
+    data = commands.add_parser("data", help="look at datasets, and rewrite them")
+    data.set_defaults(command="data", action=lambda _: data.print_help() or 0)
+    add_data_verbs(data.add_subparsers(title="commands", metavar="COMMAND"), _command)
 
     rewards = commands.add_parser("rewards", help="list, write, check, try and serve rewards")
     rewards.set_defaults(command="rewards", action=lambda _: rewards.print_help() or 0)
@@ -293,6 +322,32 @@ def view_command(options: argparse.Namespace) -> int:
     from posttrain.viewer import write_report
 
     print(write_report(options.run))
+    return 0
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """`posttrain export`."""
+    from posttrain.models.export import export
+
+    export(options.checkpoint, options.output)
+    print(options.output)
+    return 0
+
+
+def chat_command(options: argparse.Namespace) -> int:
+    """`posttrain chat`: one answer, or question after question."""
+    from posttrain.evaluation.chat import HELP, Chat, converse
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    chat = Chat(options.checkpoint, write, options.max_new_tokens, options.temperature)
+    if options.prompt is not None:
+        chat.ask(options.prompt, options.image)
+        return 0
+    if sys.stdin.isatty():
+        print(HELP)
+    converse(chat, sys.stdin, write, options.image)
     return 0
 
 

@@ -14,6 +14,7 @@ from posttrain.config import (
     ConfigError,
     DatasetConfig,
     Document,
+    DpoStage,
     EvalTask,
     Problem,
     RlStage,
@@ -116,11 +117,11 @@ class _Examination:
             reason = f"dataset {name!r} is not on this machine: {dataset.source.path}"
             remedy = f"set the environment variable {variable} to the folder of the data"
             self.findings.missing_data.append(self.problem(key, reason, remedy))
-        elif not (path := Path(str(dataset.source.path))).is_file():
+        elif not (path := Path(str(dataset.source.path))).exists():
             near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.json*")))
             remedy = near or "correct source.path in the dataset's YAML"
             self.findings.problems.append(
-                self.problem(key, f"dataset {name!r}: there is no file {path}", remedy)
+                self.problem(key, f"dataset {name!r}: there is no file or folder {path}", remedy)
             )
         return dataset
 
@@ -138,8 +139,10 @@ class _Examination:
                 self.attempt(place, reward.check, ref.params)
                 if not (reward.is_async or reward.group):  # those ask a service, or compare episodes
                     rewards.append((reward, ref.params))
-        path = dataset.source.path if dataset is not None else None
-        if path is not None and Path(path).is_file() and rewards and not self.findings.problems:
+        # Rows of other forms are rewritten first, which takes longer than a look.
+        path = dataset.source.path if dataset is not None and dataset.as_it_stands else None
+        is_readable = path is not None and path.endswith(".jsonl") and Path(path).is_file()
+        if is_readable and rewards and not self.findings.problems:
             self.attempt((*key, "rewards"), _check_golds, path, rewards)
 
 
@@ -157,8 +160,10 @@ def _tasks(config: RunConfig) -> Iterator[tuple[Key, RlTask | EvalTask]]:
 def _dataset_uses(config: RunConfig) -> Iterator[tuple[Key, str]]:
     """Every dataset's name with the path of the key that names it."""
     for index, stage in enumerate(config.stages):
-        if isinstance(stage, SftStage):
+        if isinstance(stage, SftStage | DpoStage):
             yield from ((("stages", index, "data", "mixture", name), name) for name in stage.data.mixture)
+        if isinstance(stage, DpoStage) and stage.eval_dataset is not None:
+            yield ("stages", index, "eval_dataset"), stage.eval_dataset
     yield from (((*key, "data"), task.data) for key, task in _tasks(config))
 
 

@@ -58,10 +58,20 @@ class Message:
 
     An assistant's tool calls stay in its text, exactly as the model wrote them; nothing is
     re-rendered between turns.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said.
+        train: Whether a supervised stage learns an assistant's turn; None leaves it to the renderer's rule.
     """
 
     role: Role
     content: tuple[Block, ...]
+    train: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.train is not None and self.role != "assistant":
+            raise ValueError(f"only an assistant message can have train, not a {self.role} message")
 
     @property
     def text(self) -> str:
@@ -133,15 +143,20 @@ class Sample:
         id: Unique within its dataset.
         messages: The prompt; for supervised data the assistant turns as well.
         ground_truth: What rewards compare with; None where there is none.
-        tools: Names of the tools that the dialogue uses (supervised data).
+        tools: The tools that the dialogue uses (supervised data): names of ours, or what the model is told
+            of tools that are only in the data.
         columns: Every other column of the row, for rewards and environments.
+        chosen: Preference data: the preferred turns that follow `messages`; empty where there are none.
+        rejected: Preference data: the turns that lost to `chosen`.
     """
 
     id: str
     messages: tuple[Message, ...]
     ground_truth: Any = None
-    tools: tuple[str, ...] = ()
+    tools: tuple["str | ToolSpec", ...] = ()
     columns: dict[str, Any] = field(default_factory=dict)
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,7 +313,8 @@ def message_to_json(message: Message) -> dict[str, Any]:
             content.append({"type": "text", "text": block.text})
         else:
             content.append({"type": "image", "image": block.image.path, "sha256": block.image.sha256})
-    return {"role": message.role, "content": content}
+    chosen = {} if message.train is None else {"train": message.train}
+    return {"role": message.role, "content": content} | chosen
 
 
 def message_from_json(row: dict[str, Any]) -> Message:
@@ -307,11 +323,13 @@ def message_from_json(row: dict[str, Any]) -> Message:
     Raises:
         ValueError: If the role or a block is not of the canonical form.
     """
-    role, content = row.get("role"), row.get("content")
+    role, content, train = row.get("role"), row.get("content"), row.get("train")
     if role not in ("system", "user", "assistant", "tool"):
         raise ValueError(f"message role {role!r} is not one of system, user, assistant, tool")
+    if train is not None and not isinstance(train, bool):
+        raise ValueError(f"message key train is {train!r}, neither true nor false")
     if isinstance(content, str):
-        return text_message(role, content)
+        return Message(role, (Block("text", text=content),), train)
     if not isinstance(content, list):
         raise ValueError(
             f"message content must be a string or a list of blocks, got {type(content).__name__}"
@@ -325,4 +343,4 @@ def message_from_json(row: dict[str, Any]) -> Message:
             blocks.append(Block("image", image=ImageRef(block["image"], str(block.get("sha256", "")))))
         else:
             raise ValueError(f"message block {str(block)[:80]!r} is neither a text nor an image block")
-    return Message(role, tuple(blocks))
+    return Message(role, tuple(blocks), train)

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from posttrain.models.tiny import build_tiny_qwen3_vl
+from posttrain.models.tiny import build_tiny
 
 # Machines here are shared: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True)
@@ -42,5 +42,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A freshly initialised tiny Qwen3-VL; shared, so never written to."""
     directory = tmp_path_factory.mktemp("tiny-qwen3-vl")
-    build_tiny_qwen3_vl(directory, seed=0)
+    build_tiny("qwen3_vl", directory, seed=0)
     return directory

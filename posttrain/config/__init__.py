@@ -2,6 +2,7 @@
 
 from posttrain.config.data import DataConfig, DatasetConfig, SourceConfig
 from posttrain.config.document import Document
+from posttrain.config.dpo import DpoStage
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.loader import (
     build_run,
@@ -12,6 +13,7 @@ from posttrain.config.loader import (
     read_run,
     recipe_names,
 )
+from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
 from posttrain.config.rollout import EngineConfig, RolloutConfig
@@ -26,11 +28,13 @@ __all__ = [
     "DataConfig",
     "DatasetConfig",
     "Document",
+    "DpoStage",
     "EngineConfig",
     "EvalTask",
     "EvaluationConfig",
     "Grpo",
     "Gspo",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "PluginRef",

@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+from posttrain.config.dpo import DpoStage
 from posttrain.config.model import ModelConfig, read_model_config
 from posttrain.config.rl import RlStage
 from posttrain.config.run import RunConfig
 from posttrain.config.sft import SftStage, TinyModelStage
+from posttrain.config.trainer import TrainerStage
 
 #: (all, vision tower) parameters of the published models, in billions.
 KNOWN_SIZES: dict[str, tuple[float, float]] = {
@@ -42,19 +44,19 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
             own = [
                 ("images", f"{stage.steps} steps × {stage.batch_size} = {stage.steps * stage.batch_size:,}")
             ]
-        elif isinstance(stage, SftStage):
-            own = _sft_rows(stage)
+        elif isinstance(stage, SftStage | DpoStage):
+            own = _trainer_rows(stage)
         else:
             own = _rl_rows(stage)
         rows += [(f"{stage.name}: {quantity}", text) for quantity, text in own]
     return rows
 
 
-def _sft_rows(stage: SftStage) -> list[tuple[str, str]]:
+def _trainer_rows(stage: SftStage | DpoStage) -> list[tuple[str, str]]:
     size = stage.global_batch_size
     sizes = f"{stage.per_device_batch_size} × {stage.gradient_accumulation_steps} accumulated"
     total = (
-        f"{stage.num_train_epochs:g} × the data"
+        f"{stage.num_train_epochs or 1:g} × the data"
         if stage.max_steps is None
         else f"{stage.max_steps} steps × {size} = {stage.max_steps * size:,}"
     )
@@ -102,8 +104,12 @@ def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("model", f"{_count(total)} parameters, {_count(trainable)} of them trained, {config.model.dtype}")
     ]
     for stage in config.stages:
-        states = 1 if isinstance(stage, SftStage) and stage.optimizer == "muon" else 2
-        learner = width * (total + trainable * (1 + states))
+        states = 1 if isinstance(stage, TrainerStage) and stage.optimizer == "muon" else 2
+        # Adapters weigh next to nothing.
+        with_lora = isinstance(stage, TrainerStage) and stage.lora is not None
+        learner = width * (total + (0 if with_lora else trainable * (1 + states)))
+        if isinstance(stage, DpoStage) and not with_lora:
+            learner += width * total  # the reference
         rows.append(
             (
                 f"{stage.name}: each of {stage.num_workers} learner processes",

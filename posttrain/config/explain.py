@@ -72,7 +72,7 @@ def _locate(loc: tuple[int | str, ...], data: Any, root: type[Section]) -> tuple
     sections, around = [root], [root]
     for number, part in enumerate(loc):
         tagged = [section for section in sections if isinstance(part, str) and part in _tags(section)]
-        if tagged and isinstance(data, dict) and part in (data.get("stage"), data.get("name")):
+        if tagged and isinstance(data, dict) and part in [data.get(k) for k in ("stage", "name", "filter")]:
             sections = around = tagged
             continue
         if isinstance(part, str) and part.startswith(("list[", "literal[", "constrained-")) and number:
@@ -97,10 +97,10 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
 
 
 def _tags(section: type[Section]) -> tuple[Any, ...]:
-    """What `stage:` or `name:` may say to choose this section of a union."""
+    """What `stage:`, `name:` or `filter:` may say to choose this section of a union."""
     return tuple(
         value
-        for field in ("stage", "name")
+        for field in ("stage", "name", "filter")
         if field in section.model_fields
         for value in get_args(section.model_fields[field].annotation)
     )
@@ -144,11 +144,15 @@ def _description(name: str, sections: list[type[Section]]) -> str:
 
 
 def _wrong_tag(details: ErrorDetails, key: Key, document: Document) -> Problem:
-    """An entry whose `stage:` or `name:` is missing or unknown."""
+    """An entry whose `stage:`, `name:` or `filter:` is missing or unknown."""
     context = details.get("ctx", {})
     field = str(context.get("discriminator", "")).strip("'")
     if details["type"] == "union_tag_not_found":
-        choices = {"stage": "tiny_model, sft or rl", "name": "sapo, grpo or gspo"}.get(field, "")
+        choices = {
+            "stage": "tiny_model, sft, dpo or rl",
+            "name": "sapo, grpo or gspo",
+            "filter": "one, such as query, reward or pass_rate",
+        }.get(field, "")
         reason, remedy = "is required", f"choose {choices}"
     else:
         key = (*key, field)

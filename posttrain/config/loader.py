@@ -82,14 +82,22 @@ def load_dataset_config(name_or_path: str, base_dir: Path | str | None = None) -
         raise explain(error, document, DatasetConfig) from None
     if dataset.source.path is None or missing_variable(dataset) is not None:
         return dataset
-    location = _VARIABLE.sub(lambda match: os.environ[match[1]], dataset.source.path)
-    absolute = str((path.absolute().parent / Path(location).expanduser()).resolve())
-    return dataset.model_copy(update={"source": dataset.source.model_copy(update={"path": absolute})})
+    places = {"path": dataset.source.path, "images": dataset.source.images}
+    absolute = {
+        key: str((path.absolute().parent / Path(_VARIABLE.sub(_value, place)).expanduser()).resolve())
+        for key, place in places.items()
+        if place is not None
+    }
+    return dataset.model_copy(update={"source": dataset.source.model_copy(update=absolute)})
+
+
+def _value(variable: re.Match[str]) -> str:
+    return os.environ[variable[1]]
 
 
 def missing_variable(dataset: DatasetConfig) -> str | None:
     """The environment variable that a dataset's path needs and that is not set, if any."""
-    names = _VARIABLE.findall(dataset.source.path or "")
+    names = _VARIABLE.findall(f"{dataset.source.path or ''} {dataset.source.images or ''}")
     return next((name for name in names if not os.environ.get(name)), None)
 
 

@@ -20,8 +20,17 @@ _FAMILY_NAMES: dict[str, Family] = {
 
 def read_model_config(checkpoint: Path | str) -> dict:
     """A local checkpoint's `config.json`, or {} where there is none that can be read."""
+    return _read_json(Path(base_model(checkpoint)) / "config.json")
+
+
+def base_model(checkpoint: Path | str) -> Path | str:
+    """The model that a checkpoint of adapters belongs to; any other checkpoint itself."""
+    return _read_json(Path(checkpoint) / "adapter_config.json").get("base_model_name_or_path") or checkpoint
+
+
+def _read_json(path: Path) -> dict:
     try:
-        config = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -30,8 +39,9 @@ def read_model_config(checkpoint: Path | str) -> dict:
 def infer_family(checkpoint: Path | str) -> Family | None:
     """The family of a checkpoint, by its `config.json` or else by its name; None if neither tells."""
     model_type = str(read_model_config(checkpoint).get("model_type", "")).removesuffix("_moe")
+    name = str(base_model(checkpoint))
     for pattern, family in _FAMILY_NAMES.items():
-        if model_type == family or (not model_type and re.search(pattern, str(checkpoint), re.IGNORECASE)):
+        if model_type == family or (not model_type and re.search(pattern, name, re.IGNORECASE)):
             return family
     return None
 
@@ -58,6 +68,12 @@ class ModelConfig(Section):
     )
     max_pixels: Positive | None = Field(
         default=None, description="Most pixels an image is resized to; the checkpoint's own value if absent."
+    )
+    earlier_thinking: Literal["keep", "strip"] = Field(
+        default="keep",
+        description="What becomes of <think> blocks before the last user message: kept, so that a dialogue's "
+        "tokens are a prefix of the longer dialogue's; or stripped, as Qwen3's own templates do, and then "
+        "a turn so cut is not learned from unless its message says train: true.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Precision of the weights in the learner and in the engine."

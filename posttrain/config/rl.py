@@ -16,8 +16,8 @@ from posttrain.config.base import (
     check_shares,
 )
 from posttrain.config.rollout import RolloutConfig
-from posttrain.config.sft import Scheduler
 from posttrain.config.tasks import RlTask
+from posttrain.config.trainer import Scheduler
 
 
 class _Algorithm(Section):

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from posttrain.config.base import MisfitError, Name, Natural, PositiveFloat, Section
+from posttrain.config.dpo import DpoStage
 from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage, TinyModelStage
 from posttrain.config.tasks import EvaluationConfig
 
-Stage = Annotated[TinyModelStage | SftStage | RlStage, Field(discriminator="stage")]
+Stage = Annotated[TinyModelStage | SftStage | DpoStage | RlStage, Field(discriminator="stage")]
 
 #: Names that no stage may take: folders of a run's directory, and words of `evaluation.stages`.
 RESERVED_NAMES = ("all", "base", "data", "images", "rollouts")

@@ -1,22 +1,24 @@
 """The supervised stages: a tiny model's beginnings, and fine-tuning on dialogues."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section
 from posttrain.config.data import DataConfig
+from posttrain.config.trainer import TrainerStage
 from posttrain.types import Family
-
-Scheduler = Literal["cosine", "linear", "constant"]
 
 
 class TinyModelStage(Section):
-    """Build a tiny, real Qwen3-VL and teach its vision tower to see; only as a run's first stage."""
+    """Build a tiny, real Qwen-VL and teach its vision tower to see; only as a run's first stage."""
 
     stage: Literal["tiny_model"] = Field(description="Kind of the stage.")
     name: Name = Field(default="tiny_model", description="Name of the stage's folder and of its metrics.")
+    model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"] = Field(
+        default="qwen3_vl", description="Architecture, by transformers' name."
+    )
     steps: Positive = Field(default=300, description="Optimiser steps.")
     batch_size: Positive = Field(default=64, description="Images a step, over all workers.")
     learning_rate: PositiveFloat = Field(default=4e-3, description="Peak rate of Muon.")
@@ -26,7 +28,7 @@ class TinyModelStage(Section):
     @property
     def family(self) -> Family:
         """The family that the tiny model belongs to."""
-        return "qwen3_vl"
+        return "qwen3_vl" if self.model_type == "qwen3_vl_moe" else self.model_type
 
     @model_validator(mode="after")
     def _check(self) -> "TinyModelStage":
@@ -48,44 +50,24 @@ class LossConfig(Section):
     )
 
 
-def _product(settled: dict[str, Any]) -> int:
-    """Samples a step, from the fields validated before (a missing one is reported by itself)."""
-    keys = ("per_device_batch_size", "gradient_accumulation_steps", "num_workers")
-    return math.prod(settled.get(key, 1) for key in keys)
+class SftData(DataConfig):
+    """What supervised fine-tuning draws from, and how samples share a row."""
+
+    packing: bool = Field(
+        default=False,
+        description="Put the samples of a step into rows of up to max_length tokens instead of padding them; "
+        "they do not see each other, and the loss stays the same. per_device_batch_size is then the samples "
+        "that a worker takes on average in a step.",
+    )
 
 
-class SftStage(Section):
+class SftStage(TrainerStage):
     """Supervised fine-tuning: TRL's trainer on Ray Train."""
 
     stage: Literal["sft"] = Field(description="Kind of the stage.")
     name: Name = Field(default="sft", description="Name of the stage's folder and of its metrics.")
-    data: DataConfig = Field(description="What is learned from.")
+    data: SftData = Field(description="What is learned from.")
     loss: LossConfig = Field(default_factory=LossConfig, description="The loss.")
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="AdamW, or Muon for matrices with AdamW for the rest."
-    )
-    learning_rate: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
-    lr_scheduler_type: Scheduler = Field(default="cosine", description="How the rate falls after warm-up.")
-    warmup_ratio: NaturalFloat = Field(default=0.03, le=1, description="Share of the steps that warm up.")
-    weight_decay: NaturalFloat = Field(default=0.0, description="Decoupled weight decay.")
-    max_grad_norm: PositiveFloat = Field(default=1.0, description="Norm to which gradients are clipped.")
-    max_steps: Positive | None = Field(default=None, description="Optimiser steps in total.")
-    num_train_epochs: PositiveFloat | None = Field(
-        default=None, description="Passes over the data, in place of max_steps."
-    )
-    per_device_batch_size: Positive = Field(default=1, description="Samples a worker takes at once.")
-    gradient_accumulation_steps: Positive = Field(default=1, description="Such batches before each step.")
-    num_workers: Positive = Field(default=1, description="Data-parallel processes.")
-    global_batch_size: Positive = Field(
-        default_factory=_product,
-        description="Samples a step: per_device_batch_size × gradient_accumulation_steps × num_workers. "
-        "Computed if absent, checked if given.",
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations twice to hold fewer of them."
-    )
-    save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
-    logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
 
     @model_validator(mode="after")
     def _check(self) -> "SftStage":
@@ -95,21 +77,14 @@ class SftStage(Section):
                 "the length is either max_steps or num_train_epochs",
                 "write exactly one of the two",
             )
-        sizes = (self.per_device_batch_size, self.gradient_accumulation_steps, self.num_workers)
-        if self.global_batch_size != math.prod(sizes):
+        if self.data.packing and self.gradient_accumulation_steps > 1:
             raise MisfitError(
-                "global_batch_size",
-                "{} × {} × {}".format(*sizes)
-                + f" (per_device_batch_size × gradient_accumulation_steps × num_workers) "
-                f"is {math.prod(sizes)}, not {self.global_batch_size}",
-                f"write {math.prod(sizes)}, or leave it out",
+                "gradient_accumulation_steps",
+                "packing decides from the samples' lengths how many rows a worker takes one after another",
+                f"leave it out, and write per_device_batch_size: "
+                f"{self.per_device_batch_size * self.gradient_accumulation_steps}",
             )
         return self
-
-    def steps_for(self, rows: int) -> int:
-        """Optimiser steps of the whole stage, given the number of rows of one epoch."""
-        epochs = math.ceil((self.num_train_epochs or 0) * rows / self.global_batch_size)
-        return self.max_steps or epochs
 
 
 def _next_multiple(value: int, of: int) -> int:

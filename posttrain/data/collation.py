@@ -1,6 +1,6 @@
 """Token lists and image references to the padded tensors of one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,44 @@ def collate(
     if pixels:
         batch["pixel_values"] = torch.cat([values for values, _ in pixels])
         batch["image_grid_thw"] = torch.stack([grid_thw for _, grid_thw in pixels])
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+#: A model's own M-RoPE: of a padded batch, the positions [3, B, L] and their offsets.
+RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def collate_packed(
+    items: Sequence[TokensWithImages],
+    renderer: Renderer,
+    rope_index: RopeIndex,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Put samples into one row without padding; each has the positions it has alone.
+
+    Args:
+        items: The row's samples, in order.
+        renderer: Of the checkpoint that the ids were rendered for.
+        rope_index: `get_rope_index` of the model's backbone.
+        device: Where the tensors go.
+
+    Returns:
+        `input_ids` [1, T]; `position_ids` [4, 1, T], of which the first is the place within the sample (where
+        it is 0 a sample begins: attention functions read that) and the others are time, height and width;
+        and the pixels as `collate` gives them. There is no attention mask.
+
+    Raises:
+        CollationError: As `collate`.
+        ImageChangedError: As `collate`.
+    """
+    batch = collate(items, renderer)
+    mask = batch.pop("attention_mask").bool()
+    types = batch.pop("mm_token_type_ids")
+    grids = {name: batch[name] for name in ("image_grid_thw", "video_grid_thw") if name in batch}
+    axes, _ = rope_index(batch["input_ids"], mm_token_type_ids=types, attention_mask=mask.long(), **grids)
+    places = torch.arange(mask.shape[1]).expand(1, *mask.shape)
+    batch["position_ids"] = torch.cat([places, axes])[:, mask][:, None]
+    batch["input_ids"] = batch["input_ids"][mask][None]
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

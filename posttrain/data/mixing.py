@@ -1,8 +1,9 @@
 """The arithmetic of mixing: whose turn it is, and in which order rows come."""
 
+import array
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 from posttrain.data.formats import DataError
@@ -24,9 +25,7 @@ def schedule(weights: Mapping[str, float]) -> list[str]:
     Raises:
         DataError: If a weight is not a positive finite number, or below 1/10,000 of the sum.
     """
-    for name, weight in weights.items():
-        if not (math.isfinite(weight) and weight > 0):
-            raise DataError(f"the weight of {name} must be a positive number, got {weight}")
+    _check_weights(weights)
     quotas = _quotas(dict(sorted(weights.items())))
     period = sum(quotas.values())
     common = math.lcm(*quotas.values())
@@ -38,6 +37,55 @@ def schedule(weights: Mapping[str, float]) -> list[str]:
         drawn[name] += 1
         order.append(name)
     return order
+
+
+class TokenSchedule:
+    """A draw in which every prefix has each name in its share of the tokens.
+
+    Next comes the name whose tokens are furthest below its share. So after any number of draws no name is
+    further above its share than its own longest sample. The order follows from the lengths alone; it is
+    worked out from the beginning as far as it is asked for, 10 bytes a draw.
+
+    Example:
+        TokenSchedule({"long": 0.5, "short": 0.5}, lambda name, _: 90 if name == "long" else 10)
+    """
+
+    def __init__(self, weights: Mapping[str, float], length: Callable[[str, int], int]):
+        """Begin at draw 0.
+
+        Args:
+            weights: By name; positive, and need not sum to 1.
+            length: Tokens of a name's draw, given its number among that name's draws; at least 1.
+
+        Raises:
+            DataError: If a weight is not a positive number, or below 1/10,000 of the sum.
+        """
+        _check_weights(weights)
+        self._quotas = _quotas(dict(sorted(weights.items())))
+        self._names = list(self._quotas)
+        self._length = length
+        self._tokens = dict.fromkeys(self._quotas, 0)
+        self._drawn = dict.fromkeys(self._quotas, 0)
+        self._choices = array.array("H")
+        self._ordinals = array.array("Q")
+
+    def __getitem__(self, draw: int) -> tuple[str, int]:
+        """The name of a draw, counted from 0, and how often it was drawn before."""
+        while len(self._choices) <= draw:
+            self._extend()
+        return self._names[self._choices[draw]], self._ordinals[draw]
+
+    def _extend(self) -> None:
+        period, total = sum(self._quotas.values()), sum(self._tokens.values())
+
+        def lag(name: str) -> tuple[int, int]:
+            return self._quotas[name] * total - self._tokens[name] * period, self._quotas[name]
+
+        name = max(self._names, key=lag)
+        self._choices.append(self._names.index(name))
+        self._ordinals.append(self._drawn[name])
+        self._tokens[name] += max(1, self._length(name, self._drawn[name]))
+        self._drawn[name] += 1
 
 
 def shuffled(index: int, size: int, key: str) -> int:
@@ -56,6 +104,12 @@ def shuffled(index: int, size: int, key: str) -> int:
         index = left << bits | right
         if index < size:
             return index
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise DataError(f"the weight of {name} must be a positive number, got {weight}")
 
 
 def _quotas(weights: Mapping[str, float]) -> dict[str, int]:

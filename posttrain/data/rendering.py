@@ -2,7 +2,8 @@
 
 One `Renderer` serves training, rollouts and evaluation, so that all of them show the model the same ids and
 the same pixels. Everything about the dialogue format is learnt from the chat template by rendering probes
-and comparing; nothing of it is written down here a second time.
+and comparing; nothing of it is written down here a second time. Which template that is, `chat_templates`
+decides.
 
 Assistant turns are tokenised on their own, because that is how a model writes them: its first token follows
 the generation prompt. transformers tokenises the dialogue in one go, which differs in exactly one case: an
@@ -10,17 +11,20 @@ assistant text whose leading white space holds a line break fuses with the heade
 that the model never gets to choose.
 """
 
+import copy
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
 from transformers import AutoProcessor, ProcessorMixin
 
+from posttrain.config import ModelConfig
+from posttrain.data.chat_templates import training_template, without_earlier_thinking
 from posttrain.data.pixels import PixelCache
 from posttrain.types import Family, ImageRef, Message, ToolSpec, TrajectoryImage, text_message
 
@@ -48,7 +52,7 @@ class Rendered:
 
     Attributes:
         token_ids: [T] ids, image placeholders expanded.
-        supervised: [T] True on assistant turns, their end-of-turn token included.
+        supervised: [T] True on the assistant turns that are learned from, their end-of-turn token included.
         images: In order of their placeholders, with offsets into `token_ids` and with pixel hashes.
     """
 
@@ -61,7 +65,8 @@ class Renderer:
     """Renders dialogues for one checkpoint.
 
     Attributes:
-        processor: The checkpoint's processor; `save_model` writes it beside the weights.
+        processor: The checkpoint's processor, with the chat template in use; `save_model` writes it beside
+            the weights.
         family: The model family.
         end_token_id: The token that ends a turn (`<|im_end|>`).
         image_token_id: The image placeholder.
@@ -69,25 +74,37 @@ class Renderer:
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
 
     Example:
-        renderer = Renderer.from_pretrained("runs/quickstart/sft/checkpoint-200", "qwen3_vl")
+        renderer = Renderer.from_config("runs/quickstart/sft/checkpoint-200", config.model)
         prompt = renderer.render(sample.messages, tools=[zoom.spec], add_generation_prompt=True)
     """
 
-    def __init__(self, processor: ProcessorMixin, family: Family, cache_bytes: int = 512 * 2**20):
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        family: Family,
+        cache_bytes: int = 512 * 2**20,
+        earlier_thinking: Literal["keep", "strip"] = "keep",
+    ):
         """Learn the template of a processor.
 
         Args:
-            processor: A Qwen-VL processor with a chat template.
+            processor: A Qwen-VL processor; it stays as it is.
             family: Decides which control tokens an assistant turn may contain.
             cache_bytes: Upper bound of the memory that pre-processed images may hold.
+            earlier_thinking: What becomes of `<think>…</think>` before the last user message. `keep`: a
+                dialogue's tokens are a prefix of the longer dialogue's. `strip`: as Qwen3's published
+                templates; a turn so cut is not what the model would write, so it is not learned from
+                unless its message says `train: true`.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
         """
-        self.processor: Any = processor
+        self.processor: Any = copy.copy(processor)
+        self.processor.chat_template = training_template(processor, family)
         self.family: Family = family
         tokenizer = self.processor.tokenizer
         self._tokenizer = tokenizer
+        self._strips_thinking = earlier_thinking == "strip"
         self.end_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(self.processor.image_token)
         self.pad_token_id: int = tokenizer.pad_token_id
@@ -103,6 +120,7 @@ class Renderer:
         family: Family,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        earlier_thinking: Literal["keep", "strip"] = "keep",
     ) -> "Renderer":
         """Load a checkpoint's processor.
 
@@ -111,6 +129,7 @@ class Renderer:
             family: The model family.
             min_pixels: Smallest area an image is resized to, in pixels; the checkpoint's own if None.
             max_pixels: Largest area an image is resized to, in pixels; the checkpoint's own if None.
+            earlier_thinking: See `Renderer`.
         """
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
         size = processor.image_processor.size
@@ -118,7 +137,23 @@ class Renderer:
             "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
             "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
         }
-        return cls(processor, family)
+        return cls(processor, family, earlier_thinking=earlier_thinking)
+
+    @classmethod
+    def from_config(cls, checkpoint: Path | str, model: ModelConfig) -> "Renderer":
+        """Load a checkpoint's processor with the settings of a run.
+
+        Args:
+            checkpoint: Directory or Hugging Face id.
+            model: The run's model section.
+        """
+        return cls.from_pretrained(
+            checkpoint,
+            model.family_of(checkpoint),
+            model.min_pixels,
+            model.max_pixels,
+            model.earlier_thinking,
+        )
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
@@ -138,16 +173,19 @@ class Renderer:
             raise RenderError("the dialogue has no messages")
         self._refuse_unsupported_tools(messages, tools)
         self._refuse_control_tokens(messages, tools)
+        if self._strips_thinking:
+            messages = without_earlier_thinking(messages)
         text = self._apply_template(messages, tools, add_generation_prompt)
         pieces = self._assistant_turn.split(text)
-        written = [message.text + self._end_token for message in messages if message.role == "assistant"]
-        if pieces[1::2] != written:
+        turns = [message for message in messages if message.role == "assistant"]
+        if pieces[1::2] != [turn.text + self._end_token for turn in turns]:
             raise RenderError(
                 f"the {self.family} checkpoint's chat template rewrites assistant turns (it may strip <think>"
                 " blocks); training needs a template that keeps them (posttrain/models/templates)"
             )
         _check_text_kept(text, messages)
-        return self._encode(pieces, [ref for message in messages for ref in message.images])
+        parts = self._supervise(pieces, turns)
+        return self._encode(parts, [ref for message in messages for ref in message.images])
 
     def observation(self, message: Message) -> Rendered:
         """Tokenise what follows an assistant's end-of-turn token: the reply and the next turn's header.
@@ -168,14 +206,15 @@ class Renderer:
             raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
         text = text.removeprefix(self._probe_text)
         _check_text_kept(text, [message])
-        return self._encode([text], message.images)
+        return self._encode([(text, False)], message.images)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a sampled turn, without its end-of-turn token."""
+        """The text of a sampled turn, without its end token and with what the prompt wrote of it."""
         ids = list(token_ids)
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._opening + text
 
     def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
         """An image as the vision tower takes it; nothing but the checkpoint's image processor resizes it.
@@ -210,19 +249,20 @@ class Renderer:
         self.banned_token_ids: list[int] = sorted(i for i, token in added.items() if token.content in never)
 
     def _learn_template(self) -> None:
-        """Learn the assistant's header, and where a turn ends, by comparing renderings of a probe."""
+        """Learn the assistant's header, what prompts write of its turn, and its end, by rendering a probe."""
         self._end_token: str = self._tokenizer.convert_ids_to_tokens(self.end_token_id)
         whole = self._apply_template(_PROBE)
         asked = self._apply_template(_PROBE[:1])
-        header = self._apply_template(_PROBE[:1], (), add_generation_prompt=True).removeprefix(asked)
-        turn = f"{header}{_PROBE[1].text}{self._end_token}"
-        if not header or not whole.startswith(asked + turn):
+        prompt = self._apply_template(_PROBE[:1], (), add_generation_prompt=True).removeprefix(asked)
+        header = whole.removeprefix(asked).partition(_PROBE[1].text)[0]
+        self._probe_text = f"{asked}{header}{_PROBE[1].text}{self._end_token}"
+        if not header or not prompt.startswith(header) or not whole.startswith(self._probe_text):
             raise RenderError(
                 f"the {self.family} checkpoint's chat template does not write an assistant turn as its"
-                f" generation prompt {header!r}, the text and {self._end_token!r}; training needs one that"
+                f" generation prompt {prompt!r}, the text and {self._end_token!r}; training needs one that"
                 " does (posttrain/models/templates)"
             )
-        self._probe_text = asked + turn
+        self._opening = prompt.removeprefix(header)
         # Texts cannot contain control tokens, so a header in the rendering is the template's own.
         self._assistant_turn = re.compile(
             rf"(?<={re.escape(header)})(.*?{re.escape(self._end_token)})", flags=re.DOTALL
@@ -273,16 +313,39 @@ class Renderer:
                     " would be read as structure; remove it from the data or describe it in other words"
                 )
 
-    def _encode(self, pieces: Sequence[str], refs: Sequence[ImageRef]) -> Rendered:
-        """Tokenise alternating context and assistant pieces, and expand the placeholders.
+    def _supervise(self, pieces: Sequence[str], turns: Sequence[Message]) -> list[tuple[str, bool]]:
+        """Say of each part of a dialogue's text whether it is learned from.
 
         Args:
-            pieces: Text; those at odd places are assistant turns.
+            pieces: The text; those at odd places are assistant turns.
+            turns: The assistant turns.
+        """
+        parts = [(pieces[0], False)]
+        for turn, written, following in zip(turns, pieces[1::2], pieces[2::2], strict=True):
+            learned = turn.train is not False
+            if written.startswith(self._opening):
+                # The model finds these tokens in its prompt.
+                parts[-1] = (parts[-1][0] + self._opening, False)
+                written = written.removeprefix(self._opening)
+            elif learned:
+                raise RenderError(
+                    f"the assistant turn {turn.text[:60]!r} does not begin with {self._opening!r}, which the"
+                    " checkpoint's generation prompt ends with; train a thinking checkpoint on answers with"
+                    " thinking, or set train: false on the message"
+                )
+            parts += [(written, learned), (following, False)]
+        return parts
+
+    def _encode(self, parts: Sequence[tuple[str, bool]], refs: Sequence[ImageRef]) -> Rendered:
+        """Tokenise the parts, each on its own, and expand the placeholders.
+
+        Args:
+            parts: Text, and whether it is learned from.
             refs: Images in the order of their placeholders.
         """
-        encoded = self._tokenizer(list(pieces), add_special_tokens=False)["input_ids"]
+        encoded = self._tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
         ids = [token for piece in encoded for token in piece]
-        supervised = [index % 2 == 1 for index, piece in enumerate(encoded) for _ in piece]
+        supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
         if ids.count(self.image_token_id) != len(refs):
             raise RenderError(
                 f"the chat template wrote {ids.count(self.image_token_id)} image placeholders for {len(refs)}"

@@ -1,24 +1,26 @@
-"""Datasets on disk: find or generate them, set broken rows aside, and mix them in exact shares."""
+"""Datasets on disk: find, generate or rewrite them, set broken rows aside, and mix them in exact shares."""
 
 import array
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain import __version__
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
+from posttrain.data.cache import cached_folder, default_cache
 from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.data.mixing import schedule, shuffled
-from posttrain.durable import DiskFull, explaining_full_disk, sync
+from posttrain.data.lengths import TokenCounter, token_lengths
+from posttrain.data.mixing import TokenSchedule, schedule, shuffled
+from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
+from posttrain.durable import DiskFull, sync
 from posttrain.images import ImageError, check_image
 from posttrain.plugins import resolve
 from posttrain.types import Sample
@@ -51,22 +53,41 @@ class Dataset:
 
     Attributes:
         path: The JSONL file.
+        image_root: What image paths are relative to.
         fingerprint: SHA-256 of the file.
         broken: The rows set aside, with place and reason.
+        filtered: Number of rows that the dataset's filters removed.
 
     Example:
         dataset = Dataset(Path("train.jsonl"))
         dataset[0].messages
     """
 
-    def __init__(self, path: Path):
+    def __init__(
+        self,
+        path: Path,
+        image_root: Path | None = None,
+        places: Path | None = None,
+        broken: Sequence[BrokenRow] = (),
+        filtered: int = 0,
+    ):
         """Read the whole file once: every row is parsed, and every image checked.
+
+        Args:
+            path: A canonical file.
+            image_root: What image paths are relative to; the file's folder if None.
+            places: Of a rewritten file, which line says where each line came from.
+            broken: Rows that were set aside before the file was written.
+            filtered: Number of rows that filters removed before.
 
         Raises:
             DataError: If the file cannot be read.
         """
         self.path = path.absolute()
-        self.broken: list[BrokenRow] = []
+        self.image_root = self.path.parent if image_root is None else image_root.absolute()
+        self._places = places
+        self.broken: list[BrokenRow] = list(broken)
+        self.filtered = filtered
         self._offsets = array.array("Q")
         self._lines = array.array("Q")
         try:
@@ -94,23 +115,30 @@ class Dataset:
                 raise DataError("the file has changed since the run began; restore it, or start anew")
             with self.path.open("rb") as file:
                 file.seek(offset)
-                return parse_row(file.readline(), self.path.parent)
+                return parse_row(file.readline(), self.image_root)
         except OSError as error:
             raise DataError(f"{self.path}:{line} cannot be read: {error.strerror}") from error
         except DataError as error:
-            raise DataError(f"{self.path}:{line}: {error}") from None
+            raise DataError(f"{self.place(line)}: {error}") from None
+
+    def place(self, line: int) -> str:
+        """Where a line of the file came from, as `file:line`."""
+        if self._places is not None:
+            with self._places.open(encoding="utf-8") as places:
+                return next(itertools.islice(places, line - 1, None)).rstrip("\n")
+        return f"{self.path}:{line}"
 
     def _scan(self, file: Any) -> None:
         ids: set[str] = set()
         images: set[str] = set()
         for line, offset, content in rows(file):
             try:
-                sample = parse_row(content, self.path.parent)
+                sample = parse_row(content, self.image_root)
                 if sample.id in ids:
                     raise DataError(f"the id {sample.id!r} is an earlier row's")
                 _check_images(sample, images)
             except (DataError, ImageError) as error:
-                self.broken.append(BrokenRow(f"{self.path}:{line}", str(error)))
+                self.broken.append(BrokenRow(self.place(line), str(error)))
                 continue
             ids.add(sample.id)
             self._offsets.append(offset)
@@ -120,9 +148,10 @@ class Dataset:
 class Mixture:
     """An endless draw from several datasets in exact shares; a pure function of the draw's number.
 
-    After any number of draws, each dataset's count is less than one off its share. Each dataset is
-    gone through in a new order every epoch, so no row comes a second time before all have come once.
-    There is no state: to resume is to go on with the next number.
+    After any number of draws, each dataset's count is less than one off its share of the samples; or, given
+    lengths, its tokens are above their share by one sample at most. Each dataset is gone through in a new
+    order every epoch, so no row comes a second time before all have come once. There is no state: to resume
+    is to go on with the next number.
 
     Attributes:
         datasets: By name.
@@ -133,13 +162,20 @@ class Mixture:
         sample = mixture.datasets[name][row]
     """
 
-    def __init__(self, datasets: Mapping[str, Dataset], weights: Mapping[str, float], seed: int):
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        weights: Mapping[str, float],
+        seed: int,
+        lengths: Mapping[str, Sequence[int]] | None = None,
+    ):
         """Lay out one period of the draw.
 
         Args:
             datasets: By name; none may be empty.
             weights: By the same names; positive, and need not sum to 1.
             seed: Of the orders in which rows come.
+            lengths: By dataset, the tokens of each row; the shares are then of tokens, not of samples.
 
         Raises:
             DataError: If the names differ, a dataset is empty, or a weight is not a positive number.
@@ -151,6 +187,9 @@ class Mixture:
                 raise DataError(f"dataset {name} has no rows")
         self.datasets = dict(datasets)
         self._seed = seed
+        self._by_tokens: TokenSchedule | None = None
+        if lengths is not None:
+            self._by_tokens = TokenSchedule(weights, lambda name, nth: lengths[name][self._row(name, nth)])
         self._period = schedule(weights)
         self._drawn_before: list[int] = []
         self._drawn_in_period = dict.fromkeys(datasets, 0)
@@ -164,11 +203,17 @@ class Mixture:
 
     def index(self, draw: int) -> tuple[str, int]:
         """Dataset and row of a draw, counted from 0."""
+        if self._by_tokens is not None:
+            name, nth = self._by_tokens[draw]
+            return name, self._row(name, nth)
         periods, place = divmod(draw, len(self._period))
         name = self._period[place]
-        of_dataset = periods * self._drawn_in_period[name] + self._drawn_before[place]
-        epoch, position = divmod(of_dataset, len(self.datasets[name]))
-        return name, shuffled(position, len(self.datasets[name]), f"{self._seed}/{name}/{epoch}")
+        return name, self._row(name, periods * self._drawn_in_period[name] + self._drawn_before[place])
+
+    def _row(self, name: str, nth: int) -> int:
+        """The row that a dataset's `nth` draw takes."""
+        epoch, position = divmod(nth, len(self.datasets[name]))
+        return shuffled(position, len(self.datasets[name]), f"{self._seed}/{name}/{epoch}")
 
 
 def load_samples(
@@ -193,32 +238,70 @@ def load_samples(
     """
     base_dir = Path(base_dir)
     config = load_dataset_config(dataset, base_dir) if isinstance(dataset, str) else dataset
-    if config.source.path is not None:
-        variable = missing_variable(config)
-        if variable is not None:
-            raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
-        path = base_dir / config.source.path
+    cache = cache_dir or default_cache()
+    if config.source.path is None:
+        opened = _opened(_generated(config, base_dir, cache))
+    elif (variable := missing_variable(config)) is not None:
+        raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
     else:
-        path = _generated(config, base_dir, cache_dir or _default_cache())
-    if not path.is_file():
-        raise DataError(f"dataset {config.name}: {path} is not a file; set source.path to a JSONL file")
-    opened = _opened(path, _version(path))
+        try:
+            opened = _located(locate(config, base_dir), cache)
+        except DataError as error:
+            raise DataError(f"dataset {config.name}: {error}") from error.__cause__
     _judge(config.name, opened, max_bad_share)
     return opened
 
 
 def open_mixture(
-    weights: Mapping[str, float], seed: int, base_dir: str | Path, cache_dir: Path | None = None
+    weights: Mapping[str, float],
+    seed: int,
+    base_dir: str | Path,
+    cache_dir: Path | None = None,
+    counter: TokenCounter | None = None,
 ) -> Mixture:
-    """A mixture of datasets by name; raises as `load_samples` and `Mixture` do."""
+    """A mixture of datasets by name; raises as `load_samples` and `Mixture` do.
+
+    Args:
+        weights: By dataset.
+        seed: Of the orders in which rows come.
+        base_dir: The run's.
+        cache_dir: See `load_samples`.
+        counter: Counts the tokens of a sample, so that the shares are of tokens.
+    """
     datasets = {name: load_samples(name, base_dir, cache_dir) for name in weights}
-    return Mixture(datasets, weights, seed)
+    if counter is None:
+        return Mixture(datasets, weights, seed)
+    cache = cache_dir or default_cache()
+    lengths = {
+        name: token_lengths(dataset, dataset.fingerprint, counter, cache)
+        for name, dataset in datasets.items()
+    }
+    return Mixture(datasets, weights, seed, lengths)
+
+
+def _located(source: Source, cache: Path) -> Dataset:
+    """The rows at a path; those that are not canonical lines already are rewritten into the cache, once."""
+    if source.as_it_stands:
+        return _opened(source.path, source.image_root)
+    final = cache / f"{source.config.name}-{source.identity()[:12]}"
+    folder = cached_folder(final, lambda folder: prepare(source, folder, final))
+    return _opened(folder / DATA, source.image_root, folder)
+
+
+def _opened(path: Path, image_root: Path | None = None, prepared: Path | None = None) -> Dataset:
+    """A file is read through once a process, unless it has changed."""
+    return _opened_version(path, image_root, prepared, _version(path))
 
 
 @functools.lru_cache(maxsize=32)
-def _opened(path: Path, version: tuple[int, int]) -> Dataset:
-    """A file is read through once a process, unless it has changed (`version`)."""
-    return Dataset(path)
+def _opened_version(
+    path: Path, image_root: Path | None, prepared: Path | None, version: tuple[int, int]
+) -> Dataset:
+    if prepared is None:
+        return Dataset(path, image_root)
+    left_out = read_left_out(prepared)
+    broken = [BrokenRow(place, reason) for place, reason in left_out.broken]
+    return Dataset(path, image_root, prepared / PLACES, broken, sum(left_out.filtered))
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -238,7 +321,8 @@ def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:
     """Tell of broken rows, and refuse a dataset with too many of them."""
     bad, total = len(dataset.broken), len(dataset.broken) + len(dataset)
     if not total:
-        raise DataError(f"dataset {name}: {dataset.path} has no rows")
+        removed = f"; the filters removed {dataset.filtered:,}" if dataset.filtered else ""
+        raise DataError(f"dataset {name}: {dataset.path} has no rows{removed}")
     if not bad:
         return
     quoted = "\n  ".join(str(row) for row in dataset.broken[:_QUOTED])
@@ -250,48 +334,27 @@ def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:
     logger.warning("%s and were left out. The first:\n  %s", found, quoted)
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("POSTTRAIN_CACHE") or "~/.cache/posttrain").expanduser().absolute()
-
-
-def _generated(config: DatasetConfig, base_dir: Path, cache_dir: Path) -> Path:
+def _generated(config: DatasetConfig, base_dir: Path, cache: Path) -> Path:
     """The `data.jsonl` of a generated dataset.
 
-    It is made under a temporary name and renamed, so that it is complete or absent; of several processes
-    that make it at once, the first to finish wins. The folder's name tells the generator, its file's
-    content and its params, so that a change of any of them makes a new one.
+    Its folder's name tells the generator, its file's content and its params, so that a change of any of them
+    makes a new one.
     """
     reference, params = config.source.generator or "", config.source.params
     generate: Any = resolve(reference, "posttrain.generators", base_dir)
     code = Path(getattr(inspect.getmodule(generate), "__file__", None) or os.devnull).read_bytes()
     identity = [__version__, reference, hashlib.sha256(code).hexdigest(), params]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-    final = cache_dir / f"{config.name}-{digest[:12]}"
-    if final.is_dir():
-        return final / "data.jsonl"
-    temporary = cache_dir / f".{final.name}-{uuid.uuid4().hex}.tmp"
+
+    def make(folder: Path) -> None:
+        generate(folder, **params)
+        sync(folder / DATA)
+
     try:
-        with explaining_full_disk(final):
-            temporary.mkdir(parents=True)
-            generate(temporary, **params)
-            sync(temporary / "data.jsonl")
-        _settle(temporary, final)
+        return cached_folder(cache / f"{config.name}-{digest[:12]}", make) / DATA
     except DiskFull:
         raise
     except Exception as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in params.items())
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"dataset {config.name}: {reference}({shown}) failed with {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final / "data.jsonl"
-
-
-def _settle(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name, unless another process was faster."""
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not final.is_dir():
-            raise
-    sync(final.parent)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import Transpose
 
 #: `model_type`s of the families, the mixture-of-experts variant of Qwen3-VL included.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -63,6 +65,7 @@ def load_model(
             f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
             " them with noise. Fetch the checkpoint again"
         )
+    write_experts_as_published(model)
     if freeze_vision_tower:
         freeze(model, VISION_TOWER)
     if freeze_merger:
@@ -85,6 +88,25 @@ def freeze(model: torch.nn.Module, pattern: re.Pattern[str]) -> int:
     for parameter in matched:
         parameter.requires_grad_(False)
     return len(matched)
+
+
+def write_experts_as_published(model: Any) -> None:
+    """Make `save_pretrained` write Qwen3-VL-MoE's experts as [experts, in, out], as they were published.
+
+    transformers reads both layouts and tells them apart by their shapes, but writes [experts, out, in],
+    which is how it holds them; vLLM reads the published layout only. Nothing happens to other models.
+
+    Args:
+        model: A transformers model of any class; its weights stay as they are.
+    """
+    if model.config.model_type != "qwen3_vl_moe":
+        return
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    for conversion in conversions:
+        for operation in getattr(conversion, "operations", ()):
+            if isinstance(operation, Transpose):
+                operation.check_dims = False
+    model._weight_conversions = conversions  # what save_pretrained reverts
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:

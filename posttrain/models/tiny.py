@@ -1,32 +1,50 @@
-"""Build a tiny, real Qwen3-VL: every stage and test runs on it, on a CPU, in minutes.
+"""Build tiny, real Qwen-VL models: every stage and test runs on them, on a CPU, in minutes.
 
-The classes are transformers' own and unchanged; only the sizes differ (about 1.5 M parameters). The
-tokenizer is the family's byte-level BPE with its special tokens, trained on the quickstart's texts;
+The classes are transformers' own and unchanged; only the sizes differ (1.5 to 2 M parameters). The
+tokenizer is the families' byte-level BPE with its special tokens, trained on the quickstart's texts;
 phrases that never vary (the tool's description, the call's boilerplate, coordinates) are single
 tokens, so that an episode is about 80 tokens long.
 """
 
 import json
 import math
-from collections.abc import Iterable
-from importlib.resources import files
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
 from posttrain.data import marker_scenes
+from posttrain.data.chat_templates import TemplateName, chat_template
+from posttrain.models.load import write_experts_as_published
 from posttrain.plugins import resolve
 from posttrain.types import ToolSpec
+
+#: `model_type`s of the models that can be built.
+TinyType = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+TINY_TYPES: tuple[TinyType, ...] = get_args(TinyType)
 
 CONTROL_TOKENS = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
@@ -36,38 +54,143 @@ MARKUP_TOKENS = "<tool_call> </tool_call> <tool_response> </tool_response> <thin
 IMAGE_SIDE = 64
 PATCH_SIZE = 8
 MERGE_SIZE = 2
+WIDTH = 128
+HEAD_WIDTH = 32
 
 
-def chat_template(family: str = "qwen3_vl") -> str:
-    """The family's chat template, as shipped with the package."""
-    return (files("posttrain.models") / "templates" / f"{family}.jinja").read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class _Architecture:
+    """What one `model_type` is made of.
+
+    Attributes:
+        config: Configuration class.
+        model: Model class.
+        processor: Processor class.
+        video_processor: Video processor class, part of every processor.
+        template: Its chat template.
+        text: Keys of the text configuration that the others lack.
+        vision: Keys of the vision configuration that the others lack.
+        pixels: Keys of the image processor that differ from the class's (CLIP's mean and deviation).
+    """
+
+    config: Callable[..., PreTrainedConfig]
+    model: type[PreTrainedModel]
+    processor: type[ProcessorMixin]
+    video_processor: type[Any]
+    template: TemplateName
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    pixels: dict[str, Any]
 
 
-def build_tiny_qwen3_vl(directory: Path, seed: int = 0) -> None:
+_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_QWEN2_ROPE = {"mrope_section": [4, 6, 6]}
+_QWEN3_ROPE = {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+_QWEN3_VISION = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "out_hidden_size": WIDTH,
+    "num_position_embeddings": (IMAGE_SIDE // PATCH_SIZE) ** 2,
+    "deepstack_visual_indexes": [1],
+}
+_ARCHITECTURES: dict[TinyType, _Architecture] = {
+    "qwen2_vl": _Architecture(
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+        "qwen2_vl",
+        text={"rope_parameters": _QWEN2_ROPE},
+        vision={"embed_dim": 96, "hidden_size": WIDTH, "mlp_ratio": 3},
+        pixels={},
+    ),
+    "qwen2_5_vl": _Architecture(
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLVideoProcessor,
+        "qwen2_5_vl",
+        text={"rope_parameters": _QWEN2_ROPE},
+        # Windows of 2x2 merged patches, a quarter of an image, in all blocks but the middle one.
+        vision={
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "out_hidden_size": WIDTH,
+            "window_size": IMAGE_SIDE // 2,
+            "fullatt_block_indexes": [1],
+        },
+        pixels={},
+    ),
+    "qwen3_vl": _Architecture(
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+        "qwen3_vl",
+        text={"head_dim": HEAD_WIDTH, "tie_word_embeddings": False, "rope_parameters": _QWEN3_ROPE},
+        vision=_QWEN3_VISION,
+        pixels=_HALVES,
+    ),
+    "qwen3_vl_moe": _Architecture(
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+        "qwen3_vl",
+        text={
+            "head_dim": HEAD_WIDTH,
+            "tie_word_embeddings": False,
+            "rope_parameters": _QWEN3_ROPE,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 192,
+            "norm_topk_prob": True,  # as published: vLLM reads it, transformers always does so
+        },
+        vision=_QWEN3_VISION,
+        pixels=_HALVES,
+    ),
+}
+
+#: Weights that end a residual branch, in any of the families.
+_BRANCH_ENDS = (
+    "o_proj.weight",
+    "down_proj.weight",
+    "down_proj",  # the experts' weights are parameters of their own
+    "attn.proj.weight",
+    "linear_fc2.weight",
+    "fc2.weight",
+)
+
+
+def build_tiny(model_type: TinyType, directory: Path, seed: int = 0) -> None:
     """Write a freshly initialised checkpoint that transformers, PEFT and vLLM load as it is.
 
     Args:
+        model_type: Which architecture.
         directory: Where to write; created where missing.
         seed: Seed of the weights.
     """
-    processor = _build_processor()
-    config = _build_config(processor)
+    architecture = _ARCHITECTURES[model_type]
+    processor = _build_processor(architecture)
+    config = _build_config(architecture, processor)
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config)
+    model = architecture.model(config)
     initialise(model)
+    write_experts_as_published(model)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
 @torch.no_grad()
-def initialise(model: Qwen3VLForConditionalGeneration) -> None:
+def initialise(model: PreTrainedModel) -> None:
     """Fan-in scaled weights.
 
     transformers' default (a normal of 0.02 everywhere) is meant for widths in the thousands: at a
     width of 128 it learned nothing in 800 steps. Matrices get std 1/√fan_in, the outputs of residual
     branches are scaled down by √(2·layers), position embeddings get std 0.5.
     """
-    layers = sum(name.endswith((".mlp", ".attn", ".self_attn")) for name, _ in model.named_modules())
+    branches = [name for name, _ in model.named_modules() if name.endswith((".mlp", ".attn", ".self_attn"))]
+    layers = sum("merger" not in name for name in branches)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             continue
@@ -76,51 +199,42 @@ def initialise(model: Qwen3VLForConditionalGeneration) -> None:
         elif name.endswith("embed_tokens.weight"):
             std = 1.0
         else:
-            std = 1.0 / math.sqrt(parameter[0].numel())
-        if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "linear_fc2.weight")):
+            # Experts are [experts, out, in]; a patch embedding is [out, in, time, height, width].
+            std = 1.0 / math.sqrt(parameter.shape[-1] if ".experts." in name else parameter[0].numel())
+        if name.endswith(_BRANCH_ENDS):
             std /= math.sqrt(layers) if "merger" not in name else 1.0
         parameter.normal_(0.0, std)
     # The head starts as the transposed embeddings (not tied: each is trained on its own), so that a
     # word found in the residual stream is already half spoken.
-    embeddings = model.model.language_model.embed_tokens.weight
-    model.lm_head.weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))
+    embeddings = model.get_input_embeddings().weight
+    model.get_output_embeddings().weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))  # type: ignore[operator]
 
 
-def _build_config(processor: Qwen3VLProcessor) -> Qwen3VLConfig:
+def _build_config(architecture: _Architecture, processor: Any) -> PreTrainedConfig:
     token_id = processor.tokenizer.convert_tokens_to_ids
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "max_position_embeddings": 4096,
-            "pad_token_id": token_id("<|endoftext|>"),
-            "bos_token_id": None,
-            "eos_token_id": token_id("<|im_end|>"),
-            "tie_word_embeddings": False,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "patch_size": PATCH_SIZE,
-            "spatial_merge_size": MERGE_SIZE,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 128,
-            "num_position_embeddings": (IMAGE_SIDE // PATCH_SIZE) ** 2,
-            "deepstack_visual_indexes": [1],
-        },
+    rope = {"rope_type": "default", "rope_theta": 10_000.0} | architecture.text["rope_parameters"]
+    text = {
+        "vocab_size": len(processor.tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": WIDTH // HEAD_WIDTH,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "pad_token_id": token_id("<|endoftext|>"),
+        "bos_token_id": None,
+        "eos_token_id": token_id("<|im_end|>"),
+    }
+    vision = {
+        "depth": 3,
+        "num_heads": 4,
+        "patch_size": PATCH_SIZE,
+        "spatial_merge_size": MERGE_SIZE,
+        "temporal_patch_size": 2,
+    }
+    return architecture.config(
+        text_config=text | architecture.text | {"rope_parameters": rope},
+        vision_config=vision | architecture.vision,
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -130,21 +244,18 @@ def _build_config(processor: Qwen3VLProcessor) -> Qwen3VLConfig:
     )
 
 
-def _build_processor() -> Qwen3VLProcessor:
-    size = {"shortest_edge": IMAGE_SIDE**2, "longest_edge": IMAGE_SIDE**2}
-    vision = {
+def _build_processor(architecture: _Architecture) -> ProcessorMixin:
+    pixels = {
         "patch_size": PATCH_SIZE,
         "merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "size": size,
-    }
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**vision),
+        "size": {"shortest_edge": IMAGE_SIDE**2, "longest_edge": IMAGE_SIDE**2},
+    } | architecture.pixels
+    return architecture.processor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=_build_tokenizer(),
-        video_processor=Qwen3VLVideoProcessor(**vision),
-        chat_template=chat_template(),
+        video_processor=architecture.video_processor(**pixels),
+        chat_template=chat_template(architecture.template),
     )
 
 
@@ -181,11 +292,11 @@ def _merges(tokenizer: Tokenizer) -> Any:
 
 
 def _tool_description(tokenizer: Qwen2Tokenizer, spec: ToolSpec) -> str:
-    """The system turn that announces the tool, exactly as the template writes it."""
+    """What announces the tool in a system turn, exactly as every family's template writes it."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}],
         tools=[spec.as_openai()],
-        chat_template=chat_template(),
+        chat_template=chat_template("qwen3_vl"),
         tokenize=False,
     )
     return str(text).removeprefix("<|im_start|>system\n").split("<|im_end|>")[0]

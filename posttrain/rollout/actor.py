@@ -119,10 +119,7 @@ class RolloutWorker:
         Returns:
             The version served.
         """
-        family = setup.model.family_of(setup.checkpoint)
-        self._renderer = Renderer.from_pretrained(
-            setup.checkpoint, family, setup.model.min_pixels, setup.model.max_pixels
-        )
+        self._renderer = Renderer.from_config(setup.checkpoint, setup.model)
         names = [task.name for task in setup.tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"tasks must have names of their own; repeated: {', '.join(sorted(repeated))}")

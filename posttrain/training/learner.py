@@ -91,10 +91,7 @@ class Learner:
 
     def __init__(self, model_config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool) -> None:
         self.stage = stage
-        family = model_config.family_of(checkpoint)
-        self.renderer = Renderer.from_pretrained(
-            checkpoint, family, model_config.min_pixels, model_config.max_pixels
-        )
+        self.renderer = Renderer.from_config(checkpoint, model_config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = load_model(
             checkpoint,

@@ -3,18 +3,23 @@
 from pathlib import Path
 
 from posttrain.cluster import cluster
-from posttrain.config import RlStage, RunConfig, SftStage, Stage, TinyModelStage
+from posttrain.config import DpoStage, RlStage, RunConfig, SftStage, Stage, TinyModelStage
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
 from posttrain.evaluation.table import evaluation_table
+from posttrain.models.lora import is_adapter, write_merged
 from posttrain.rollout.services import Services
-from posttrain.run_dir import RunDir
+from posttrain.run_dir import RunDir, save_checkpoint
 from posttrain.tracking import showing_progress
+from posttrain.training.dpo import dpo_worker
 from posttrain.training.launch import run_workers
 from posttrain.training.pretrain import pretrain_worker
 from posttrain.training.rl import run_rl
 from posttrain.training.sft import sft_worker
 from posttrain.viewer import write_report
+
+#: What the workers of a stage run, by its kind.
+WORKERS = {"tiny_model": pretrain_worker, "sft": sft_worker, "dpo": dpo_worker}
 
 
 def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False) -> Path:
@@ -41,6 +46,7 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
     ):
         checkpoint = Path(config.model.name_or_path) if config.model.name_or_path else None
         if checkpoint is not None:
+            checkpoint = standalone(checkpoint, directory.path / "base" / "checkpoint-0")
             evaluate(config, "base", directory, checkpoint, services)
         for stage in config.stages:
             checkpoint = run_stage(config, stage, directory, checkpoint, services)
@@ -55,10 +61,28 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
 def run_stage(
     config: RunConfig, stage: Stage, directory: RunDir, checkpoint: Path | None, services: Services
 ) -> Path:
-    """One stage, from a checkpoint to its final checkpoint; a finished stage is passed over."""
-    finished = directory.final_checkpoint(stage.name)
-    if finished is not None:
-        return finished
+    """One stage, from a checkpoint to what the next one starts from; a finished stage is passed over.
+
+    A stage with LoRA keeps its adapters, and beside them a copy of the model with the adapters merged: every
+    engine, evaluation and stage after it finds an ordinary model, and the adapters of the next stage have a
+    base that PEFT, transformers and vLLM can load.
+    """
+    final = directory.final_checkpoint(stage.name)
+    if final is None:
+        final = _run_stage(config, stage, directory, checkpoint, services)
+    return standalone(final, final.parent / "merged" / final.name)
+
+
+def standalone(checkpoint: Path, merged: Path) -> Path:
+    """The checkpoint itself; where it holds adapters, `merged`, which is then written if it is not there."""
+    if not is_adapter(checkpoint):
+        return checkpoint
+    return save_checkpoint(merged, lambda directory: write_merged(checkpoint, directory))
+
+
+def _run_stage(
+    config: RunConfig, stage: Stage, directory: RunDir, checkpoint: Path | None, services: Services
+) -> Path:
     print(f"── {stage.name}: {stage.stage} {'from ' + str(checkpoint) if checkpoint else ''}", flush=True)
     if isinstance(stage, RlStage):
         assert checkpoint is not None
@@ -70,13 +94,16 @@ def run_stage(
 
 
 def _run_worker_stage(
-    config: RunConfig, stage: TinyModelStage | SftStage, directory: RunDir, checkpoint: Path | None
+    config: RunConfig, stage: TinyModelStage | SftStage | DpoStage, directory: RunDir, checkpoint: Path | None
 ) -> Path:
     """A stage whose whole work happens in Ray Train workers."""
-    if isinstance(stage, SftStage):
+    if isinstance(stage, SftStage | DpoStage):
         datasets = {name: load_samples(name, config.base_dir) for name in stage.data.mixture}
         directory.check_data({name: dataset.fingerprint for name, dataset in datasets.items()})
         steps = stage.steps_for(sum(map(len, datasets.values())))
+        if isinstance(stage, DpoStage) and stage.eval_dataset is not None:
+            held_out = load_samples(stage.eval_dataset, config.base_dir)
+            directory.check_data({stage.eval_dataset: held_out.fingerprint})
     else:
         steps = stage.steps
     arguments = {
@@ -88,7 +115,7 @@ def _run_worker_stage(
     }
     with showing_progress(directory, stage.name, steps):
         run_workers(
-            pretrain_worker if isinstance(stage, TinyModelStage) else sft_worker,
+            WORKERS[stage.stage],
             arguments,
             num_workers=stage.num_workers,
             use_gpu=config.cluster.num_gpus > 0,

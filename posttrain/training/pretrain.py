@@ -21,7 +21,7 @@ from posttrain.data.dense_views import IGNORED, DenseViews, dense_views
 from posttrain.data.marker_scenes import COLOURS, COORDINATE_STEP, LETTERS
 from posttrain.data.rendering import Renderer
 from posttrain.models.load import load_model, save_model
-from posttrain.models.tiny import build_tiny_qwen3_vl
+from posttrain.models.tiny import build_tiny
 from posttrain.run_dir import RunDir
 from posttrain.tracking import Tracker
 from posttrain.training.distributed import rank, sum_gradients, sum_over_ranks, world_size
@@ -146,7 +146,7 @@ def pretrain_worker(arguments: dict[str, Any]) -> None:
     run: RunDir = arguments["run"]
     scratch = run.scratch(stage.name)
     if rank() == 0:
-        build_tiny_qwen3_vl(scratch / "initial", config.seed)
+        build_tiny(stage.model_type, scratch / "initial", config.seed)
     sum_over_ranks(torch.zeros(1))  # nobody loads before rank 0 has written
     renderer = Renderer.from_pretrained(scratch / "initial", stage.family)
     model = load_model(scratch / "initial", dtype="float32", freeze_vision_tower=False)

@@ -13,7 +13,7 @@ from posttrain.cluster import cluster
 from posttrain.config import EngineConfig
 from posttrain.data.rendering import Renderer
 from posttrain.images import save_image
-from posttrain.models.tiny import build_tiny_qwen3_vl
+from posttrain.models.tiny import build_tiny
 from posttrain.types import Block, Message, Sample, text_message
 
 QUESTION = "Which letter is on the red marker?"
@@ -32,7 +32,7 @@ def make_talker(tmp_path_factory: pytest.TempPathFactory, renderer: Renderer) ->
 
     def make(seed: int, favourite: int | None = None, tied: bool = False) -> Path:
         directory = tmp_path_factory.mktemp("talker") / str(seed)
-        build_tiny_qwen3_vl(directory, seed=seed)
+        build_tiny("qwen3_vl", directory, seed=seed)
         model: Any = AutoModelForImageTextToText.from_pretrained(directory)
         if tied:
             model = _tied(model, seed)

@@ -22,7 +22,7 @@ LAYERS = (
     {"plugins", "tracking", "run_dir", "cluster", "doctor"},
     {"rollout", "data", "models", "objectives", "preflight"},
     {"training", "evaluation", "viewer"},
-    {"cli"},
+    {"cli", "data_cli"},
 )
 #: Leaves that rewards and tools may import of posttrain, so that a plugin stays light.
 PLUGIN_SIDE = {"types", "plugins", "images", "strict_json"}

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.data import formats
-from posttrain.data.formats import DataError, image_path, parse_row, read_canonical, write_canonical
+from posttrain.data.formats import (
+    DataError,
+    canonical,
+    image_path,
+    parse_row,
+    read_canonical,
+    write_canonical,
+)
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
 
 
@@ -164,7 +171,7 @@ def test_errors_name_file_and_line(folder: Path):
 def test_overlong_lines_are_refused_and_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch):
     path = folder / "data.jsonl"
     limit = len(json.dumps(row()).encode()) + 1
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", limit)
+    monkeypatch.setattr(canonical, "MAX_ROW_BYTES", limit)
     good = json.dumps(row()).encode() + b"\n"
     path.write_bytes(good + b" " * limit * 3 + good + good + b"x" * (limit + 1))
     with path.open("rb") as file:
@@ -219,7 +226,7 @@ TURN = st.tuples(TEXT, st.booleans(), TEXT)
     st.lists(TURN, min_size=1, max_size=3),
     VALUE,
     st.lists(TEXT, max_size=2),
-    st.dictionaries(TEXT.filter(lambda key: key not in formats._OWN_KEYS), VALUE, max_size=3),
+    st.dictionaries(TEXT.filter(lambda key: key not in formats.OWN_KEYS), VALUE, max_size=3),
 )
 def test_samples_survive_a_round_trip(folder: Path, dialogue: list, truth: Any, tools: list, columns: dict):
     image = Block("image", image=ImageRef(str(folder / "images" / "a.png"), "abc"))

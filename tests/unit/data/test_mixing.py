@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.formats import DataError
-from posttrain.data.mixing import MAX_PERIOD, schedule, shuffled
+from posttrain.data.mixing import MAX_PERIOD, TokenSchedule, schedule, shuffled
 
 
 def assert_every_prefix_is_fair(order: list[str], shares: dict[str, float]) -> None:
@@ -77,3 +77,39 @@ def test_all_orders_of_a_small_dataset_are_about_as_likely():
 
 def test_the_order_never_changes_between_versions():
     assert [shuffled(index, 10, "0/zoom/0") for index in range(10)] == [4, 5, 2, 3, 8, 6, 9, 1, 7, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.lists(st.integers(1, 30_000), min_size=1, max_size=5)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_every_prefix_has_its_shares_of_tokens(parts: list[tuple[int, list[int]]]):
+    lengths = {str(place): each for place, (_, each) in enumerate(parts)}
+    weights = {str(place): weight for place, (weight, _) in enumerate(parts)}
+
+    def length(name: str, nth: int) -> int:
+        return lengths[name][nth % len(lengths[name])]
+
+    draws = TokenSchedule(weights, length)
+    tokens, drawn = Counter[str](), Counter[str]()
+    for draw in range(300):
+        name, nth = draws[draw]
+        assert nth == drawn[name]
+        drawn[name] += 1
+        tokens[name] += length(name, nth)
+        for other, weight in weights.items():
+            share = Fraction(weight, sum(weights.values())) * tokens.total()
+            assert tokens[other] - share < max(lengths[other])
+    again = TokenSchedule(dict(reversed(weights.items())), length)
+    assert [again[draw] for draw in reversed(range(300))] == [draws[draw] for draw in reversed(range(300))]
+
+
+def test_shares_of_tokens_are_not_shares_of_samples():
+    draws = TokenSchedule({"long": 0.5, "short": 0.5}, lambda name, _: 900 if name == "long" else 100)
+    assert Counter(draws[draw][0] for draw in range(1000)) == {"long": 100, "short": 900}
+    with pytest.raises(DataError, match="of b "):
+        TokenSchedule({"a": 1, "b": 0}, lambda *_: 1)

@@ -1,4 +1,4 @@
-"""Rendering against transformers' own processor, and what it refuses."""
+"""What the renderer promises, and what it refuses (against transformers: test_rendering_families)."""
 
 import copy
 import random
@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import trl
 from PIL import Image
-from transformers import (
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
+
+from posttrain.config import ModelConfig
+from posttrain.data.chat_templates import chat_template
+from posttrain.data.rendering import Rendered, Renderer, RenderError
+from posttrain.images import save_image
+from posttrain.types import (
+    Block,
+    ImageRef,
+    Message,
+    ToolSpec,
+    message_from_json,
+    message_to_json,
+    text_message,
 )
 
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Rendered, Renderer, RenderError
-from posttrain.images import open_image, save_image
-from posttrain.types import Block, Family, ImageRef, Message, ToolSpec, message_to_json, text_message
-
-TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+OPENS_THINKING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}\n"
 ZOOM = ToolSpec("zoom", "Crop: “é” <b>", {"type": "object", "properties": {"label": {"type": "string"}}})
 CALL = '<tool_call>\n{"name": "zoom", "arguments": {"bbox_2d": [0, 20, 40, 1000]}}\n</tool_call>'
 TEXTS = ["Which letter?", " été 東京 🙂\n\n", "x = 1\n", CALL, "<think>\nhm\n</think>\n\nA"]
@@ -53,60 +54,15 @@ def random_message(role, rng: random.Random, images: list[ImageRef]) -> Message:
     return Message(role, tuple(blocks))
 
 
-def random_dialogues(
-    number: int, images: list[ImageRef], use_tools: bool = True
-) -> Iterator[tuple[list[Message], list[ToolSpec]]]:
+def random_dialogues(number: int, images: list[ImageRef]) -> Iterator[tuple[list[Message], list[ToolSpec]]]:
     """Dialogues whose turns alternate between others (user, or one tool result) and the assistant."""
     rng = random.Random(1)
     for _ in range(number):
         roles = ["system"] * (rng.random() < 0.4)
         for turn in range(rng.randint(1, 4)):
-            roles += ["tool" if use_tools and turn and rng.random() < 0.6 else "user", "assistant"]
-        tools = [ZOOM] * rng.randint(0, 2 * use_tools)
+            roles += ["tool" if turn and rng.random() < 0.6 else "user", "assistant"]
+        tools = [ZOOM] * rng.randint(0, 2)
         yield [random_message(role, rng, images) for role in roles], tools
-
-
-def as_transformers(renderer: Renderer, messages: list[Message], tools: list[ToolSpec], ask: bool):
-    conversation = [message_to_json(message) for message in messages]
-    for block in (block for message in conversation for block in message["content"] if "image" in block):
-        block["image"] = open_image(block["image"])
-    return renderer.processor.apply_chat_template(
-        conversation,
-        tools=[tool.as_openai() for tool in tools] or None,
-        add_generation_prompt=ask,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-
-
-def older_renderer(renderer: Renderer, family: Family) -> Renderer:
-    """A Qwen2-VL or Qwen2.5-VL processor with the published template, which knows no tools."""
-    processor_class = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
-    processor = processor_class(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 56**2, "longest_edge": 112**2}),
-        tokenizer=renderer.processor.tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=(TRL_TEMPLATES / "qwen2_5_vl.jinja").read_text(encoding="utf-8"),
-    )
-    return Renderer(processor, family)
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_equals_transformers_processor(renderer, images, family):
-    if family != "qwen3_vl":
-        renderer = older_renderer(renderer, family)
-    several_images = 0
-    for messages, tools in random_dialogues(200, images, use_tools=family == "qwen3_vl"):
-        for ask in (False, True):
-            rendered = renderer.render(messages, tools, add_generation_prompt=ask)
-            batch = collate([rendered], renderer)
-            expected = as_transformers(renderer, messages, tools, ask)
-            assert batch.keys() == expected.keys()
-            for name, tensor in batch.items():
-                torch.testing.assert_close(tensor, expected[name].to(tensor.dtype), rtol=0, atol=0)
-        several_images += len(rendered.images) > 1
-    assert several_images > 50
 
 
 def test_loss_covers_assistant_turns_and_their_end(renderer, images):
@@ -157,20 +113,6 @@ def append(ledger: Rendered, more: Rendered) -> None:
     ledger.images += more.images
 
 
-def test_leading_line_break_stays_the_models_own_token(renderer):
-    """The one difference from transformers, which fuses it with the header's line break."""
-    tokenizer = copy.deepcopy(renderer.processor.tokenizer)
-    tokenizer.add_tokens(["\n\n"])
-    processor = copy.copy(renderer.processor)
-    processor.tokenizer = tokenizer
-    fusing = Renderer(processor, "qwen3_vl")
-    messages = [text_message("user", "hi"), text_message("assistant", "\nA")]
-    prompt = fusing.render(messages[:1], add_generation_prompt=True).token_ids
-    assert fusing.render(messages).token_ids[: len(prompt)] == prompt
-    theirs = as_transformers(fusing, messages, [], ask=False)["input_ids"][0].tolist()
-    assert theirs[: len(prompt)] != prompt
-
-
 @pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|box_start|>"])
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_control_tokens_in_text_are_refused(renderer, role, token):
@@ -219,43 +161,128 @@ def test_what_the_template_would_drop_is_refused(renderer, images):
         renderer.observation(text_message("system", "be brief"))
 
 
-def with_template(renderer: Renderer, template: str) -> Renderer:
+def with_template(renderer: Renderer, template: str | None) -> Renderer:
     processor = copy.copy(renderer.processor)
     processor.chat_template = template
     return Renderer(processor, "qwen3_vl")
 
 
 def test_template_without_tools_refuses_them(renderer):
-    older = older_renderer(renderer, "qwen2_5_vl")
+    """A format of one's own is kept, not replaced by the family's, and cannot show tools."""
+    plain = with_template(
+        renderer,
+        "{% for m in messages %}<|im_start|>{{ m.role }}:\n"
+        "{% for block in m.content %}{{ block.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:\n{% endif %}",
+    )
     question = [text_message("user", "hi")]
-    assert "You are a helpful assistant." in older.decode(older.render(question).token_ids)
+    assert plain.decode(plain.render(question).token_ids) == "<|im_start|>user:\nhi<|im_end|>\n"
     with pytest.raises(RenderError, match="knows no tools"):
-        older.render(question, [ZOOM])
+        plain.render(question, [ZOOM])
     with pytest.raises(RenderError, match="knows no tools"):
-        older.observation(text_message("tool", "4"))
+        plain.observation(text_message("tool", "4"))
+
+
+def test_templates_that_lose_something_give_way_to_the_familys(renderer):
+    """Where both write the same prompts, the one that keeps thinking and announces tools is used."""
+    template = renderer.processor.chat_template
+    stripping = template.replace(
+        "text_of(message.content) }}", "text_of(message.content).split('</think>')[-1] }}"
+    )
+    raising = template + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
+    for worse in (stripping, raising, None):
+        assert worse != template
+        assert with_template(renderer, worse).processor.chat_template == template
+    thinking = with_template(renderer, stripping + OPENS_THINKING)
+    assert thinking.processor.chat_template == chat_template("qwen3_vl_thinking")
 
 
 def test_unfaithful_templates_are_refused(renderer):
-    stripping = renderer.processor.chat_template.replace(
+    foreign = renderer.processor.chat_template.replace("<|im_start|>user\\n'", "<|im_start|>user: '")
+    stripping = foreign.replace(
         "text_of(message.content) }}", "text_of(message.content).split('</think>')[-1] }}"
     )
-    assert stripping != renderer.processor.chat_template
+    assert stripping != foreign != renderer.processor.chat_template
     thinking = [text_message("user", "hi"), text_message("assistant", "<think>hm</think>A")]
     with pytest.raises(RenderError, match="rewrites assistant turns"):
         with_template(renderer, stripping).render(thinking)
-    raising = renderer.processor.chat_template + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
+    raising = foreign + "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
     with pytest.raises(RenderError, match="refuses the dialogue: no tools"):
         with_template(renderer, raising)
     with pytest.raises(RenderError, match="generation prompt"):
-        with_template(renderer, renderer.processor.chat_template.replace("<|im_start|>assistant\\n'", "'"))
+        with_template(renderer, foreign.replace("<|im_start|>assistant\\n'", "'"))
+
+
+def learned(renderer: Renderer, messages: list[Message]) -> str:
+    """The text that is learned from."""
+    rendered = renderer.render(messages, [ZOOM])
+    ids = [token for token, keep in zip(rendered.token_ids, rendered.supervised, strict=True) if keep]
+    return renderer.processor.tokenizer.decode(ids)
+
+
+def thinking_dialogue(*train: bool | None) -> list[Message]:
+    answers = ["<think>\na\n</think>\n\nA", f"<think>\nb\n</think>\n\n{CALL}"]
+    messages = []
+    for text, choice in zip(answers, train or (None, None), strict=True):
+        messages += [text_message("user", "?"), Message("assistant", (Block("text", text=text),), choice)]
+    return messages
+
+
+def test_a_message_can_be_left_out_of_the_loss(renderer):
+    ids = renderer.render(thinking_dialogue(), [ZOOM]).token_ids
+    texts = [message.text + "<|im_end|>" for message in thinking_dialogue()[1::2]]
+    for first, second in [(False, True), (True, False), (False, None), (None, False), (None, None)]:
+        messages = thinking_dialogue(first, second)
+        assert renderer.render(messages, [ZOOM]).token_ids == ids
+        expected = [text for text, train in zip(texts, (first, second), strict=True) if train is not False]
+        assert learned(renderer, messages) == "".join(expected)
+    with pytest.raises(ValueError, match="only an assistant message can have train"):
+        Message("user", (Block("text", text="hi"),), train=True)
+
+
+def test_the_choice_survives_json():
+    for train in (None, True, False):
+        message = thinking_dialogue(train, None)[1]
+        row = message_to_json(message)
+        assert row.get("train") is train
+        assert ("train" in row) == (train is not None)
+        assert message_from_json(row) == message
+        assert message_from_json(row | {"content": message.text}) == message
+    for wrong in ({"role": "assistant", "train": 1}, {"role": "user", "train": False}):
+        with pytest.raises(ValueError, match="train"):
+            message_from_json(wrong | {"content": "A"})
+
+
+def test_prompts_that_open_the_thinking(renderer):
+    thinking = with_template(renderer, renderer.processor.chat_template + OPENS_THINKING)
+    messages = thinking_dialogue()
+    ids = thinking.render(messages, [ZOOM]).token_ids
+    assert ids == renderer.render(messages, [ZOOM]).token_ids
+    # The line that the prompt writes is not learned; it is part of the turn's text all the same.
+    assert learned(thinking, messages) == learned(renderer, messages).replace("<think>\n", "")
+    prompt = thinking.render(messages[:1], [ZOOM], add_generation_prompt=True).token_ids
+    assert ids[: len(prompt)] == prompt
+    end = ids.index(thinking.end_token_id, len(prompt)) + 1
+    assert thinking.decode(ids[len(prompt) : end]) == messages[1].text
+    reply = thinking.observation(messages[2]).token_ids
+    assert ids[end : end + len(reply)] == reply
+    plain = [text_message("user", "hi"), text_message("assistant", "A")]
+    with pytest.raises(RenderError, match="does not begin with"):
+        thinking.render(plain)
+    unlearned = [plain[0], Message("assistant", plain[1].content, train=False)]
+    assert not any(thinking.render(unlearned).supervised)
 
 
 def test_pixel_limits_override_the_checkpoints(tiny_checkpoint, images):
-    tokens = [
-        Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl", **limits)
-        .render([Message("user", (Block("image", image=images[4]),))])
-        .images[0]
-        .num_tokens
-        for limits in ({}, {"min_pixels": 128**2, "max_pixels": 128**2})
-    ]
+    tokens = []
+    for limits in (ModelConfig(), ModelConfig(min_pixels=128**2, max_pixels=128**2)):
+        renderer = Renderer.from_config(tiny_checkpoint, limits)
+        rendered = renderer.render([Message("user", (Block("image", image=images[4]),))])
+        tokens.append(rendered.images[0].num_tokens)
     assert tokens == [16, 64]
+
+
+def test_earlier_thinking_is_a_setting_of_the_run(tiny_checkpoint):
+    stripping = Renderer.from_config(tiny_checkpoint, ModelConfig(earlier_thinking="strip"))
+    assert learned(stripping, thinking_dialogue()).count("<think>") == 1
+    assert learned(stripping, thinking_dialogue(True, None)).startswith("A<|im_end|>")

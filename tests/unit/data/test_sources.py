@@ -15,6 +15,7 @@ from posttrain.data.formats import DataError
 from posttrain.data.sources import Dataset, Mixture, load_samples, open_mixture
 from posttrain.durable import DiskFull
 from posttrain.plugins import PluginError
+from posttrain.types import Sample
 
 GENERATOR = """
 import json
@@ -162,7 +163,7 @@ def test_few_broken_rows_are_left_out_and_told(tmp_path: Path, caplog: pytest.Lo
     [
         ({"path": "none.jsonl"}, "none.jsonl is not a file"),
         ({"path": "empty.jsonl"}, "has no rows"),
-        ({"path": "."}, "is not a file"),
+        ({"path": "none"}, "none is not a file or a folder"),
         ({"path": "${NO_SUCH_VARIABLE}/a.jsonl"}, "NO_SUCH_VARIABLE"),
         ({"generator": "gen.py:write"}, r"gen.py:write\(\) failed with TypeError.*'count'"),
         ({"generator": "gen.py:write", "params": {"count": 3, "fail": True}}, "out of questions"),
@@ -277,3 +278,49 @@ def test_an_empty_dataset_cannot_be_mixed(tmp_path: Path):
     empty = Dataset(write_rows(tmp_path / "empty.jsonl", []))
     with pytest.raises(DataError, match="dataset none has no rows"):
         Mixture({"none": empty}, {"none": 1.0}, seed=0)
+
+
+def test_a_mixture_by_tokens_keeps_its_epochs_and_resumes(two: dict[str, Dataset]):
+    lengths = {"few": [500 + row for row in range(7)], "many": [40 + row for row in range(100)]}
+    weights = {"few": 0.25, "many": 0.75}
+    mixture = Mixture(two, weights, seed=0, lengths=lengths)
+    draws = [mixture.index(draw) for draw in range(1000)]
+    tokens = Counter[str]()
+    for name, row in draws:
+        tokens[name] += lengths[name][row]
+    assert abs(tokens["few"] / tokens.total() - 0.25) < 506 / tokens.total()
+    for name, size in (("few", 7), ("many", 100)):
+        rows = [row for drawn, row in draws if drawn == name]
+        epochs = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    resumed = Mixture(two, weights, seed=0, lengths=lengths)
+    assert [resumed.index(draw) for draw in range(637, 1000)] == draws[637:]
+
+
+def test_a_mixture_by_tokens_counts_each_row_once(tmp_path: Path):
+    rows = [
+        text_row(number, messages=[{"role": "user", "content": "Q" * (number + 1)}]) for number in range(9)
+    ]
+    for name in ("one", "two"):
+        write_rows(tmp_path / f"{name}.jsonl", rows if name == "one" else rows[:3])
+        document = f"name: {name}\ndescription: Q.\nlicence: MIT\nsource: {{path: {name}.jsonl}}\n"
+        (tmp_path / f"{name}.yaml").write_text(document)
+
+    class Letters:
+        identity = "characters"
+        counted = 0
+
+        def __call__(self, sample: Sample) -> int:
+            self.counted += 1
+            return len(sample.messages[0].text)
+
+    counter = Letters()
+    weights = {str(tmp_path / "one.yaml"): 0.5, str(tmp_path / "two.yaml"): 0.5}
+    mixture = open_mixture(weights, 0, tmp_path, tmp_path / "cache", counter)
+    tokens = dict.fromkeys(weights, 0)
+    for draw in range(500):
+        name, row = mixture.index(draw)
+        tokens[name] += row + 1
+    assert abs(tokens[str(tmp_path / "one.yaml")] - sum(tokens.values()) / 2) < 9
+    open_mixture(weights, 0, tmp_path, tmp_path / "cache", counter)
+    assert counter.counted == 12

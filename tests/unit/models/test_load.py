@@ -13,17 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2VLConfig,
     Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeConfig,
 )
 
 from posttrain.data.collation import collate
 from posttrain.data.rendering import Renderer
 from posttrain.images import save_image
 from posttrain.models.load import VISION_TOWER, LoadError, forward_hidden, freeze, load_model, save_model
+from posttrain.models.tiny import TINY_TYPES, build_tiny
 from posttrain.types import Block, Message, text_message
 
 
@@ -67,41 +64,9 @@ def test_freezes_by_name(tiny_checkpoint, tower, merger, trained):
     assert all("visual." in name for name in frozen)
 
 
-def small_config(config_class: Any) -> PreTrainedConfig:
-    """A few thousand parameters of any family."""
-    text = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "moe_intermediate_size": 16,
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-    }
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "embed_dim": 32,
-        "intermediate_size": 32,
-        "mlp_ratio": 1,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "fullatt_block_indexes": [0],
-        "deepstack_visual_indexes": [0],
-        "num_position_embeddings": 16,
-    }
-    return config_class(text_config=text, vision_config=vision)
-
-
-@pytest.mark.parametrize(
-    "config_class", [Qwen2VLConfig, Qwen2_5_VLConfig, Qwen3VLMoeConfig], ids=lambda kind: kind.model_type
-)
-def test_freezes_in_every_family(config_class, tmp_path):
-    AutoModelForImageTextToText.from_config(small_config(config_class)).save_pretrained(tmp_path)
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_freezes_in_every_family(model_type, tmp_path):
+    build_tiny(model_type, tmp_path)
     assert parts_that_train(load_model(tmp_path)) == {"merger", "text"}
     assert parts_that_train(load_model(tmp_path, freeze_merger=True)) == {"text"}
     assert parts_that_train(load_model(tmp_path, freeze_vision_tower=False)) == {"tower", "merger", "text"}
@@ -148,6 +113,23 @@ def test_saved_directory_loads_as_it_is(tiny_checkpoint, renderer, batch, tmp_pa
     assert processor.chat_template == renderer.processor.chat_template
     assert processor.image_processor.size == renderer.processor.image_processor.size
     assert processor.tokenizer.get_vocab() == renderer.processor.tokenizer.get_vocab()
+
+
+def test_experts_are_saved_as_published(tmp_path):
+    """[experts, in, out], which vLLM reads; transformers alone would write [experts, out, in]."""
+    build_tiny("qwen3_vl_moe", tmp_path / "tiny")
+    model: Any = load_model(tmp_path / "tiny", dtype="float32")
+    model.save_pretrained(tmp_path / "saved")
+    for directory in (tmp_path / "tiny", tmp_path / "saved"):
+        weights = load_file(directory / "model.safetensors")
+        experts = model.model.language_model.layers[0].mlp.experts
+        for name in ("gate_up_proj", "down_proj"):
+            written = weights[f"model.language_model.layers.0.mlp.experts.{name}"]
+            torch.testing.assert_close(
+                written, getattr(experts, name).detach().transpose(1, 2), rtol=0, atol=0
+            )
+    again = load_model(tmp_path / "saved", dtype="float32").state_dict()
+    torch.testing.assert_close(again, model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.fixture

@@ -4,9 +4,13 @@
      {"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A cup."}],
      "ground_truth": "cup", "tools": ["image_zoom_in"], "any other column": 1}
 
-`id` and `messages` are required. Image paths are relative to the file's folder.
+`id` and `messages` are required. Image paths are relative to the file's folder. Images may also be listed, as
+`"images": ["images/7.png"]`; each `<image>` in a text and each block `{"type": "image"}` then takes the next
+one. Preference pairs end `messages` before the turn in question and give it twice, as `chosen` and as
+`rejected`: a text, or a list of messages. A tool is the name of one of ours, or a function schema.
 """
 
+import dataclasses
 import json
 import os
 import stat
@@ -15,17 +19,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.placeholders import PLACEHOLDER, place_images
 from posttrain.strict_json import JsonError, parse_json
-from posttrain.types import Block, ImageRef, Message, Sample, message_from_json, message_to_json
+from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, message_from_json, message_to_json
 
 #: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
 MAX_ROW_BYTES = 16 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_OWN_KEYS = ("id", "messages", "ground_truth", "tools")
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the line and the reason."""
+#: Keys of a row that are no columns.
+OWN_KEYS = ("id", "messages", "images", "ground_truth", "tools", "chosen", "rejected")
 
 
 def read_canonical(path: str | Path) -> Iterator[Sample]:
@@ -93,6 +96,15 @@ def parse_row(line: bytes, folder: Path) -> Sample:
     Raises:
         DataError: With the reason; the caller knows the file and the line.
     """
+    return sample_of(parse_line(line), folder)
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """A line as a row of whatever format.
+
+    Raises:
+        DataError: If it is no JSON object in UTF-8, or too long.
+    """
     if len(line) > MAX_ROW_BYTES:
         raise DataError(f"the row is longer than {MAX_ROW_BYTES:,} bytes")
     try:
@@ -103,14 +115,22 @@ def parse_row(line: bytes, folder: Path) -> Sample:
         raise DataError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object, got {type(row).__name__}")
-    name, tools = row.get("id"), row.get("tools", [])
+    return row
+
+
+def sample_of(row: dict[str, Any], folder: Path) -> Sample:
+    """A row that is parsed already; see `parse_row`."""
+    name = row.get("id")
     if not isinstance(name, str) or not name:
         raise DataError('the row needs an "id", a string')
-    if not isinstance(tools, list) or not all(isinstance(tool, str) for tool in tools):
-        raise DataError('"tools" must be a list of names')
-    columns = {key: value for key, value in row.items() if key not in _OWN_KEYS}
-    messages = _messages(row.get("messages"), folder)
-    return Sample(name, messages, row.get("ground_truth"), tuple(tools), columns)
+    turns = place_images(row)
+    messages = _messages(turns["messages"], folder)
+    chosen, rejected = _messages(turns["chosen"], folder), _messages(turns["rejected"], folder)
+    _check_dialogue(messages)
+    if chosen or rejected:
+        _check_pair(messages, chosen, rejected)
+    columns = {key: value for key, value in row.items() if key not in OWN_KEYS}
+    return Sample(name, messages, row.get("ground_truth"), _tools(row), columns, chosen, rejected)
 
 
 def image_path(written: str, folder: Path) -> Path:
@@ -138,15 +158,31 @@ def image_path(written: str, folder: Path) -> Path:
     return path
 
 
-def _messages(value: Any, folder: Path) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError('the row needs "messages", a list of objects')
+def _messages(rows: list[dict[str, Any]], folder: Path) -> tuple[Message, ...]:
     try:
-        messages = tuple(message_from_json(item) for item in value)
+        messages = [message_from_json(row) for row in rows]
     except ValueError as error:
         raise DataError(str(error)) from None
-    _check_dialogue(messages)
-    return tuple(Message(message.role, _located(message.content, folder)) for message in messages)
+    return tuple(
+        dataclasses.replace(message, content=_located(message.content, folder)) for message in messages
+    )
+
+
+def _tools(row: dict[str, Any]) -> tuple[str | ToolSpec, ...]:
+    tools = row.get("tools", [])
+    if not isinstance(tools, list):
+        raise DataError('"tools" must be a list of names or function schemas')
+    return tuple(tool if isinstance(tool, str) else _tool_spec(tool) for tool in tools)
+
+
+def _tool_spec(schema: Any) -> ToolSpec:
+    function = schema.get("function") if isinstance(schema, dict) else None
+    if not isinstance(function, dict):
+        raise DataError('an entry of "tools" is neither a name nor {"type": "function", "function": {…}}')
+    name, parameters = function.get("name"), function.get("parameters", {})
+    if not isinstance(name, str) or not name or not isinstance(parameters, dict):
+        raise DataError('a tool\'s function needs a "name", and "parameters" that are an object')
+    return ToolSpec(name, str(function.get("description", "")), parameters)
 
 
 def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
@@ -173,24 +209,49 @@ def _check_dialogue(messages: tuple[Message, ...]) -> None:
             raise DataError(f"a tool message follows {before or 'nothing'}, not an assistant's call")
     if any(not message.content for message in messages):
         raise DataError("a message has no content")
-    has_images = any(message.images for message in messages)
-    if not has_images and any("<image>" in message.text for message in messages):
-        raise DataError('a text says "<image>" and the row has no image; put an image block in its place')
+    if any(PLACEHOLDER in message.text for message in messages):
+        raise DataError(
+            f'a text says "{PLACEHOLDER}" and the row has no image for it; list its path in "images", or put'
+            " an image block in its place"
+        )
+
+
+def _check_pair(
+    messages: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> None:
+    """Refuse what is no choice between two replies to one prompt."""
+    if messages[-1].role not in ("user", "tool"):
+        raise DataError('the "messages" of a preference pair end with the prompt, before the replies')
+    for key, reply in (("chosen", chosen), ("rejected", rejected)):
+        if not reply or reply[0].role != "assistant" or reply[-1].role != "assistant":
+            raise DataError(f'"{key}" must begin and end with an assistant\'s turn')
+        _check_dialogue((*messages, *reply))
+    if chosen == rejected:
+        raise DataError('"chosen" and "rejected" are the same')
 
 
 def _row(sample: Sample, root: Path) -> str:
-    clashing = sorted(set(sample.columns) & set(_OWN_KEYS))
+    clashing = sorted(set(sample.columns) & set(OWN_KEYS))
     if clashing:
         raise DataError(f"sample {sample.id}: columns may not be called {', '.join(clashing)}")
-    messages = [message_to_json(message) for message in sample.messages]
-    for block in (block for message in messages for block in message["content"]):
-        if block["type"] == "image":
-            path = Path(block["image"])
-            block["image"] = str(path.relative_to(root) if path.is_relative_to(root) else path)
-    row = {"id": sample.id, "messages": messages, "ground_truth": sample.ground_truth, "tools": sample.tools}
+    row: dict[str, Any] = {"id": sample.id, "messages": _written(sample.messages, root)}
+    row |= {"ground_truth": sample.ground_truth}
+    row["tools"] = [tool if isinstance(tool, str) else tool.as_openai() for tool in sample.tools]
+    if sample.chosen or sample.rejected:
+        row |= {"chosen": _written(sample.chosen, root), "rejected": _written(sample.rejected, root)}
     try:
         line = json.dumps(row | sample.columns, ensure_ascii=False, allow_nan=False)
         parse_row(line.encode(), root)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"sample {sample.id}: {error}") from error
     return line
+
+
+def _written(messages: Iterable[Message], root: Path) -> list[dict[str, Any]]:
+    """Messages as JSON, with images inside `root` relative to it."""
+    written = [message_to_json(message) for message in messages]
+    for block in (block for message in written for block in message["content"]):
+        if block["type"] == "image":
+            path = Path(block["image"])
+            block["image"] = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    return written

@@ -1,0 +1,68 @@
+"""Direct preference optimisation: pairs of answers, one preferred to the other."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
+from posttrain.config.data import DatasetName
+from posttrain.config.trainer import TrainerStage
+
+
+class PreferenceData(Section):
+    """What a preference stage draws from: rows with `chosen` and `rejected` beside the prompt."""
+
+    mixture: dict[str, PositiveFloat] = Field(
+        min_length=1, description="Share of each dataset in every stretch of training; the shares sum to 1."
+    )
+    max_length: Positive = Field(
+        default=32768,
+        description="Most tokens of a prompt with one of its answers, images included; a longer one is an "
+        "error that names it.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "PreferenceData":
+        check_shares("mixture", self.mixture)
+        return self
+
+
+class DpoStage(TrainerStage):
+    """Direct preference optimisation: TRL's trainer on Ray Train.
+
+    The reference is the checkpoint that the stage begins with: a frozen copy of it, or with `lora` the model
+    itself with its adapters off, which takes no memory.
+    """
+
+    stage: Literal["dpo"] = Field(description="Kind of the stage.")
+    name: Name = Field(default="dpo", description="Name of the stage's folder and of its metrics.")
+    data: PreferenceData = Field(
+        description="The pairs. Without max_steps and num_train_epochs, as many are drawn as there are."
+    )
+    loss_type: Literal["sigmoid", "ipo"] = Field(
+        default="sigmoid", description="DPO's own loss (arXiv 2305.18290), or IPO's (arXiv 2310.12036)."
+    )
+    beta: PositiveFloat = Field(
+        default=0.1, description="How closely the policy is held to the reference: higher is closer."
+    )
+    learning_rate: PositiveFloat = Field(default=1e-6, description="Peak learning rate.")
+    eval_dataset: DatasetName | None = Field(
+        default=None, description="Held-out pairs, measured before the first step, on the way and at the end."
+    )
+    eval_steps: Positive | None = Field(
+        default=None, description="Steps between measurements on eval_dataset; only first and last if absent."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DpoStage":
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise MisfitError(
+                "max_steps",
+                "the length is either max_steps or num_train_epochs",
+                "write one of the two, or neither to see each pair once",
+            )
+        if self.eval_steps is not None and self.eval_dataset is None:
+            raise MisfitError(
+                "eval_steps", "there are no held-out pairs to measure", "name an eval_dataset, or remove it"
+            )
+        return self

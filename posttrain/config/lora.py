@@ -1,0 +1,27 @@
+"""Low-rank adapters."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from posttrain.config.base import NaturalFloat, Positive, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685); the vision tower, the merger and all other weights stay fixed.
+
+    A stage's checkpoints then hold adapters only, which PEFT, transformers and vLLM load over the checkpoint
+    that the stage began with. What follows the stage begins with a copy into which they are merged.
+    """
+
+    rank: Positive = Field(default=16, description="Rank of the adapters.")
+    alpha: Positive = Field(
+        default=32, description="Scale of the adapters: their product is multiplied by alpha / rank."
+    )
+    dropout: NaturalFloat = Field(default=0.0, lt=1, description="Dropout before the adapters.")
+    target_modules: Annotated[list[str], Field(min_length=1)] | str | None = Field(
+        default=None,
+        description="Names of the language model's linear layers to adapt, such as [q_proj, v_proj]; all of "
+        "them if absent. A single string is a regular expression over whole module names, which may reach "
+        "the vision tower as well.",
+    )

@@ -1,0 +1,50 @@
+"""Folders that are made once and then kept, by whichever process comes first."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from posttrain.durable import explaining_full_disk, sync
+
+
+def default_cache() -> Path:
+    """`$POSTTRAIN_CACHE`, else `~/.cache/posttrain`."""
+    return Path(os.environ.get("POSTTRAIN_CACHE") or "~/.cache/posttrain").expanduser().absolute()
+
+
+def cached_folder(final: Path, make: Callable[[Path], None]) -> Path:
+    """A folder, made if it is not there yet.
+
+    It is made under a temporary name and renamed, so that it is complete or absent; of several processes
+    that make it at once, the first to finish wins.
+
+    Args:
+        final: The folder; its name tells what it depends on.
+        make: Fills an empty folder.
+
+    Raises:
+        DiskFull: If there is no space; what `make` raises passes unchanged.
+    """
+    if final.is_dir():
+        return final
+    temporary = final.parent / f".{final.name}-{uuid.uuid4().hex}.tmp"
+    try:
+        with explaining_full_disk(final):
+            temporary.mkdir(parents=True)
+            make(temporary)
+        _settle(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _settle(temporary: Path, final: Path) -> None:
+    """Give a finished folder its name, unless another process was faster."""
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
+    sync(final.parent)

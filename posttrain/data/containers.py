@@ -1,0 +1,192 @@
+"""Files that rows come in: JSON lines, JSON lists, Parquet, and Hugging Face datasets on disk.
+
+Rows are read one after another, a batch of them in memory at most; images stay encoded.
+"""
+
+import datetime
+import decimal
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import pyarrow.parquet
+
+from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
+from posttrain.strict_json import JsonError, parse_json
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+#: Rows of an Arrow file that are in memory at once; each may hold images.
+_BATCH = 64
+_CHUNK = 1 << 20
+_GAP = re.compile(r"\s*,?\s*")
+_DICT_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
+
+#: Where a row is, as `file:line`, and the row, or why there is none.
+RawRow = tuple[str, dict[str, Any] | DataError]
+
+
+def data_files(path: Path, split: str | None = None) -> list[Path]:
+    """The files of a dataset, in the order in which they are read.
+
+    A folder's files are those of one kind, Parquet before JSON lines before JSON; of a Hugging Face dataset
+    on disk they are its Arrow files.
+
+    Args:
+        path: A file, or a folder.
+        split: Which split of a Hugging Face dataset; of another folder, what the files' names begin with.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if path.is_file():
+        if split is not None:
+            raise DataError(f"{path} is one file and has no split {split!r}; remove source.split")
+        if path.suffix not in SUFFIXES:
+            raise DataError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} is not a file or a folder; set source.path to where the rows are")
+    if _is_hugging_face(path):
+        return sorted(_split_folder(path, split).glob("*.arrow"))
+    for suffix in SUFFIXES:
+        found = sorted(file for file in path.rglob(f"*{suffix}") if file.name.startswith(split or ""))
+        if found:
+            return found
+    begun = f" beginning with {split!r}" if split else ""
+    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{begun}")
+
+
+def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
+    """Every row of a dataset with its place.
+
+    Raises:
+        DataError: If a file cannot be read at all, or a JSON list breaks off.
+    """
+    if path.is_dir() and _is_hugging_face(path):
+        yield from _hugging_face_rows(_split_folder(path, split))
+        return
+    for file in data_files(path, split):
+        try:
+            yield from _file_rows(file)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _file_rows(file: Path) -> Iterator[RawRow]:
+    if file.suffix == ".parquet":
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH)
+        yield from _numbered(file, (row for batch in batches for row in batch.to_pylist()))
+    elif file.suffix == ".json" and _is_list(file):
+        yield from _list_rows(file)
+    else:
+        with file.open("rb") as lines:
+            for number, _, line in rows(lines):
+                try:
+                    yield f"{file}:{number}", parse_line(line)
+                except DataError as error:
+                    yield f"{file}:{number}", error
+
+
+def _is_hugging_face(path: Path) -> bool:
+    return (path / _DICT_FILE).is_file() or (path / _STATE_FILE).is_file()
+
+
+def _split_folder(path: Path, split: str | None) -> Path:
+    """The folder of one split."""
+    if not (path / _DICT_FILE).is_file():
+        if split is not None:
+            raise DataError(f"{path} is one dataset and has no split {split!r}; remove source.split")
+        return path
+    splits = sorted(folder.parent.name for folder in path.glob(f"*/{_STATE_FILE}"))
+    if split is None and len(splits) == 1:
+        return path / splits[0]
+    if split not in splits:
+        raise DataError(f"{path} has the splits {', '.join(splits)}; set source.split to one of them")
+    return path / split
+
+
+def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
+    # As Arrow, because the library would decode every image otherwise.
+    try:
+        dataset: Any = datasets.load_from_disk(str(folder)).with_format("arrow")
+    except Exception as error:
+        raise DataError(f"{folder} cannot be read: {error}") from error
+    yield from _numbered(folder, (row for table in dataset.iter(_BATCH) for row in table.to_pylist()))
+
+
+def _numbered(path: Path, values: Iterator[dict[str, Any]]) -> Iterator[RawRow]:
+    for number, row in enumerate(values, start=1):
+        yield f"{path}:{number}", _plain(row)
+
+
+def _plain(value: Any) -> Any:
+    """An Arrow value as JSON has it; bytes stay, for images.
+
+    Arrow gives every object every key that any of them has; those that are null were not there.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return float(value) if isinstance(value, decimal.Decimal) else value
+
+
+def _is_list(file: Path) -> bool:
+    """Whether a JSON file is a list; many a file of that name holds JSON lines."""
+    with file.open("rb") as opened:
+        return opened.read(_CHUNK).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
+
+
+def _list_rows(file: Path) -> Iterator[RawRow]:
+    """The objects of a JSON list, one in memory at a time; a place is `file:number`."""
+    with file.open(encoding="utf-8-sig") as opened:
+        try:
+            for number, text in enumerate(_items(opened), start=1):
+                try:
+                    row = parse_json(text)
+                except JsonError as error:
+                    yield f"{file}:{number}", DataError(f"not valid JSON: {error}")
+                    continue
+                is_row = isinstance(row, dict)
+                yield f"{file}:{number}", row if is_row else DataError("a row must be an object")
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(f"{file} is no JSON list: {error}") from error
+
+
+def _items(file: IO[str]) -> Iterator[str]:
+    """The text of each entry of a JSON list.
+
+    Raises:
+        JSONDecodeError: Where the list breaks off, or an entry is longer than a row may be.
+    """
+    decoder, ended = json.JSONDecoder(), False
+    text = file.read(_CHUNK)
+    number, position = 0, text.index("[") + 1
+    while True:
+        position += len(_GAP.match(text, position)[0])  # pyright: ignore[reportOptionalSubscript]
+        if text.startswith("]", position):
+            return
+        reason = "it breaks off"
+        try:
+            end = decoder.raw_decode(text, position)[1]
+        except (json.JSONDecodeError, RecursionError) as error:
+            end, reason = len(text), getattr(error, "msg", "it is nested too deeply")
+        if end < len(text):  # what reaches the end may go on in the next chunk
+            yield text[position:end]
+            number, position = number + 1, end
+            continue
+        if ended or len(text) - position > MAX_ROW_BYTES:
+            raise json.JSONDecodeError(f"entry {number + 1}: {reason}", text[position : position + 80], 0)
+        more = file.read(max(_CHUNK, len(text) - position))
+        ended = not more
+        text, position = text[position:] + more, 0

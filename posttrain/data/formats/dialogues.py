@@ -1,0 +1,216 @@
+"""What the formats of other tools share: turns, content blocks, tool calls and tool schemas.
+
+Everything here maps parsed JSON to the canonical form's JSON; paths, roles and counts are checked when the
+canonical row is read.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.placeholders import count_places
+from posttrain.strict_json import JsonError, parse_json
+
+#: Roles as the formats name them. A `call` is an assistant's turn whose content is the call's JSON.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "tool_response": "tool",
+    "observation": "tool",
+    "tool_call": "call",
+    "function_call": "call",
+}
+_TEXT_BLOCKS = ("text", "input_text", "output_text")
+_IMAGE_BLOCKS = {
+    "image": ("image", "url", "path"),
+    "image_url": ("image_url",),
+    "input_image": ("image_url",),
+}
+
+
+def read_turns(
+    value: Any,
+    *,
+    role_key: str = "role",
+    content_key: str = "content",
+    roles: Mapping[str, str] = ROLES,
+) -> list[dict[str, Any]]:
+    """Messages of another tool in the canonical form.
+
+    A call that follows an assistant's text becomes part of that turn, because the model writes both in one.
+
+    Args:
+        value: A list of messages.
+        role_key: Where a message says who speaks.
+        content_key: Where it says what.
+        roles: What each name of a role means.
+
+    Raises:
+        DataError: If it is no list of messages, or a role or a block is unknown.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise DataError(f"the messages must be a list of objects, got {str(value)[:60]!r}")
+    turns: list[dict[str, Any]] = []
+    for item in value:
+        name = item.get(role_key)
+        role = roles.get(name) if isinstance(name, str) else None
+        if role is None:
+            raise DataError(f"{role_key} {name!r} is none of {', '.join(roles)}")
+        content = read_content(item.get(content_key))
+        if role == "call":
+            content = tool_call_text(_json(content, "a call"))
+            if turns and turns[-1]["role"] == "assistant":
+                turns[-1]["content"] = _joined(turns[-1]["content"], content)
+                continue
+        elif role == "assistant":
+            content = _assistant(item, content)
+        speaker = "assistant" if role == "call" else role
+        turns.append({"role": speaker, "content": content} | _loss(item, speaker))
+    return turns
+
+
+def read_content(value: Any) -> str | list[dict[str, Any]]:
+    """A message's content: text, or blocks whose images are as the row has them.
+
+    Raises:
+        DataError: If a block is neither text nor an image.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise DataError(f"content must be a text or a list of blocks, got {type(value).__name__}")
+    return [{"type": "text", "text": block} if isinstance(block, str) else _block(block) for block in value]
+
+
+def read_tools(value: Any) -> list[Any]:
+    """Tool schemas, also where they are JSON in a text, as `{"type": "function", "function": {…}}`.
+
+    Raises:
+        DataError: If it is no list of tools.
+    """
+    if value is None or value == "":
+        return []
+    tools = _json(value, "the tools") if isinstance(value, str) else value
+    if not isinstance(tools, list):
+        raise DataError(f"the tools must be a list, got {type(tools).__name__}")
+    tools = [_json(tool, "a tool") if isinstance(tool, str) and "{" in tool else tool for tool in tools]
+    return [
+        {"type": "function", "function": tool} if isinstance(tool, dict) and "function" not in tool else tool
+        for tool in tools
+    ]
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as no entries, one thing as one entry."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def tool_call_text(call: Any) -> str:
+    """A call as the families' chat templates write it; a list of calls as one after another.
+
+    Raises:
+        DataError: If it names no function.
+    """
+    if isinstance(call, list):
+        return "\n".join(tool_call_text(item) for item in call)
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise DataError(f"the tool call {str(call)[:80]!r} has no name")
+    arguments = function.get("arguments") or {}
+    arguments = _json(arguments, "a call's arguments") if isinstance(arguments, str) else arguments
+    name = json.dumps(function["name"], ensure_ascii=False)
+    written = json.dumps(arguments, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {written}}}\n</tool_call>'
+
+
+def reply(value: Any) -> list[dict[str, Any]]:
+    """A preferred or rejected reply: a text, a message, or messages."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    return read_turns(as_list(value))
+
+
+def with_system(text: Any, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The dialogue after a system text, where there is one and the dialogue has none itself."""
+    if not text or (turns and turns[0]["role"] == "system"):
+        return turns
+    return [{"role": "system", "content": text}, *turns]
+
+
+def show_images_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Put places for `count` images before the first user text, if the dialogue has no place for any."""
+    first = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
+    has_images = any(
+        block["type"] == "image" for turn in turns for block in turn["content"] if isinstance(block, dict)
+    )
+    if not count or first is None or has_images or count_places(turns):
+        return turns
+    content = _blocks(turns[first]["content"])
+    shown = turns[first] | {"content": [{"type": "image"}] * count + content}
+    return [*turns[:first], shown, *turns[first + 1 :]]
+
+
+def _loss(item: dict[str, Any], role: str) -> dict[str, bool]:
+    """Whether a turn is learned: `loss` in ms-swift, `weight` at OpenAI, `train` in the canonical form."""
+    marks = [item[key] for key in ("train", "loss", "weight") if item.get(key) is not None]
+    if not marks or role != "assistant":
+        return {}
+    if marks[0] not in (0, 1):
+        raise DataError(f"a message's loss is {marks[0]!r}; a turn is learned or not: true or false")
+    return {"train": bool(marks[0])}
+
+
+def _assistant(item: dict[str, Any], content: Any) -> Any:
+    """An assistant's content with its thinking before and its calls after, as the templates write them."""
+    thinking = item.get("reasoning_content")
+    if isinstance(thinking, str) and thinking:
+        content = _blocks(content)
+        content = [{"type": "text", "text": f"<think>\n{thinking.strip()}\n</think>\n\n"}, *content]
+    calls = item.get("tool_calls")
+    return _joined(content, tool_call_text(calls)) if calls else content
+
+
+def _joined(content: Any, text: str) -> Any:
+    """Content with a call's text on a line of its own after it."""
+    if isinstance(content, str):
+        return f"{content}\n{text}" if content else text
+    return [*content, {"type": "text", "text": f"\n{text}" if content else text}]
+
+
+def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return content
+
+
+def _block(block: Any) -> dict[str, Any]:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind in _TEXT_BLOCKS and isinstance(block.get("text"), str):
+        return {"type": "text", "text": block["text"]}
+    if kind not in _IMAGE_BLOCKS:
+        raise DataError(f"content block {str(block)[:80]!r} is neither a text nor an image block")
+    image = next((block[key] for key in _IMAGE_BLOCKS[kind] if block.get(key) is not None), None)
+    if isinstance(image, dict) and "url" in image:
+        image = image["url"]
+    if image is None and kind != "image":
+        raise DataError(f"content block {str(block)[:80]!r} names no image")
+    return {"type": "image"} if image is None else {"type": "image", "image": image}
+
+
+def _json(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except JsonError as error:
+        raise DataError(f"{what} {value[:60]!r} cannot be read: {error}") from None

@@ -1,0 +1,21 @@
+"""EasyR1's rows for RL: `{"problem": "<image>What is x?", "answer": "3", "images": [...]}`."""
+
+from typing import Any
+
+from posttrain.data.formats.dialogues import as_list
+from posttrain.data.formats.errors import DataError
+
+
+def read_easyr1(row: dict[str, Any]) -> dict[str, Any]:
+    """The problem as a user's message, the answer as the ground truth.
+
+    Raises:
+        DataError: If the problem is no text.
+    """
+    if not isinstance(row.get("problem"), str):
+        raise DataError('the row has no "problem", a text')
+    return {
+        "messages": [{"role": "user", "content": row["problem"]}],
+        "images": as_list(row.get("images")),
+        "ground_truth": row.get("answer"),
+    }

@@ -1,0 +1,5 @@
+"""The error of all data."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the line and the reason."""

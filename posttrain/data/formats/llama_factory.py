@@ -1,0 +1,128 @@
+"""LLaMA-Factory's two formats, and Qwen's own, which is the first with `image` for one picture.
+
+sharegpt:
+    {"conversations": [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "…"}],
+     "system": "…", "tools": "[…]", "images": [...], "chosen": {...}, "rejected": {...}}
+alpaca:
+    {"instruction": "…", "input": "…", "output": "…", "system": "…", "history": [["…", "…"]], "images": [...],
+     "chosen": "…", "rejected": "…"}
+
+What `dataset_info.json` says of a data set (its file, its formatting, its columns and tags) is read by
+`entry_of`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.data.formats.dialogues import (
+    ROLES,
+    as_list,
+    read_tools,
+    read_turns,
+    reply,
+    with_system,
+)
+from posttrain.data.formats.errors import DataError
+
+#: Names of columns in dataset_info.json that we call otherwise, by formatting.
+_THEIR_NAMES = {
+    "sharegpt": {"messages": "conversations"},
+    "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
+}
+_TAGS = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
+_TAGS |= {"observation_tag": "tool", "function_tag": "call"}
+
+
+def read_sharegpt(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """A row of `conversations`.
+
+    Args:
+        row: The row.
+        tags: As in dataset_info.json: `role_tag` and `content_tag` name the keys of a message, `user_tag`,
+            `assistant_tag`, `system_tag`, `observation_tag` and `function_tag` the values of the former.
+
+    Raises:
+        DataError: If it is no such row.
+    """
+    _refuse_label(row)
+    keys = {"role_key": tags.get("role_tag", "from"), "content_key": tags.get("content_tag", "value")}
+    roles = ROLES | {tags[tag]: role for tag, role in _TAGS.items() if tag in tags}
+    if row.get("conversations") is None:
+        raise DataError('the row has no "conversations"')
+    turns = read_turns(row["conversations"], roles=roles, **keys)
+    canonical: dict[str, Any] = {
+        "messages": with_system(row.get("system"), turns),
+        "images": as_list(row.get("images")) or as_list(row.get("image")),
+        "tools": read_tools(row.get("tools")),
+    }
+    for key in ("chosen", "rejected"):
+        if row.get(key) is not None:
+            value = row[key]
+            text = isinstance(value, str)
+            canonical[key] = reply(value) if text else read_turns(as_list(value), roles=roles, **keys)
+    return canonical
+
+
+def read_alpaca(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `instruction`, `input` and `output`; the first two make one question.
+
+    Raises:
+        DataError: If it is no such row.
+    """
+    _refuse_label(row)
+    parts = [row.get("instruction"), row.get("input")]
+    question = "\n".join(part for part in parts if isinstance(part, str) and part)
+    if not question:
+        raise DataError('the row has neither "instruction" nor "input", a text')
+    turns: list[dict[str, Any]] = []
+    for pair in as_list(row.get("history")):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError('"history" must hold pairs of a question and an answer')
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    turns.append({"role": "user", "content": question})
+    canonical: dict[str, Any] = {
+        "images": as_list(row.get("images")) or as_list(row.get("image")),
+        "tools": read_tools(row.get("tools")),
+    }
+    if row.get("chosen") is not None or row.get("rejected") is not None:
+        canonical |= {key: reply(row.get(key)) for key in ("chosen", "rejected")}
+    elif row.get("output") is not None:
+        turns += reply(row["output"])
+    return canonical | {"messages": with_system(row.get("system"), turns)}
+
+
+def entry_of(info: Any, name: str) -> dict[str, Any]:
+    """One data set of a dataset_info.json in our terms.
+
+    Args:
+        info: The parsed file.
+        name: The data set's name in it.
+
+    Returns:
+        `file_name`, `format`, `columns` (our name → the file's) and `tags`.
+
+    Raises:
+        DataError: If there is no such data set, or it is not a file beside dataset_info.json.
+    """
+    entry = info.get(name) if isinstance(info, dict) else None
+    if not isinstance(entry, dict):
+        known = ", ".join(sorted(info)[:20]) if isinstance(info, dict) else "none"
+        raise DataError(f"dataset_info.json has no data set {name!r} (it has: {known})")
+    if not isinstance(entry.get("file_name"), str):
+        raise DataError(f"data set {name!r} has no file_name; fetch it and give its file")
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in _THEIR_NAMES:
+        raise DataError(f"data set {name!r} has the formatting {formatting!r}; known are sharegpt and alpaca")
+    names = _THEIR_NAMES[formatting]
+    columns = {names.get(key, key): value for key, value in (entry.get("columns") or {}).items()}
+    return {
+        "file_name": entry["file_name"],
+        "format": formatting,
+        "columns": columns,
+        "tags": dict(entry.get("tags") or {}),
+    }
+
+
+def _refuse_label(row: dict[str, Any]) -> None:
+    if row.get("kto_tag") is not None:
+        raise DataError("a response with a label is half a preference pair, which no stage trains on")

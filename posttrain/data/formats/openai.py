@@ -1,0 +1,31 @@
+"""OpenAI's fine-tuning files: messages with content blocks, and preference pairs.
+
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"},
+{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}]}, …], "tools": [...]}
+{"input": {"messages": [...], "tools": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
+"""
+
+from typing import Any
+
+from posttrain.data.formats.dialogues import as_list, read_tools, read_turns, reply
+from posttrain.data.formats.errors import DataError
+
+
+def read_openai(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of either kind.
+
+    Raises:
+        DataError: If it is of neither.
+    """
+    asked = row["input"] if isinstance(row.get("input"), dict) else row
+    if asked.get("messages") is None:
+        raise DataError('the row has no "messages"')
+    canonical: dict[str, Any] = {
+        "messages": read_turns(asked["messages"]),
+        "tools": read_tools(asked.get("tools")),
+        "images": as_list(row.get("images")),
+    }
+    if row.get("preferred_output") is not None:
+        canonical["chosen"] = reply(row["preferred_output"])
+        canonical["rejected"] = reply(row.get("non_preferred_output"))
+    return canonical

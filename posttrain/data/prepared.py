@@ -1,0 +1,202 @@
+"""Data of any format and container, rewritten once as canonical JSON lines in the cache.
+
+Rows then come one at a time from one file, however they were stored, and what is held of each is a few bytes.
+Beside the lines lie the images that rows held themselves, where each line came from, and what was left out.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain import __version__
+from posttrain.config import DatasetConfig
+from posttrain.config.data import FilterConfig
+from posttrain.data.containers import data_files, raw_rows
+from posttrain.data.embedded_images import EmbeddedImages
+from posttrain.data.formats import DataError, canonical_row, entry_of
+from posttrain.durable import sync
+from posttrain.strict_json import JsonError, parse_json
+
+DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a dataset are and how to read them.
+
+    Attributes:
+        path: A file or a folder.
+        config: The dataset's YAML, with what a dataset_info.json says put in its place.
+        image_root: What image paths are relative to.
+    """
+
+    path: Path
+    config: DatasetConfig
+    image_root: Path
+
+    @property
+    def as_it_stands(self) -> bool:
+        """Whether the file is canonical JSON lines already, and nothing is asked of its rows."""
+        return self.config.as_it_stands and self.path.is_file() and self.path.suffix == ".jsonl"
+
+    def identity(self) -> str:
+        """A digest of all that the rewritten file depends on; another version of a file changes it."""
+        files = data_files(self.path, self.config.source.split)
+        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
+        whole = json.dumps([__version__, stamps, settings, self.config.source.split], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What preparing left out.
+
+    Attributes:
+        broken: (place, reason) of rows that could not be read.
+        filtered: Number of rows that each filter removed, in the order of the filters.
+    """
+
+    broken: list[tuple[str, str]]
+    filtered: list[int]
+
+
+def locate(config: DatasetConfig, base_dir: Path) -> Source:
+    """The rows of a dataset that has a path.
+
+    Raises:
+        DataError: If there is nothing at the path, or dataset_info.json does not tell of the entry.
+    """
+    path = base_dir / str(config.source.path)
+    if not path.exists():
+        raise DataError(f"{path} is not a file or a folder; set source.path to where the rows are")
+    if config.source.entry is not None:
+        path, config = _from_dataset_info(path, config)
+    folder = path if path.is_dir() else path.parent
+    images = config.source.images
+    return Source(path, config, base_dir / images if images is not None else folder)
+
+
+def prepare(source: Source, folder: Path, final: Path) -> None:
+    """Write a source's rows as canonical JSON lines, and what goes with them.
+
+    Args:
+        source: The rows.
+        folder: Where to; it exists.
+        final: The name that the folder will have afterwards.
+
+    Raises:
+        DataError: If the rows cannot be read, or a filter's column is in no row.
+    """
+    images = EmbeddedImages(folder / "images", final / "images")
+    filters = source.config.filters
+    filtered, seen = [0] * len(filters), [False] * len(filters)
+    broken: list[tuple[str, str]] = []
+    with (folder / DATA).open("w", encoding="utf-8") as data, (folder / PLACES).open("w") as places:
+        for place, raw in raw_rows(source.path, source.config.source.split):
+            try:
+                row = images.place_all(_canonical(raw, place, source))
+                line = json.dumps(row, allow_nan=False)
+            except (DataError, TypeError, ValueError, RecursionError) as error:
+                broken.append((place, str(error)))
+                continue
+            values = [_value(row, each.column) for each in filters]
+            seen = [was or value is not None for was, value in zip(seen, values, strict=True)]
+            failed = next((i for i, each in enumerate(filters) if not passes(each, values[i])), None)
+            if failed is not None:
+                filtered[failed] += 1
+                continue
+            data.write(line + "\n")
+            places.write(place.replace("\n", " ") + "\n")
+    for each, was in zip(filters, seen, strict=True):
+        if not was and any(filtered):
+            raise DataError(f"filters: no row has a column {each.column!r}; correct its name")
+    (folder / LEFT_OUT).write_text(json.dumps({"broken": broken, "filtered": filtered}), encoding="utf-8")
+    for name in (DATA, PLACES, LEFT_OUT):
+        sync(folder / name)
+
+
+def read_left_out(folder: Path) -> LeftOut:
+    """What `prepare` left out."""
+    stored = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+    return LeftOut([(place, reason) for place, reason in stored["broken"]], stored["filtered"])
+
+
+def passes(test: FilterConfig, value: Any) -> bool:
+    """Whether a filter keeps a row; one that is not there or of another kind does not pass."""
+    if value is None:
+        return False
+    if test.equals is not None and not _same(value, test.equals):
+        return False
+    if test.one_of is not None and not any(_same(value, other) for other in test.one_of):
+        return False
+    if test.min is not None or test.max is not None:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        if not (test.min is None or value >= test.min) or not (test.max is None or value <= test.max):
+            return False
+    if test.min_length is None and test.max_length is None:
+        return True
+    if not isinstance(value, str | list):
+        return False
+    return (test.min_length or 0) <= len(value) and (test.max_length is None or len(value) <= test.max_length)
+
+
+def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> dict[str, Any]:
+    if isinstance(raw, DataError):
+        raise raw
+    config = source.config
+    kept = {key: value for key, value in raw.items() if key not in config.drop_columns}
+    row = canonical_row(kept, config.format, config.columns, config.tags)
+    root = source.path if source.path.is_dir() else source.path.parent
+    return {"id": place.removeprefix(f"{root}/")} | row
+
+
+def _value(row: dict[str, Any], column: str) -> Any:
+    """What a filter looks at."""
+    if column not in ("prompt", "response", "messages", "images"):
+        return row.get(column)
+    chosen = row.get("chosen")
+    replies = [{"role": "assistant", "content": chosen}] if isinstance(chosen, str) else chosen
+    parts = [part for part in (row.get("messages"), replies) if isinstance(part, list)]
+    messages = [message for part in parts for message in part if isinstance(message, dict)]
+    if column == "messages":
+        return messages
+    if column == "images":
+        listed = row["images"] if isinstance(row.get("images"), list) else []
+        return listed + [block for message in messages for block in _blocks(message) if "image" in block]
+    spoken = [
+        message for message in messages if (message.get("role") == "assistant") == (column == "response")
+    ]
+    return "".join(str(block.get("text") or "") for message in spoken for block in _blocks(message))
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else [{"text": content}]
+    return [block for block in blocks if isinstance(block, dict)]
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, and not a truth that equals a number."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _from_dataset_info(path: Path, config: DatasetConfig) -> tuple[Path, DatasetConfig]:
+    """The file and the config that a dataset_info.json's entry comes to."""
+    path = path / "dataset_info.json" if path.is_dir() else path
+    try:
+        info = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, JsonError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    entry = entry_of(info, str(config.source.entry))
+    stated = config.model_dump(exclude_defaults=True)
+    stated["source"] = {key: value for key, value in stated["source"].items() if key != "entry"}
+    for key in ("format", "columns", "tags"):
+        stated[key] = entry[key]
+    try:
+        return path.parent / entry["file_name"], DatasetConfig.model_validate(stated)
+    except ValueError as error:
+        raise DataError(f"{path}: {config.source.entry}: {error}") from error

@@ -1,0 +1,23 @@
+"""The `sft` stage: packing and what it excludes."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from posttrain.config import SftStage
+
+
+def stage(**keys: Any) -> SftStage:
+    data = {"mixture": {"zoom": 1.0}, "packing": True}
+    return SftStage.model_validate({"stage": "sft", "max_steps": 1, "data": data} | keys)
+
+
+def test_a_worker_takes_per_device_batch_size_samples_a_step() -> None:
+    assert stage(per_device_batch_size=8, num_workers=4).global_batch_size == 32
+
+
+def test_accumulation_is_left_to_packing() -> None:
+    with pytest.raises(ValidationError, match=r"leave it out, and write per_device_batch_size: 12"):
+        stage(per_device_batch_size=3, gradient_accumulation_steps=4)
+    stage(data={"mixture": {"zoom": 1.0}}, gradient_accumulation_steps=4)

@@ -1,0 +1,189 @@
+"""Adapters: where they go, what their checkpoints hold, and that merging changes no answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from posttrain.config import LoraConfig
+from posttrain.config.model import infer_family
+from posttrain.data.collation import collate
+from posttrain.data.rendering import Renderer
+from posttrain.images import save_image
+from posttrain.models.export import ExportError, export, model_card
+from posttrain.models.load import load_model
+from posttrain.models.lora import LoraError, base_of, is_adapter, load_merged, with_lora, write_merged
+from posttrain.models.tiny import build_tiny
+from posttrain.types import Block, Message, text_message
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    renderer = Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl")
+    ref = save_image(Image.linear_gradient("L").convert("RGB"), tmp_path_factory.mktemp("images"))
+    asked = Message("user", (Block("image", image=ref), Block("text", text="Which letter?")))
+    return collate([renderer.render([asked, text_message("assistant", "K K")])], renderer)
+
+
+def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_checkpoint: Path) -> PeftModel:
+    """Adapters that have moved."""
+    model = with_lora(load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4, alpha=8), seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def adapter(adapted: PeftModel, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as a stage with LoRA leaves it."""
+    directory = tmp_path_factory.mktemp("adapter") / "checkpoint-3"
+    adapted.save_pretrained(str(directory))
+    AutoProcessor.from_pretrained(tiny_checkpoint).save_pretrained(directory)
+    return directory
+
+
+def test_fresh_adapters_change_nothing_and_train_alone(tiny_checkpoint, batch):
+    plain = load_model(tiny_checkpoint, dtype="float32")
+    model = with_lora(load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4), seed=0)
+    assert torch.equal(logits(plain, batch), logits(model, batch))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in trained}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".language_model.layers." in name for name in trained)
+
+
+def test_the_same_seed_gives_the_same_adapters(tiny_checkpoint):
+    states = [
+        with_lora(load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4), seed=seed).state_dict()
+        for seed in (5, 5, 6)
+    ]
+    name = next(name for name in states[0] if "lora_A" in name)
+    assert torch.equal(states[0][name], states[1][name])
+    assert not torch.equal(states[0][name], states[2][name])
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [(["q_proj"], "language_model"), (r".*visual\.blocks\..*\.qkv", "visual")],
+)
+def test_targets_are_names_in_the_language_model_or_an_expression_over_all(tiny_checkpoint, targets, found):
+    model = with_lora(
+        load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4, target_modules=targets), seed=0
+    )
+    assert {found} == {
+        "visual" if "visual" in name else "language_model"
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def test_a_target_that_is_not_there_is_refused(tiny_checkpoint):
+    settings = LoraConfig(target_modules=["q_proj", "qkv"])
+    with pytest.raises(LoraError, match=r"no linear layer 'qkv'; it has down_proj, .*, q_proj"):
+        with_lora(load_model(tiny_checkpoint, dtype="float32"), settings, seed=0)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_every_family_has_its_language_model_adapted(family, tmp_path):
+    build_tiny(family, tmp_path, seed=0)
+    model = with_lora(load_model(tmp_path, dtype="float32"), LoraConfig(rank=2), seed=0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("language_model" in name for name in trained)
+
+
+def test_a_checkpoint_holds_adapters_only_and_peft_and_transformers_load_it(adapter, adapted, batch):
+    assert is_adapter(adapter)
+    assert infer_family(adapter) == "qwen3_vl"
+    assert all("lora_" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    expected = logits(adapted, batch)
+    base = AutoModelForImageTextToText.from_pretrained(base_of(adapter), dtype="float32")
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, str(adapter)), batch), expected)
+    by_transformers = AutoModelForImageTextToText.from_pretrained(adapter, dtype="float32")
+    torch.testing.assert_close(logits(by_transformers, batch), expected)
+
+
+def test_merged_logits_are_those_with_the_adapters_on(adapter, adapted, tiny_checkpoint, batch, tmp_path):
+    write_merged(adapter, tmp_path / "merged")
+    assert not is_adapter(tmp_path / "merged")
+    expected = logits(adapted, batch)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype="float32")
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-5, atol=1e-5)
+    assert (expected - logits(load_merged(tiny_checkpoint), batch)).abs().max() > 0.1  # it was worth merging
+    assert load_model(tmp_path / "merged", dtype="float32") is not None
+    assert Renderer.from_pretrained(tmp_path / "merged", "qwen3_vl")
+
+
+def test_a_base_that_has_gone_is_named(adapter, tmp_path):
+    moved = tmp_path / "checkpoint-3"
+    moved.mkdir()
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "/nowhere/model"
+    (moved / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(LoraError, match="/nowhere/model, which is not there"):
+        load_merged(moved)
+
+
+def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
+    run = tmp_path / "runs" / "zoom"
+    checkpoint = run / "dpo" / "checkpoint-3"
+    checkpoint.parent.mkdir(parents=True)
+    adapter_copy = json.loads((adapter / "adapter_config.json").read_text())
+    assert adapter_copy["peft_type"] == "LORA"
+    checkpoint.symlink_to(adapter, target_is_directory=True)
+    stages = [
+        {"name": "sft", "stage": "sft", "data": {"mixture": {"chats": 1.0}}},
+        {"name": "dpo", "stage": "dpo", "data": {"mixture": {"pairs": 0.25, "votes": 0.75}}},
+        {"name": "rl", "stage": "rl", "tasks": [{"data": "later", "ratio": 1.0}]},
+    ]
+    resolved = {"name": "zoom", "model": {"name_or_path": "Qwen/Qwen3-VL-2B-Instruct"}, "stages": stages}
+    (run / "resolved.json").write_text(json.dumps(resolved))
+    (run / "config.yaml").write_text("name: zoom\n")
+    (run / "data.json").write_text(json.dumps({"pairs": "abcdef0123456789"}))
+    rows = [
+        {"stage": stage, "task": "test", "accuracy": accuracy, "low": 0.1, "high": 0.9, "n": 64}
+        for stage, accuracy in (("sft", 0.25), ("dpo", 0.5), ("rl", 0.75))
+    ]
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    export(checkpoint, tmp_path / "out")
+    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="float32")
+    torch.testing.assert_close(logits(exported, batch), logits(adapted, batch), rtol=1e-5, atol=1e-5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in card
+    assert "by `sft` (sft), then `dpo` (dpo)." in card
+    assert "| dpo | pairs | 25% | abcdef012345 |" in card
+    assert "| dpo | test | 0.500 [0.100, 0.900] | 64 |" in card
+    assert "later" not in card
+    assert "0.750" not in card
+
+
+def test_export_of_a_whole_model_leaves_the_training_state_behind(tiny_checkpoint, tmp_path):
+    source = tmp_path / "checkpoint-1"
+    source.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    for name in ("optimizer.pt", "rng_state_0.pth", "trainer_state.json", "manifest.json"):
+        (source / name).write_bytes(b"x")
+    export(source, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in tiny_checkpoint.iterdir()} | {"README.md"}
+    assert model_card(source).startswith("---\nlibrary_name: transformers")
+    with pytest.raises(ExportError, match="is not empty"):
+        export(source, tmp_path / "out")
+    with pytest.raises(ExportError, match="is no checkpoint"):
+        export(tmp_path, tmp_path / "other")
