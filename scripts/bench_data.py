@@ -14,7 +14,6 @@ Measured, each with its goal:
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import psutil
 from bench_sft import BATCH, MAX_LENGTH, write_dialogues
 from torch import Tensor
@@ -110,36 +110,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         return figures | memory(folder, mixture, model, options.batches)
 
 
-def missed(figures: dict[str, Any]) -> list[str]:
-    """The goals that were not reached."""
-    return [
-        f"{name} is {figures[name]:.3f}, the goal is {sign} {goal:g}"
-        for name, (sign, goal) in GOALS.items()
-        if not (figures[name] >= goal if sign == ">=" else figures[name] <= goal)
-    ]
-
-
 def main() -> int:
     """Measure, print and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark.parser(__doc__)
     parser.add_argument("--steps", type=int, default=8, help="steps for the speed (default: 8)")
     parser.add_argument("--batches", type=int, default=300, help="steps for the memory (default: 300)")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a goal is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there")
     options = parser.parse_args()
-    figures = measure(options)
-    for name, value in figures.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        goal = f"   goal {' '.join(map(str, GOALS[name]))}" if name in GOALS else ""
-        print(f"{name:<30} {shown}{goal}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    problems = missed(figures)
-    for problem in problems:
-        print(f"missed: {problem}", file=sys.stderr)
-    return int(bool(problems) and options.check)
+    return benchmark.report(measure(options), GOALS, options)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
+import benchmark
 import psutil
 from tqdm import tqdm
 
@@ -199,39 +199,16 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         return figures | await memory(server, options.calls)
 
 
-def missed(figures: dict[str, Any]) -> list[str]:
-    """The goals that were not reached."""
-    return [
-        f"{name} is {figures[name]:.3f}, the goal is {sign} {goal:g}"
-        for name, (sign, goal) in GOALS.items()
-        if not (figures[name] >= goal if sign == ">=" else figures[name] <= goal)
-    ]
-
-
 def main() -> int:
     """Measure, print and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="turns of server and math-verify (default: 5)")
     parser.add_argument("--size", type=int, default=1024, help="pairs in a round (default: 1024)")
     parser.add_argument(
         "--calls", type=int, default=100_000, help="episodes for the memory (default: 100,000)"
     )
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a goal is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there")
     options = parser.parse_args()
-    figures = asyncio.run(measure(options))
-    for name, value in figures.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        goal = f"   goal {' '.join(map(str, GOALS[name]))}" if name in GOALS else ""
-        print(f"{name:<30} {shown}{goal}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    problems = missed(figures)
-    for problem in problems:
-        print(f"missed: {problem}", file=sys.stderr)
-    return int(bool(problems) and options.check)
+    return benchmark.report(asyncio.run(measure(options)), GOALS, options)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import benchmark
 import numpy as np
 from datasets import Dataset
 from PIL import Image
@@ -233,40 +234,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def missed(figures: dict[str, Any]) -> list[str]:
-    """The goals that were not reached."""
-    return [
-        f"{name} is {figures[name]:.3f}, the goal is {sign} {goal:g}"
-        for name, (sign, goal) in GOALS.items()
-        if not (figures[name] >= goal if sign == ">=" else figures[name] <= goal)
-    ]
-
-
 def main() -> int:
     """Measure, print and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns of the sides (default: 3)")
     parser.add_argument("--steps", type=int, default=6, help="steps of a run, one to warm up (default: 6)")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a goal is missed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run_side(options.side[0], Path(options.side[1]), options.steps)))
         return 0
-    figures = measure(options)
-    for name, value in figures.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        goal = f"   goal {' '.join(map(str, GOALS[name]))}" if name in GOALS else ""
-        print(f"{name:<30} {shown}{goal}")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    problems = missed(figures)
-    for problem in problems:
-        print(f"missed: {problem}", file=sys.stderr)
-    return int(bool(problems) and options.check)
+    return benchmark.report(measure(options), GOALS, options)
 
 
 if __name__ == "__main__":
