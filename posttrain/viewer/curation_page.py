@@ -8,20 +8,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from posttrain.durable import write_atomic
 from posttrain.strict_json import JsonError, parse_json
 from posttrain.viewer.charts import short
+from posttrain.viewer.page import page, write_page
 from posttrain.viewer.pictures import Picture, PictureBook
-from posttrain.viewer.report import HERE, ReportError
-from posttrain.viewer.wording import label, percent, shortened, visible
+from posttrain.viewer.report import ReportError
+from posttrain.viewer.wording import percent, shortened, visible
 
 #: Examples of each reason of a step, of each step, and of what was kept.
 PER_REASON, PER_STEP, KEPT = 2, 6, 6
@@ -121,8 +117,8 @@ def write_curation_page(directory: Path) -> Path:
     book = PictureBook(directory)
     bars = [_bar(step, funnel["read"]) for step in funnel["steps"]]
     _add_examples(bars, directory / "dropped.jsonl", book)
-    page = _template().render(
-        style=Markup((HERE / "report.css").read_text("utf-8")),  # noqa: S704 (the package's own file)
+    html = page(
+        "curation.html.jinja",
         name=visible(str(funnel["name"])),
         funnel=funnel,
         share=percent(funnel["kept"] / funnel["read"]) if funnel["read"] else "0 %",
@@ -130,22 +126,7 @@ def write_curation_page(directory: Path) -> Path:
         width=WIDTH,
         kept=[_example(row, book) for row in islice(_rows(directory / "kept.jsonl"), KEPT)],
     )
-    path = directory / "curation.html"
-    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible, "words": label}
-    return environment.get_template("curation.html.jinja")
+    return write_page(directory / "curation.html", html)
 
 
 def _bar(step: Mapping[str, Any], read: int) -> Bar:

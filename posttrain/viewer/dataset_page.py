@@ -4,19 +4,12 @@ Rows come from anywhere, so they are hostile text on this page: the template esc
 security policy lets the browser run no script and load nothing.
 """
 
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from posttrain.data.inspection import Inspection, Token
-from posttrain.durable import write_atomic
-from posttrain.viewer.charts import HEIGHT, WIDTH, short
+from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.page import page, write_page
 from posttrain.viewer.pictures import PictureBook
-from posttrain.viewer.report import HERE
-from posttrain.viewer.wording import label, shortened, visible
 
 BINS = 24
 #: Tokens of one sample that are shown, from its beginning and from its end.
@@ -34,8 +27,8 @@ def write_dataset_page(inspection: Inspection, path: Path) -> Path:
         DiskFull: If there is no space; an earlier page is intact.
     """
     book = PictureBook(Path())
-    page = _template().render(
-        style=Markup((HERE / "report.css").read_text("utf-8")),  # noqa: S704 (the package's own file)
+    html = page(
+        "dataset.html.jinja",
         found=inspection,
         bars=histogram(inspection.lengths),
         chart_size=(WIDTH, HEIGHT),
@@ -49,8 +42,7 @@ def write_dataset_page(inspection: Inspection, path: Path) -> Path:
             for card in inspection.shown
         ],
     )
-    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
+    return write_page(path, html)
 
 
 def histogram(lengths: list[int], bins: int = BINS) -> list[tuple[int, int, int]]:
@@ -68,19 +60,6 @@ def histogram(lengths: list[int], bins: int = BINS) -> list[tuple[int, int, int]
     for length in lengths:
         counts[(length - low) // size] += 1
     return [(start, start + size - 1, count) for start, count in zip(starts, counts, strict=True)]
-
-
-@cache
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible, "words": label, "short": short, "shortened": shortened}
-    return environment.get_template("dataset.html.jinja")
 
 
 def _shortened(tokens: list[Token]) -> tuple[list[Token], int, list[Token]]:

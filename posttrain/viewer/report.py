@@ -6,22 +6,19 @@ policy lets the browser run the page's own script only, by its hash, and load no
 
 import base64
 import hashlib
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from posttrain.durable import write_atomic
 from posttrain.viewer.cards import PHASES, build_cards
-from posttrain.viewer.charts import HEIGHT, WIDTH, short
+from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
 from posttrain.viewer.records import RunRecord, read_run
 from posttrain.viewer.summary import environment_facts, facts, progress, results, verdict
-from posttrain.viewer.wording import duration, label, shortened, visible
+from posttrain.viewer.wording import shortened, visible
 
-HERE = Path(__file__).parent
 #: A directory with none of these is no run.
 RUN_FILES = ("config.yaml", "resolved.json", "metrics.jsonl", "evaluation.jsonl", "rollouts")
 
@@ -55,32 +52,15 @@ def write_report(run_dir: Path) -> Path:
             " `posttrain run` printed, usually runs/<name>"
         )
     path = run_dir / "report.html"
-    page = render(read_run(run_dir))
-    # Names and figures are escaped but may hold half a surrogate pair, which no file can.
-    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
-
-
-@cache
-def _templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"short": short, "words": label, "duration": duration, "visible": visible}
-    return environment
+    return write_page(path, render(read_run(run_dir)))
 
 
 def render(record: RunRecord) -> str:
     """The page's HTML."""
     script = (HERE / "report.js").read_text("utf-8")
-    template = _templates().get_template("report.html.jinja")
-    return template.render(
-        style=Markup((HERE / "report.css").read_text("utf-8")),  # noqa: S704 (the package's own files)
-        script=Markup(script),  # noqa: S704
+    return page(
+        "report.html.jinja",
+        script=Markup(script),  # noqa: S704 (the package's own file)
         script_hash=_source_hash(script),
         **_content(record),
     )
