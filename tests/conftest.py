@@ -13,7 +13,8 @@ import torch
 from posttrain.models.tiny import build_tiny
 
 # Machines here are shared: how long an example takes says nothing about the code.
-hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True, max_examples=50)
+hypothesis.settings.register_profile("soak", hypothesis.settings.get_profile("posttrain"), max_examples=1000)
 hypothesis.settings.load_profile("posttrain")
 
 
@@ -22,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak", action="store_true", help="the full numbers of trials, which take many minutes"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have hypothesis try more examples with `--soak`."""
+    if config.getoption("--soak"):
+        hypothesis.settings.load_profile("soak")
 
 
 @pytest.fixture(scope="session")
