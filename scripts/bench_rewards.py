@@ -2,6 +2,7 @@
 
     python scripts/bench_rewards.py                    all of it, about four minutes on 2 cores
     python scripts/bench_rewards.py --calls 5000       a shorter look at memory
+    python scripts/bench_rewards.py --only load        one of the figures below
     python scripts/bench_rewards.py --check --json bench.json
 
 Measured, each with its goal:
@@ -23,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -124,7 +125,7 @@ async def overhead(server: RewardServer, calls: int = 300) -> dict[str, Any]:
     }
 
 
-async def load(server: RewardServer, clients: int = 64, seconds: float = 20.0) -> dict[str, Any]:
+async def load(server: RewardServer, seconds: float, clients: int = 64) -> dict[str, Any]:
     """Many clients at once, and one that asks how the server is."""
     end = time.perf_counter() + seconds
     times: list[float] = []
@@ -191,12 +192,20 @@ def resident_mb(server: RewardServer) -> float:
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure."""
+    """Every figure, or those of `--only`."""
+    figures: dict[str, Any] = {}
     with start_server(["math", "answer_accuracy"]) as server:
-        figures = await throughput(server, options.rounds, options.size)
-        figures |= await overhead(server)
-        figures |= await load(server)
-        return figures | await memory(server, options.calls)
+        for name in options.only or PARTS:
+            figures |= await PARTS[name](server, options)
+    return figures
+
+
+PARTS: dict[str, Callable[[RewardServer, argparse.Namespace], Awaitable[dict[str, Any]]]] = {
+    "throughput": lambda server, options: throughput(server, options.rounds, options.size),
+    "overhead": lambda server, _: overhead(server),
+    "load": lambda server, options: load(server, seconds=options.seconds),
+    "memory": lambda server, options: memory(server, options.calls),
+}
 
 
 def main() -> int:
@@ -207,6 +216,8 @@ def main() -> int:
     parser.add_argument(
         "--calls", type=int, default=100_000, help="episodes for the memory (default: 100,000)"
     )
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the load (default: 20)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these (default: all)")
     options = parser.parse_args()
     return benchmark.report(asyncio.run(measure(options)), GOALS, options)
 

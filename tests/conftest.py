@@ -12,6 +12,8 @@ import torch
 
 from posttrain.models.tiny import build_tiny
 
+INTEGRATION = Path(__file__).parent / "integration"
+
 # Machines here are shared: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True, max_examples=50)
 hypothesis.settings.register_profile("soak", hypothesis.settings.get_profile("posttrain"), max_examples=1000)
@@ -38,11 +40,15 @@ def soak(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    """Say which tests one process runs (`-n 2`), and skip those marked `gpu` where there is no CUDA device.
+
+    A file's tests share fixtures, and all the integration tests one engine and one Ray cluster.
+    """
+    for item in items:
+        together = INTEGRATION if item.path.is_relative_to(INTEGRATION) else item.path
+        item.add_marker(pytest.mark.xdist_group(together.stem))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,11 @@ class ImageAdmission:
     A context manager: images that came as base64 lie in a folder of their own until it ends.
 
     Args:
-        roots: Folders below which references may lead, symlinks followed.
+        roots: Resolved folders below which references may lead.
     """
 
     def __init__(self, roots: Sequence[Path]):
-        self._roots = [root.resolve() for root in roots]
+        self._roots = roots
         self._stack = contextlib.ExitStack()
         self._directory: Path | None = None  # most requests need none, and making one takes time
 

@@ -101,6 +101,8 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
     # Generated pages would be routes without a token.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorise)])
     read_body = _body_reader(config)
+    turns = asyncio.Semaphore()
+    image_roots = [root.resolve() for root in config.image_roots]
 
     def begin(body: bytes, images: ImageAdmission) -> Scoring:
         """Read a request and queue its episodes."""
@@ -119,9 +121,12 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
 
     @app.post("/v1/score")
     async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
-        with metrics.requests.time(), ImageAdmission(config.image_roots) as images:
+        with metrics.requests.time(), ImageAdmission(image_roots) as images:
             try:
-                scoring = await _run(len(body), begin, body, images)
+                async with turns:
+                    # One request in each pass of the event loop, so that /health waits for one, not for all.
+                    await asyncio.sleep(0)
+                    scoring = await _run(len(body), begin, body, images)
             except (wire.WireError, RewardError) as error:
                 raise HTTPException(400, _printable(error)) from None
             await scoring.wait()

@@ -21,6 +21,8 @@ from rewards.manager import Outcome, evaluate, failure
 from rewards.sdk import Reward, load_reward
 
 PR_SET_PDEATHSIG = 1
+#: Scoring yields to the server's event loop, which has to answer `/health` on a machine without a free core.
+NICENESS = 5
 
 
 def work(pipe: Connection, references: list[str], base_dir: Path | None) -> None:
@@ -30,6 +32,7 @@ def work(pipe: Connection, references: list[str], base_dir: Path | None) -> None
     `{"failed": reason}`. A job is a header, `{"calls": [{"spec", "members"}], "inputs": n}`, and n episodes;
     each call is answered by the outcomes of its members.
     """
+    os.nice(NICENESS)
     if (rewards := _load(pipe, references, base_dir)) is None:
         return
     while (job := _next_job(pipe)) is not None:

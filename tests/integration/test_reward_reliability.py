@@ -1,11 +1,14 @@
-"""RELIABILITY rows 5, 6 and 9 on a real server: malformed requests, hangs among good samples, attacks.
+"""RELIABILITY rows 5, 6, 7 and 9 on a real server: malformed requests, hangs, load and attacks.
 
 The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
 """
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,6 +35,7 @@ def letter(x):
     return float(final_answer(x.answer) == x.ground_truth)
 """
 SPEC = [{"name": "mine.py:letter"}]
+BENCHMARK = Path(__file__).parents[2] / "scripts" / "bench_rewards.py"
 BOMBS = ("hang", "regex bomb", "sympy bomb")
 GOOD = {
     "rewards": [{"name": "math"}],
@@ -110,6 +114,16 @@ def test_row_6_hangs_and_bombs_cost_only_themselves(server: RewardServer, soak: 
             assert "deadline" in result.errors["mine.py:letter"]
         else:
             assert result.total == float(answer == "K")
+
+
+def test_row_7_answers_come_in_time_under_load(tmp_path: Path, soak: bool) -> None:
+    """Whatever else the machine does can only add time, so one round of three within the limits will do."""
+    figures = tmp_path / "figures.json"
+    seconds = ["--seconds", "20" if soak else "3"]
+    command = [sys.executable, BENCHMARK, "--only", "load", *seconds, "--check", "--json", figures]
+    rounds = (subprocess.run(command, check=False).returncode for _ in range(3))
+    assert 0 in rounds, figures.read_text()
+    assert json.loads(figures.read_text())["load_clients"] == 64
 
 
 def test_row_9_attacks_carry_nothing_over(server: RewardServer, soak: bool) -> None:
