@@ -93,13 +93,8 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
     guarded = {loaded["name"]: set(loaded["guarded"]) for loaded in scorer.rewards}
     metrics = ServerMetrics(scorer)
 
-    async def authorise(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
-
     # Generated pages would be routes without a token.
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(authorise)])
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(_authoriser(token))])
     read_body = _body_reader(config)
     turns = asyncio.Semaphore()
     image_roots = [root.resolve() for root in config.image_roots]
@@ -122,11 +117,10 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
     @app.post("/v1/score")
     async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
         with metrics.requests.time(), ImageAdmission(image_roots) as images:
+            async with turns:  # one in each pass of the event loop: /health waits for one, not for all
+                await asyncio.sleep(0)
             try:
-                async with turns:
-                    # One request in each pass of the event loop, so that /health waits for one, not for all.
-                    await asyncio.sleep(0)
-                    scoring = await _run(len(body), begin, body, images)
+                scoring = await _run(len(body), begin, body, images)
             except (wire.WireError, RewardError) as error:
                 raise HTTPException(400, _printable(error)) from None
             await scoring.wait()
@@ -227,6 +221,17 @@ def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> Re
                 " server's configuration, or from clients that show a token"
             )
     return dataclasses.replace(spec, params=fixed | spec.params)
+
+
+def _authoriser(token: str) -> Any:
+    """A dependency that refuses requests without the token."""
+
+    async def authorise(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "a valid bearer token is needed", {"WWW-Authenticate": "Bearer"})
+
+    return authorise
 
 
 def _body_reader(limits: ServerConfig) -> Any:

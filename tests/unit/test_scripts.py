@@ -85,7 +85,7 @@ def test_test_script_adds_its_tools_to_an_environment(checkout: Path, recorded: 
     (install,) = [call for call in calls if "pip install" in call]
     assert "--extra-index-url=https://mirror.example/cpu" in install
     assert install.endswith("--editable .[cpu,dev]")
-    assert calls[-1] == "python PASSIVE -m pytest -k sapo"
+    assert calls[-1] == "python PASSIVE -m pytest -n 2 --dist loadgroup -k sapo"
 
 
 def test_setup_installs_again_after_pyproject_changed(checkout: Path, recorded: Path) -> None:

@@ -79,9 +79,9 @@ def test_final_answer(text: str, answer: str) -> None:
     ids=lambda text: text[:10],
 )
 def test_final_answer_is_found_in_linear_time(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     final_answer(text)
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,9 @@ def test_different(gold: str, answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ATTACKS, ids=lambda text: text[:20])
 def test_attacks_earn_nothing_and_cost_nothing(answer: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert score("5", answer) == 0.0
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 @settings(max_examples=60, deadline=None)

@@ -186,9 +186,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tables_earn_little_and_cost_little(answer: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert 0 <= score(HTML, answer) < 0.2
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_limits() -> None:

@@ -78,10 +78,10 @@ def test_floods_are_cut():
 def test_a_megabyte_takes_no_time():
     body = '{"name": "zoom", "arguments": ' + '{"a":' * 3000
     assert len(body) < MAX_CALL_LENGTH
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("<tool_call>" * 90_000, call(body) * 50, "<" * 1_000_000, call("{" * 1_000_000)):
         parse_calls(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 MARKUP = ["<tool_call>", "</tool_call>", "<think>", "</think>", GOOD, '{"name":', '"arguments": {']
