@@ -9,6 +9,8 @@ from pathlib import Path
 
 #: Below this, a write that failed for an untold reason has most likely filled the disk.
 FULL_DISK_BYTES = 1 << 20
+#: What the system says of a full disk, and of a quota that is used up.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFull(RuntimeError):
@@ -79,5 +81,6 @@ def make_directory(path: Path) -> None:
 def _is_disk_full(error: Exception, directory: Path) -> bool:
     """Whether a write failed for want of space, which some writers (torch.save) do not say."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(directory).free < FULL_DISK_BYTES
+        return error.errno in _FULL
+    said = any(os.strerror(number) in str(error) for number in _FULL)
+    return said or shutil.disk_usage(directory).free < FULL_DISK_BYTES

@@ -7,10 +7,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.commands import add_command
 from posttrain.plugins import declared
 from posttrain.strict_json import parse_json
 from rewards.sdk import RewardError
@@ -65,32 +65,28 @@ example:
   posttrain rewards score neatness.py:neatness --data answers.jsonl --output scored.jsonl
 """
 
-Command = Callable[[argparse.Namespace], int]
-AddCommand = Callable[[Any, str, Command, str, str], argparse.ArgumentParser]
 
-
-def add_verbs(verbs: Any, add: AddCommand) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verbs of `posttrain rewards` to its parser.
 
     Args:
         verbs: The subparsers.
-        add: Adds one: `add(verbs, name, command, summary, description)`.
     """
-    add(verbs, "list", list_command, "rewards that are installed", LIST)
+    add_command(verbs, "list", list_command, "rewards that are installed", LIST)
 
-    new = add(verbs, "new", new_command, "write a reward to start from", NEW)
+    new = add_command(verbs, "new", new_command, "write a reward to start from", NEW)
     new.add_argument("name", metavar="NAME", help="what the reward is called")
     new.add_argument("--directory", type=Path, default=Path(), metavar="DIR", help="where to (default: here)")
 
-    check = add(verbs, "check", check_command, "check that a reward keeps the contract", CHECK)
+    check = add_command(verbs, "check", check_command, "check that a reward keeps the contract", CHECK)
     _add_reward(check)
     check.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds a call may take")
 
-    score = add(verbs, "score", score_command, "score a file of answers", SCORE)
+    score = add_command(verbs, "score", score_command, "score a file of answers", SCORE)
     _add_reward(score)
     score.add_argument("--output", type=Path, metavar="FILE", help="write a row a sample there")
 
-    serve = add(verbs, "serve", serve_command, "serve rewards over HTTP", SERVE)
+    serve = add_command(verbs, "serve", serve_command, "serve rewards over HTTP", SERVE)
     serve.add_argument(
         "rewards", nargs="*", metavar="REWARD", help="references (default: every declared one)"
     )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.messages import message_from_json, message_to_json
 from posttrain.strict_json import parse_json
 from posttrain.types import (
     Message,
@@ -15,8 +16,6 @@ from posttrain.types import (
     RewardResult,
     Score,
     ToolCall,
-    message_from_json,
-    message_to_json,
 )
 from rewards.manager import Call, Outcome, RewardSpec
 

@@ -6,42 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.document import read_document
+from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.explain import explain
+from posttrain.config.model import ClusterConfig
 from posttrain.config.nearest import did_you_mean
 from posttrain.config.tasks import PluginRef
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible endpoint, and how patiently it is asked."""
-
-    model: str = Field(min_length=1, description="Name under which the endpoint serves the model.")
-    base_url: str = Field(
-        default="",
-        pattern=r"^(https?://[^\s@?#]+)?$",
-        description="Address up to and including /v1; that of the variable POSTTRAIN_ENDPOINT_URL if absent.",
-    )
-    concurrency: Positive = Field(default=16, description="Requests that are under way at once.")
-    timeout_s: PositiveFloat = Field(default=300.0, description="Seconds for one attempt.")
-    max_attempts: Positive = Field(default=6, description="Attempts for one answer, with growing pauses.")
-    image_max_pixels: Positive = Field(
-        default=1 << 21, description="Larger images are made smaller to so many pixels before they are sent."
-    )
-    request: dict[str, Any] = Field(
-        default_factory=dict,
-        description="More fields of every request, such as top_p; null takes a field out, such as seed.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "EndpointConfig":
-        if owned := sorted({"model", "messages", "stream", "n"} & self.request.keys()):
-            raise MisfitError("request", f"{owned[0]} cannot be changed there", "remove it")
-        return self
 
 
 class FilterStep(Section):
@@ -225,14 +200,23 @@ class CurationConfig(Section):
     taxonomy: str | None = Field(
         default=None, min_length=1, description="YAML file of domains; the shipped one if absent."
     )
-    endpoints: dict[Name, EndpointConfig] = Field(
-        default_factory=dict, description="The models that steps may ask, by name."
+    endpoints: dict[Name, ModelEntry] = Field(
+        default_factory=dict,
+        description="The models that steps may ask, by name: at an address, or a checkpoint in own engines.",
+    )
+    cluster: ClusterConfig = Field(
+        default_factory=ClusterConfig, description="Where the engines of checkpoints run."
     )
     max_error_share: Share = Field(
         default=0.01,
         description="Share of a step's rows that may fail (no answer) before the curation stops.",
     )
     steps: list[Step] = Field(min_length=1, description="The filters, in order.")
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether it needs engines."""
+        return any(isinstance(entry, CheckpointConfig) for entry in self.endpoints.values())
 
     @model_validator(mode="after")
     def _check(self) -> "CurationConfig":
@@ -265,6 +249,10 @@ class CurationConfig(Section):
             used |= {name} if name is not None else set()
         if idle := sorted(self.endpoints.keys() - used):
             raise MisfitError(f"endpoints.{idle[0]}", "no step asks it", "name it in a step, or remove it")
+        if "cluster" in self.model_fields_set and not self.has_checkpoints:
+            raise MisfitError(
+                "cluster", "no endpoint is a `checkpoint`, so there are no engines", "remove it"
+            )
 
 
 def _check_band(low: float | None, high: float | None) -> None:
@@ -277,11 +265,12 @@ def curation_names() -> list[str]:
     return sorted(path.stem for path in _shipped().glob("*.yaml"))
 
 
-def load_curation(source: str | Path) -> CurationConfig:
+def load_curation(source: str | Path, base_dir: Path | None = None) -> CurationConfig:
     """Load a curation recipe, its places made absolute.
 
     Args:
         source: Name of a shipped recipe, or path of a YAML file.
+        base_dir: Of a run that curates: what the path, the dataset and plugin files are relative to.
 
     Raises:
         ConfigError: With every problem found.
@@ -289,25 +278,39 @@ def load_curation(source: str | Path) -> CurationConfig:
     Example:
         load_curation("my_curation.yaml").steps
     """
-    path = _find(str(source))
+    path = _find(str(source), base_dir or Path())
     document = read_document(path)
     if not isinstance(document.data, dict):
         raise document.error((), "should hold keys and values", f"see {_shipped()} for an example")
     shipped = path.parent == _shipped()
     document.data.setdefault("base_dir", str(Path.cwd() if shipped else path.absolute().parent))
+    if base_dir is not None:
+        document.data["base_dir"] = str(base_dir)
     try:
         config = CurationConfig.model_validate(document.data)
     except ValidationError as error:
         raise explain(error, document, CurationConfig) from None
-    if config.taxonomy is None:
-        return config
-    taxonomy = Path(config.base_dir) / Path(config.taxonomy).expanduser()
-    return config.model_copy(update={"taxonomy": str(taxonomy.absolute())})
+    base = Path(config.base_dir)
+    places: dict[str, Any] = {
+        "endpoints": {name: _placed(entry, base) for name, entry in config.endpoints.items()}
+    }
+    if config.taxonomy is not None:
+        places["taxonomy"] = str((base / Path(config.taxonomy).expanduser()).absolute())
+    return config.model_copy(update=places)
 
 
-def _find(source: str) -> Path:
+def _placed(entry: ModelEntry, base: Path) -> ModelEntry:
+    """A checkpoint that is a directory, by its absolute path."""
+    if isinstance(entry, EndpointConfig):
+        return entry
+    folder = base / Path(entry.checkpoint).expanduser()
+    place = str(folder.absolute()) if folder.is_dir() else entry.checkpoint
+    return entry.model_copy(update={"checkpoint": place})
+
+
+def _find(source: str, base_dir: Path) -> Path:
     if "/" in source or source.endswith((".yaml", ".yml")):
-        return Path(source).expanduser()
+        return base_dir / Path(source).expanduser()
     if source in curation_names():
         return _shipped() / f"{source}.yaml"
     hint = did_you_mean(source, curation_names()) or (

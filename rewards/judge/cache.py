@@ -4,7 +4,6 @@ Files appear whole or not at all, so any number of processes may share a folder.
 costs requests, never a verdict.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,12 +17,6 @@ SHARDS = 256
 MAX_ENTRY_BYTES = 1 << 14
 
 log = logging.getLogger(__name__)
-
-
-def digest(material: Any) -> str:
-    """SHA-256 of a JSON value, the same for equal values."""
-    text = json.dumps(material, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class VerdictCache:

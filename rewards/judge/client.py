@@ -6,31 +6,25 @@ that the sample is masked. Nothing here turns a failure into a score.
 
 import asyncio
 import contextlib
-import email.utils
-import functools
 import json
-import os
-import random
 import secrets
-import ssl
-import time
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from rewards.judge.cache import VerdictCache, digest
+from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, Variables, digest
+from rewards.judge.cache import VerdictCache
 from rewards.judge.prompts import Question
 from rewards.judge.verdicts import BadVerdict, check, completion_text, read_verdict
 
 URL_VARIABLE = "POSTTRAIN_JUDGE_URL"
 KEY_VARIABLE = "POSTTRAIN_JUDGE_API_KEY"
+VARIABLES = Variables(URL_VARIABLE, KEY_VARIABLE)
 CACHE_DIR = "~/.cache/posttrain/judge"
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
 MAX_REPLY_BYTES = 1 << 20
 #: A judge's own words are kept for the viewer, but not a book of them.
 MAX_REASON = 2000
@@ -39,18 +33,6 @@ _OURS = {"model", "messages", "stream", "n"}
 
 class JudgeError(RuntimeError):
     """The judge gave no verdict; the sample is to be left out, not scored."""
-
-
-class _Failure(Exception):
-    """One attempt failed and another may succeed.
-
-    Attributes:
-        wait_s: Seconds that the endpoint asked to be left alone.
-    """
-
-    def __init__(self, reason: str, wait_s: float = 0.0):
-        super().__init__(reason)
-        self.wait_s = wait_s
 
 
 @dataclass(frozen=True)
@@ -103,7 +85,7 @@ class Endpoint:
     @property
     def url(self) -> str:
         """The address in use."""
-        return (self.base_url or os.environ.get(URL_VARIABLE, "")).rstrip("/")
+        return VARIABLES.address(self.base_url)
 
     def body(self, question: Question, nonce: str) -> dict[str, Any]:
         """The request: temperature 0 and a verdict of the right form, unless `request` says otherwise."""
@@ -120,15 +102,14 @@ class Endpoint:
 
 @dataclass
 class _Connection:
-    """The connections of one event loop to one endpoint, and the right to use them."""
+    """One event loop's connections to one endpoint, and how many calls use them."""
 
-    http: httpx.AsyncClient
-    slots: asyncio.Semaphore
+    client: ChatClient
     users: int = 0
 
 
 #: One entry a loop; connections cannot outlive theirs, and the last user closes them.
-_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], _Connection]] = (
+_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], _Connection]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -153,8 +134,13 @@ async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
         with contextlib.suppress(BadVerdict, TypeError):
             check({**known, "nonce": ""}, question.schema, "the verdict")
             return known
-    async with _connection(endpoint) as connection, connection.slots:
-        verdict = await _insist(connection.http, endpoint, question)
+    try:
+        async with _connection(endpoint) as client:
+            verdict = await client.ask(lambda: _attempt(endpoint, question))
+    except RefusedError as error:
+        raise JudgeError(f"{error}{_remedy(error.status)}") from None
+    except ChatError as error:
+        raise JudgeError(str(error)) from None
     verdict["reason"] = verdict["reason"][:MAX_REASON]
     if cache:
         await asyncio.to_thread(cache.put, key, verdict)
@@ -162,92 +148,36 @@ async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _connection(endpoint: Endpoint) -> AsyncIterator[_Connection]:
-    """This loop's connections to an endpoint, which are closed when nobody uses them any more."""
+async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
+    """This loop's client of an endpoint, which is closed when nobody uses it any more."""
     mine = _connections.setdefault(asyncio.get_running_loop(), {})
-    key = (endpoint.url, endpoint.concurrency)
+    patience = {
+        "timeout_s": endpoint.timeout_s,
+        "max_attempts": endpoint.max_attempts,
+        "concurrency": endpoint.concurrency,
+    }
+    url, api_key = endpoint.url, VARIABLES.api_key(endpoint.url)
+    key = (url, api_key, endpoint.model, *patience.values())
     if key not in mine:
-        url = httpx.URL(endpoint.url)
-        http = httpx.AsyncClient(
-            timeout=None,  # noqa: S113 (each attempt as a whole has a time limit)
-            follow_redirects=False,
-            verify=_certificates() if url.scheme == "https" else True,
-            # Proxies of the environment are for the outside world.
-            trust_env=url.host not in ("localhost", "127.0.0.1", "::1"),
-        )
-        mine[key] = _Connection(http, asyncio.Semaphore(endpoint.concurrency))
+        label = f"the judge {endpoint.model!r} at {url}"
+        client = ChatClient(label, url, api_key, max_reply_bytes=MAX_REPLY_BYTES, **patience)
+        mine[key] = _Connection(client)
     connection = mine[key]
     connection.users += 1
     try:
-        yield connection
+        yield connection.client
     finally:
         connection.users -= 1
         if not connection.users:
             del mine[key]
-            await connection.http.aclose()
+            await connection.client.close()
 
 
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Reading the certificates takes longer than a request, so they are read once."""
-    return httpx.create_ssl_context()
-
-
-async def _insist(http: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> dict[str, Any]:
-    """Attempts with growing pauses, until one succeeds or the attempts or the time run out."""
-    clock = asyncio.get_running_loop().time
-    give_up = clock() + endpoint.timeout_s * endpoint.max_attempts
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            async with asyncio.timeout_at(min(clock() + endpoint.timeout_s, give_up)):
-                return await _attempt(http, endpoint, question)
-        except TimeoutError:
-            failure = _Failure(f"no reply within {endpoint.timeout_s:g} s")
-        except httpx.RequestError as error:
-            failure = _Failure(str(error) or type(error).__name__)
-        except BadVerdict as error:
-            failure = _Failure(str(error))
-        except _Failure as error:
-            failure = error
-        # Whoever was refused at the same moment must not come back at the same moment.
-        jitter = random.uniform(0.5, 1.5) * min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S)
-        pause = failure.wait_s + jitter
-        if attempt >= endpoint.max_attempts or clock() + pause >= give_up:
-            raise JudgeError(
-                f"the judge {endpoint.model!r} at {endpoint.url} gave no verdict in {attempt} attempts;"
-                f" the last: {failure}"
-            ) from None
-        await asyncio.sleep(pause)
-
-
-async def _attempt(http: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> dict[str, Any]:
-    """Ask once, under a nonce that nobody has seen yet."""
+def _attempt(endpoint: Endpoint, question: Question) -> tuple[bytes, Callable[[bytes], dict[str, Any]]]:
+    """One request, under a nonce that nobody has seen yet, and what reads the verdict."""
     nonce = secrets.token_hex(8)
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    if key := _api_key(endpoint):
-        headers["Authorization"] = f"Bearer {key}"
-    request = {"content": json.dumps(endpoint.body(question, nonce)), "headers": headers}
-    async with http.stream("POST", f"{endpoint.url}/chat/completions", **request) as response:
-        reply = bytearray()
-        async for piece in response.aiter_raw():
-            reply += piece
-            if len(reply) > MAX_REPLY_BYTES:
-                raise _Failure(f"the reply is larger than {MAX_REPLY_BYTES} bytes")
-    if response.is_success:
-        return read_verdict(completion_text(bytes(reply)), nonce, question.schema)
-    status = response.status_code
-    said = " ".join(reply.decode(errors="replace").replace(key or "\0", "…").split())[:300]
-    if status in (408, 425, 429) or response.is_server_error:
-        raise _Failure(f"{status}: {said}", _retry_after(response))
-    raise JudgeError(f"the judge at {endpoint.url} refused the request: {status}: {said}{_remedy(status)}")
-
-
-def _api_key(endpoint: Endpoint) -> str:
-    """The key, where the endpoint is the one that it is for."""
-    own = os.environ.get(URL_VARIABLE, "").rstrip("/") == endpoint.url
-    return os.environ.get(KEY_VARIABLE, "").strip() if own else ""
+    body = json.dumps(endpoint.body(question, nonce)).encode()
+    return body, lambda reply: read_verdict(completion_text(reply), nonce, question.schema)
 
 
 def _remedy(status: int) -> str:
@@ -258,16 +188,3 @@ def _remedy(status: int) -> str:
     if status == httpx.codes.BAD_REQUEST:
         return " (take out a field that it does not know, e.g. with request: {temperature: null})"
     return ""
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds to wait according to `Retry-After`, a number or a date; 0 where there is none."""
-    value = response.headers.get("retry-after", "").strip()
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return max(0.0, seconds) if seconds < float("inf") else 0.0

@@ -11,34 +11,13 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from posttrain.chat_endpoint import BadReply, read_completion
 from posttrain.strict_json import JsonError, parse_json
 
 _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
-_COMPLETION = {
-    "type": "object",
-    "required": ["choices"],
-    "properties": {
-        "choices": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["message"],
-                "properties": {
-                    "finish_reason": {"type": ["string", "null"]},
-                    "message": {
-                        "type": "object",
-                        "required": ["content"],
-                        "properties": {"content": {"type": "string"}},
-                    },
-                },
-            },
-        }
-    },
-}
 
 
-class BadVerdict(ValueError):
+class BadVerdict(BadReply):
     """The endpoint's reply is not a verdict; the message says why."""
 
 
@@ -57,17 +36,12 @@ def completion_text(body: bytes) -> str:
     """What the model wrote, from the body of a chat completion.
 
     Raises:
-        BadVerdict: If the body is none, or the text was cut off.
+        BadReply: If the body is none, or the text was cut off.
     """
-    try:
-        completion = parse_json(body.decode())
-    except (JsonError, UnicodeDecodeError) as error:
-        raise BadVerdict(f"the reply is not JSON: {error}") from None
-    check(completion, _COMPLETION, "the reply")
-    choice = completion["choices"][0]
-    if choice.get("finish_reason") == "length":
+    completion = read_completion(body)
+    if completion.truncated:
         raise BadVerdict("the verdict was cut off; allow more tokens with request: {max_tokens: …}")
-    return choice["message"]["content"]
+    return completion.text
 
 
 def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any]:

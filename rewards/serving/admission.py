@@ -56,6 +56,8 @@ class ImageAdmission:
         return Message(message.role, tuple(self._block(block) for block in message.content))
 
     def _block(self, block: Block) -> Block:
+        if block.video is not None:
+            raise WireError("a message shows a video; rewards see texts and images only")
         if block.image is None:
             return block
         path = block.image.path

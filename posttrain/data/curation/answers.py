@@ -1,6 +1,5 @@
 """The models' answers on disk, so that none is asked for twice: after a crash, or by another recipe."""
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -32,17 +31,17 @@ class AnswerCache:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)"
                 " WITHOUT ROWID"
             )
 
-    def get(self, key: bytes) -> Any:
+    def get(self, key: str) -> Any:
         """What `put` was given under a key, or None."""
         with self._explained():
             found = self._database.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         return json.loads(found[0]) if found else None
 
-    def put(self, key: bytes, answer: Any) -> None:
+    def put(self, key: str, answer: Any) -> None:
         """Keep an answer, a JSON value.
 
         Raises:
@@ -64,8 +63,3 @@ class AnswerCache:
             raise CurationError(
                 f"{self.path}, the models' cached answers, cannot be used ({error}); remove it to ask anew"
             ) from error
-
-
-def digest(material: Any) -> bytes:
-    """SHA-256 of a JSON value, the same for equal values."""
-    return hashlib.sha256(json.dumps(material, sort_keys=True, separators=(",", ":")).encode()).digest()

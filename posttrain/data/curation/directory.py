@@ -19,14 +19,15 @@ from typing import Any
 from posttrain import __version__
 from posttrain.config import PluginRef
 from posttrain.config.curation import CurationConfig, RejectionStep, RewardStep, SamplingStep, Step
+from posttrain.data.curation.asking import checkpoint_version
 from posttrain.data.curation.outcomes import CurationError
 from posttrain.data.curation.taxonomy import SHIPPED
 from posttrain.data.sources import Dataset
 from posttrain.durable import make_directory, write_atomic
 
 #: Where things lie and how fast they go is no part of what a curation is.
-_PLACES = {"output_dir": True, "base_dir": True, "taxonomy": True, "max_error_share": True}
-_TRANSPORT = {"base_url", "concurrency", "timeout_s", "max_attempts"}
+_PLACES = dict.fromkeys(("output_dir", "base_dir", "taxonomy", "max_error_share", "cluster"), True)
+_TRANSPORT = ("base_url", "concurrency", "timeout_s", "max_attempts", "actors", "engine")
 MOST_CHANGES = 8
 
 
@@ -80,7 +81,9 @@ def _identity(config: CurationConfig, dataset: Dataset) -> dict[str, Any]:
     recipe = config.model_dump(mode="json", exclude=_PLACES)  # pyright: ignore[reportArgumentType]
     for endpoint in recipe["endpoints"].values():
         for key in _TRANSPORT:
-            del endpoint[key]
+            endpoint.pop(key, None)
+        if "checkpoint" in endpoint:
+            endpoint["checkpoint"] = checkpoint_version(endpoint["checkpoint"])
     own = {ref.name.rpartition(":")[0] for step in config.steps for ref in rewards_of(step)}
     code = {name: _digest(Path(config.base_dir) / name) for name in sorted(own) if name.endswith(".py")}
     return {

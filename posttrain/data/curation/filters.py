@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Protocol
 
 from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
-from posttrain.data.curation.endpoint import Endpoint
+from posttrain.data.curation.asking import CachedModel
 from posttrain.data.curation.outcomes import Changes, Outcome
 from posttrain.data.curation.rows import THINK_END, answer_of, has_images, prompt_of, query_of, response_of
 from posttrain.data.curation.scoring import Scoring
@@ -31,7 +31,7 @@ class Context:
 
     Attributes:
         taxonomy: The domains.
-        scoring: The rewards of this step.
+        scoring: The rewards of the recipe.
         entering: The rows that come to this step, in order, with their numbers.
         endpoints: The models by name.
         seed: Of the recipe.
@@ -40,7 +40,7 @@ class Context:
     taxonomy: Taxonomy
     scoring: Scoring
     entering: Callable[[], Iterator[tuple[int, Sample]]]
-    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    endpoints: dict[str, CachedModel] = field(default_factory=dict)
     seed: int = 0
 
 

@@ -1,15 +1,13 @@
 """What a step said of each row, appended as it becomes known: the state that a curation resumes from."""
 
 import array
-import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from posttrain.data.curation.outcomes import Changes, CurationError, Outcome
-from posttrain.durable import explaining_full_disk, sync
+from posttrain.data.curation.outcomes import Changes, Outcome
+from posttrain.line_log import LineLog
 
 PENDING, KEPT, DROPPED, FAILED = range(4)
 #: Seconds of verdicts that a power failure may cost; a killed process costs none.
@@ -23,24 +21,18 @@ class Journal:
     that could not be judged, which a later line may replace.
 
     Attributes:
-        path: The file.
         fate: By row: `PENDING`, `KEPT`, `DROPPED` or `FAILED`.
 
     Raises:
-        CurationError: If a line but the last is damaged, or belongs to no row.
+        LineLogError: If a line but the last is damaged, or belongs to no row.
     """
 
     def __init__(self, path: Path, rows: int):
-        """Open the file and read what is there; an unfinished last line is cut off."""
-        self.path = path
+        """Open the file and read what is there."""
         self.fate = bytearray(rows)
         self._offsets = array.array("Q", bytes(8 * rows))
-        with explaining_full_disk(path):
-            self._file: BinaryIO = path.open("a+b")
-            sync(path.parent)
+        self._log = LineLog(path, self._keep)
         self._synced = time.monotonic()
-        self._end = self._replay()
-        self._file.truncate(self._end)
 
     def append(self, row: int, name: str, outcome: Outcome | str) -> None:
         """Keep a verdict, or the reason why there is none.
@@ -59,19 +51,13 @@ class Journal:
         else:
             line |= {"reason": outcome.reason, "note": outcome.note, "scores": outcome.scores}
             line["changes"] = {k: v for k, v in asdict(outcome.changes).items() if v not in (None, {})}
-        encoded = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        with explaining_full_disk(self.path):
-            self._file.write(encoded)
-            self._file.flush()
-            if time.monotonic() - self._synced > SYNC_EVERY_S:
-                self.sync()
-        self._keep(line, self._end)
-        self._end += len(encoded)
+        self._log.append([line])
+        if time.monotonic() - self._synced > SYNC_EVERY_S:
+            self.sync()
 
     def read(self, row: int) -> dict[str, Any]:
         """The newest line of a row that is not pending."""
-        self._file.seek(self._offsets[row])
-        return json.loads(self._file.readline())
+        return self._log.read(self._offsets[row])
 
     def outcome(self, row: int) -> Outcome:
         """The verdict on a row that was judged."""
@@ -80,30 +66,13 @@ class Journal:
 
     def sync(self) -> None:
         """Bring everything to the disk."""
-        os.fsync(self._file.fileno())
+        self._log.sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
         """Sync and close the file."""
         self.sync()
-        self._file.close()
-
-    def _replay(self) -> int:
-        """Read the lines; the offset where the last whole one ends."""
-        self._file.seek(0)
-        end = 0
-        for number, encoded in enumerate(self._file, 1):
-            if not encoded.endswith(b"\n"):
-                break
-            try:
-                self._keep(json.loads(encoded), end)
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                raise CurationError(
-                    f"{self.path}:{number} is damaged ({error}); cut the file off before this line, then go"
-                    " on with --resume"
-                ) from error
-            end += len(encoded)
-        return end
+        self._log.close()
 
     def _keep(self, line: dict[str, Any], offset: int) -> None:
         row = line["row"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from rapidfuzz.fuzz import ratio
 
+from posttrain.chat_endpoint import BadReply, Completion
 from posttrain.config.curation import (
     DomainStep,
     ImageNeededStep,
@@ -16,7 +17,7 @@ from posttrain.config.curation import (
     RewardStep,
     SamplingStep,
 )
-from posttrain.data.curation.endpoint import Answer, BadReply, Sampling
+from posttrain.data.curation.asking import Sampling
 from posttrain.data.curation.filters import Context, Domain, Filter, in_domain
 from posttrain.data.curation.outcomes import Changes, Outcome, RowError
 from posttrain.data.curation.rows import (
@@ -103,7 +104,7 @@ class ModelDomain:
         name = await self._endpoint.ask(_shown(self._system, sample), sampling, self._read)
         return in_domain(self._step, self._taxonomy, name, "by the model")
 
-    def _read(self, answer: Answer) -> str:
+    def _read(self, answer: Completion) -> str:
         name = str(_json_object(answer).get("subcategory", "")).strip().lower()
         if name not in self._taxonomy.domain_of:
             raise BadReply(f"{name[:80]!r} is no sub-category")
@@ -218,7 +219,7 @@ class ImageNeeded:
         return Outcome("solved without the image" if solved else "", scores=scores)
 
 
-async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, ...]) -> list[Answer]:
+async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, ...]) -> list[Completion]:
     """The model's answers to one prompt, each with its own seed.
 
     The seeds are the same for every prompt, so that another step with these settings finds them in the cache.
@@ -232,7 +233,7 @@ async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, 
 
 
 async def _right(
-    step: SamplingStep, context: Context, sample: Sample, answers: list[Answer]
+    step: SamplingStep, context: Context, sample: Sample, answers: list[Completion]
 ) -> list[bool] | None:
     """Which answers earn the reward in full; None where it does not apply. One cut off is wrong."""
     inputs = [answer_input(sample, answer.text, answer.truncated) for answer in answers]
@@ -256,7 +257,7 @@ async def _together(asked: list[Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
-def _as_it_is(answer: Answer) -> Answer:
+def _as_it_is(answer: Completion) -> Completion:
     return answer
 
 
@@ -269,7 +270,7 @@ def _shown(system: Message, sample: Sample) -> tuple[Message, ...]:
     return (system, Message("user", tuple(content)))
 
 
-def _read_review(answer: Answer) -> dict[str, Any]:
+def _read_review(answer: Completion) -> dict[str, Any]:
     verdict = _json_object(answer)
     action, complexity, query = verdict.get("action"), verdict.get("complexity"), verdict.get("query")
     if action not in ("keep", "rewrite", "drop") or complexity not in (1, 2, 3, 4, 5):
@@ -280,7 +281,7 @@ def _read_review(answer: Answer) -> dict[str, Any]:
     return {"action": action, "complexity": complexity, "reason": reason, "query": str(query or "").strip()}
 
 
-def _json_object(answer: Answer) -> dict[str, Any]:
+def _json_object(answer: Completion) -> dict[str, Any]:
     """The JSON object that a model was asked for, in a block of code or bare."""
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer_of(answer.text))
     try:

@@ -4,7 +4,8 @@ A row is read when a filter looks at it and forgotten afterwards; what steps dec
 journals. So memory does not grow with the data but for some 10 bytes a row and step, and a killed process
 costs no more than the verdicts that were under way.
 
-Models are asked over HTTP. To use our own vLLM engines, serve them by `vllm serve` and name the address.
+Models are asked over HTTP, or in engines of our own; whoever calls brings the latter (`open_checkpoint`), so
+that nothing here loads Ray or vLLM.
 """
 
 import asyncio
@@ -12,14 +13,16 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from posttrain.config.curation import CurationConfig, DomainStep, SamplingStep, Step
+from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
 from posttrain.data.curation.answers import AnswerCache
+from posttrain.data.curation.asking import CachedModel, Model, OpenCheckpoint
 from posttrain.data.curation.directory import claimed, rewards_of
 from posttrain.data.curation.endpoint import Endpoint
 from posttrain.data.curation.filters import Context, applies
@@ -39,12 +42,15 @@ from posttrain.types import Sample
 ROWS_AT_ONCE = 64
 
 
-def curate(config: CurationConfig, resume: bool = False) -> CurationReport:
+def curate(
+    config: CurationConfig, resume: bool = False, open_checkpoint: OpenCheckpoint | None = None
+) -> CurationReport:
     """Run a curation, or go on with one that was interrupted.
 
     Args:
         config: The recipe.
         resume: Go on where it stopped; rows that failed are tried again.
+        open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
 
     Returns:
         The funnel. `kept.jsonl`, `dropped.jsonl` and `funnel.json` are in its directory.
@@ -63,11 +69,11 @@ def curate(config: CurationConfig, resume: bool = False) -> CurationReport:
     _check(config, taxonomy)
     dataset = load_samples(config.data, config.base_dir)
     with claimed(config, dataset, resume) as directory:
-        return asyncio.run(_Curation(config, dataset, taxonomy, directory).run())
+        return asyncio.run(_Curation(config, dataset, taxonomy, directory, open_checkpoint).run())
 
 
 def _check(config: CurationConfig, taxonomy: Taxonomy) -> None:
-    """Find what can be known to fail before anything is asked: domains, rewards and their params."""
+    """Find what can be known to fail before anything is asked: domains, rewards, params and checkpoints."""
     for index, step in enumerate(config.steps):
         taxonomy.check(step.domains, f"steps[{index}].domains")
         if isinstance(step, DomainStep):
@@ -76,25 +82,41 @@ def _check(config: CurationConfig, taxonomy: Taxonomy) -> None:
             Scoring(rewards_of(step), Path(config.base_dir))
         except ValueError as error:  # PluginError, and a reward's refusal of its params
             raise CurationError(f"steps[{index}].reward: {error}") from None
+    for name, entry in config.endpoints.items():
+        try:
+            if isinstance(entry, CheckpointConfig):
+                _ = entry.as_model
+        except ValueError as error:
+            raise CurationError(f"endpoints.{name}: {error}") from None
 
 
 class _Curation:
     """One curation at work, within its directory."""
 
-    def __init__(self, config: CurationConfig, dataset: Dataset, taxonomy: Taxonomy, directory: Path):
+    def __init__(
+        self,
+        config: CurationConfig,
+        dataset: Dataset,
+        taxonomy: Taxonomy,
+        directory: Path,
+        open_checkpoint: OpenCheckpoint | None,
+    ):
         self.config, self.dataset, self.taxonomy, self.directory = config, dataset, taxonomy, directory
         self.journals: list[Journal] = []
+        self._open_checkpoint = open_checkpoint
 
     async def run(self) -> CurationReport:
         """All steps, then the rows and the funnel."""
         with ExitStack() as stack:
             cache = AnswerCache(self.directory.parent / "answers.sqlite")
             stack.callback(cache.close)
+            rewards = [reward for step in self.config.steps for reward in rewards_of(step)]
+            scoring = stack.enter_context(Scoring(rewards, Path(self.config.base_dir)))
             for index, step in enumerate(self.config.steps):
                 path = self.directory / "steps" / f"{index:02}-{step.name}.jsonl"
                 journal = Journal(path, len(self.dataset))
                 stack.callback(journal.close)
-                await self._step(index, step, journal, cache)
+                await self._step(index, step, journal, cache, scoring)
                 journal.sync()
                 self.journals.append(journal)
             report = self._report()
@@ -119,7 +141,9 @@ class _Curation:
                 sample = changed(sample, changes)
         return sample
 
-    async def _step(self, index: int, step: Step, journal: Journal, cache: AnswerCache) -> None:
+    async def _step(
+        self, index: int, step: Step, journal: Journal, cache: AnswerCache, scoring: Scoring
+    ) -> None:
         """Judge every row that was not judged before, several at once."""
         rows = list(self.entering(index))  # 8 bytes a row
         todo = [row for row in rows if journal.fate[row] in (PENDING, FAILED)]
@@ -128,25 +152,33 @@ class _Curation:
         allowed = int(self.config.max_error_share * len(rows))
         name = getattr(step, "endpoint", None)
         async with AsyncExitStack() as stack:
-            scoring = stack.enter_context(Scoring(rewards_of(step), Path(self.config.base_dir)))
-            endpoints, at_once = {}, ROWS_AT_ONCE
+            models, at_once = {}, ROWS_AT_ONCE
             if name is not None:
-                endpoint = Endpoint(name, self.config.endpoints[name], cache)
-                endpoints[name] = await stack.enter_async_context(endpoint)
+                entry = self.config.endpoints[name]
+                models[name] = CachedModel(await stack.enter_async_context(self._open(name, entry)), cache)
                 samples = step.samples if isinstance(step, SamplingStep) else 1
-                # Twice as many as the endpoint answers, so that scoring an answer leaves no slot idle.
-                at_once = 2 * -(-self.config.endpoints[name].concurrency // samples)
+                # Twice as many as are answered at once, so that scoring an answer leaves nobody idle.
+                at_once = 2 * -(-entry.concurrency // samples)
             context = Context(
                 self.taxonomy,
                 scoring,
                 lambda: ((row, self.current(row, index)) for row in rows),
-                endpoints,
+                models,
                 self.config.seed,
             )
             work = _StepWork(self, index, step, journal, FILTERS[step.filter](step, context), allowed)
             progress = tqdm(total=len(rows), initial=len(rows) - len(todo), desc=step.name, disable=None)
             stack.callback(progress.close)
             await work.run(todo, at_once, progress)
+
+    def _open(self, name: str, entry: ModelEntry) -> AbstractAsyncContextManager[Model]:
+        if isinstance(entry, EndpointConfig):
+            return Endpoint(name, entry)
+        if self._open_checkpoint is None:
+            raise CurationError(
+                f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
+            )
+        return self._open_checkpoint(name, entry)
 
     def _report(self) -> CurationReport:
         broken = len(self.dataset.broken)

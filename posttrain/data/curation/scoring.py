@@ -35,7 +35,7 @@ class Verdict:
 
 
 class Scoring:
-    """The rewards of one step; a context manager whose processes start when first used.
+    """The rewards of a curation; a context manager whose processes start when first used.
 
     Args:
         rewards: References with their params.

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from posttrain.chat_endpoint import digest, retry_after
 from posttrain.types import Message, RewardInput, Score, text_message
 from rewards.builtin.judge import judge, judge_accuracy
 from rewards.judge import Endpoint, JudgeError, client
-from rewards.judge.cache import SHARDS, VerdictCache, digest
+from rewards.judge.cache import SHARDS, VerdictCache
 
 HONEST = {"model": "j", "cache_dir": None}
 QUESTION = (text_message("user", "What does the sign say?"),)
@@ -82,7 +82,7 @@ def misbehave(judge_server: Any, fault: str, request: dict[str, Any]) -> Any:
         "cut off": lambda: judge_server.say(honest, "length"),
         "null": lambda: judge_server.say(None),
         "stall": lambda: judge_server.send(b"", stall_s=1.0),
-        "hang up": lambda: judge_server.send(b"{", Content_Length="100", Connection="close"),
+        "hang up": lambda: judge_server.send(b"{", length=100),
         "wrong schema": lambda: judge_server.say(json.dumps({"nonce": verdict["nonce"], "score": 0})),
         "missing aspect": lambda: judge_server.say(json.dumps(verdict | {"scores": {}})),
         "out of range": lambda: judge_server.say(json.dumps(verdict | {"scores": {aspect: 11}})),
@@ -169,7 +169,7 @@ def test_retry_after_in_every_form(value: str, low: float, high: float) -> None:
     if value == "now":
         value = email.utils.formatdate(time.time() + 40, usegmt=True)
         low = 30
-    assert low <= client._retry_after(httpx.Response(429, headers={"Retry-After": value})) <= high
+    assert low <= retry_after(value) <= high
 
 
 # Concurrency, event loops and the cache
@@ -188,6 +188,8 @@ def test_no_more_requests_at_once_than_allowed(judge_server: Any) -> None:
 def test_every_event_loop_has_connections_of_its_own_and_closes_them(
     judge_server: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
+    gc.collect()
+    recwarn.clear()  # of what tests before have left
     for i in range(3):
         assert score(judge_accuracy, episode(f"PULL {i}")).value == 1  # a loop each
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from posttrain.config.curation import EndpointConfig
+from posttrain.chat_endpoint import BadReply, Completion
+from posttrain.config.endpoints import EndpointConfig
 from posttrain.data.curation.answers import AnswerCache
-from posttrain.data.curation.endpoint import Answer, BadReply, Endpoint, Sampling
+from posttrain.data.curation.asking import CachedModel, Sampling
+from posttrain.data.curation.endpoint import Endpoint
 from posttrain.data.curation.outcomes import CurationError, RowError
 from posttrain.types import Block, ImageRef, Message, text_message
 
@@ -34,8 +36,9 @@ def asked(
         cache = AnswerCache(folder / "answers.sqlite")
         values = {"model": "m", "base_url": endpoint.url, "timeout_s": 0.5, "max_attempts": 4} | config
         try:
-            async with Endpoint("e", EndpointConfig(**values), cache) as client:
-                calls = [client.ask(question, sampling, read) for question in questions or [QUESTION]]
+            async with Endpoint("e", EndpointConfig(**values)) as model:
+                cached = CachedModel(model, cache)
+                calls = [cached.ask(question, sampling, read) for question in questions or [QUESTION]]
                 return await asyncio.gather(*calls, return_exceptions=True)
         finally:
             cache.close()
@@ -47,7 +50,7 @@ def asked(
 def test_a_fault_costs_an_attempt_and_no_answer(endpoint: Any, tmp_path: Path, fault: str) -> None:
     endpoint.answer = lambda body: "seven"
     endpoint.fault = lambda body, before: fault if before < 2 else ""
-    assert asked(endpoint, tmp_path) == [Answer("seven")]
+    assert asked(endpoint, tmp_path) == [Completion("seven")]
     assert len(endpoint.requests) == 3
 
 
@@ -58,7 +61,7 @@ def test_what_never_answers_is_an_error_and_is_not_kept(endpoint: Any, tmp_path:
     assert isinstance(error, RowError)
     assert "in 2 attempts" in str(error)
     endpoint.fault = lambda body, before: ""
-    assert asked(endpoint, tmp_path) == [Answer("ok")]
+    assert asked(endpoint, tmp_path) == [Completion("ok")]
 
 
 def test_the_same_is_asked_once(endpoint: Any, tmp_path: Path) -> None:
@@ -74,13 +77,13 @@ def test_an_unusable_answer_is_asked_again_and_never_kept(endpoint: Any, tmp_pat
     replies = iter(["maybe", "perhaps", "yes"])
     endpoint.answer = lambda body: next(replies)
 
-    def read(answer: Answer) -> bool:
+    def read(answer: Completion) -> bool:
         if answer.text != "yes":
             raise BadReply("neither yes nor no")
         return True
 
     assert asked(endpoint, tmp_path, read=read) == [True]
-    assert asked(endpoint, tmp_path) == [Answer("yes")]
+    assert asked(endpoint, tmp_path) == [Completion("yes")]
     assert len(endpoint.requests) == 3
 
 
@@ -106,7 +109,7 @@ def test_no_more_requests_at_once_than_allowed(endpoint: Any, tmp_path: Path) ->
     endpoint.delay = 0.02
     asked(endpoint, tmp_path, *[(text_message("user", str(i)),) for i in range(40)], concurrency=5)
     assert len(endpoint.requests) == 40
-    assert 2 <= endpoint.peak <= 5
+    assert 2 <= endpoint.server.peak <= 5
 
 
 def test_the_key_goes_to_its_own_address_only(
@@ -117,7 +120,8 @@ def test_the_key_goes_to_its_own_address_only(
     asked(endpoint, tmp_path)
     monkeypatch.setenv("POSTTRAIN_ENDPOINT_URL", endpoint.url)
     asked(endpoint, tmp_path, base_url="", model="another")
-    assert endpoint.keys == [None, "Bearer secret"]
+    keys = [headers.get("authorization") for headers in endpoint.server.headers]
+    assert keys == [None, "Bearer secret"]
     monkeypatch.delenv("POSTTRAIN_ENDPOINT_URL")
     with pytest.raises(CurationError, match="base_url"):
         asked(endpoint, tmp_path, base_url="")
@@ -162,8 +166,8 @@ def test_images_are_sent_within_limits(endpoint: Any, tmp_path: Path) -> None:
 
 def test_a_servers_own_thinking_stands_before_the_answer(endpoint: Any, tmp_path: Path) -> None:
     endpoint.answer = lambda body: {"content": "7", "reasoning_content": "3 + 4", "finish_reason": "length"}
-    assert asked(endpoint, tmp_path) == [Answer("<think>\n3 + 4\n</think>\n\n7", truncated=True)]
-    assert asked(endpoint, tmp_path) == [Answer("<think>\n3 + 4\n</think>\n\n7", truncated=True)]
+    assert asked(endpoint, tmp_path) == [Completion("<think>\n3 + 4\n</think>\n\n7", truncated=True)]
+    assert asked(endpoint, tmp_path) == [Completion("<think>\n3 + 4\n</think>\n\n7", truncated=True)]
 
 
 def test_tool_results_are_turns_of_the_user(endpoint: Any, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Models that are asked: behind an endpoint, or in engines of our own."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from posttrain.config.base import MisfitError, Positive, PositiveFloat, Section
+from posttrain.config.model import ModelConfig
+from posttrain.config.rollout import EngineConfig
+from posttrain.types import ModelFamily
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible endpoint, and how patiently it is asked."""
+
+    model: str = Field(min_length=1, description="Name under which the endpoint serves the model.")
+    base_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s@?#]+)?$",
+        description="Address up to and including /v1; that of the variable POSTTRAIN_ENDPOINT_URL if absent.",
+    )
+    concurrency: Positive = Field(default=16, description="Requests that are under way at once.")
+    timeout_s: PositiveFloat = Field(default=300.0, description="Seconds for one attempt.")
+    max_attempts: Positive = Field(default=6, description="Attempts for one answer, with growing pauses.")
+    image_max_pixels: Positive = Field(
+        default=1 << 21, description="Larger images are made smaller to so many pixels before they are sent."
+    )
+    request: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More fields of every request, such as top_p; null takes a field out, such as seed.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "EndpointConfig":
+        if owned := sorted({"model", "messages", "stream", "n"} & self.request.keys()):
+            raise MisfitError("request", f"{owned[0]} cannot be changed there", "remove it")
+        return self
+
+
+class CheckpointConfig(Section):
+    """A model in engines of our own, which run while steps ask it."""
+
+    checkpoint: str = Field(
+        min_length=1,
+        description="Hugging Face id, or a directory, relative to the YAML file; adapters are to be merged.",
+    )
+    family: ModelFamily | None = Field(
+        default=None, description="Set it where neither the name nor config.json tells the family."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Precision of the weights.")
+    max_pixels: Positive | None = Field(
+        default=None, description="Most pixels an image is resized to; the checkpoint's own value if absent."
+    )
+    actors: Positive = Field(default=1, description="Number of engines.")
+    max_length: Positive = Field(default=32768, description="Most tokens of a query with its answer.")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
+
+    @property
+    def concurrency(self) -> int:
+        """Queries that are answered at once."""
+        return self.actors * self.engine.max_num_seqs
+
+    @property
+    def as_model(self) -> ModelConfig:
+        """The model as rollouts take it.
+
+        Raises:
+            ValueError: If its family is not known, or a directory is not there.
+        """
+        settings = self.model_dump(include={"family", "dtype", "max_pixels"}, exclude_none=True)
+        try:
+            return ModelConfig.model_validate(settings | {"name_or_path": self.checkpoint})
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _kind_of_model(value: Any) -> str:
+    """By its name, which of the two a recipe's entry is."""
+    is_own = isinstance(value, CheckpointConfig) or (isinstance(value, dict) and "checkpoint" in value)
+    return CheckpointConfig.__name__ if is_own else EndpointConfig.__name__
+
+
+ModelEntry = Annotated[
+    Annotated[EndpointConfig, Tag(EndpointConfig.__name__)]
+    | Annotated[CheckpointConfig, Tag(CheckpointConfig.__name__)],
+    Discriminator(_kind_of_model),
+]
