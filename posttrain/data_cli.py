@@ -4,10 +4,10 @@ Heavy imports happen inside the commands.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.commands import add_command
 from posttrain.config import load_dataset_config
 from posttrain.config.curation import curation_names, load_curation
 
@@ -38,8 +38,8 @@ example:
 
 CURATE = """\
 Passes a dataset's rows through the filters of a recipe. Every dropped row is kept with its reason and scores,
-and a table and a page say what each filter removed. Models are asked at OpenAI-compatible endpoints, and no
-answer is asked for twice; `vllm serve` makes an endpoint of a model of yours.
+and a table and a page say what each filter removed. Models are asked at OpenAI-compatible endpoints, or in
+engines of our own where an endpoint is a `checkpoint`; no answer is asked for twice.
 
 examples:
   posttrain data curate offline                rules alone, on the dialogues of the quickstart
@@ -47,18 +47,14 @@ examples:
   posttrain data curate my_curation.yaml --resume
 """
 
-Command = Callable[[argparse.Namespace], int]
-AddCommand = Callable[[Any, str, Command, str, str], argparse.ArgumentParser]
 
-
-def add_verbs(verbs: Any, add: AddCommand) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verbs of `posttrain data` to its parser.
 
     Args:
         verbs: The subparsers.
-        add: Adds one: `add(verbs, name, command, summary, description)`.
     """
-    inspect = add(verbs, "inspect", inspect_command, "show a dataset as the model sees it", INSPECT)
+    inspect = add_command(verbs, "inspect", inspect_command, "show a dataset as the model sees it", INSPECT)
     _add_dataset(inspect)
     inspect.add_argument(
         "--model",
@@ -74,11 +70,13 @@ def add_verbs(verbs: Any, add: AddCommand) -> None:
         "--measure", type=int, default=500, metavar="N", help="samples measured (default: 500)"
     )
 
-    convert = add(verbs, "convert", convert_command, "rewrite a dataset in the canonical form", CONVERT)
+    convert = add_command(
+        verbs, "convert", convert_command, "rewrite a dataset in the canonical form", CONVERT
+    )
     _add_dataset(convert)
     convert.add_argument("--output", type=Path, required=True, metavar="FILE", help="the JSONL file")
 
-    curate = add(verbs, "curate", curate_command, "filter a dataset by rules and models", CURATE)
+    curate = add_command(verbs, "curate", curate_command, "filter a dataset by rules and models", CURATE)
     recipes = ", ".join(curation_names())
     curate.add_argument("recipe", metavar="RECIPE|FILE", help=f"a YAML file, or one of {recipes}")
     curate.add_argument("--resume", action="store_true", help="go on where it was interrupted")
@@ -120,7 +118,14 @@ def curate_command(options: argparse.Namespace) -> int:
     from posttrain.data.curation import curate
     from posttrain.viewer.curation_page import write_curation_page
 
-    report = curate(load_curation(options.recipe), resume=options.resume)
+    recipe = load_curation(options.recipe)
+    if recipe.has_checkpoints:
+        from posttrain.rollout.engine_models import EngineModels
+
+        with EngineModels(recipe.cluster) as models:
+            report = curate(recipe, options.resume, models.open)
+    else:
+        report = curate(recipe, options.resume)
     print(report.table())
     print(f"{report.directory}: {report.kept:,} rows in kept.jsonl, {report.dropped:,} in dropped.jsonl")
     print(write_curation_page(report.directory))

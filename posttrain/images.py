@@ -6,6 +6,7 @@ the same pixels. Beside the standard library it needs only Pillow, so that plugi
 
 import contextlib
 import hashlib
+import io
 import os
 import stat
 import uuid
@@ -76,6 +77,16 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
             image.load()
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height by the header alone, before EXIF orientation is applied.
+
+    Raises:
+        ImageError: If the file is missing, of another format, or of an unusable size.
+    """
+    with _header(path, MAX_PIXELS) as image:
+        return image.size
+
+
 def pixel_hash(image: Image.Image) -> str:
     """SHA-256 over `"<width>x<height>:"` and the RGB bytes, row by row."""
     rgb = image.convert("RGB")
@@ -107,20 +118,31 @@ def save_image(image: Image.Image, directory: Path) -> ImageRef:
     return ImageRef(str(path), digest)
 
 
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file; devices, pipes and folders are refused without reading from them.
+
+    Raises:
+        OSError: If there is no such file, or it may not be read.
+        ImageError: If it is no regular file.
+    """
+    # Opening a pipe would block for ever without O_NONBLOCK; a regular file does not mind it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = open(descriptor, "rb")  # noqa: PTH123, SIM115 (a descriptor, not a path; the caller closes it)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ImageError("not a regular file")
+    return file
+
+
 @contextlib.contextmanager
 def _header(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     """Open a file far enough to know its format and size; every failure inside is an `ImageError`."""
     try:
-        # Opening a pipe would block for ever without O_NONBLOCK; a regular file does not mind it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ImageError("not a regular file")
-            with Image.open(file, formats=FORMATS) as image:
-                check_size(image.size, max_pixels)
-                if image.mode in ("I", "F"):
-                    raise ImageError("pixels of 32 bits a channel have no agreed brightness")
-                yield image
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            check_size(image.size, max_pixels)
+            if image.mode in ("I", "F"):
+                raise ImageError("pixels of 32 bits a channel have no agreed brightness")
+            yield image
     except Exception as error:
         # Decoders of damaged files raise whatever they like: SyntaxError, struct.error, IndexError…
         raise ImageError(f"image {str(path)[-200:]!r} cannot be used: {_reason(error)}") from error

@@ -12,6 +12,8 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant", "tool"]
 Frame = Literal["pixel_original", "pixel_resized", "norm_1000"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+#: What can be trained: a Qwen-VL, or a causal language model, which is shown no images.
+ModelFamily = Literal[Family, "text"]
 
 #: The frame in which each family writes its boxes and points (RECIPE: formats).
 FAMILY_FRAMES: dict[Family, Frame] = {
@@ -39,17 +41,50 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
+class VideoRef:
+    """A video by reference: a file, a folder of frames in the order of their names, or frames one by one.
+
+    Attributes:
+        paths: Absolute path of the video file or of the folder; or those of the frames.
+        sha256: Hash of the files' bytes, or "" while unknown.
+        fps: Frames sampled a second, instead of the run's `model.video_fps`.
+        frame_rate: Of frames, how many there are a second; a video file tells itself.
+        start, end: The part of the video that is shown, in seconds; to its end if None.
+
+    Example:
+        VideoRef(("/data/clip.mp4",), start=2.0, end=9.5)
+        VideoRef(("/data/walk/1.jpg", "/data/walk/2.jpg"), frame_rate=1.0)
+    """
+
+    paths: tuple[str, ...]
+    sha256: str = ""
+    fps: float | None = None
+    frame_rate: float | None = None
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        rates = (self.fps, self.frame_rate)
+        if not self.paths or not all(rate is None or 0 < rate < math.inf for rate in rates):
+            raise ValueError(f"a video needs a path, and rates above 0: {str(self)[:200]}")
+        if not 0 <= self.start < (math.inf if self.end is None else self.end):
+            raise ValueError(f"a video is shown from {self.start} s to {self.end} s, which is no part of it")
+
+
+@dataclass(frozen=True)
 class Block:
-    """One piece of a message: text, or an image.
+    """One piece of a message: text, an image, or a video.
 
     Example:
         Block("text", text="Which letter is on the red marker?")
         Block("image", image=ImageRef("/data/scene-0007.png"))
+        Block("video", video=VideoRef(("/data/clip.mp4",)))
     """
 
-    type: Literal["text", "image"]
+    type: Literal["text", "image", "video"]
     text: str = ""
     image: ImageRef | None = None
+    video: VideoRef | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,11 @@ class Message:
     def images(self) -> list[ImageRef]:
         """The message's images, in order."""
         return [block.image for block in self.content if block.image is not None]
+
+    @property
+    def videos(self) -> list[VideoRef]:
+        """The message's videos, in order."""
+        return [block.video for block in self.content if block.video is not None]
 
 
 def text_message(role: Role, text: str) -> Message:
@@ -303,44 +343,3 @@ class Trajectory:
     stop_reason: str = ""
     reward: RewardResult | None = None
     advantage: float | None = None
-
-
-def message_to_json(message: Message) -> dict[str, Any]:
-    """A message in the canonical JSON form, images by path."""
-    content: list[dict[str, Any]] = []
-    for block in message.content:
-        if block.image is None:
-            content.append({"type": "text", "text": block.text})
-        else:
-            content.append({"type": "image", "image": block.image.path, "sha256": block.image.sha256})
-    chosen = {} if message.train is None else {"train": message.train}
-    return {"role": message.role, "content": content} | chosen
-
-
-def message_from_json(row: dict[str, Any]) -> Message:
-    """Read the canonical JSON form; a plain string is one text block.
-
-    Raises:
-        ValueError: If the role or a block is not of the canonical form.
-    """
-    role, content, train = row.get("role"), row.get("content"), row.get("train")
-    if role not in ("system", "user", "assistant", "tool"):
-        raise ValueError(f"message role {role!r} is not one of system, user, assistant, tool")
-    if train is not None and not isinstance(train, bool):
-        raise ValueError(f"message key train is {train!r}, neither true nor false")
-    if isinstance(content, str):
-        return Message(role, (Block("text", text=content),), train)
-    if not isinstance(content, list):
-        raise ValueError(
-            f"message content must be a string or a list of blocks, got {type(content).__name__}"
-        )
-    blocks: list[Block] = []
-    for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "text" and isinstance(block.get("text"), str):
-            blocks.append(Block("text", text=block["text"]))
-        elif kind == "image" and isinstance(block.get("image"), str):
-            blocks.append(Block("image", image=ImageRef(block["image"], str(block.get("sha256", "")))))
-        else:
-            raise ValueError(f"message block {str(block)[:80]!r} is neither a text nor an image block")
-    return Message(role, tuple(blocks), train)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from posttrain.types import Block, Family, Message
+from posttrain.data.expansion import RenderError
+from posttrain.types import Block, Message, ModelFamily
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,11 @@ _FILES: dict[TemplateName, str] = {
     "qwen3_vl": "qwen3_vl",
     "qwen3_vl_thinking": "qwen3_vl",
 }
-_OF_FAMILY: dict[Family, tuple[TemplateName, ...]] = {
+_OF_FAMILY: dict[ModelFamily, tuple[TemplateName, ...]] = {
     "qwen2_vl": ("qwen2_vl",),
     "qwen2_5_vl": ("qwen2_5_vl",),
     "qwen3_vl": ("qwen3_vl", "qwen3_vl_thinking"),
+    "text": (),  # every one has its own
 }
 #: The thinking checkpoints find their answer's first line written.
 _OPENS_THINKING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}\n"
@@ -57,7 +59,7 @@ def chat_template(name: TemplateName) -> str:
     return text + _OPENS_THINKING if name == "qwen3_vl_thinking" else text
 
 
-def training_template(processor: Any, family: Family) -> str:
+def training_template(processor: Any, family: ModelFamily) -> str:
     """The template to train a checkpoint with: its own where that is fit, else the family's.
 
     Its own is fit if it announces tools, shows their results and keeps the thinking of earlier turns. Where
@@ -67,9 +69,14 @@ def training_template(processor: Any, family: Family) -> str:
     Args:
         processor: The checkpoint's processor.
         family: Its family.
+
+    Raises:
+        ValueError: If neither the checkpoint nor its family has one.
     """
     own: str | None = processor.chat_template
     shipped = [(name, chat_template(name)) for name in _OF_FAMILY[family]]
+    if not (own or shipped):
+        raise ValueError("the checkpoint has no chat template; add one to its tokenizer_config.json")
     if not own:
         name, template = shipped[0]
         logger.warning("the checkpoint has no chat template; it is rendered with %s", name)
@@ -126,3 +133,26 @@ def _write(processor: Any, template: str, dialogue: Sequence[dict], tools: Seque
         )
     except (TemplateError, TypeError):  # TypeError: a template for plain strings got blocks
         return ""
+
+
+def check_text_kept(rendered: str, messages: Sequence[Message]) -> None:
+    """Refuse a rendering from which the template silently dropped a text (a late system message, say).
+
+    Args:
+        rendered: What the template made of the messages.
+        messages: In order.
+
+    Raises:
+        RenderError: Naming the text.
+    """
+    position = 0
+    for message in messages:
+        for block in message.content:
+            text = block.text.strip()
+            found = rendered.find(text, position)
+            if found < 0:
+                raise RenderError(
+                    f"the chat template drops the {message.role} text {text[:60]!r}; most templates allow a"
+                    " system message at the start only"
+                )
+            position = found + len(text)

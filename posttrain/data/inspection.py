@@ -1,28 +1,29 @@
-"""What a dataset's samples look like to a model: tokens, what is learned from them, and images."""
+"""What a dataset's samples look like to a model: tokens, what is learned from them, images and videos."""
 
 from dataclasses import dataclass
 
 from posttrain.data.rendering import Rendered, Renderer
 from posttrain.data.sample_tokens import renderings
 from posttrain.data.sources import BrokenRow, Dataset
-from posttrain.types import Sample
+from posttrain.data.video_frames import VideoPlan
+from posttrain.types import Sample, VideoRef
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token, the few that make up one character, or an image's placeholders.
+    """A token, the few that make up one character, or the placeholders of an image or of a video's part.
 
     Attributes:
         text: What it says.
         supervised: Whether the loss is on it.
         count: Number of tokens.
-        image: Number of the image that it stands for, from 0, or None.
+        is_media: Whether it stands for an image or a part of a video.
     """
 
     text: str
     supervised: bool
     count: int = 1
-    image: int | None = None
+    is_media: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class Shown:
         sample: The sample.
         views: One, or two of a preference pair.
         images: Paths, in the order of the first view's placeholders.
+        videos: The same of videos, with what the model sees of each.
         problem: Why it cannot be shown to the model; views are then empty.
     """
 
     sample: Sample
     views: list[View]
     images: list[str]
+    videos: list[tuple[VideoRef, VideoPlan]]
     problem: str = ""
 
 
@@ -104,27 +107,29 @@ def inspect_dataset(name: str, dataset: Dataset, renderer: Renderer, shown: int,
         except ValueError as error:
             unrendered.append((sample.id, str(error)))
             if number in in_full:
-                cards.append(Shown(sample, [], [], str(error)))
+                cards.append(Shown(sample, [], [], [], str(error)))
             continue
         lengths.append(max(len(rendered.token_ids) for _, rendered in dialogues))
         if number in in_full:
             views = [_view(name, rendered, renderer) for name, rendered in dialogues]
             images = [image.ref.path for image in dialogues[0][1].images]
-            cards.append(Shown(sample, views, images))
+            videos = [(video.ref, renderer.videos.plan(video.ref)) for video in dialogues[0][1].videos]
+            cards.append(Shown(sample, views, images, videos))
     return Inspection(name, len(dataset), dataset.filtered, dataset.broken, lengths, unrendered, cards)
 
 
 def _view(name: str, rendered: Rendered, renderer: Renderer) -> View:
     ids, supervised = rendered.token_ids, rendered.supervised
-    starts = {image.offset: number for number, image in enumerate(rendered.images)}
-    tokenizer = renderer.processor.tokenizer
+    starts = {image.offset: (f"image {n}", image.num_tokens) for n, image in enumerate(rendered.images)}
+    for n, video in enumerate(rendered.videos):
+        starts |= {offset: (f"video {n}", count) for offset, count in video.runs}
+    tokenizer = renderer.tokenizer
     tokens: list[Token] = []
     place = 0
     while place < len(ids):
         if place in starts:
-            number = starts[place]
-            count = rendered.images[number].num_tokens
-            tokens.append(Token(f"image {number}", False, count, number))
+            text, count = starts[place]
+            tokens.append(Token(text, False, count, is_media=True))
         else:
             # A character of several tokens is shown whole; the longest in UTF-8 has four bytes.
             count, text = 1, tokenizer.decode(ids[place : place + 1])

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from posttrain.images import save_image
+from posttrain.messages import message_to_json
 from posttrain.plugins import resolve
-from posttrain.types import Block, ImageRef, Message, message_to_json, text_message
+from posttrain.types import Block, ImageRef, Message, text_message
 
 SCENE_SIZE = 512
 LETTERS = "AHKLOTXZ"
@@ -39,7 +40,11 @@ LIST_QUESTION = "List the markers."
 #: Splits never share a scene: each draws from its own stream of random numbers.
 SPLIT_STREAMS = {"pretrain": 0, "sft": 1, "train": 2, "validation": 3, "test": 4}
 
-Kind = Literal["zoom", "list", "locate", "read", "direct", "question"]
+Kind = Literal["zoom", "list", "locate", "read", "direct", "question", "prompt", "thinking", "pairs"]
+#: What a flawed dialogue of the kind `thinking` has; curation finds each by a rule of its own.
+FLAWS = ("wrong answer", "no thinking", "endless thinking", "repetition")
+#: Kinds whose rows announce the tool.
+WITH_TOOL = ("zoom", "prompt", "thinking", "pairs")
 Split = Literal["pretrain", "sft", "train", "validation", "test"]
 
 
@@ -192,38 +197,108 @@ def _user(image: ImageRef, text: str) -> Message:
     return Message("user", (Block("image", image=image), Block("text", text=text)))
 
 
-def _rows(kind: Kind, scene: Scene, image: ImageRef, directory: Path, rng: random.Random, sloppiness: float):
+def _located(marker: Marker, box: list[int]) -> str:
+    """One marker's box as the family's JSON."""
+    return json.dumps({"label": marker.colour, "bbox_2d": box})
+
+
+def _thinking(thought: str, said: str) -> str:
+    """A turn in the family's thinking format."""
+    return f"<think>\n{thought}\n</think>\n\n{said}"
+
+
+def _looked(image: ImageRef, marker: Marker, box: list[int], directory: Path) -> tuple[ImageRef, Message]:
+    """The crop that a call of the tool gives, and the message that brings it."""
+    zoom: Any = resolve(TOOL, "posttrain.tools")
+    result = zoom()({"img_idx": 0, "label": marker.colour, "bbox_2d": box}, [image])
+    crop = save_image(result.images[0], directory)
+    return crop, Message("tool", (Block("image", image=crop), Block("text", text=result.text)))
+
+
+def _dialogue(
+    image: ImageRef, marker: Marker, box: list[int], letter: str, directory: Path, flaw: str = ""
+) -> list[Message]:
+    """What follows the question: where the marker is, the call, the crop, what it shows, the letter."""
+    _, observation = _looked(image, marker, box, directory)
+    call = zoom_call(marker.colour, box)
+    asked = question(marker.colour)
+    where = f"Where is the {marker.colour} marker? {_located(marker, box)}"
+    calling, answering = _thinking(where, call), _thinking(f"{asked} {letter}", letter)
+    if flaw == "no thinking":
+        calling, answering = call, letter
+    elif flaw == "endless thinking":
+        answering = f"<think>\n{asked} {letter}"
+    elif flaw == "repetition":
+        answering = _thinking("\n".join([f"{asked} {letter}"] * 16), letter)
+    return [text_message("assistant", calling), observation, text_message("assistant", answering)]
+
+
+def _other_letter(letter: str, rng: random.Random) -> str:
+    return rng.choice([other for other in LETTERS if other != letter])
+
+
+def _rows(
+    kind: Kind,
+    scene: Scene,
+    image: ImageRef,
+    directory: Path,
+    rng: random.Random,
+    sloppiness: float,
+    flawed: float,
+) -> Iterator[dict[str, Any]]:
     """The rows of one scene: one a marker, or one for the whole scene."""
     if kind == "list":
         answer = text_message("assistant", marker_list(scene, rng, sloppiness))
-        yield [_user(image, LIST_QUESTION), answer], None, {}
+        yield {"messages": [_user(image, LIST_QUESTION), answer], "ground_truth": None}
         return
-    zoom: Any = resolve(TOOL, "posttrain.tools")
-    markers = scene.markers if kind in ("zoom", "read", "locate") else [rng.choice(scene.markers)]
+    markers = [rng.choice(scene.markers)] if kind in ("direct", "question") else scene.markers
     for marker in markers:
         if kind == "locate":
             asked = _user(image, f"Where is the {marker.colour} marker?")
-            box = json.dumps({"label": marker.colour, "bbox_2d": sloppy_box(marker, rng, sloppiness)})
-            yield [asked, text_message("assistant", box)], None, {}
+            box = _located(marker, sloppy_box(marker, rng, sloppiness))
+            yield {"messages": [asked, text_message("assistant", box)], "ground_truth": None}
             continue
-        messages = [_user(image, question(marker.colour))]
-        columns: dict[str, Any] = {"box": [round(edge) for edge in marker.box()], "target_tool_calls": 1}
+        asked, letter = _user(image, question(marker.colour)), marker.letter
+        row: dict[str, Any] = {"messages": [asked], "ground_truth": letter}
+        row |= {"box": [round(edge) for edge in marker.box()], "target_tool_calls": 1}
         if kind in ("zoom", "read"):
             box = sloppy_box(marker, rng, sloppiness)
-            result = zoom()({"img_idx": 0, "label": marker.colour, "bbox_2d": box}, [image])
-            crop = save_image(result.images[0], directory)
-            observation = Message("tool", (Block("image", image=crop), Block("text", text=result.text)))
+            crop, observation = _looked(image, marker, box, directory)
             call = text_message("assistant", zoom_call(marker.colour, box))
-            messages = (
-                [*messages, call, observation] if kind == "zoom" else [_user(crop, question(marker.colour))]
+            answer = text_message("assistant", letter)
+            dialogue = (
+                [asked, call, observation] if kind == "zoom" else [_user(crop, question(marker.colour))]
             )
-        if kind != "question":
-            messages.append(text_message("assistant", marker.letter))
-        yield messages, marker.letter, columns
+            row["messages"] = [*dialogue, answer]
+        elif kind == "direct":
+            row["messages"].append(text_message("assistant", letter))
+        elif kind == "prompt":
+            yield row
+            exact = sloppy_box(marker, rng, 0.0)
+            row = row | {"messages": [asked, *_dialogue(image, marker, exact, letter, directory)[:2]]}
+        elif kind == "thinking":
+            flaw = rng.choice(FLAWS) if rng.random() < flawed else ""
+            said = _other_letter(letter, rng) if flaw == "wrong answer" else letter
+            box = sloppy_box(marker, rng, sloppiness)
+            row["messages"] += _dialogue(image, marker, box, said, directory, flaw)
+        elif kind == "pairs":
+            exact, careless = sloppy_box(marker, rng, 0.0), sloppy_box(marker, rng, sloppiness)
+            if careless == exact:
+                continue
+            row["chosen"] = _dialogue(image, marker, exact, letter, directory, "no thinking")
+            row["rejected"] = _dialogue(image, marker, careless, letter, directory, "no thinking")
+        yield row
 
 
 def write(
-    directory: Path, *, kind: Kind, split: Split, count: int, seed: int = 0, sloppiness: float = 0.0
+    directory: Path,
+    *,
+    kind: Kind,
+    split: Split,
+    count: int,
+    seed: int = 0,
+    sloppiness: float = 0.0,
+    flawed: float = 0.0,
 ) -> None:
     """Write `count` scenes' rows to `directory/data.jsonl` and their images beside it.
 
@@ -231,11 +306,15 @@ def write(
         directory: An existing, empty folder.
         kind: `zoom` (two-turn dialogues with the tool), `list` (name and locate every marker),
             `locate` (one marker's box), `read` (the question asked of a crop), `direct` (answered at
-            once) or `question` (a prompt with its ground truth, for RL).
+            once), `question` (a prompt with its ground truth, for RL), `thinking` (as `zoom`, but each
+            turn thinks first: where is it, what does it say), `prompt` (what comes before each turn of
+            a `thinking` dialogue, for a teacher) or `pairs` (a `thinking` answer with an exact box,
+            preferred to the same with a careless one).
         split: Which stream of scenes to draw from.
-        count: Number of scenes; `zoom` gives a row for every marker of a scene.
+        count: Number of scenes; all kinds but `list`, `direct` and `question` give a row for every marker.
         seed: Seed of the stream.
-        sloppiness: How careless the demonstrated boxes are, from 0 to 1.
+        sloppiness: How careless the demonstrated boxes are, from 0 to 1; of `pairs` those that lose.
+        flawed: Share of `thinking` dialogues that have one of FLAWS, as a model's own answers would.
     """
     images = directory / "images"
     images.mkdir()
@@ -245,17 +324,12 @@ def write(
         for number in range(count):
             scene = next(scenes)
             image = save_image(scene.draw(), images)
-            for index, (messages, letter, columns) in enumerate(
-                _rows(kind, scene, image, images, rng, sloppiness)
-            ):
-                row = {
-                    "id": f"{split}-{kind}-{number}-{index}",
-                    "messages": [_relative(message_to_json(message), directory) for message in messages],
-                    "tools": [TOOL] if kind == "zoom" else [],
-                    "ground_truth": letter,
-                    **columns,
-                }
-                file.write(json.dumps(row) + "\n")
+            for index, row in enumerate(_rows(kind, scene, image, images, rng, sloppiness, flawed)):
+                for turns in {"messages", "chosen", "rejected"} & row.keys():
+                    row[turns] = [_relative(message_to_json(message), directory) for message in row[turns]]
+                first = {"id": f"{split}-{kind}-{number}-{index}", "messages": row.pop("messages")}
+                first["tools"] = [TOOL] if kind in WITH_TOOL else []
+                file.write(json.dumps(first | row) + "\n")
 
 
 def _relative(message: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -39,6 +39,36 @@ def schedule(weights: Mapping[str, float]) -> list[str]:
     return order
 
 
+class PeriodicSchedule:
+    """A draw that goes through one period, that of `schedule`, again and again.
+
+    Example:
+        PeriodicSchedule({"a": 0.75, "b": 0.25})[6]  # ("a", 5)
+    """
+
+    def __init__(self, weights: Mapping[str, float]):
+        """Lay out the period.
+
+        Args:
+            weights: By name; positive, and need not sum to 1.
+
+        Raises:
+            DataError: If a weight is not a positive number, or below 1/10,000 of the sum.
+        """
+        self._period = schedule(weights)
+        self._drawn_before: list[int] = []
+        self._drawn_in_period = dict.fromkeys(self._period, 0)
+        for name in self._period:
+            self._drawn_before.append(self._drawn_in_period[name])
+            self._drawn_in_period[name] += 1
+
+    def __getitem__(self, draw: int) -> tuple[str, int]:
+        """The name of a draw, counted from 0, and how often it was drawn before."""
+        periods, place = divmod(draw, len(self._period))
+        name = self._period[place]
+        return name, periods * self._drawn_in_period[name] + self._drawn_before[place]
+
+
 class TokenSchedule:
     """A draw in which every prefix has each name in its share of the tokens.
 

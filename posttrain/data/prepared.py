@@ -5,7 +5,10 @@ Beside the lines lie the images that rows held themselves, where each line came 
 """
 
 import hashlib
+import itertools
 import json
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
-from posttrain.data.formats import DataError, canonical_row, entry_of
+from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
 from posttrain.durable import sync
 from posttrain.strict_json import JsonError, parse_json
+from posttrain.types import Sample
 
 DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"
 
@@ -118,6 +122,38 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
         sync(folder / name)
 
 
+def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
+    """The first good rows of a dataset that has a path, without preparing all of it.
+
+    Images that rows hold themselves are on disk only while the samples are being gone through.
+
+    Args:
+        config: The dataset; its path is absolute.
+        count: Most rows that are read, those that are broken or filtered included.
+
+    Raises:
+        DataError: If it cannot be read, or none of these rows can.
+    """
+    source = locate(config, Path())
+    error: DataError | None = None
+    good = 0
+    with tempfile.TemporaryDirectory() as folder:
+        images = EmbeddedImages(Path(folder), Path(folder))
+        for place, raw in itertools.islice(raw_rows(source.path, source.config.source.split), count):
+            try:
+                row = images.place_all(_canonical(raw, place, source))
+                if not all(passes(each, _value(row, each.column)) for each in source.config.filters):
+                    continue
+                sample = sample_of(row, source.image_root)
+            except DataError as reason:
+                error = error or DataError(f"{place}: {reason}")
+                continue
+            good += 1
+            yield sample
+    if error is not None and not good:
+        raise error
+
+
 def read_left_out(folder: Path) -> LeftOut:
     """What `prepare` left out."""
     stored = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
@@ -156,7 +192,7 @@ def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> d
 
 def _value(row: dict[str, Any], column: str) -> Any:
     """What a filter looks at."""
-    if column not in ("prompt", "response", "messages", "images"):
+    if column not in ("prompt", "response", "messages", "images", "videos"):
         return row.get(column)
     chosen = row.get("chosen")
     replies = [{"role": "assistant", "content": chosen}] if isinstance(chosen, str) else chosen
@@ -164,9 +200,10 @@ def _value(row: dict[str, Any], column: str) -> Any:
     messages = [message for part in parts for message in part if isinstance(message, dict)]
     if column == "messages":
         return messages
-    if column == "images":
-        listed = row["images"] if isinstance(row.get("images"), list) else []
-        return listed + [block for message in messages for block in _blocks(message) if "image" in block]
+    if column in ("images", "videos"):
+        listed = row[column] if isinstance(row.get(column), list) else []
+        kind = column.removesuffix("s")
+        return listed + [block for message in messages for block in _blocks(message) if kind in block]
     spoken = [
         message for message in messages if (message.get("role") == "assistant") == (column == "response")
     ]

@@ -12,53 +12,39 @@ that the model never gets to choose.
 """
 
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from posttrain.config import ModelConfig
-from posttrain.data.chat_templates import training_template, without_earlier_thinking
-from posttrain.data.pixels import PixelCache
-from posttrain.types import Family, ImageRef, Message, ToolSpec, TrajectoryImage, text_message
+from posttrain.data.chat_templates import check_text_kept, training_template, without_earlier_thinking
+from posttrain.data.expansion import ImageTokens, Rendered, RenderError, VideoTokens, expand
+from posttrain.data.pixels import ImageSizes, PixelCache, Pixels
+from posttrain.data.video_frames import VideoFrames, VideoSettings
+from posttrain.types import ImageRef, Message, ModelFamily, ToolSpec, VideoRef, text_message
 
 #: Control tokens that a family's assistant turns contain as part of their text; all others are refused.
 #: Markup such as `<tool_call>` and `<think>` is plain vocabulary to the tokenizer and always allowed.
-ASSISTANT_TOKENS: dict[Family, frozenset[str]] = {
+ASSISTANT_TOKENS: dict[ModelFamily, frozenset[str]] = {
     "qwen2_vl": frozenset(
         f"<|{name}_{side}|>" for name in ("object_ref", "box", "quad") for side in ("start", "end")
     ),
     "qwen2_5_vl": frozenset(),
     "qwen3_vl": frozenset(),
+    "text": frozenset(),
 }
+#: The placeholders of a model that sees nothing: no token has this id.
+NO_TOKEN = -1
 
 _PROBE = (text_message("user", "question"), text_message("assistant", "answer"))
 _PROBE_TOOL = ToolSpec("probe_of_the_template", "", {"type": "object", "properties": {}})
-
-
-class RenderError(ValueError):
-    """A dialogue that cannot be shown to the model faithfully."""
-
-
-@dataclass
-class Rendered:
-    """Tokens of a dialogue or of a part of one.
-
-    Attributes:
-        token_ids: [T] ids, image placeholders expanded.
-        supervised: [T] True on the assistant turns that are learned from, their end-of-turn token included.
-        images: In order of their placeholders, with offsets into `token_ids` and with pixel hashes.
-    """
-
-    token_ids: list[int]
-    supervised: list[bool]
-    images: list[TrajectoryImage]
 
 
 class Renderer:
@@ -66,10 +52,13 @@ class Renderer:
 
     Attributes:
         processor: The checkpoint's processor, with the chat template in use; `save_model` writes it beside
-            the weights.
+            the weights. A text model's is its tokenizer.
+        tokenizer: The processor's.
         family: The model family.
         end_token_id: The token that ends a turn (`<|im_end|>`).
-        image_token_id: The image placeholder.
+        image_token_id: The image placeholder; NO_TOKEN of a text model.
+        video_token_id: The same of videos.
+        videos: How videos are sampled; a text model has none.
         pad_token_id: What batches are padded with.
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
 
@@ -80,36 +69,47 @@ class Renderer:
 
     def __init__(
         self,
-        processor: ProcessorMixin,
-        family: Family,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        family: ModelFamily,
         cache_bytes: int = 512 * 2**20,
         earlier_thinking: Literal["keep", "strip"] = "keep",
+        videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
     ):
         """Learn the template of a processor.
 
         Args:
-            processor: A Qwen-VL processor; it stays as it is.
+            processor: A Qwen-VL processor, or a text model's tokenizer; it stays as it is.
             family: Decides which control tokens an assistant turn may contain.
-            cache_bytes: Upper bound of the memory that pre-processed images may hold.
+            cache_bytes: Upper bound of the memory that pre-processed images and videos may hold.
             earlier_thinking: What becomes of `<think>…</think>` before the last user message. `keep`: a
                 dialogue's tokens are a prefix of the longer dialogue's. `strip`: as Qwen3's published
                 templates; a turn so cut is not what the model would write, so it is not learned from
                 unless its message says `train: true`.
+            videos: How videos are sampled.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
         """
         self.processor: Any = copy.copy(processor)
         self.processor.chat_template = training_template(processor, family)
-        self.family: Family = family
-        tokenizer = self.processor.tokenizer
-        self._tokenizer = tokenizer
+        self.family: ModelFamily = family
         self._strips_thinking = earlier_thinking == "strip"
-        self.end_token_id: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(self.processor.image_token)
-        self.pad_token_id: int = tokenizer.pad_token_id
-        self._merged_patches: int = self.processor.image_processor.merge_size**2
-        self._images = PixelCache(self.processor.image_processor, cache_bytes)
+        if family == "text":
+            self.tokenizer: Any = self.processor
+            self.end_token_id: int = self.tokenizer.eos_token_id
+            self.image_token_id: int = NO_TOKEN
+            self.video_token_id: int = NO_TOKEN
+        else:
+            self.tokenizer = self.processor.tokenizer
+            self.end_token_id = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+            self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+            self.video_token_id = self.tokenizer.convert_tokens_to_ids(self.processor.video_token)
+            self.videos = VideoFrames(self.processor, videos)
+            self.processor.video_processor = self.videos.video_processor
+            self._merged_patches: int = self.processor.image_processor.merge_size**2
+            self._pixels = PixelCache(self.processor.image_processor, self.videos, cache_bytes)
+        padding = self.tokenizer.pad_token_id
+        self.pad_token_id: int = self.end_token_id if padding is None else padding
         self._learn_control_tokens()
         self._learn_template()
 
@@ -117,10 +117,11 @@ class Renderer:
     def from_pretrained(
         cls,
         checkpoint: Path | str,
-        family: Family,
+        family: ModelFamily,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         earlier_thinking: Literal["keep", "strip"] = "keep",
+        videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
     ) -> "Renderer":
         """Load a checkpoint's processor.
 
@@ -130,14 +131,18 @@ class Renderer:
             min_pixels: Smallest area an image is resized to, in pixels; the checkpoint's own if None.
             max_pixels: Largest area an image is resized to, in pixels; the checkpoint's own if None.
             earlier_thinking: See `Renderer`.
+            videos: How videos are sampled.
         """
+        if family == "text":
+            tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
+            return cls(tokenizer, family, earlier_thinking=earlier_thinking)
         processor: Any = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
         size = processor.image_processor.size
         processor.image_processor.size = {
             "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
             "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
         }
-        return cls(processor, family, earlier_thinking=earlier_thinking)
+        return cls(processor, family, earlier_thinking=earlier_thinking, videos=videos)
 
     @classmethod
     def from_config(cls, checkpoint: Path | str, model: ModelConfig) -> "Renderer":
@@ -147,13 +152,11 @@ class Renderer:
             checkpoint: Directory or Hugging Face id.
             model: The run's model section.
         """
-        return cls.from_pretrained(
-            checkpoint,
-            model.family_of(checkpoint),
-            model.min_pixels,
-            model.max_pixels,
-            model.earlier_thinking,
+        family, sizes = model.family_of(checkpoint), (model.min_pixels, model.max_pixels)
+        videos = VideoSettings(
+            model.video_fps, model.video_max_frames, model.video_max_tokens, model.video_max_pixels
         )
+        return cls.from_pretrained(checkpoint, family, *sizes, model.earlier_thinking, videos)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
@@ -168,6 +171,7 @@ class Renderer:
         Raises:
             RenderError: If text contains control tokens, or the template cannot express the dialogue.
             ImageError: If an image cannot be read.
+            VideoError: If a video cannot be read.
         """
         if not messages:
             raise RenderError("the dialogue has no messages")
@@ -183,9 +187,9 @@ class Renderer:
                 f"the {self.family} checkpoint's chat template rewrites assistant turns (it may strip <think>"
                 " blocks); training needs a template that keeps them (posttrain/models/templates)"
             )
-        _check_text_kept(text, messages)
+        check_text_kept(text, messages)
         parts = self._supervise(pieces, turns)
-        return self._encode(parts, [ref for message in messages for ref in message.images])
+        return self._encode(parts, messages)
 
     def observation(self, message: Message) -> Rendered:
         """Tokenise what follows an assistant's end-of-turn token: the reply and the next turn's header.
@@ -205,15 +209,15 @@ class Renderer:
         if message.role not in ("tool", "user") or not text.startswith(self._probe_text):
             raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
         text = text.removeprefix(self._probe_text)
-        _check_text_kept(text, [message])
-        return self._encode([(text, False)], message.images)
+        check_text_kept(text, [message])
+        return self._encode([(text, False)], [message])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a sampled turn, without its end token and with what the prompt wrote of it."""
         ids = list(token_ids)
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
-        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return self._opening + text
 
     def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,28 +233,44 @@ class Renderer:
             ImageChangedError: If the file's pixels do not match the reference's hash.
             ImageError: If the file cannot be read.
         """
-        found = self._images.load(ref)
+        found = self._pixels.load(ref)
         return found.values, found.grid_thw
 
+    def counting(self) -> "Renderer":
+        """One whose results have the right length but no hashes, for which no image is decoded."""
+        other = copy.copy(self)
+        if self.family != "text":
+            other._pixels = ImageSizes(self.processor.image_processor, self.videos, max_bytes=0)
+        return other
+
+    def video_pixels(self, ref: VideoRef) -> Pixels:
+        """A video as the vision tower takes it.
+
+        Raises:
+            ImageChangedError: If the files do not match the reference's hash.
+            VideoError: If it cannot be read.
+        """
+        return self._pixels.load_video(ref)
+
     def num_image_tokens(self, grid_thw: torch.Tensor) -> int:
-        """How many placeholder tokens (= merged patches) an image of this grid takes."""
+        """How many placeholder tokens (= merged patches) an image or a video of this grid takes."""
         return int(grid_thw.prod()) // self._merged_patches
 
     def _learn_control_tokens(self) -> None:
         """Collect what may not occur in text, and what may not be sampled."""
-        added = self._tokenizer.added_tokens_decoder
+        added = self.tokenizer.added_tokens_decoder
         control = {token.content for token in added.values() if token.special}
         written = ASSISTANT_TOKENS[self.family]
         self._control = _any_of(control)
         self._control_in_assistant = _any_of(control - written)
         # A tool's output may not close its own block and speak for somebody else.
         self._control_in_tool = _any_of(control | {"<tool_response>", "</tool_response>"})
-        never = control - written - {self._tokenizer.convert_ids_to_tokens(self.end_token_id)}
+        never = control - written - {self.tokenizer.convert_ids_to_tokens(self.end_token_id)}
         self.banned_token_ids: list[int] = sorted(i for i, token in added.items() if token.content in never)
 
     def _learn_template(self) -> None:
         """Learn the assistant's header, what prompts write of its turn, and its end, by rendering a probe."""
-        self._end_token: str = self._tokenizer.convert_ids_to_tokens(self.end_token_id)
+        self._end_token: str = self.tokenizer.convert_ids_to_tokens(self.end_token_id)
         whole = self._apply_template(_PROBE)
         asked = self._apply_template(_PROBE[:1])
         prompt = self._apply_template(_PROBE[:1], (), add_generation_prompt=True).removeprefix(asked)
@@ -272,16 +292,7 @@ class Renderer:
     def _apply_template(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
     ) -> str:
-        conversation = [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": block.text} if block.image is None else {"type": "image"}
-                    for block in message.content
-                ],
-            }
-            for message in messages
-        ]
+        conversation = [{"role": each.role, "content": self._content(each)} for each in messages]
         try:
             return self.processor.apply_chat_template(
                 conversation,
@@ -291,6 +302,17 @@ class Renderer:
             )
         except TemplateError as error:
             raise RenderError(f"the chat template refuses the dialogue: {error}") from error
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        """What a template takes as a message's content: blocks, or the plain text where there is no other."""
+        if self.family == "text":
+            if message.images or message.videos:
+                raise RenderError(f"the {message.role} message shows an image, and a text model sees none")
+            return message.text
+        return [
+            {"type": "text", "text": block.text} if block.type == "text" else {"type": block.type}
+            for block in message.content
+        ]
 
     def _refuse_unsupported_tools(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
         if not self._renders_tools and (tools or any(message.role == "tool" for message in messages)):
@@ -336,54 +358,43 @@ class Renderer:
             parts += [(written, learned), (following, False)]
         return parts
 
-    def _encode(self, parts: Sequence[tuple[str, bool]], refs: Sequence[ImageRef]) -> Rendered:
+    def _encode(self, parts: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> Rendered:
         """Tokenise the parts, each on its own, and expand the placeholders.
 
         Args:
             parts: Text, and whether it is learned from.
-            refs: Images in the order of their placeholders.
+            messages: Those with the images and videos, in the order of their placeholders.
         """
-        encoded = self._tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
         ids = [token for piece in encoded for token in piece]
         supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
-        if ids.count(self.image_token_id) != len(refs):
-            raise RenderError(
-                f"the chat template wrote {ids.count(self.image_token_id)} image placeholders for {len(refs)}"
-                " images; it shows images in user and tool messages only"
-            )
-        rendered = Rendered([], [], [])
-        start = 0
-        for ref in refs:
-            at = ids.index(self.image_token_id, start)
-            image = self._images.load(ref)
-            count = self.num_image_tokens(image.grid_thw)
-            rendered.token_ids += ids[start:at]
-            rendered.supervised += supervised[start:at]
-            rendered.images.append(
-                TrajectoryImage(ImageRef(ref.path, image.sha256), len(rendered.token_ids), count)
-            )
-            rendered.token_ids += [self.image_token_id] * count
-            rendered.supervised += [False] * count
-            start = at + 1
-        rendered.token_ids += ids[start:]
-        rendered.supervised += supervised[start:]
-        return rendered
+        images = [ref for message in messages for ref in message.images]
+        videos = [ref for message in messages for ref in message.videos]
+        for token, refs, noun in (
+            (self.image_token_id, images, "image"),
+            (self.video_token_id, videos, "video"),
+        ):
+            if ids.count(token) != len(refs):
+                raise RenderError(
+                    f"the chat template wrote {ids.count(token)} {noun} placeholders for {len(refs)} {noun}s;"
+                    " it shows them in user and tool messages only"
+                )
+        return expand(
+            ids,
+            supervised,
+            (self.image_token_id, map(self._image_tokens, images)),
+            (self.video_token_id, map(self._video_tokens, videos)),
+        )
+
+    def _image_tokens(self, ref: ImageRef) -> ImageTokens:
+        image = self._pixels.load(ref)
+        return ImageRef(ref.path, image.sha256), self.num_image_tokens(image.grid_thw)
+
+    def _video_tokens(self, ref: VideoRef) -> VideoTokens:
+        """A video is not decoded for its tokens: its header tells how many frames there are."""
+        ids = self.tokenizer(self.videos.text(self.videos.plan(ref)), add_special_tokens=False)["input_ids"]
+        return dataclasses.replace(ref, sha256=self._pixels.hash_video(ref)), ids
 
 
 def _any_of(tokens: set[str] | frozenset[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
-
-
-def _check_text_kept(rendered: str, messages: Sequence[Message]) -> None:
-    """Refuse a rendering from which the template silently dropped a text (a late system message, say)."""
-    position = 0
-    for message in messages:
-        for block in message.content:
-            text = block.text.strip()
-            found = rendered.find(text, position)
-            if found < 0:
-                raise RenderError(
-                    f"the chat template drops the {message.role} text {text[:60]!r}; most templates allow a"
-                    " system message at the start only"
-                )
-            position = found + len(text)

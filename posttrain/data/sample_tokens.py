@@ -18,10 +18,13 @@ class SampleTokens:
     """
 
     def __init__(self, renderer: Renderer):
-        self._renderer = renderer
+        self._renderer = renderer.counting()
         processor = renderer.processor
-        tokenizer = processor.tokenizer.backend_tokenizer.to_str()
-        parts = (processor.chat_template, tokenizer, processor.image_processor.to_json_string())
+        tokenizer = renderer.tokenizer.backend_tokenizer.to_str()
+        seen = ("", "")
+        if renderer.family != "text":
+            seen = (processor.image_processor.to_json_string(), renderer.videos.identity)
+        parts = (processor.chat_template, tokenizer, *seen)
         self.identity = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def __call__(self, sample: Sample) -> int:

@@ -8,27 +8,29 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from posttrain import __version__
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
 from posttrain.data.cache import cached_folder, default_cache
 from posttrain.data.formats import DataError, parse_row, rows
 from posttrain.data.lengths import TokenCounter, token_lengths
-from posttrain.data.mixing import TokenSchedule, schedule, shuffled
+from posttrain.data.mixing import PeriodicSchedule, TokenSchedule, shuffled
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
 from posttrain.durable import DiskFull, sync
 from posttrain.images import ImageError, check_image
 from posttrain.plugins import resolve
-from posttrain.types import Sample
+from posttrain.types import Sample, VideoRef
+from posttrain.videos import VideoError, check_video, video_hash
 
 logger = logging.getLogger(__name__)
 
-#: Share of broken rows above which a dataset is refused.
-MAX_BAD_SHARE = 0.01
+#: What the rows of a dataset are used for, and so what each of them must have.
+Use = Literal["prompts", "episodes", "dialogues", "pairs"]
 #: Broken rows that an error or a warning quotes.
 _QUOTED = 5
 
@@ -54,7 +56,7 @@ class Dataset:
     Attributes:
         path: The JSONL file.
         image_root: What image paths are relative to.
-        fingerprint: SHA-256 of the file.
+        fingerprint: SHA-256 of the file, and of the images that it names.
         broken: The rows set aside, with place and reason.
         filtered: Number of rows that the dataset's filters removed.
 
@@ -70,8 +72,9 @@ class Dataset:
         places: Path | None = None,
         broken: Sequence[BrokenRow] = (),
         filtered: int = 0,
+        use: Use = "prompts",
     ):
-        """Read the whole file once: every row is parsed, and every image checked.
+        """Read the whole file once: every row is parsed, every image and video checked.
 
         Args:
             path: A canonical file.
@@ -79,6 +82,8 @@ class Dataset:
             places: Of a rewritten file, which line says where each line came from.
             broken: Rows that were set aside before the file was written.
             filtered: Number of rows that filters removed before.
+            use: A row that cannot be used so is broken: `dialogues` have an assistant's turn to learn from,
+                `pairs` have `chosen` and `rejected`, `episodes` show no videos.
 
         Raises:
             DataError: If the file cannot be read.
@@ -93,9 +98,10 @@ class Dataset:
         try:
             self._version = _version(self.path)
             with self.path.open("rb") as file:
-                self.fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+                digest: Any = hashlib.file_digest(file, "sha256")
                 file.seek(0)
-                self._scan(file)
+                self._scan(file, use, digest.update)
+                self.fingerprint: str = digest.hexdigest()
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
 
@@ -128,16 +134,17 @@ class Dataset:
                 return next(itertools.islice(places, line - 1, None)).rstrip("\n")
         return f"{self.path}:{line}"
 
-    def _scan(self, file: Any) -> None:
+    def _scan(self, file: Any, use: Use, update: Callable[[bytes], object]) -> None:
         ids: set[str] = set()
-        images: set[str] = set()
+        images: set[str | VideoRef] = set()
         for line, offset, content in rows(file):
             try:
                 sample = parse_row(content, self.image_root)
                 if sample.id in ids:
                     raise DataError(f"the id {sample.id!r} is an earlier row's")
-                _check_images(sample, images)
-            except (DataError, ImageError) as error:
+                _check_media(sample, images, update)
+                _check_use(sample, use)  # last: the digest does not depend on it
+            except (DataError, ImageError, VideoError) as error:
                 self.broken.append(BrokenRow(self.place(line), str(error)))
                 continue
             ids.add(sample.id)
@@ -168,6 +175,7 @@ class Mixture:
         weights: Mapping[str, float],
         seed: int,
         lengths: Mapping[str, Sequence[int]] | None = None,
+        rows: Mapping[str, Sequence[int]] | None = None,
     ):
         """Lay out one period of the draw.
 
@@ -176,6 +184,7 @@ class Mixture:
             weights: By the same names; positive, and need not sum to 1.
             seed: Of the orders in which rows come.
             lengths: By dataset, the tokens of each row; the shares are then of tokens, not of samples.
+            rows: By dataset, those that are drawn; all if None.
 
         Raises:
             DataError: If the names differ, a dataset is empty, or a weight is not a positive number.
@@ -187,15 +196,10 @@ class Mixture:
                 raise DataError(f"dataset {name} has no rows")
         self.datasets = dict(datasets)
         self._seed = seed
-        self._by_tokens: TokenSchedule | None = None
+        self._rows = rows or {name: range(len(dataset)) for name, dataset in datasets.items()}
+        self._schedule: PeriodicSchedule | TokenSchedule = PeriodicSchedule(weights)
         if lengths is not None:
-            self._by_tokens = TokenSchedule(weights, lambda name, nth: lengths[name][self._row(name, nth)])
-        self._period = schedule(weights)
-        self._drawn_before: list[int] = []
-        self._drawn_in_period = dict.fromkeys(datasets, 0)
-        for name in self._period:
-            self._drawn_before.append(self._drawn_in_period[name])
-            self._drawn_in_period[name] += 1
+            self._schedule = TokenSchedule(weights, lambda name, nth: lengths[name][self._row(name, nth)])
 
     def __len__(self) -> int:
         """Rows of all datasets together."""
@@ -203,24 +207,25 @@ class Mixture:
 
     def index(self, draw: int) -> tuple[str, int]:
         """Dataset and row of a draw, counted from 0."""
-        if self._by_tokens is not None:
-            name, nth = self._by_tokens[draw]
-            return name, self._row(name, nth)
-        periods, place = divmod(draw, len(self._period))
-        name = self._period[place]
-        return name, self._row(name, periods * self._drawn_in_period[name] + self._drawn_before[place])
+        name, nth = self._schedule[draw]
+        return name, self._row(name, nth)
+
+    def max_length(self, draw: int) -> int | None:
+        """Most tokens of a sample of the draw's stretch, where that is less than elsewhere."""
+        return None
 
     def _row(self, name: str, nth: int) -> int:
         """The row that a dataset's `nth` draw takes."""
-        epoch, position = divmod(nth, len(self.datasets[name]))
-        return shuffled(position, len(self.datasets[name]), f"{self._seed}/{name}/{epoch}")
+        epoch, position = divmod(nth, len(self._rows[name]))
+        return self._rows[name][shuffled(position, len(self._rows[name]), f"{self._seed}/{name}/{epoch}")]
 
 
 def load_samples(
     dataset: str | DatasetConfig,
     base_dir: str | Path,
     cache_dir: Path | None = None,
-    max_bad_share: float = MAX_BAD_SHARE,
+    max_bad_share: float | None = None,
+    use: Use = "prompts",
 ) -> Dataset:
     """Open a dataset, generating it first if it comes from a generator and is not cached.
 
@@ -228,7 +233,8 @@ def load_samples(
         dataset: A name in `datasets_cfg/`, the path of a YAML file, or what `load_dataset_config` gave.
         base_dir: The run's; against which the name, paths and plugin files are resolved.
         cache_dir: Where generated datasets are kept; `$POSTTRAIN_CACHE`, else `~/.cache/posttrain`.
-        max_bad_share: Share of broken rows above which the dataset is refused.
+        max_bad_share: Share of broken rows above which the dataset is refused; the dataset's own if None.
+        use: What its rows are used for (see `Dataset`).
 
     Raises:
         DataError: If the data cannot be found, generated or read, or too much of it is broken.
@@ -240,15 +246,15 @@ def load_samples(
     config = load_dataset_config(dataset, base_dir) if isinstance(dataset, str) else dataset
     cache = cache_dir or default_cache()
     if config.source.path is None:
-        opened = _opened(_generated(config, base_dir, cache))
+        opened = _opened(use, _generated(config, base_dir, cache))
     elif (variable := missing_variable(config)) is not None:
         raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
     else:
         try:
-            opened = _located(locate(config, base_dir), cache)
+            opened = _located(use, locate(config, base_dir), cache)
         except DataError as error:
             raise DataError(f"dataset {config.name}: {error}") from error.__cause__
-    _judge(config.name, opened, max_bad_share)
+    _judge(config.name, opened, config.max_bad_share if max_bad_share is None else max_bad_share)
     return opened
 
 
@@ -258,6 +264,8 @@ def open_mixture(
     base_dir: str | Path,
     cache_dir: Path | None = None,
     counter: TokenCounter | None = None,
+    replaced: Mapping[str, DatasetConfig] = MappingProxyType({}),
+    use: Use = "prompts",
 ) -> Mixture:
     """A mixture of datasets by name; raises as `load_samples` and `Mixture` do.
 
@@ -267,41 +275,50 @@ def open_mixture(
         base_dir: The run's.
         cache_dir: See `load_samples`.
         counter: Counts the tokens of a sample, so that the shares are of tokens.
+        replaced: Datasets to open in place of those that a name stands for.
+        use: What the rows are used for (see `Dataset`).
     """
-    datasets = {name: load_samples(name, base_dir, cache_dir) for name in weights}
-    if counter is None:
-        return Mixture(datasets, weights, seed)
-    cache = cache_dir or default_cache()
-    lengths = {
-        name: token_lengths(dataset, dataset.fingerprint, counter, cache)
-        for name, dataset in datasets.items()
+    datasets = {
+        name: load_samples(replaced.get(name, name), base_dir, cache_dir, use=use) for name in weights
     }
+    lengths = None if counter is None else row_lengths(datasets, counter, cache_dir)
     return Mixture(datasets, weights, seed, lengths)
 
 
-def _located(source: Source, cache: Path) -> Dataset:
+def row_lengths(
+    datasets: Mapping[str, Dataset], counter: TokenCounter, cache_dir: Path | None = None
+) -> dict[str, Sequence[int]]:
+    """The tokens of every row, by dataset; counted once, then kept in the cache (see `token_lengths`)."""
+    cache = cache_dir or default_cache()
+    return {
+        name: token_lengths(dataset, dataset.fingerprint, counter, cache)
+        for name, dataset in datasets.items()
+    }
+
+
+def _located(use: Use, source: Source, cache: Path) -> Dataset:
     """The rows at a path; those that are not canonical lines already are rewritten into the cache, once."""
     if source.as_it_stands:
-        return _opened(source.path, source.image_root)
+        return _opened(use, source.path, source.image_root)
     final = cache / f"{source.config.name}-{source.identity()[:12]}"
     folder = cached_folder(final, lambda folder: prepare(source, folder, final))
-    return _opened(folder / DATA, source.image_root, folder)
+    return _opened(use, folder / DATA, source.image_root, folder)
 
 
-def _opened(path: Path, image_root: Path | None = None, prepared: Path | None = None) -> Dataset:
+def _opened(use: Use, path: Path, image_root: Path | None = None, prepared: Path | None = None) -> Dataset:
     """A file is read through once a process, unless it has changed."""
-    return _opened_version(path, image_root, prepared, _version(path))
+    return _opened_version(use, path, image_root, prepared, _version(path))
 
 
 @functools.lru_cache(maxsize=32)
 def _opened_version(
-    path: Path, image_root: Path | None, prepared: Path | None, version: tuple[int, int]
+    use: Use, path: Path, image_root: Path | None, prepared: Path | None, version: tuple[int, int]
 ) -> Dataset:
     if prepared is None:
-        return Dataset(path, image_root)
+        return Dataset(path, image_root, use=use)
     left_out = read_left_out(prepared)
     broken = [BrokenRow(place, reason) for place, reason in left_out.broken]
-    return Dataset(path, image_root, prepared / PLACES, broken, sum(left_out.filtered))
+    return Dataset(path, image_root, prepared / PLACES, broken, sum(left_out.filtered), use)
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -310,11 +327,29 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _check_images(sample: Sample, checked: set[str]) -> None:
-    for image in (image for message in sample.messages for image in message.images):
+def _check_use(sample: Sample, use: Use) -> None:
+    if use == "pairs" and not sample.chosen:
+        raise DataError('a preference pair needs both "chosen" and "rejected"')
+    if use == "dialogues" and all(message.role != "assistant" for message in sample.messages):
+        raise DataError("the dialogue has no assistant message to learn from")
+    if use == "episodes" and any(message.videos for message in sample.messages):
+        raise DataError("the prompt shows a video; rollouts and evaluations show texts and images only")
+
+
+def _check_media(sample: Sample, checked: set[str | VideoRef], update: Callable[[bytes], object]) -> None:
+    """Check the images and videos that no earlier row has, and add their content to a digest."""
+    turns = (*sample.messages, *sample.chosen, *sample.rejected)
+    for image in (image for message in turns for image in message.images):
         if image.path not in checked:
             check_image(image.path)
             checked.add(image.path)
+            with Path(image.path).open("rb") as file:
+                update(hashlib.file_digest(file, "sha256").digest())
+    for video in (video for message in turns for video in message.videos):
+        if video not in checked:
+            check_video(video)
+            checked.add(video)
+            update(video_hash(video).encode())
 
 
 def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:

@@ -18,9 +18,10 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     the same `position_ids` by themselves.
 
     Args:
-        model: A Qwen-VL model; its vision tower is left as it is.
+        model: A Qwen-VL model, whose vision tower is left as it is, or a text model.
     """
-    model.set_attn_implementation({"text_config": PACKED_SDPA})
+    has_parts = "text_config" in model.config.sub_configs
+    model.set_attn_implementation({"text_config": PACKED_SDPA} if has_parts else PACKED_SDPA)
 
 
 def packed_sdpa(

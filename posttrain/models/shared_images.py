@@ -61,11 +61,19 @@ def sharing_images(model: nn.Module, image_index: Tensor | None) -> Iterator[Non
             ]
         return found
 
-    backbone.get_image_features = get_image_features
+    def get_video_features(*args: Any, **kwargs: Any) -> Any:
+        backbone.get_image_features = original  # Qwen3-VL's asks it about videos as well
+        try:
+            return original_of_videos(*args, **kwargs)
+        finally:
+            backbone.get_image_features = get_image_features
+
+    original_of_videos = backbone.get_video_features
+    backbone.get_image_features, backbone.get_video_features = get_image_features, get_video_features
     try:
         yield
     finally:
-        del backbone.get_image_features
+        del backbone.get_image_features, backbone.get_video_features
 
 
 def _backbone(model: nn.Module) -> nn.Module:

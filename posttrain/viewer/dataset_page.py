@@ -7,14 +7,18 @@ security policy lets the browser run no script and load nothing.
 from pathlib import Path
 
 from posttrain.data.inspection import Inspection, Token
+from posttrain.data.video_frames import VideoPlan
+from posttrain.types import VideoRef
 from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.page import page, write_page
-from posttrain.viewer.pictures import PictureBook
+from posttrain.viewer.pictures import Picture, PictureBook
 
 BINS = 24
 #: Tokens of one sample that are shown, from its beginning and from its end.
 MAX_TOKENS = 3_000
 MAX_BROKEN = 50
+#: Frames of a video that are shown, evenly over those that the model sees.
+MAX_FRAMES = 12
 
 
 def write_dataset_page(inspection: Inspection, path: Path) -> Path:
@@ -38,6 +42,7 @@ def write_dataset_page(inspection: Inspection, path: Path) -> Path:
                 card,
                 [(view, *_shortened(view.tokens)) for view in card.views],
                 [book.picture(image) for image in card.images],
+                [(plan, _strip(ref, plan, book)) for ref, plan in card.videos],
             )
             for card in inspection.shown
         ],
@@ -60,6 +65,13 @@ def histogram(lengths: list[int], bins: int = BINS) -> list[tuple[int, int, int]
     for length in lengths:
         counts[(length - low) // size] += 1
     return [(start, start + size - 1, count) for start, count in zip(starts, counts, strict=True)]
+
+
+def _strip(ref: VideoRef, plan: VideoPlan, book: PictureBook) -> list[tuple[float, Picture]]:
+    """Some frames of a video, each with its time in seconds."""
+    shown = sorted({index * len(plan.numbers) // MAX_FRAMES for index in range(MAX_FRAMES)})
+    pictures = book.frames(ref, [plan.numbers[index] for index in shown])
+    return [(plan.timestamps[index], picture) for index, picture in zip(shown, pictures, strict=True)]
 
 
 def _shortened(tokens: list[Token]) -> tuple[list[Token], int, list[Token]]:

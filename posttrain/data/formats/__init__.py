@@ -16,7 +16,7 @@ from posttrain.data.formats.canonical import (
     sample_of,
     write_canonical,
 )
-from posttrain.data.formats.dialogues import read_tools
+from posttrain.data.formats.dialogues import read_tools, read_videos
 from posttrain.data.formats.easyr1 import read_easyr1
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_sharegpt
@@ -46,7 +46,7 @@ def canonical_row(
     columns: Mapping[str, str | None] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A row of any format in the canonical form, images as the row has them.
+    """A row of any format in the canonical form, images as the row has them, videos by path.
 
     Args:
         row: The row; it is not changed.
@@ -74,7 +74,8 @@ def canonical_row(
         "openai": read_openai,
         "easyr1": read_easyr1,
     }
-    canonical = {"tools": read_tools(known.get("tools"))} | read[format_name](known)
+    common = {"tools": read_tools(known.get("tools")), "videos": read_videos(known)}
+    canonical = common | read[format_name](known) | {"videos": common["videos"]}
     if clashing := sorted(set(free) & set(OWN_KEYS)):
         raise DataError(f"the format {format_name} has no column {clashing[0]!r}; drop it by drop_columns")
     if known.get("ground_truth") is not None:

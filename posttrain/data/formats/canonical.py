@@ -6,7 +6,11 @@
 
 `id` and `messages` are required. Image paths are relative to the file's folder. Images may also be listed, as
 `"images": ["images/7.png"]`; each `<image>` in a text and each block `{"type": "image"}` then takes the next
-one. Preference pairs end `messages` before the turn in question and give it twice, as `chosen` and as
+one. Videos are listed and placed in the same way, as `"videos"`, `<video>` and `{"type": "video"}`: a file, a
+folder of frames, a list of frames, or an object, `{"video": "a.mp4", "start": 2, "end": 9.5, "fps": 1}`; of
+frames it may tell the `frame_rate`.
+
+Preference pairs end `messages` before the turn in question and give it twice, as `chosen` and as
 `rejected`: a text, or a list of messages. A tool is the name of one of ours, or a function schema.
 """
 
@@ -20,15 +24,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from posttrain.data.formats.errors import DataError
-from posttrain.data.formats.placeholders import PLACEHOLDER, place_images
+from posttrain.data.formats.placeholders import PLACEHOLDERS, place_media
+from posttrain.messages import message_from_json, message_to_json
 from posttrain.strict_json import JsonError, parse_json
-from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, message_from_json, message_to_json
+from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
+from posttrain.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES
 
 #: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
 MAX_ROW_BYTES = 16 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Keys of a row that are no columns.
-OWN_KEYS = ("id", "messages", "images", "ground_truth", "tools", "chosen", "rejected")
+OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected")
 
 
 def read_canonical(path: str | Path) -> Iterator[Sample]:
@@ -123,7 +129,7 @@ def sample_of(row: dict[str, Any], folder: Path) -> Sample:
     name = row.get("id")
     if not isinstance(name, str) or not name:
         raise DataError('the row needs an "id", a string')
-    turns = place_images(row)
+    turns = place_media(row)
     messages = _messages(turns["messages"], folder)
     chosen, rejected = _messages(turns["chosen"], folder), _messages(turns["rejected"], folder)
     _check_dialogue(messages)
@@ -140,21 +146,28 @@ def image_path(written: str, folder: Path) -> Path:
         DataError: If it is a URL, does not exist, is no regular file with an image's suffix, or a relative
             path leads out of the folder, be it by `..` or by a symbolic link.
     """
+    return _media_path("image", written, folder, IMAGE_SUFFIXES)
+
+
+def _media_path(noun: str, written: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
+    """See `image_path`; a folder of frames is a video as well."""
     if "://" in written or written.startswith("data:"):
-        raise DataError(f"image {written[:200]!r} is a URL; download it and give its path")
+        raise DataError(f"{noun} {written[:200]!r} is a URL; download it and give its path")
     root = folder.resolve()
     try:
         path = (root / written).resolve(strict=True)
         kind = path.stat().st_mode
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go in a circle
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"image {written[:200]!r} cannot be found: {reason}") from None
+        raise DataError(f"{noun} {written[:200]!r} cannot be found: {reason}") from None
     if not Path(written).is_absolute() and not path.is_relative_to(root):
-        raise DataError(f"image {written[:200]!r} leads out of {root}; move it there")
+        raise DataError(f"{noun} {written[:200]!r} leads out of {root}; move it there")
+    if noun == "video" and stat.S_ISDIR(kind):
+        return path
     if not stat.S_ISREG(kind):
-        raise DataError(f"image {written[:200]!r} is not a regular file")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise DataError(f"image {written[:200]!r} must end in one of {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{noun} {written[:200]!r} is not a regular file")
+    if path.suffix.lower() not in suffixes:
+        raise DataError(f"{noun} {written[:200]!r} must end in one of {', '.join(suffixes)}")
     return path
 
 
@@ -186,13 +199,20 @@ def _tool_spec(schema: Any) -> ToolSpec:
 
 
 def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
-    """The same blocks, with images by absolute path."""
-    return tuple(
-        block
-        if block.image is None
-        else Block("image", image=ImageRef(str(image_path(block.image.path, folder)), block.image.sha256))
-        for block in blocks
-    )
+    """The same blocks, with images and videos by absolute path."""
+    return tuple(_located_block(block, folder) for block in blocks)
+
+
+def _located_block(block: Block, folder: Path) -> Block:
+    if block.image is not None:
+        return Block("image", image=ImageRef(str(image_path(block.image.path, folder)), block.image.sha256))
+    if block.video is None:
+        return block
+    paths = block.video.paths
+    one = len(paths) == 1
+    noun, suffixes = ("video", VIDEO_SUFFIXES + FRAME_SUFFIXES) if one else ("frame", FRAME_SUFFIXES)
+    found = tuple(str(_media_path(noun, path, folder, suffixes)) for path in paths)
+    return Block("video", video=dataclasses.replace(block.video, paths=found))
 
 
 def _check_dialogue(messages: tuple[Message, ...]) -> None:
@@ -209,11 +229,12 @@ def _check_dialogue(messages: tuple[Message, ...]) -> None:
             raise DataError(f"a tool message follows {before or 'nothing'}, not an assistant's call")
     if any(not message.content for message in messages):
         raise DataError("a message has no content")
-    if any(PLACEHOLDER in message.text for message in messages):
-        raise DataError(
-            f'a text says "{PLACEHOLDER}" and the row has no image for it; list its path in "images", or put'
-            " an image block in its place"
-        )
+    for kind, placeholder in PLACEHOLDERS.items():
+        if any(placeholder in message.text for message in messages):
+            raise DataError(
+                f'a text says "{placeholder}" and the row has no {kind} for it; list its path in "{kind}s",'
+                f" or put a block of the type {kind} in its place"
+            )
 
 
 def _check_pair(
@@ -248,10 +269,16 @@ def _row(sample: Sample, root: Path) -> str:
 
 
 def _written(messages: Iterable[Message], root: Path) -> list[dict[str, Any]]:
-    """Messages as JSON, with images inside `root` relative to it."""
+    """Messages as JSON, with images and videos inside `root` relative to it."""
     written = [message_to_json(message) for message in messages]
     for block in (block for message in written for block in message["content"]):
-        if block["type"] == "image":
-            path = Path(block["image"])
-            block["image"] = str(path.relative_to(root) if path.is_relative_to(root) else path)
+        kind = block["type"]
+        if kind != "text":
+            paths = block[kind]
+            many = isinstance(paths, list)
+            block[kind] = [_relative(path, root) for path in paths] if many else _relative(paths, root)
     return written
+
+
+def _relative(path: str, root: Path) -> str:
+    return str(Path(path).relative_to(root) if Path(path).is_relative_to(root) else path)

@@ -32,6 +32,9 @@ _IMAGE_BLOCKS = {
     "image_url": ("image_url",),
     "input_image": ("image_url",),
 }
+_VIDEO_BLOCKS = {"video": ("video", "url", "path"), "video_url": ("video_url",)}
+#: What other tools call the keys of a video; those of qwen-vl-utils.
+_VIDEO_KEYS = {"video_start": "start", "video_end": "end", "sample_fps": "frame_rate"}
 
 
 def read_turns(
@@ -76,10 +79,10 @@ def read_turns(
 
 
 def read_content(value: Any) -> str | list[dict[str, Any]]:
-    """A message's content: text, or blocks whose images are as the row has them.
+    """A message's content: text, or blocks whose images and videos are as the row has them.
 
     Raises:
-        DataError: If a block is neither text nor an image.
+        DataError: If a block is neither text nor an image nor a video.
     """
     if value is None:
         return ""
@@ -115,6 +118,15 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def read_videos(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The videos that a row lists, as the canonical form has them.
+
+    Raises:
+        DataError: If one is no path, nor a list of paths.
+    """
+    return [_video(video) for video in as_list(row.get("videos")) or as_list(row.get("video"))]
+
+
 def tool_call_text(call: Any) -> str:
     """A call as the families' chat templates write it; a list of calls as one after another.
 
@@ -147,16 +159,16 @@ def with_system(text: Any, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": text}, *turns]
 
 
-def show_images_first(turns: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Put places for `count` images before the first user text, if the dialogue has no place for any."""
+def show_first(turns: list[dict[str, Any]], kind: str, count: int) -> list[dict[str, Any]]:
+    """Put places for `count` images, or videos, before the first user text, if there is no place for any."""
     first = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
-    has_images = any(
-        block["type"] == "image" for turn in turns for block in turn["content"] if isinstance(block, dict)
+    has_some = any(
+        block["type"] == kind for turn in turns for block in turn["content"] if isinstance(block, dict)
     )
-    if not count or first is None or has_images or count_places(turns):
+    if not count or first is None or has_some or count_places(turns, kind):
         return turns
     content = _blocks(turns[first]["content"])
-    shown = turns[first] | {"content": [{"type": "image"}] * count + content}
+    shown = turns[first] | {"content": [{"type": kind}] * count + content}
     return [*turns[:first], shown, *turns[first + 1 :]]
 
 
@@ -197,14 +209,35 @@ def _block(block: Any) -> dict[str, Any]:
     kind = block.get("type") if isinstance(block, dict) else None
     if kind in _TEXT_BLOCKS and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
+    if kind in _VIDEO_BLOCKS:
+        return {"type": "video"} | _video(block, _VIDEO_BLOCKS[kind])
     if kind not in _IMAGE_BLOCKS:
-        raise DataError(f"content block {str(block)[:80]!r} is neither a text nor an image block")
+        raise DataError(f"content block {str(block)[:80]!r} is neither a text nor an image nor a video")
     image = next((block[key] for key in _IMAGE_BLOCKS[kind] if block.get(key) is not None), None)
     if isinstance(image, dict) and "url" in image:
         image = image["url"]
     if image is None and kind != "image":
         raise DataError(f"content block {str(block)[:80]!r} names no image")
     return {"type": "image"} if image is None else {"type": "image", "image": image}
+
+
+def _video(value: Any, keys: tuple[str, ...] = _VIDEO_BLOCKS["video"]) -> dict[str, Any]:
+    """A video's path, or its frames', and how it is to be sampled; {} of a block that is only its place."""
+    options = {}
+    if isinstance(value, dict):
+        named = {_VIDEO_KEYS.get(key, key): item for key, item in value.items() if item is not None}
+        options = {key: named[key] for key in ("fps", "frame_rate", "start", "end", "sha256") if key in named}
+        value = next((named[key] for key in keys if key in named), None)
+        if value is None and keys == _VIDEO_BLOCKS["video"]:
+            return options
+        value = value.get("url") if isinstance(value, dict) else value
+    paths = value if isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        raise DataError(
+            f"a video must be a path, or a list of the paths of its frames, got {str(value)[:60]!r}"
+        )
+    paths = [path.removeprefix("file://") for path in paths]
+    return {"video": paths if isinstance(value, list) else paths[0]} | options
 
 
 def _json(value: Any, what: str) -> Any:

@@ -4,7 +4,7 @@
     {"query": "<image>What is it?", "response": "…", "history": [["…", "…"]], "system": "…", "images": [...]}
 
 Calls are messages of the role `tool_call`, their results of the role `tool_response`. Where no text says
-`<image>`, the images come before the first question, as ms-swift has it.
+`<image>`, the images come before the first question, as ms-swift has it; so do `videos`.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from posttrain.data.formats.dialogues import (
     read_tools,
     read_turns,
     reply,
-    show_images_first,
+    show_first,
     with_system,
 )
 from posttrain.data.formats.errors import DataError
@@ -35,9 +35,9 @@ def read_ms_swift(row: dict[str, Any]) -> dict[str, Any]:
         raise DataError("a response with a label is half a preference pair, which no stage trains on")
     images = as_list(row.get("images"))
     turns = read_turns(row["messages"]) if row.get("messages") is not None else _query(row)
-    turns = show_images_first(with_system(row.get("system"), turns), len(images))
+    turns = _shown(row, turns)
     canonical: dict[str, Any] = {"images": images, "tools": read_tools(row.get("tools"))}
-    rejected = _rejected(row, turns, len(images))
+    rejected = _rejected(row, turns)
     if rejected is None:
         return canonical | {"messages": turns}
     start = _last_prompt(turns) + 1
@@ -56,14 +56,19 @@ def _query(row: dict[str, Any]) -> list[dict[str, Any]]:
     return turns + (reply(row["response"]) if row.get("response") is not None else [])
 
 
-def _rejected(row: dict[str, Any], turns: list[dict[str, Any]], images: int) -> list[dict[str, Any]] | None:
+def _shown(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns with the row's system text and with places for its images and videos."""
+    turns = show_first(with_system(row.get("system"), turns), "video", len(as_list(row.get("videos"))))
+    return show_first(turns, "image", len(as_list(row.get("images"))))
+
+
+def _rejected(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """The rejected turns after the last prompt, or None where the row has none."""
     if row.get("rejected_response") is not None:
         return reply(row["rejected_response"])
     if row.get("rejected_messages") is None:
         return None
-    other = read_turns(row["rejected_messages"])
-    other = show_images_first(with_system(row.get("system"), other), images)
+    other = _shown(row, read_turns(row["rejected_messages"]))
     start = _last_prompt(turns) + 1
     if other[:start] != turns[:start]:
         raise DataError("messages and rejected_messages differ before the last reply")

@@ -1,21 +1,21 @@
-"""Images that a row lists apart from its text: each placeholder takes the next one."""
+"""Images and videos that a row lists apart from its text: each placeholder takes the next one."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from posttrain.data.formats.errors import DataError
 
-#: Where an image belongs in a text.
-PLACEHOLDER = "<image>"
+#: Where an image or a video belongs in a text.
+PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
-def place_images(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The dialogue of a canonical row with its listed images in their places.
+def place_media(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The dialogue of a canonical row with its listed images and videos in their places.
 
-    `rejected` stands where `chosen` stands, so both take their images from what the prompt left.
+    `rejected` stands where `chosen` stands, so both take theirs from what the prompt left.
 
     Args:
-        row: With `messages`, perhaps with `images`, `chosen` and `rejected`.
+        row: With `messages`, perhaps with `images`, `videos`, `chosen` and `rejected`.
 
     Returns:
         `messages`, `chosen` and `rejected`, each a list of messages, empty where the row has none.
@@ -23,33 +23,50 @@ def place_images(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     Raises:
         DataError: If a part is no list of messages, or there are more or fewer images than places.
     """
-    images = row.get("images") or []
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise DataError('"images" must be a list of paths')
     turns = {key: _turns(key, row.get(key)) for key in ("messages", "chosen", "rejected")}
-    if not images:
+    for kind in PLACEHOLDERS:
+        turns = _placed(kind, _listed(row, f"{kind}s"), turns)
+    return turns
+
+
+def count_places(messages: list[dict[str, Any]], kind: str) -> int:
+    """How many images, or videos, the messages have places for."""
+    return sum(_places(message, kind) for message in messages)
+
+
+def _listed(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """What a row lists, each as what a block of it holds."""
+    listed = row.get(key) or []
+    if not isinstance(listed, list):
+        raise DataError(f'"{key}" must be a list')
+    if key == "videos":
+        return [item if isinstance(item, dict) else {"video": item} for item in listed]
+    if not all(isinstance(image, str) for image in listed):
+        raise DataError('"images" must be a list of paths')
+    return [{"image": image} for image in listed]
+
+
+def _placed(
+    kind: str, listed: list[dict[str, Any]], turns: dict[str, list[dict[str, Any]]]
+) -> dict[str, list[dict[str, Any]]]:
+    if not listed:
         return turns
-    places = {key: sum(map(_places, messages)) for key, messages in turns.items()}
-    if places["messages"] + max(places["chosen"], places["rejected"]) != len(images):
+    places = {key: count_places(messages, kind) for key, messages in turns.items()}
+    if places["messages"] + max(places["chosen"], places["rejected"]) != len(listed):
         raise DataError(
-            f"the row lists {_number(len(images), 'image')} and its text has"
-            f' {_number(sum(places.values()), "place")} ("{PLACEHOLDER}") for them'
+            f"the row lists {_number(len(listed), kind)} and its text has"
+            f' {_number(sum(places.values()), "place")} ("{PLACEHOLDERS[kind]}") for them'
         )
-    supply = iter(images)
-    messages = [_filled(message, supply) for message in turns["messages"]]
+    supply = iter(listed)
+    messages = [_filled(message, kind, supply) for message in turns["messages"]]
     left = list(supply)
-    replies = {key: _reply(turns[key], left) for key in ("chosen", "rejected")}
+    replies = {key: _reply(turns[key], kind, left) for key in ("chosen", "rejected")}
     return {"messages": messages, **replies}
 
 
-def count_places(messages: list[dict[str, Any]]) -> int:
-    """How many images the messages have places for."""
-    return sum(map(_places, messages))
-
-
-def _reply(messages: list[dict[str, Any]], images: list[str]) -> list[dict[str, Any]]:
-    supply = iter(images)
-    return [_filled(message, supply) for message in messages]
+def _reply(messages: list[dict[str, Any]], kind: str, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    supply = iter(listed)
+    return [_filled(message, kind, supply) for message in messages]
 
 
 def _turns(key: str, value: Any) -> list[dict[str, Any]]:
@@ -62,35 +79,35 @@ def _turns(key: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _places(message: dict[str, Any]) -> int:
+def _places(message: dict[str, Any], kind: str) -> int:
     content = message.get("content")
     if isinstance(content, str):
-        return content.count(PLACEHOLDER)
+        return content.count(PLACEHOLDERS[kind])
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
-    return sum(_is_place(block) or _text(block).count(PLACEHOLDER) for block in blocks)
+    return sum(_is_place(block, kind) or _text(block).count(PLACEHOLDERS[kind]) for block in blocks)
 
 
-def _filled(message: dict[str, Any], supply: Iterator[str]) -> dict[str, Any]:
-    """A message with the next images in its places; a message without any is returned as it is."""
-    if not _places(message):
+def _filled(message: dict[str, Any], kind: str, supply: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """A message with the next ones in its places; a message without any is returned as it is."""
+    if not _places(message, kind):
         return message
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     filled: list[Any] = []
     for block in blocks:
-        if isinstance(block, dict) and _is_place(block):
-            filled.append(block | {"image": next(supply)})
-        elif isinstance(block, dict) and PLACEHOLDER in _text(block):
-            for number, text in enumerate(block["text"].split(PLACEHOLDER)):
-                filled += [{"type": "image", "image": next(supply)}] if number else []
+        if isinstance(block, dict) and _is_place(block, kind):
+            filled.append(block | next(supply))
+        elif isinstance(block, dict) and PLACEHOLDERS[kind] in _text(block):
+            for number, text in enumerate(block["text"].split(PLACEHOLDERS[kind])):
+                filled += [{"type": kind, **next(supply)}] if number else []
                 filled += [{"type": "text", "text": text}] if text else []
         else:
             filled.append(block)
     return message | {"content": filled}
 
 
-def _is_place(block: dict[str, Any]) -> bool:
-    return block.get("type") == "image" and "image" not in block
+def _is_place(block: dict[str, Any], kind: str) -> bool:
+    return block.get("type") == kind and kind not in block
 
 
 def _text(block: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ A text is one message: the prompt the user's, the others the assistant's.
 import itertools
 from typing import Any
 
-from posttrain.data.formats.dialogues import as_list, read_tools, read_turns, reply, show_images_first
+from posttrain.data.formats.dialogues import as_list, read_tools, read_turns, reply, show_first
 from posttrain.data.formats.errors import DataError
 
 
@@ -34,7 +34,7 @@ def read_trl(row: dict[str, Any]) -> dict[str, Any]:
         prompt = _prompt(row.get("prompt"))
         if row.get("completion") is not None:
             prompt += reply(row["completion"])
-    return canonical | {"messages": show_images_first(prompt, len(images))}
+    return canonical | {"messages": show_first(prompt, "image", len(images))}
 
 
 def _prompt(value: Any) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from posttrain.data.lengths import token_lengths
 from posttrain.data.rendering import Renderer
 from posttrain.data.sample_tokens import SampleTokens
 from posttrain.data.sources import Dataset
+from posttrain.models.tiny import build_tiny
+from posttrain.types import Family, VideoRef
 from posttrain.viewer.dataset_page import histogram, write_dataset_page
 
 
@@ -58,7 +60,7 @@ def test_views_are_the_renderers_tokens(path: Path, renderer: Renderer):
         text = "".join(token.text for token in view.tokens)
         assert "Was ist" in text
         assert "你好 🦙" in text
-        assert [token.image for token in view.tokens if token.image is not None] == [0]
+        assert [token.text for token in view.tokens if token.is_media] == ["image 0"]
     chosen, rejected = found.shown[39].views
     assert (chosen.name, rejected.name) == ("chosen", "rejected")
     assert "".join(token.text for token in rejected.tokens if token.supervised) == "No, never<|im_end|>"
@@ -103,6 +105,24 @@ def test_the_page_shows_everything_and_runs_nothing(path: Path, renderer: Render
     assert "with loss" in page
     assert "hostile.jsonl:4: not valid JSON" in page
     assert "<b>rejected</b>" in page
+
+
+def test_videos_are_shown_as_strips_of_timed_frames(tmp_path: Path, clips: list[VideoRef]):
+    cases: list[tuple[Family, int]] = [("qwen3_vl", 4), ("qwen2_5_vl", 1)]
+    for family, parts in cases:
+        build_tiny(family, tmp_path / family)
+        shown = [{"type": "video", "video": clips[0].paths[0]}, {"type": "text", "text": "What?"}]
+        messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": "A"}]
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "film", "messages": messages}) + "\n")
+        renderer = Renderer.from_pretrained(tmp_path / family, family)
+        found = inspect_dataset("films", Dataset(tmp_path / "rows.jsonl"), renderer, shown=1, measured=1)
+        (view,) = found.shown[0].views
+        assert [token.text for token in view.tokens if token.is_media] == ["video 0"] * parts
+        assert sum(token.count for token in view.tokens) == view.num_tokens == found.lengths[0]
+        ((_, plan),) = found.shown[0].videos
+        page = write_dataset_page(found, tmp_path / "page.html").read_text()
+        assert page.count("data:image/") == len(plan.numbers) == 8
+        assert all(f"video 0 at {time:.1f} s" in page for time in plan.timestamps)
 
 
 @given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 30))

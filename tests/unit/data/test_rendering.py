@@ -13,13 +13,12 @@ from posttrain.config import ModelConfig
 from posttrain.data.chat_templates import chat_template
 from posttrain.data.rendering import Rendered, Renderer, RenderError
 from posttrain.images import save_image
+from posttrain.messages import message_from_json, message_to_json
 from posttrain.types import (
     Block,
     ImageRef,
     Message,
     ToolSpec,
-    message_from_json,
-    message_to_json,
     text_message,
 )
 

@@ -5,9 +5,8 @@ families' patch sizes. Each way in which our tokens differ on purpose has a row 
 test of its own name that shows the difference, and that there is no other.
 """
 
-import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,15 @@ import pytest
 import torch
 import trl
 from PIL import Image
-from transformers import (
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
 from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.video_utils import VideoMetadata
 
 from posttrain.data.collation import collate
 from posttrain.data.rendering import Renderer, RenderError
 from posttrain.images import open_image, save_image
-from posttrain.types import Block, Family, ImageRef, Message, ToolSpec, message_to_json, text_message
+from posttrain.messages import message_to_json
+from posttrain.types import Block, Family, ImageRef, Message, ToolSpec, VideoRef, text_message
+from posttrain.videos import read_frames, video_info
 
 FAMILIES: tuple[Family, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 CONVERSATIONS = 200
@@ -57,15 +51,12 @@ KNOWN_DIFFERENCES = {
 
 PUBLISHED = {
     name: (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    for name in ("qwen2_5_vl", "qwen3_vl", "qwen2_5", "qwen3")
-}
-STOCK = {
-    "qwen2_vl": PUBLISHED["qwen2_5_vl"],
-    "qwen2_5_vl": PUBLISHED["qwen2_5_vl"],
-    "qwen3_vl": PUBLISHED["qwen3_vl"],
+    for name in ("qwen2_5", "qwen3")
 }
 HERMES = PUBLISHED["qwen2_5"].replace("You are Qwen, created by Alibaba Cloud. You are", "You are")
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
+PIXELS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 ZOOM = ToolSpec("zoom", "Crop: “é” <b>", {"type": "object", "properties": {"label": {"type": "string"}}})
 OCR = ToolSpec("ocr", "Reads\ntext.", {"type": "object", "properties": {}, "required": []})
@@ -88,13 +79,9 @@ class Dialogue:
     def images(self) -> list[ImageRef]:
         return [ref for message in self.messages for ref in message.images]
 
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_checkpoint: Path) -> Any:
-    """The tiny tokenizer with `\\n\\n` as one token, as in the published vocabulary."""
-    tokenizer = copy.deepcopy(Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl").processor.tokenizer)
-    tokenizer.add_tokens(["\n\n"])
-    return tokenizer
+    @property
+    def videos(self) -> list[VideoRef]:
+        return [ref for message in self.messages for ref in message.videos]
 
 
 @pytest.fixture(scope="module")
@@ -109,35 +96,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
     ]
 
 
-def make_processor(family: str, tokenizer: Any, template: str) -> Any:
-    if family == "qwen3_vl":
-        return Qwen3VLProcessor(
-            image_processor=Qwen2VLImageProcessor(
-                patch_size=16,
-                image_mean=[0.5] * 3,
-                image_std=[0.5] * 3,
-                size={"shortest_edge": 64**2, "longest_edge": 160**2},
-            ),
-            tokenizer=tokenizer,
-            video_processor=Qwen3VLVideoProcessor(),
-            chat_template=template,
-        )
-    processor_class = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
-    return processor_class(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 56**2, "longest_edge": 140**2}),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=template,
-    )
-
-
-@pytest.fixture(scope="module")
-def processors(tokenizer: Any) -> dict[str, Any]:
-    """Each family's processor with the published template."""
-    return {family: make_processor(family, tokenizer, STOCK[family]) for family in FAMILIES}
-
-
-def random_message(role: Any, rng: random.Random, images: list[ImageRef]) -> Message:
+def random_message(
+    role: Any, rng: random.Random, images: list[ImageRef], videos: Sequence[VideoRef] = ()
+) -> Message:
     if role == "assistant":
         text = rng.choice(ANSWERS)
         opening = rng.choice(["", "", *THINKING, "\n"])
@@ -147,12 +108,16 @@ def random_message(role: Any, rng: random.Random, images: list[ImageRef]) -> Mes
         blocks += [
             Block("image", image=image) for image in rng.choices(images, k=rng.choice([0, 0, 1, 2, 3]))
         ]
+        if videos and rng.random() < 0.25:
+            blocks += [Block("video", video=video) for video in rng.choices(videos, k=rng.choice([1, 1, 2]))]
         rng.shuffle(blocks)
     return Message(role, tuple(blocks))
 
 
-def dialogues(number: int, images: list[ImageRef], seed: int = 0) -> Iterator[Dialogue]:
-    """System prompts, several turns, several images, tools with several results in a row, thinking."""
+def dialogues(
+    number: int, images: list[ImageRef], seed: int = 0, videos: Sequence[VideoRef] = ()
+) -> Iterator[Dialogue]:
+    """System prompts, several turns, images and videos, tools with several results in a row, thinking."""
     rng = random.Random(seed)
     for _ in range(number):
         tools = rng.choice([[], [], [ZOOM], [ZOOM, OCR]])
@@ -160,7 +125,31 @@ def dialogues(number: int, images: list[ImageRef], seed: int = 0) -> Iterator[Di
         for _ in range(rng.randint(0, 4)):
             after = ["tool"] * rng.randint(1, 3) if tools and rng.random() < 0.6 else ["user"]
             roles += [*after, "assistant"]
-        yield Dialogue([random_message(role, rng, images) for role in roles], tools)
+        yield Dialogue([random_message(role, rng, images, videos) for role in roles], tools)
+
+
+def sampled(processor: Any, ref: VideoRef) -> tuple[np.ndarray, VideoMetadata]:
+    """The frames of a video that transformers' video processor samples at two a second, or at its own rate.
+
+    Returns:
+        The frames in full size, and what tells when they were.
+    """
+    info = video_info(ref)
+    metadata = VideoMetadata(total_num_frames=len(info.frames), fps=info.fps)
+    places = processor.video_processor.sample_frames(metadata, fps=ref.fps or 2.0)
+    metadata.frames_indices = [info.frames[int(place)] for place in places]
+    return np.stack(list(read_frames(ref, metadata.frames_indices))), metadata
+
+
+def seen(processor: Any, dialogue: Dialogue) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """The videos of a dialogue, and with which arguments transformers' processor takes them."""
+    videos = [sampled(processor, ref) for ref in dialogue.videos]
+    arguments = {
+        "video_metadata": [metadata for _, metadata in videos],
+        "do_sample_frames": False,
+        "cap_pixels_per_frame": False,
+    }
+    return [frames for frames, _ in videos], arguments if videos else {}
 
 
 def with_published_template(processor: Any, dialogue: Dialogue, ask: bool) -> dict[str, torch.Tensor]:
@@ -168,8 +157,13 @@ def with_published_template(processor: Any, dialogue: Dialogue, ask: bool) -> di
     conversation = [message_to_json(message) for message in dialogue.messages]
     for block in (block for message in conversation for block in message["content"] if "image" in block):
         block["image"] = open_image(block["image"])
+    videos, arguments = seen(processor, dialogue)
+    blocks = [block for message in conversation for block in message["content"]]
+    for block, video in zip((block for block in blocks if block["type"] == "video"), videos, strict=True):
+        block["video"] = video
     return processor.apply_chat_template(
         conversation,
+        processor_kwargs=arguments,
         tools=[tool.as_openai() for tool in dialogue.tools] or None,
         add_generation_prompt=ask,
         tokenize=True,
@@ -185,7 +179,10 @@ def with_text_template(
     conversation = [
         {
             "role": message.role,
-            "content": "".join(PLACEHOLDER if block.image else block.text for block in message.content),
+            "content": "".join(
+                {"image": PLACEHOLDER, "video": VIDEO_PLACEHOLDER}.get(block.type, block.text)
+                for block in message.content
+            ),
         }
         for message in dialogue.messages
     ]
@@ -196,7 +193,10 @@ def with_text_template(
         add_generation_prompt=ask,
     )
     pictures = [open_image(ref.path) for ref in dialogue.images]
-    return processor(text=texts, images=pictures or None, return_tensors="pt")
+    videos, arguments = seen(processor, dialogue)
+    return processor(
+        text=texts, images=pictures or None, videos=videos or None, return_tensors="pt", **arguments
+    )
 
 
 def ours(renderer: Renderer, dialogue: Dialogue, ask: bool) -> dict[str, torch.Tensor]:
@@ -216,11 +216,11 @@ def has_leading_line_break(dialogue: Dialogue) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_transformers_on_generated_dialogues(family, processors, images):
+def test_equals_transformers_on_generated_dialogues(family, processors, images, clips):
     processor = processors[family]
     renderer = Renderer(processor, family)
-    counts = dict.fromkeys(("images", "tools", "thinking", "turns", "fused"), 0)
-    for number, dialogue in enumerate(dialogues(CONVERSATIONS, images)):
+    counts = dict.fromkeys(("images", "videos", "tools", "thinking", "turns", "fused"), 0)
+    for number, dialogue in enumerate(dialogues(CONVERSATIONS, images, videos=clips)):
         ask = number % 2 == 1
         found = ours(renderer, dialogue, ask)
         if dialogue.uses_tools and family != "qwen3_vl":  # tools_of_the_older_families
@@ -230,11 +230,12 @@ def test_equals_transformers_on_generated_dialogues(family, processors, images):
         if has_leading_line_break(dialogue):  # leading_line_break
             decode = renderer.processor.tokenizer.decode
             assert decode(found.pop("input_ids")[0]) == decode(expected["input_ids"][0])
-            found = {name: found[name] for name in found.keys() & {"pixel_values", "image_grid_thw"}}
+            found = {name: found[name] for name in found.keys() & set(PIXELS)}
             expected = {name: expected[name] for name in found}
             counts["fused"] += 1
         assert_same(found, expected)
         counts["images"] += len(dialogue.images) > 1
+        counts["videos"] += bool(dialogue.videos)
         counts["tools"] += dialogue.uses_tools
         counts["thinking"] += any("<think>" in message.text for message in dialogue.messages)
         counts["turns"] += len(dialogue.messages) > 4

@@ -1,0 +1,102 @@
+"""Rendered dialogues, and the placeholders in them.
+
+A chat template writes one token for each image and video; a model wants as many as it has features for it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from posttrain.types import ImageRef, TrajectoryImage, VideoRef
+
+#: An image with its hash, and the number of its placeholders.
+ImageTokens = tuple[ImageRef, int]
+#: A video with its hash, and the tokens that stand for it: placeholders, and texts that tell the time.
+VideoTokens = tuple[VideoRef, list[int]]
+
+
+class RenderError(ValueError):
+    """A dialogue that cannot be shown to the model faithfully."""
+
+
+@dataclass
+class RenderedVideo:
+    """A video inside a rendered dialogue.
+
+    Attributes:
+        ref: Files and their hash.
+        runs: (offset, number) of its placeholders without a gap: one run, or with Qwen3-VL's texts one for
+            each pair of frames.
+    """
+
+    ref: VideoRef
+    runs: list[tuple[int, int]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of placeholder tokens."""
+        return sum(number for _, number in self.runs)
+
+
+@dataclass
+class Rendered:
+    """Tokens of a dialogue or of a part of one.
+
+    Attributes:
+        token_ids: [T] ids, placeholders expanded.
+        supervised: [T] True on the assistant turns that are learned from, their end-of-turn token included.
+        images: In order of their placeholders, with offsets into `token_ids` and with pixel hashes.
+        videos: The same of videos.
+    """
+
+    token_ids: list[int]
+    supervised: list[bool]
+    images: list[TrajectoryImage]
+    videos: list[RenderedVideo] = field(default_factory=list)
+
+
+def expand(
+    ids: Sequence[int],
+    supervised: Sequence[bool],
+    images: tuple[int, Iterable[ImageTokens]],
+    videos: tuple[int, Iterable[VideoTokens]],
+) -> Rendered:
+    """Put every image's and video's tokens in the place of its only placeholder.
+
+    Args:
+        ids: [T] as the template wrote them.
+        supervised: [T] whether each is learned from.
+        images: The image placeholder, and as many images as it occurs, in order.
+        videos: The same of videos.
+    """
+    image_id, video_id = images[0], videos[0]
+    pictures, clips = iter(images[1]), iter(videos[1])
+    rendered = Rendered([], [], [])
+    start = 0
+    for at in [at for at, token in enumerate(ids) if token in (image_id, video_id)]:
+        rendered.token_ids += ids[start:at]
+        rendered.supervised += supervised[start:at]
+        offset = len(rendered.token_ids)
+        if ids[at] == image_id:
+            picture, number = next(pictures)
+            tokens = [image_id] * number
+            rendered.images.append(TrajectoryImage(picture, offset, number))
+        else:
+            clip, tokens = next(clips)
+            rendered.videos.append(RenderedVideo(clip, _runs(tokens, video_id, offset)))
+        rendered.token_ids += tokens
+        rendered.supervised += [False] * len(tokens)
+        start = at + 1
+    rendered.token_ids += ids[start:]
+    rendered.supervised += supervised[start:]
+    return rendered
+
+
+def _runs(tokens: Sequence[int], wanted: int, offset: int) -> list[tuple[int, int]]:
+    """(offset, number) of every stretch of `wanted`."""
+    runs: list[tuple[int, int]] = []
+    for place, token in enumerate(tokens, start=offset):
+        if token == wanted and runs and sum(runs[-1]) == place:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        elif token == wanted:
+            runs.append((place, 1))
+    return runs
