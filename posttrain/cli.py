@@ -4,11 +4,12 @@ import argparse
 import datetime
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain import __version__
+from posttrain.commands import add_command
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
 from posttrain.config.model import read_model_config
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0, 1 for a finding or a crash, 2 for something to correct, 130 when interrupted.
+        The exit code: 0, 1 for a finding or a crash, 2 for something to correct, 130 when interrupted, 143
+        when ended by SIGTERM.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else ""
         )
         print(f"posttrain: {count}{getattr(error, 'cause', None) or error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
 
 
 def is_own(error: BaseException) -> bool:
@@ -129,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None, debug=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = _command(commands, "run", run_command, "run a recipe or a YAML file", RUN)
+    run = add_command(commands, "run", run_command, "run a recipe or a YAML file", RUN)
     _add_source(run)
     run.add_argument("--resume", action="store_true", help="go on from the last valid checkpoint")
     run.add_argument(
@@ -137,21 +139,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
 
-    _add_source(_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE))
+    _add_source(
+        add_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE)
+    )
 
-    doctor = _command(commands, "doctor", doctor_command, "explain this environment", DOCTOR)
+    doctor = add_command(commands, "doctor", doctor_command, "explain this environment", DOCTOR)
     doctor.add_argument("--fix", action="store_true", help="mend what can be mended")
 
-    _add_eval_options(_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
+    _add_eval_options(add_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
 
-    view = _command(commands, "view", view_command, "write a run's report", VIEW)
+    view = add_command(commands, "view", view_command, "write a run's report", VIEW)
     view.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
 
-    export = _command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
+    export = add_command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a directory, best within a run")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model goes")
 
-    chat = _command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
+    chat = add_command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
     chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
     chat.add_argument("--image", type=Path, metavar="FILE", help="shown with the first question")
     chat.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer and end")
@@ -162,28 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="look at datasets, and rewrite them")
     data.set_defaults(command="data", action=lambda _: data.print_help() or 0)
-    add_data_verbs(data.add_subparsers(title="commands", metavar="COMMAND"), _command)
+    add_data_verbs(data.add_subparsers(title="commands", metavar="COMMAND"))
 
     rewards = commands.add_parser("rewards", help="list, write, check, try and serve rewards")
     rewards.set_defaults(command="rewards", action=lambda _: rewards.print_help() or 0)
-    add_verbs(rewards.add_subparsers(title="commands", metavar="COMMAND"), _command)
-    return parser
-
-
-def _command(
-    commands: Any, name: str, action: Callable[[argparse.Namespace], int], summary: str, examples: str
-) -> argparse.ArgumentParser:
-    """Add a command whose help ends with examples."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(command=name, action=action)
+    add_verbs(rewards.add_subparsers(title="commands", metavar="COMMAND"))
     return parser
 
 

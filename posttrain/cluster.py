@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,6 +47,7 @@ def cluster(
         "object_store_memory": object_store_mb * 2**20,
         "include_dashboard": False,
     }
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -60,6 +63,8 @@ def cluster(
             " machine that is busy with other work are the usual causes. A running cluster is joined by"
             " cluster.address"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put one in its place that leaves everything open
     try:
         yield
     finally:

@@ -3,6 +3,8 @@
 Nothing is started and no torch is loaded, so `posttrain validate` answers at once.
 """
 
+import contextlib
+import importlib.util
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from typing import Any
 from posttrain.config import (
     ConfigError,
     DatasetConfig,
+    DistillationStage,
     Document,
     DpoStage,
     EvalTask,
@@ -21,16 +24,19 @@ from posttrain.config import (
     RlTask,
     RunConfig,
     SftStage,
+    SupervisedStage,
     load_dataset_config,
     missing_variable,
 )
+from posttrain.config.curation import load_curation
 from posttrain.config.document import Key, key_text
 from posttrain.config.nearest import did_you_mean
+from posttrain.config.trainer import TrainerStage
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.plugins import resolve
 from posttrain.types import RewardInput, Sample, text_message
 
-#: Rows of a task's dataset whose gold answers are tried on the task's rewards.
+#: Rows of a task's dataset that are looked at, and whose gold answers are tried on the task's rewards.
 GOLD_ROWS = 32
 
 
@@ -68,6 +74,8 @@ class _Examination:
         self.document = document
         self.base_dir = Path(config.base_dir)
         self.findings = Findings()
+        #: Datasets whose rows are not there yet.
+        self.ungauged: list[str] = []
 
     def run(self) -> Findings:
         """Look at data, tasks, plugins and model, in this order."""
@@ -75,16 +83,36 @@ class _Examination:
         for key, name in _dataset_uses(config):
             if name not in datasets:
                 datasets[name] = self.dataset(name, key)
+        for index, stage in enumerate(config.stages):
+            if isinstance(stage, SftStage) and stage.curation is not None:
+                self.curation(stage.curation, stage, ("stages", index, "curation"))
+        for index, stage in enumerate(config.stages):
+            if isinstance(stage, TrainerStage) and stage.lora and stage.lora.quantization:
+                self.quantization(("stages", index, "lora", "quantization"))
         for key, task in _tasks(config):
             self.task(task, datasets[task.data], key)
+        if self.ungauged:
+            names = ", ".join(dict.fromkeys(self.ungauged))
+            self.findings.notes.append(
+                f"gold answers are not tried here of what is generated when the run starts: {names}"
+            )
         for name in ("reward_client", "reward_server"):
             self.attempt((name,), resolve, getattr(config, name), "posttrain.rewards")
-        model = config.model.name_or_path
-        if model is not None and not Path(model).is_dir():
-            self.findings.notes.append(
-                f"model: {model} is not on this machine; it is fetched from the hub at the start"
-            )
+        teachers = [
+            stage.teacher.checkpoint for stage in config.stages if isinstance(stage, DistillationStage)
+        ]
+        for role, model in (("model", config.model.name_or_path), *(("teacher", each) for each in teachers)):
+            if model is not None and not Path(model).is_dir():
+                self.findings.notes.append(
+                    f"{role}: {model} is not on this machine; it is fetched from the hub at the start"
+                )
         return self.findings
+
+    def quantization(self, key: Key) -> None:
+        """Look whether the package is there that holds weights in few bits."""
+        if importlib.util.find_spec("bitsandbytes") is None:
+            remedy = "pip install 'posttrain[qlora]', or remove the key"
+            self.findings.problems.append(self.problem(key, "bitsandbytes is not installed", remedy))
 
     def problem(self, key: Key, reason: str, remedy: str = "") -> Problem:
         """A problem with the place of its key."""
@@ -103,13 +131,7 @@ class _Examination:
         try:
             dataset = load_dataset_config(name, self.base_dir)
         except ConfigError as error:
-            for found in error.problems:
-                reason = (
-                    f"{found.where}: {found.key}: {found.reason}"
-                    if found.key
-                    else f"{found.reason} as {name!r}"
-                )
-                self.findings.problems.append(self.problem(key, reason, found.remedy))
+            self.problems_of(error, name, key)
             return None
         if dataset.source.generator is not None:
             self.attempt(key, _check_generator, dataset, self.base_dir)
@@ -125,6 +147,27 @@ class _Examination:
             )
         return dataset
 
+    def problems_of(self, error: ConfigError, name: str, key: Key) -> None:
+        """The problems of a file that a key names, told at the key."""
+        for found in error.problems:
+            reason = (
+                f"{found.where}: {found.key}: {found.reason}" if found.key else f"{found.reason} as {name!r}"
+            )
+            self.findings.problems.append(self.problem(key, reason, found.remedy))
+
+    def curation(self, name: str, stage: SftStage, key: Key) -> None:
+        """Load a stage's curation recipe, and look whether the stage learns from what it curates."""
+        try:
+            recipe = load_curation(name, self.base_dir)
+        except ConfigError as error:
+            self.problems_of(error, name, key)
+            return
+        if recipe.data not in stage.data.mixture:
+            reason = f"the recipe {name!r} curates {recipe.data!r}, which is not in the stage's mixture"
+            self.findings.problems.append(
+                self.problem(key, reason, "put it in data.mixture, or choose another recipe")
+            )
+
     def task(self, task: RlTask | EvalTask, dataset: DatasetConfig | None, key: Key) -> None:
         """Load a task's tools and rewards, and try the rewards on gold answers where the data are on disk."""
         load_tools: Any = resolve("tools_env.sdk:load_tools", "posttrain.tools")
@@ -139,11 +182,13 @@ class _Examination:
                 self.attempt(place, reward.check, ref.params)
                 if not (reward.is_async or reward.group):  # those ask a service, or compare episodes
                     rewards.append((reward, ref.params))
-        # Rows of other forms are rewritten first, which takes longer than a look.
-        path = dataset.source.path if dataset is not None and dataset.as_it_stands else None
-        is_readable = path is not None and path.endswith(".jsonl") and Path(path).is_file()
-        if is_readable and rewards and not self.findings.problems:
-            self.attempt((*key, "rewards"), _check_golds, path, rewards)
+        if dataset is None or dataset.source.path is None:
+            if dataset is not None and rewards:
+                self.ungauged.append(dataset.name)
+        elif Path(dataset.source.path).exists():
+            self.attempt((*key, "data"), _refuse_videos, dataset)
+            if rewards and not self.findings.problems:
+                self.attempt((*key, "rewards"), _check_golds, dataset, rewards)
 
 
 def _tasks(config: RunConfig) -> Iterator[tuple[Key, RlTask | EvalTask]]:
@@ -160,7 +205,7 @@ def _tasks(config: RunConfig) -> Iterator[tuple[Key, RlTask | EvalTask]]:
 def _dataset_uses(config: RunConfig) -> Iterator[tuple[Key, str]]:
     """Every dataset's name with the path of the key that names it."""
     for index, stage in enumerate(config.stages):
-        if isinstance(stage, SftStage | DpoStage):
+        if isinstance(stage, SupervisedStage | DpoStage):
             yield from ((("stages", index, "data", "mixture", name), name) for name in stage.data.mixture)
         if isinstance(stage, DpoStage) and stage.eval_dataset is not None:
             yield ("stages", index, "eval_dataset"), stage.eval_dataset
@@ -182,7 +227,30 @@ def _check_generator(dataset: DatasetConfig, base_dir: Path) -> None:
         raise ValueError(f"dataset {dataset.name!r}: source.params: {error} (it takes: {takes})") from None
 
 
-def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
+def _first_rows(dataset: DatasetConfig) -> Iterator[Sample]:
+    """The first rows of a dataset on disk, whatever its form; raises DataError if they cannot be read."""
+    path = Path(str(dataset.source.path))
+    if dataset.as_it_stands and path.suffix == ".jsonl" and path.is_file():
+        return itertools.islice(read_canonical(path), GOLD_ROWS)
+    # By reference, so that Arrow is loaded only for those who need it.
+    first_samples: Any = resolve("posttrain.data.prepared:first_samples", "posttrain.data")
+    return first_samples(dataset, GOLD_ROWS)
+
+
+def _refuse_videos(dataset: DatasetConfig) -> None:
+    """Rollouts and evaluations show texts and images.
+
+    Raises:
+        ValueError: Naming the first row that shows a video.
+    """
+    with contextlib.suppress(DataError):  # whether too many rows are broken is asked when the run starts
+        for sample in _first_rows(dataset):
+            if any(message.videos for message in sample.messages):
+                shown = "shows a video; rollouts and evaluations show texts and images only"
+                raise ValueError(f"{dataset.source.path}: row {sample.id!r} {shown}")
+
+
+def _check_golds(dataset: DatasetConfig, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
     """A gold answer must earn full marks from at least one of its task's rewards.
 
     A ground truth that is no text, such as boxes, must only be one that the rewards can read.
@@ -191,7 +259,8 @@ def _check_golds(path: str, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
         ValueError: Naming the first row whose gold does not.
         DataError: If the rows cannot be read.
     """
-    for sample in itertools.islice(read_canonical(path), GOLD_ROWS):
+    path = dataset.source.path
+    for sample in _first_rows(dataset):
         if sample.ground_truth in (None, []):
             continue
         try:

@@ -6,6 +6,7 @@ Layout (DESIGN §10); everything that must not be half written goes to a tempora
         config.yaml  resolved.json  environment.json  data.json  metrics.jsonl  report.html
         <stage>/checkpoint-<step>/   loadable as it is, plus state/ and manifest.json
         <stage>/stage.json           names the final checkpoint of a finished stage
+        <stage>/curation/            what a stage's curation kept and dropped, and why
         rollouts/  images/
 """
 
@@ -28,6 +29,8 @@ from posttrain.config import RunConfig
 from posttrain.durable import explaining_full_disk, make_directory, sync, write_atomic, write_synced
 
 MANIFEST = "manifest.json"
+#: Held by the process that works on the run (see `run_process`).
+LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 #: Keys that say where things lie and not what they are: a run may be moved, or resumed from elsewhere.
 PLACES = {"output_dir", "base_dir"}
@@ -69,6 +72,11 @@ class RunDir:
     path: Path
 
     @classmethod
+    def of(cls, config: RunConfig) -> "RunDir":
+        """Where a run's directory is, be it there or not."""
+        return cls((Path(config.output_dir) / config.name).absolute())
+
+    @classmethod
     def create(cls, config: RunConfig, resume: bool, allow_changes: bool = False) -> "RunDir":
         """Begin a run, or go on with one.
 
@@ -82,14 +90,14 @@ class RunDir:
             ChangedRun: If the config is not the one that the run began with; names the keys.
             DiskFull: If there is no space.
         """
-        run = cls((Path(config.output_dir) / config.name).absolute())
+        run = cls.of(config)
         resolved = config.model_dump(mode="json")
         begun = (run.path / "resolved.json").is_file()
         if begun and not resume:
             raise UsedRunDirectory(
                 f"{run.path} holds a run already: go on with it by --resume, or choose another `name`"
             )
-        if not begun and run.path.exists() and any(not _unfinished(entry) for entry in run.path.iterdir()):
+        if not begun and run.path.exists() and any(map(_is_somebodys, run.path.iterdir())):
             raise UsedRunDirectory(
                 f"{run.path} is not empty and holds no run (no resolved.json): choose another `name`"
             )
@@ -141,7 +149,7 @@ class RunDir:
     def scratch(self, stage: str) -> Path:
         """A folder for a stage's passing files; it goes when the stage is finished."""
         directory = self.path / stage / ".scratch"
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         return directory
 
     def save_checkpoint(
@@ -313,6 +321,11 @@ def _discard(checkpoint: Path) -> None:
 def _unfinished(path: Path) -> bool:
     """Whether a path is what a crash left of a write."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _is_somebodys(path: Path) -> bool:
+    """Whether a path is neither left of a write nor the lock of a run that is about to begin."""
+    return path.name != LOCK and not _unfinished(path)
 
 
 def _seal(directory: Path) -> None:

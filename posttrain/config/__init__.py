@@ -1,6 +1,7 @@
 """Configs: strict sections, a loader, and errors that teach. Loads neither torch nor Ray."""
 
 from posttrain.config.data import DataConfig, DatasetConfig, SourceConfig
+from posttrain.config.distillation import DistillationStage
 from posttrain.config.document import Document
 from posttrain.config.dpo import DpoStage
 from posttrain.config.errors import ConfigError, Problem
@@ -18,7 +19,7 @@ from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
-from posttrain.config.sft import LossConfig, SftStage, TinyModelStage
+from posttrain.config.sft import LossConfig, SftStage, SupervisedStage, TinyModelStage
 from posttrain.config.tasks import EvalTask, EvaluationConfig, PluginRef, RewardRef, RlTask, TaskConfig
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DatasetConfig",
+    "DistillationStage",
     "Document",
     "DpoStage",
     "EngineConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "SftStage",
     "SourceConfig",
     "Stage",
+    "SupervisedStage",
     "TaskConfig",
     "TinyModelStage",
     "build_run",

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+from posttrain.config.distillation import DistillationStage
 from posttrain.config.dpo import DpoStage
 from posttrain.config.model import ModelConfig, read_model_config
 from posttrain.config.rl import RlStage
 from posttrain.config.run import RunConfig
-from posttrain.config.sft import SftStage, TinyModelStage
+from posttrain.config.sft import SftData, SupervisedStage, TinyModelStage
 from posttrain.config.trainer import TrainerStage
 
 #: (all, vision tower) parameters of the published models, in billions.
@@ -44,15 +45,19 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
             own = [
                 ("images", f"{stage.steps} steps × {stage.batch_size} = {stage.steps * stage.batch_size:,}")
             ]
-        elif isinstance(stage, SftStage | DpoStage):
+        elif isinstance(stage, SupervisedStage | DpoStage):
             own = _trainer_rows(stage)
+            if isinstance(stage, SupervisedStage):
+                own += _length_rows(stage.data)
+            if isinstance(stage, DistillationStage):
+                own.append(("answers", _answers(stage)))
         else:
             own = _rl_rows(stage)
         rows += [(f"{stage.name}: {quantity}", text) for quantity, text in own]
     return rows
 
 
-def _trainer_rows(stage: SftStage | DpoStage) -> list[tuple[str, str]]:
+def _trainer_rows(stage: SupervisedStage | DpoStage) -> list[tuple[str, str]]:
     size = stage.global_batch_size
     sizes = f"{stage.per_device_batch_size} × {stage.gradient_accumulation_steps} accumulated"
     total = (
@@ -66,6 +71,28 @@ def _trainer_rows(stage: SftStage | DpoStage) -> list[tuple[str, str]]:
         ("samples", total),
         ("mixture", mixture),
     ]
+
+
+def _length_rows(data: SftData) -> list[tuple[str, str]]:
+    """Packing, and the phases of a curriculum."""
+    rows, curriculum = [], data.curriculum
+    if data.packing:
+        phases = "" if curriculum is None else f", in the first phase {curriculum.short_length:,}"
+        rows.append(("packing", f"a step's samples in rows of up to {data.max_length:,} tokens{phases}"))
+    if curriculum is not None:
+        text = f"{curriculum.short_phase:.0%} of the steps up to {curriculum.short_length:,} tokens, then"
+        long = f"{curriculum.long_share:.0%} of the samples longer, up to {data.max_length:,}"
+        rows.append(("curriculum", f"{text} {long}"))
+    return rows
+
+
+def _answers(stage: DistillationStage) -> str:
+    """Who answers how often."""
+    teacher, samples = stage.teacher, stage.generation.samples_per_prompt
+    name = teacher.checkpoint or teacher.stage or (teacher.endpoint and teacher.endpoint.model)
+    if stage.num_prompts is None:
+        return f"every prompt × {samples}, by {name}"
+    return f"{stage.num_prompts} prompts × {samples} = {stage.num_prompts * samples:,}, by {name}"
 
 
 def _rl_rows(stage: RlStage) -> list[tuple[str, str]]:
@@ -107,9 +134,15 @@ def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
         states = 1 if isinstance(stage, TrainerStage) and stage.optimizer == "muon" else 2
         # Adapters weigh next to nothing.
         with_lora = isinstance(stage, TrainerStage) and stage.lora is not None
-        learner = width * (total + (0 if with_lora else trainable * (1 + states)))
+        is_sharded = isinstance(stage, TrainerStage) and stage.sharding != "none"
+        if with_lora:
+            learner = width * total
+        else:  # accelerate trains shards in float32
+            trained = BYTES["float32"] if is_sharded else width
+            learner = width * (total - trainable) + trained * trainable * (2 + states)
         if isinstance(stage, DpoStage) and not with_lora:
             learner += width * total  # the reference
+        learner /= stage.num_workers if is_sharded else 1
         rows.append(
             (
                 f"{stage.name}: each of {stage.num_workers} learner processes",

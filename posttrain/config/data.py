@@ -9,8 +9,8 @@ from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Se
 FormatName = Literal[
     "canonical", "ms_swift", "sharegpt", "alpaca", "llama_factory", "trl", "openai", "qwen", "easyr1"
 ]
-_COMMON = ("id", "ground_truth", "tools", "images")
-_SHAREGPT = ("conversations", "system", "image", "chosen", "rejected", "kto_tag", *_COMMON)
+_COMMON = ("id", "ground_truth", "tools", "images", "videos")
+_SHAREGPT = ("conversations", "system", "image", "video", "chosen", "rejected", "kto_tag", *_COMMON)
 #: Columns that a format reads itself; a row's others are kept for rewards and environments.
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "canonical": ("messages", "chosen", "rejected", *_COMMON),
@@ -83,7 +83,7 @@ class FilterConfig(Section):
 
     column: str = Field(
         min_length=1,
-        description="A column, or one of `prompt` and `response` (texts), `messages` and `images`.",
+        description="A column, or one of `prompt` and `response` (texts), `messages`, `images` and `videos`.",
     )
     equals: str | int | float | bool | None = Field(default=None, description="Keep this value.")
     one_of: list[str | int | float | bool] | None = Field(
@@ -124,6 +124,12 @@ class DatasetConfig(Section):
     )
     drop_columns: list[str] = Field(default_factory=list, description="Columns to leave out.")
     filters: list[FilterConfig] = Field(default_factory=list, description="Rows to keep.")
+    max_bad_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of broken rows and images above which nothing starts; up to it they are left out.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "DatasetConfig":

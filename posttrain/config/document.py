@@ -174,7 +174,8 @@ def merge(base: Document, layer: Document) -> Document:
     """Lay one document over another.
 
     Mappings merge key by key, a mapping over a list changes the entries that it names (by `name`,
-    `stage` or `data`, or by number), and everything else replaces what was there.
+    `stage` or `data`, or by number) and removes those that it sets to null, and everything else replaces
+    what was there.
 
     Raises:
         ConfigError: If a mapping over a list names an entry that does not exist.
@@ -194,19 +195,37 @@ def _merge(old: Any, new: Any, old_key: Key, new_key: Key, layer: Document, resu
         return merged
     if isinstance(new, dict) and isinstance(old, list):
         entries = list(old)
+        removed: set[int] = set()
         for name, value in new.items():
             index = _entry(old, name, (*new_key, name), layer)
+            if value is None:
+                removed.add(index)
+                continue
             keys = (*old_key, index), (*new_key, name)
             # A plugin may be listed by its bare name.
             entry = {"name": old[index]} if isinstance(old[index], str) else old[index]
             entries[index] = _merge(entry, value, *keys, layer, result)
-        return entries
+        _forget(removed, old_key, result)
+        return [entry for index, entry in enumerate(entries) if index not in removed]
     for key in [key for key in result.places if key[: len(old_key)] == old_key and key]:
         del result.places[key]
     for key, place in layer.places.items():
         if key[: len(new_key)] == new_key:
             result.places[old_key + key[len(new_key) :]] = place
     return new
+
+
+def _forget(removed: set[int], key: Key, result: Document) -> None:
+    """Drop the places of a list's removed entries, and renumber those of the entries after them."""
+    length = len(key)
+    places, result.places = result.places, {}
+    for old, place in places.items():
+        index = old[length] if old[:length] == key and len(old) > length else None
+        if not isinstance(index, int):
+            result.places[old] = place
+        elif index not in removed:
+            shift = sum(other < index for other in removed)
+            result.places[(*key, index - shift, *old[length + 1 :])] = place
 
 
 def _entry(entries: list, name: str, key: Key, layer: Document) -> int:

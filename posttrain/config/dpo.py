@@ -17,8 +17,8 @@ class PreferenceData(Section):
     )
     max_length: Positive = Field(
         default=32768,
-        description="Most tokens of a prompt with one of its answers, images included; a longer one is an "
-        "error that names it.",
+        description="Most tokens of a prompt with one of its answers, images included; a pair with a longer "
+        "one is left out.",
     )
 
     @model_validator(mode="after")

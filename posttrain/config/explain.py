@@ -77,11 +77,15 @@ def _locate(loc: tuple[int | str, ...], data: Any, root: type[Section]) -> tuple
             continue
         if isinstance(part, str) and part.startswith(("list[", "literal[", "constrained-")) and number:
             continue
+        if named := [section for section in sections if section.__name__ == part]:
+            sections = around = named
+            continue
         key.append(part)
         if isinstance(data, dict):
             around = sections
             fields = [section.model_fields[str(part)] for section in sections if part in section.model_fields]
-            sections = [inner for info in fields for inner in _sections(info.annotation)]
+            if fields or number + 1 == len(loc):  # else a name in a mapping of sections
+                sections = [inner for info in fields for inner in _sections(info.annotation)]
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
@@ -149,7 +153,7 @@ def _wrong_tag(details: ErrorDetails, key: Key, document: Document) -> Problem:
     field = str(context.get("discriminator", "")).strip("'")
     if details["type"] == "union_tag_not_found":
         choices = {
-            "stage": "tiny_model, sft, dpo or rl",
+            "stage": "tiny_model, sft, distillation, dpo or rl",
             "name": "sapo, grpo or gspo",
             "filter": "one, such as query, reward or pass_rate",
         }.get(field, "")

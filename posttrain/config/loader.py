@@ -47,7 +47,7 @@ def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
     document.label = str(path)
     is_recipe = path.parent == _package_folder("posttrain", "recipes")
     document.data.setdefault("base_dir", str(Path.cwd() if is_recipe else path.absolute().parent))
-    _anchor_model(document.data)
+    _anchor_models(document.data)
     return document
 
 
@@ -184,14 +184,18 @@ def _override(text: str) -> Document:
     return document
 
 
-def _anchor_model(data: dict) -> None:
-    """Make the path of a model that lies beside the YAML file absolute; Hugging Face ids stay as they are."""
-    model = data.get("model")
-    if not isinstance(model, dict) or not isinstance(data["base_dir"], str):
-        return
-    name = model.get("name_or_path")
-    if not isinstance(name, str):
-        return
-    path = Path(data["base_dir"]) / Path(name).expanduser()
-    if path.is_dir() or name.startswith((".", "/", "~")):
-        data["model"] = {**model, "name_or_path": str(path.absolute())}
+def _anchor_models(data: dict) -> None:
+    """Make paths of models that lie beside the YAML file absolute; Hugging Face ids stay as they are."""
+    stages = data.get("stages")
+    teachers = [each.get("teacher") for each in stages or () if isinstance(each, dict)]
+    for section, key in ((data.get("model"), "name_or_path"), *((each, "checkpoint") for each in teachers)):
+        name = section.get(key) if isinstance(section, dict) else None
+        if (
+            not isinstance(section, dict)
+            or not isinstance(name, str)
+            or not isinstance(data["base_dir"], str)
+        ):
+            continue
+        path = Path(data["base_dir"]) / Path(name).expanduser()
+        if path.is_dir() or name.startswith((".", "/", "~")):
+            section[key] = str(path.absolute())

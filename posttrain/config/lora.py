@@ -1,10 +1,13 @@
 """Low-rank adapters."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from posttrain.config.base import NaturalFloat, Positive, Section
+
+#: Forms in which bitsandbytes holds fixed weights.
+Quantization = Literal["nf4", "int8"]
 
 
 class LoraConfig(Section):
@@ -19,6 +22,11 @@ class LoraConfig(Section):
         default=32, description="Scale of the adapters: their product is multiplied by alpha / rank."
     )
     dropout: NaturalFloat = Field(default=0.0, lt=1, description="Dropout before the adapters.")
+    quantization: Quantization | None = Field(
+        default=None,
+        description="Hold the fixed weights of the language model's linear layers in 4 bits (nf4, QLoRA) or "
+        "in 8; needs `pip install 'posttrain[qlora]'`. Adapters are merged into the weights as they were.",
+    )
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = Field(
         default=None,
         description="Names of the language model's linear layers to adapt, such as [q_proj, v_proj]; all of "

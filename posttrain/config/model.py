@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Natural, Positive, Section
-from posttrain.types import Family
+from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
+from posttrain.types import Family, ModelFamily
 
 #: Precedes its generation's number in the name of every published checkpoint.
 _FAMILY_NAMES: dict[str, Family] = {
@@ -36,14 +36,16 @@ def _read_json(path: Path) -> dict:
     return config if isinstance(config, dict) else {}
 
 
-def infer_family(checkpoint: Path | str) -> Family | None:
+def infer_family(checkpoint: Path | str) -> ModelFamily | None:
     """The family of a checkpoint, by its `config.json` or else by its name; None if neither tells."""
-    model_type = str(read_model_config(checkpoint).get("model_type", "")).removesuffix("_moe")
+    config = read_model_config(checkpoint)
+    model_type = str(config.get("model_type", "")).removesuffix("_moe")
     name = str(base_model(checkpoint))
     for pattern, family in _FAMILY_NAMES.items():
         if model_type == family or (not model_type and re.search(pattern, name, re.IGNORECASE)):
             return family
-    return None
+    is_causal = any(str(each).endswith("ForCausalLM") for each in config.get("architectures") or ())
+    return "text" if is_causal else None
 
 
 class ModelConfig(Section):
@@ -54,8 +56,10 @@ class ModelConfig(Section):
         min_length=1,
         description="Hugging Face id or local directory. Absent where the first stage is tiny_model.",
     )
-    family: Family | None = Field(
-        default=None, description="Set it where neither the name nor config.json tells the family."
+    family: ModelFamily | None = Field(
+        default=None,
+        description="Set it where neither the name nor config.json tells the family; text is a causal "
+        "language model with a chat template of its own, trained on dialogues without images.",
     )
     freeze_vision_tower: bool = Field(
         default=True, description="Keep the vision tower's weights fixed, as the Qwen-VL reports do."
@@ -68,6 +72,17 @@ class ModelConfig(Section):
     )
     max_pixels: Positive | None = Field(
         default=None, description="Most pixels an image is resized to; the checkpoint's own value if absent."
+    )
+    video_fps: PositiveFloat = Field(default=2.0, description="Frames sampled from a second of video.")
+    video_max_frames: int = Field(
+        default=768, ge=2, description="Most frames of a video; longer videos are sampled at fewer a second."
+    )
+    video_max_tokens: Positive = Field(
+        default=16384,
+        description="Most tokens of a video: its frames are made smaller, then fewer, until they fit.",
+    )
+    video_max_pixels: Positive | None = Field(
+        default=None, description="Most pixels of a video's frame; the checkpoint's own value if absent."
     )
     earlier_thinking: Literal["keep", "strip"] = Field(
         default="keep",
@@ -95,11 +110,22 @@ class ModelConfig(Section):
             raise MisfitError(
                 "family",
                 f"{self.name_or_path!r} does not tell its family",
-                "set it to qwen2_vl, qwen2_5_vl or qwen3_vl",
+                "set it to qwen2_vl, qwen2_5_vl, qwen3_vl or text",
             )
         return self
 
-    def family_of(self, checkpoint: Path | str) -> Family:
+    @model_validator(mode="after")
+    def _check_family(self) -> "ModelConfig":
+        if self.name_or_path is None:
+            return self
+        told = infer_family(self.name_or_path)
+        if self.family and told and read_model_config(self.name_or_path) and self.family != told:
+            raise MisfitError("family", f"{self.name_or_path}/config.json tells of {told}", "remove it")
+        if (self.family or told) == "text":
+            _refuse_vision_keys(self.model_fields_set)
+        return self
+
+    def family_of(self, checkpoint: Path | str) -> ModelFamily:
         """The family of a checkpoint of this run: as set, else as the checkpoint tells.
 
         Raises:
@@ -109,6 +135,14 @@ class ModelConfig(Section):
         if family is None:
             raise ValueError(f"{checkpoint} does not tell its family; set model.family")
         return family
+
+
+def _refuse_vision_keys(keys: set[str]) -> None:
+    """Keys that say nothing to a model that sees no images."""
+    seeing = ("freeze_vision_tower", "freeze_merger", "min_pixels", "max_pixels")
+    for key in (*seeing, "video_fps", "video_max_frames", "video_max_tokens", "video_max_pixels"):
+        if key in keys:
+            raise MisfitError(key, "a text model has no vision tower and sees no images", "remove it")
 
 
 class ClusterConfig(Section):

@@ -17,7 +17,7 @@ from posttrain.config.base import (
 )
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.tasks import RlTask
-from posttrain.config.trainer import Scheduler
+from posttrain.config.trainer import Scheduler, TrainedStage
 
 
 class _Algorithm(Section):
@@ -59,7 +59,7 @@ class Gspo(_Algorithm):
 AlgorithmConfig = Annotated[Sapo | Grpo | Gspo, Field(discriminator="name")]
 
 
-class RlStage(Section):
+class RlStage(TrainedStage):
     """Group-relative RL on episodes, with tools where a task offers them."""
 
     stage: Literal["rl"] = Field(description="Kind of the stage.")

@@ -94,12 +94,17 @@ class EvalTask(TaskConfig):
     )
     num_samples: Positive = Field(default=256, description="Number of prompts, from the dataset's beginning.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature; 0 is greedy.")
+    stages: list[Name] = Field(
+        default_factory=lambda: ["all"],
+        min_length=1,
+        description="Stages after which this task is measured, of those in evaluation.stages, or [all].",
+    )
 
 
 class EvaluationConfig(Section):
     """What is measured, and after which stages."""
 
-    tasks: list[EvalTask] = Field(min_length=1, description="Tasks that every checkpoint is measured on.")
+    tasks: list[EvalTask] = Field(min_length=1, description="Tasks that checkpoints are measured on.")
     stages: list[Name] = Field(
         default_factory=lambda: ["all"],
         min_length=1,

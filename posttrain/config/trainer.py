@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, NaturalFloat, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.lora import LoraConfig
 
 Scheduler = Literal["cosine", "linear", "constant"]
@@ -17,7 +17,22 @@ def _product(settled: dict[str, Any]) -> int:
     return math.prod(settled.get(key, 1) for key in keys)
 
 
-class TrainerStage(Section):
+class TrainedStage(Section):
+    """What every stage has that goes on from a checkpoint."""
+
+    start_from: Name | None = Field(
+        default=None,
+        description="Earlier stage whose final checkpoint this one starts from, or base, which is the run's "
+        "model. The stage before if absent.",
+    )
+    metric: Name | None = Field(
+        default=None,
+        description="Evaluation task that the stage is meant to get better at, or of a dpo stage its "
+        "eval_dataset: the report shows it before and after.",
+    )
+
+
+class TrainerStage(TrainedStage):
     """The settings of a trainer's loop."""
 
     lora: LoraConfig | None = Field(
@@ -38,6 +53,11 @@ class TrainerStage(Section):
     per_device_batch_size: Positive = Field(default=1, description="Samples a worker takes at once.")
     gradient_accumulation_steps: Positive = Field(default=1, description="Such batches before each step.")
     num_workers: Positive = Field(default=1, description="Data-parallel processes.")
+    sharding: Literal["none", "fsdp2"] = Field(
+        default="none",
+        description="What a worker holds: the whole model, or a part of weights, gradients and optimiser "
+        "(fsdp2, through accelerate: on GPUs, with adamw). Checkpoints are whole models either way.",
+    )
     global_batch_size: Positive = Field(
         default_factory=_product,
         description="Samples a step: per_device_batch_size × gradient_accumulation_steps × num_workers. "
@@ -45,6 +65,11 @@ class TrainerStage(Section):
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Compute activations twice to hold fewer of them."
+    )
+    max_skipped_updates: Positive = Field(
+        default=5,
+        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
+        "are skipped and counted.",
     )
     save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
     logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
@@ -59,6 +84,20 @@ class TrainerStage(Section):
                 + f" (per_device_batch_size × gradient_accumulation_steps × num_workers) "
                 f"is {math.prod(sizes)}, not {self.global_batch_size}",
                 f"write {math.prod(sizes)}, or leave it out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> "TrainerStage":
+        if self.sharding == "none":
+            return self
+        if self.num_workers == 1:
+            raise MisfitError("sharding", "one worker shares nothing", "raise num_workers, or remove it")
+        if self.optimizer == "muon":
+            raise MisfitError("sharding", "muon needs whole matrices", "set optimizer: adamw, or remove it")
+        if self.lora is not None and self.lora.quantization is not None:
+            raise MisfitError(
+                "sharding", "weights held by bitsandbytes are not split", "remove it, or lora.quantization"
             )
         return self
 

@@ -82,7 +82,7 @@ class Chat:
                 eos_token_id=self._renderer.end_token_id,
                 pad_token_id=self._renderer.pad_token_id,
                 suppress_tokens=self._renderer.banned_token_ids,
-                streamer=_Pieces(self._renderer.processor.tokenizer, self._write),
+                streamer=_Pieces(self._renderer.tokenizer, self._write),
             )
         answer = self._renderer.decode(made[0, len(prompt.token_ids) :].tolist())
         self.messages = [*asked, Message("assistant", (Block("text", text=answer),))]

@@ -24,7 +24,7 @@ class EvaluationError(RuntimeError):
 
 
 def evaluate_task(
-    pool: RolloutPool, config: RunConfig, task: EvalTask, run: RunDir, stage: str
+    pool: RolloutPool, config: RunConfig, task: EvalTask, run: RunDir, stage: str, step: int
 ) -> dict[str, Any]:
     """Run a task's first `num_samples` samples, one episode each, and record the result.
 
@@ -34,16 +34,17 @@ def evaluate_task(
         task: What to evaluate on.
         run: Where the row of `evaluation.jsonl` and the trajectories go.
         stage: Name of the stage that made the checkpoint.
+        step: At which it was made.
 
     Returns:
-        The row: `stage`, `task`, `n`, `accuracy` with its 95 % Wilson interval `low`, `high`, the mean of
-        every reward and of tool calls in `metrics`, and `seconds`.
+        The row: `stage`, `task`, `step`, `n`, `accuracy` with its 95 % Wilson interval `low`, `high`, the
+        mean of every reward and of tool calls in `metrics`, and `seconds`.
 
     Raises:
         EvaluationError: If a sample could not be scored; a failed score is never counted as a wrong answer.
     """
     begun = time.perf_counter()
-    samples = load_samples(task.data, config.base_dir)
+    samples = load_samples(task.data, config.base_dir, use="episodes")
     count = min(task.num_samples, len(samples))
     groups = [
         GroupJob(i, task.name, samples[i], size=1, seed=stable_seed(config.seed, "evaluation", task.name, i))
@@ -53,7 +54,7 @@ def evaluate_task(
     trajectories = pool.rollout(
         groups, Limits(rollout.max_new_tokens, rollout.max_length, temperature=task.temperature)
     ).trajectories
-    row = {"stage": stage, "task": task.name, **summarize(trajectories, task.rewards[0].name)}
+    row = {"stage": stage, "task": task.name, "step": step, **summarize(trajectories, task.rewards[0].name)}
     row["seconds"] = round(time.perf_counter() - begun, 1)
     name = f"evaluation-{stage}-{task.name}"
     write_trajectories(run, name, trajectories, {g.group: g.sample for g in groups}, stage=stage, step=0)
@@ -94,8 +95,17 @@ def read_evaluations(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
+def final_evaluations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each stage and task the row of the last step: without those measured on the way."""
+    last: dict[tuple[str, str], int] = {}
+    for row in rows:
+        place = (row["stage"], row["task"])
+        last[place] = max(last.get(place, 0), row["step"])
+    return [row for row in rows if row["step"] == last[row["stage"], row["task"]]]
+
+
 def record_evaluation(run: RunDir, row: dict[str, Any]) -> None:
-    """Add a row; it takes the place of an earlier one of its stage and task."""
-    place = (row["stage"], row["task"])
-    kept = [old for old in read_evaluations(run) if (old["stage"], old["task"]) != place]
+    """Add a row; it takes the place of an earlier one of its stage, task and step."""
+    place = (row["stage"], row["task"], row["step"])
+    kept = [old for old in read_evaluations(run) if (old["stage"], old["task"], old["step"]) != place]
     write_atomic(run.path / "evaluation.jsonl", "".join(json.dumps(each) + "\n" for each in [*kept, row]))

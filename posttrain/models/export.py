@@ -7,11 +7,14 @@ from typing import Any
 
 import yaml
 
+from posttrain.config.model import infer_family
 from posttrain.models.lora import is_adapter, write_merged
 
 #: What a checkpoint holds for resuming, and for nothing else.
 TRAINING_FILES = (
     "optimizer.pt",
+    "optimizer.bin",
+    "pytorch_model_fsdp.bin",
     "scheduler.pt",
     "scaler.pt",
     "trainer_state.json",
@@ -20,7 +23,12 @@ TRAINING_FILES = (
     "README.md",
     "state",
     "rng_state*",
+    "figures_*",
 )
+
+
+#: Begins the names of figures that a stage measures on held-out samples.
+HELD_OUT = "eval_"
 
 
 class ExportError(ValueError):
@@ -65,7 +73,8 @@ def model_card(checkpoint: Path) -> str:
     run = next((parent for parent in checkpoint.absolute().parents if _is_run(parent)), None)
     config = json.loads((run / "resolved.json").read_text(encoding="utf-8")) if run else {}
     base = config.get("model", {}).get("name_or_path")
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    task = "text-generation" if infer_family(checkpoint) == "text" else "image-text-to-text"
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
     if base is not None and not Path(base).is_absolute():
         header["base_model"] = base
     title = f"{config['name']}, {checkpoint.name}" if run else checkpoint.name
@@ -73,10 +82,12 @@ def model_card(checkpoint: Path) -> str:
     if run is not None:
         stage = checkpoint.absolute().relative_to(run).parts[0]
         until = _stages_until(config["stages"], stage)
+        names = {stage["name"] for stage in until}
         parts += [
             _made_of(base, until),
             _data(run, until),
-            _results(run, {stage["name"] for stage in until} | {"base"}),
+            _results(run, names | {"base"}),
+            _held_out(run, names),
             "## Settings\n\n```yaml\n" + (run / "config.yaml").read_text(encoding="utf-8") + "```\n",
         ]
     return "\n".join(part for part in parts if part)
@@ -88,8 +99,13 @@ def _is_run(directory: Path) -> bool:
 
 def _stages_until(stages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The stages that made a checkpoint of the stage of this name; none if there is no such stage."""
-    names = [stage["name"] for stage in stages]
-    return stages[: names.index(name) + 1] if name in names else []
+    names, found = [stage["name"] for stage in stages], []
+    while name in names:
+        index = names.index(name)
+        found.append(stages[index])
+        name = stages[index].get("start_from") or (names[index - 1] if index else "base")
+        names = names[:index]
+    return found[::-1]
 
 
 def _made_of(base: str | None, stages: list[dict[str, Any]]) -> str:
@@ -113,11 +129,15 @@ def _data(run: Path, stages: list[dict[str, Any]]) -> str:
     return _table("Data", ("stage", "dataset", "share", "fingerprint"), rows)
 
 
-def _results(run: Path, stages: set[str]) -> str:
-    """Accuracies with their intervals, of the stages up to this checkpoint's."""
-    path = run / "evaluation.jsonl"
+def _rows(path: Path, stages: set[str]) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines that belong to the stages; none where there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = [row for row in map(json.loads, lines) if row["stage"] in stages]
+    return [row for row in map(json.loads, lines) if row["stage"] in stages]
+
+
+def _results(run: Path, stages: set[str]) -> str:
+    """Accuracies with their intervals, of the stages up to this checkpoint's; at the end of each."""
+    last = {(row["stage"], row["task"]): row for row in _rows(run / "evaluation.jsonl", stages)}
     rows = [
         (
             row["stage"],
@@ -125,9 +145,23 @@ def _results(run: Path, stages: set[str]) -> str:
             f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
             str(row["n"]),
         )
-        for row in found
+        for row in last.values()
     ]
     return _table("Results", ("after", "task", "accuracy [95 % interval]", "prompts"), rows)
+
+
+def _held_out(run: Path, stages: set[str]) -> str:
+    """What stages measured on held-out samples of their own: the first value of each figure and the last."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in _rows(run / "metrics.jsonl", stages):
+        for name, value in row.items():
+            if name.startswith(HELD_OUT) and value is not None:
+                found.setdefault((row["stage"], name.removeprefix(HELD_OUT)), []).append((row["step"], value))
+    rows = [
+        (stage, name, *(f"{value:.4g} (step {step})" for step, value in (measured[0], measured[-1])))
+        for (stage, name), measured in found.items()
+    ]
+    return _table("Held-out samples of the stages", ("stage", "figure", "at first", "at last"), rows)
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

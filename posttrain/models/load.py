@@ -1,13 +1,26 @@
-"""Load, freeze and save Qwen-VL checkpoints, and run them up to their last hidden states."""
+"""Load, freeze and save checkpoints, and run them up to their last hidden states."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Transpose
+
+from posttrain.config.lora import Quantization
+from posttrain.models.video_positions import continue_after_videos
 
 #: `model_type`s of the families, the mixture-of-experts variant of Qwen3-VL included.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -27,27 +40,33 @@ def load_model(
     freeze_vision_tower: bool = True,
     freeze_merger: bool = False,
     attn_implementation: str = "sdpa",
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint's weights for training, from safetensors and without remote code.
 
     Args:
         checkpoint: Directory or Hugging Face id.
         dtype: Precision of the weights.
-        freeze_vision_tower: Whether the patch embedding, positions and blocks of the vision tower stay fixed.
+        freeze_vision_tower: Whether the patch embedding, positions and blocks of the vision tower stay fixed,
+            of a model that has one.
         freeze_merger: Whether the projections from vision to text stay fixed (DeepStack's included).
         attn_implementation: transformers' name of the attention kernel.
+        quantization: Form of the language model's linear layers, for adapters alone to be trained.
 
     Raises:
-        LoadError: If it is no Qwen-VL checkpoint, weights are missing, or nothing matched a freeze setting.
+        LoadError: If it is no model of these kinds, or weights, what to freeze or bitsandbytes are missing.
     """
     try:
         config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise LoadError(f"{checkpoint}: no readable model configuration ({error})") from error
-    if config.model_type not in MODEL_TYPES:
-        raise LoadError(f"{checkpoint}: model_type {config.model_type!r} is none of {', '.join(MODEL_TYPES)}")
+    if not (sees_images(config) or _is_causal(config)):
+        raise LoadError(
+            f"{checkpoint}: model_type {config.model_type!r} is none of {', '.join(MODEL_TYPES)}, and no"
+            " causal language model"
+        )
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = auto_model(config).from_pretrained(
             str(checkpoint),
             config=config,
             dtype=getattr(torch, dtype),
@@ -55,22 +74,55 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            quantization_config=_quantized(quantization, dtype) if quantization else None,
         )
+    except ImportError as error:
+        raise LoadError(f"lora.quantization: {quantization}: {error}") from error
     except OSError as error:
         raise LoadError(f"{checkpoint}: no readable *.safetensors weights ({error})") from error
     model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    if missing := sorted(info["missing_keys"]):
         raise LoadError(
             f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
             " them with noise. Fetch the checkpoint again"
         )
     write_experts_as_published(model)
-    if freeze_vision_tower:
+    continue_after_videos(model)
+    if freeze_vision_tower and sees_images(config):
         freeze(model, VISION_TOWER)
     if freeze_merger:
         freeze(model, MERGER)
     return model
+
+
+def sees_images(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration is a Qwen-VL; else it is a text model."""
+    return config.model_type in MODEL_TYPES
+
+
+def _is_causal(config: PreTrainedConfig) -> bool:
+    return any(name.endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def auto_model(config: PreTrainedConfig) -> Any:
+    """What loads a model of this configuration."""
+    return AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+
+
+def _quantized(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
+    """How bitsandbytes holds a model; vision tower, merger and head stay as they are."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LoadError(
+            f"lora.quantization: {quantization} needs bitsandbytes: pip install 'posttrain[qlora]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=quantization == "nf4",
+        load_in_8bit=quantization == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=["model.visual", "lm_head"],  # bitsandbytes' key for both forms
+    )
 
 
 def freeze(model: torch.nn.Module, pattern: re.Pattern[str]) -> int:
@@ -109,7 +161,9 @@ def write_experts_as_published(model: Any) -> None:
     model._weight_conversions = conversions  # what save_pretrained reverts
 
 
-def save_model(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, directory: Path
+) -> None:
     """Write a directory that transformers, PEFT and vLLM load as it is.
 
     Args:

@@ -1,6 +1,7 @@
 """Low-rank adapters: put onto a model, found in a checkpoint, merged into the weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,16 @@ import peft
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from posttrain.config.lora import LoraConfig
-from posttrain.models.load import write_experts_as_published
+from posttrain.models.load import auto_model, sees_images, write_experts_as_published
 
 ADAPTER_CONFIG = "adapter_config.json"
 #: The part of a Qwen-VL model that is adapted unless a regular expression says otherwise.
 LANGUAGE_MODEL = "language_model"
+#: The same of a text model, whose head is left out as well.
+LAYERS = "layers"
 
 
 class LoraError(ValueError):
@@ -26,10 +29,16 @@ def lora_config(model: PreTrainedModel, settings: LoraConfig) -> peft.LoraConfig
     """Our keys as PEFT's, the modules found in the model and checked.
 
     Raises:
-        LoraError: If a target module is not in the model: PEFT would pass over it in silence.
+        LoraError: If a target module is the head, or not in the model: PEFT would pass over it in silence.
     """
     targets = settings.target_modules
-    if not isinstance(targets, str):
+    if isinstance(targets, str):
+        head = model.get_output_embeddings()
+        if any(re.fullmatch(targets, name) for name, module in model.named_modules() if module is head):
+            raise LoraError(
+                f"lora.target_modules: {targets!r} finds the head, which stays as it is; name less"
+            )
+    else:
         targets = _language_model_layers(model, targets)
     return peft.LoraConfig(
         r=settings.rank,
@@ -92,7 +101,7 @@ def load_merged(checkpoint: Path | str) -> PreTrainedModel:
     """
     base = base_of(Path(checkpoint)) if is_adapter(checkpoint) else str(checkpoint)
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    model: Any = AutoModelForImageTextToText.from_pretrained(
+    model: Any = auto_model(config).from_pretrained(
         base, config=config, dtype="auto", trust_remote_code=False, use_safetensors=True
     )
     if not is_adapter(checkpoint):
@@ -124,10 +133,11 @@ def _language_model_layers(model: PreTrainedModel, names: list[str] | None) -> s
     parts = [
         (path.split("."), module) for path, module in model.named_modules() if isinstance(module, nn.Linear)
     ]
-    found = {path[-1] for path, _ in parts if LANGUAGE_MODEL in path}
+    adapted = LANGUAGE_MODEL if sees_images(model.config) else LAYERS
+    found = {path[-1] for path, _ in parts if adapted in path}
     if missing := sorted(set(names or ()) - found):
         raise LoraError(
             f"lora.target_modules: the language model has no linear layer {missing[0]!r}; it has"
             f" {', '.join(sorted(found))}"
         )
-    return rf"(.*\.)?{LANGUAGE_MODEL}\..*\.({'|'.join(sorted(names or found))})"
+    return rf"(.*\.)?{adapted}\..*\.({'|'.join(sorted(names or found))})"

@@ -12,6 +12,7 @@ from typing import Any
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
 from posttrain.data.rendering import Renderer
 from posttrain.plugins import resolve
+from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.rollout.engine import Engine, Request, stable_seed
 from posttrain.rollout.episode import Environment, EpisodeJob, Limits, TaskEnvironments, run_episodes
 from posttrain.types import RewardInput, Sample, Trajectory
@@ -195,6 +196,10 @@ class RolloutWorker:
             for future in scoring:
                 future.result()
         return Rollout(trajectories, time.perf_counter() - waiting_since)
+
+    def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
+        """Answer questions, in their order; nothing is scored."""
+        return sample_answers(self._engine, self._renderer, questions, sampling)
 
     def _score(self, members: list[Trajectory], sample: Sample) -> None:
         """Score a finished group in one request."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
 
@@ -43,6 +44,8 @@ class Request:
         max_tokens: Most tokens to sample; at least 1.
         temperature: 1.0 in training, 0.0 for greedy.
         seed: Decides the sample, whatever else the engine is doing.
+        top_p: Share of the probability that tokens are sampled from.
+        top_logprobs: For how many of the likeliest tokens the log-probs are wanted, at most 20.
 
     Example:
         Request("3-0-1", [1, 5, 9], [], max_tokens=64, temperature=1.0, seed=stable_seed(0, 3, 0, 1))
@@ -54,6 +57,21 @@ class Request:
     max_tokens: int
     temperature: float
     seed: int
+    top_p: float = 1.0
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The likeliest tokens at each place of an answer, under the model's own distribution at temperature 1.
+
+    Attributes:
+        ids: [T, K] int32, the likeliest first.
+        logprobs: [T, K] float32.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Completion:
         logprobs: Of each sampled token under the model's own distribution at temperature 1.
         finish_reason: `stop` at the end-of-turn token, `length` at `max_tokens`.
         version: The policy version that sampled them.
+        top: The likeliest tokens at the place of each, where the request wanted them.
     """
 
     id: str
@@ -73,6 +92,7 @@ class Completion:
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
     version: int
+    top: TopTokens | None = None
 
 
 class Engine(Protocol):

@@ -192,6 +192,7 @@ class _Driver:
     ) -> Rendered:
         where = f"sample {job.sample.id!r} of task {job.task!r}"
         try:
+            _refuse_videos(messages)
             rendered = self._renderer.render(messages, tools, add_generation_prompt=True)
         except (ImageError, RenderError, ImageChangedError) as error:
             raise EpisodeError(f"{where} cannot be shown: {error}") from error
@@ -256,6 +257,7 @@ class _Driver:
     def _render_reply(self, episode: _Running, message: Message) -> tuple[Message, Rendered]:
         """Render a reply; what cannot be rendered is replaced, since a tool must not end the batch."""
         try:
+            _refuse_videos([message])
             return message, self._renderer.observation(message)
         except (ImageError, RenderError) as error:
             logger.warning("sample %s: a tool's reply cannot be shown: %s", episode.job.sample.id, error)
@@ -266,3 +268,8 @@ class _Driver:
         episode.environment.close()
         episode.ledger.stop_reason = stop_reason
         return episode.ledger
+
+
+def _refuse_videos(messages: Sequence[Message]) -> None:
+    if any(message.videos for message in messages):
+        raise RenderError("it has a video, and rollouts show texts and images only")

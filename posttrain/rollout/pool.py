@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.rollout.actor import GroupJob, Rollout, RolloutWorker, WorkerSetup
+from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.rollout.episode import Limits
 
 logger = logging.getLogger(__name__)
@@ -106,11 +107,34 @@ class RolloutPool:
             RolloutError: If workers were lost more than `max_restarts` times.
             Exception: What a worker raised, such as the reward client's error when its server stays away.
         """
+        return _gather(groups, self._divide("rollout", groups, limits))
+
+    def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
+        """Have questions answered, once each.
+
+        Args:
+            questions: With distinct indices.
+            sampling: How.
+
+        Returns:
+            The answers by index.
+
+        Raises:
+            RolloutError: If workers were lost more than `max_restarts` times.
+        """
+        parts = self._divide("answer", questions, sampling)
+        answers = sorted((answer for part in parts for answer in part), key=lambda answer: answer.index)
+        if [answer.index for answer in answers] != sorted(question.index for question in questions):
+            raise RolloutError("the workers answered other questions than they were asked")
+        return answers
+
+    def _divide(self, method: str, jobs: Sequence[Any], settings: Any) -> list[Any]:
+        """What the workers' method says of their shares of the jobs; a lost worker's share is repeated."""
         count = len(self._workers)
         for worker in self._workers:
-            worker.assign(list(groups[worker.index :: count]), limits)
+            worker.assign(method, list(jobs[worker.index :: count]), settings)
         losses = 0
-        while busy := [worker for worker in self._workers if worker.result is None]:
+        while busy := [worker for worker in self._workers if not worker.done]:
             for worker in busy:
                 try:
                     worker.advance()
@@ -120,10 +144,10 @@ class RolloutPool:
                         raise RolloutError(
                             f"gave up after losing {losses} workers; the last: {loss}"
                         ) from loss
-                    logger.warning("%s; it is replaced and its groups are repeated", loss)
+                    logger.warning("%s; it is replaced and its share is repeated", loss)
                     worker.restart(self._published)
             _wait_for_any(busy)
-        return _gather(groups, [worker.result for worker in self._workers if worker.result])
+        return [worker.result for worker in self._workers if worker.result is not None]
 
     def publish(self, path: Path, version: int) -> None:
         """Have every worker load a checkpoint's weights; return once all of them serve them.
@@ -180,12 +204,13 @@ class _Worker:
         self.index = index
         self.timeouts = timeouts
         self.actor: Any = None
-        self.result: Rollout | None = None
+        self.result: Any = None
+        self.done = True
         self._setup = setup
         self._options = options
         self._starting: Any = None
         self.answer: Any = None
-        self._task: tuple[list[GroupJob], Limits] = ([], Limits(1, 1))
+        self._task: tuple[str, list[Any], Any] = ("", [], None)
         self.restart(None)
 
     def restart(self, published: tuple[Path, int] | None) -> None:
@@ -202,22 +227,24 @@ class _Worker:
             self.get(self._starting, self.timeouts.start, "loading the model")
             self._starting = None
 
-    def assign(self, groups: list[GroupJob], limits: Limits) -> None:
-        """Set the groups to run next; `advance` does the rest, until there is a `result`."""
-        self._task = (groups, limits)
-        self.answer = None
-        self.result = None if groups else Rollout()
+    def assign(self, method: str, jobs: list[Any], settings: Any) -> None:
+        """Set what to do next; `advance` does the rest, until it is `done`."""
+        self._task = (method, jobs, settings)
+        self.answer = self.result = None
+        self.done = not jobs
 
     def advance(self) -> None:
-        """Ask for the episodes, or collect them, or see whether the worker is alive."""
+        """Ask for the result, or collect it, or see whether the worker is alive."""
         if self.answer is None:
             self.ready()
-            self.answer = self.actor.rollout.remote(*self._task)
+            method, *arguments = self._task
+            self.answer = getattr(self.actor, method).remote(*arguments)
         elif ray.wait([self.answer], timeout=0)[0]:
-            self.result = self.get(self.answer, self.timeouts.publish, "handing its episodes over")
+            self.result = self.get(self.answer, self.timeouts.publish, "handing its results over")
+            self.done = True
         else:
             watch = self.actor.step_seconds.options(concurrency_group="watch").remote()
-            seconds = self.get(watch, self.timeouts.probe, "running episodes")
+            seconds = self.get(watch, self.timeouts.probe, "at work")
             if seconds > self.timeouts.probe:
                 raise WorkerLostError(
                     f"rollout worker {self.index} hangs: its engine has been in one step for {seconds:.0f} s"
@@ -239,7 +266,7 @@ class _Worker:
 
 def _wait_for_any(busy: Sequence[_Worker]) -> None:
     """Sleep until a worker has finished, or it is time to look at them again."""
-    answers = [worker.answer for worker in busy if worker.answer is not None and worker.result is None]
+    answers = [worker.answer for worker in busy if worker.answer is not None and not worker.done]
     if answers:
         ray.wait(answers, timeout=busy[0].timeouts.probe)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.data.formats import DataError, write_canonical
-from posttrain.types import Message, Sample, message_from_json
+from posttrain.messages import message_from_json
+from posttrain.types import Message, Sample
 
 #: Where a generated dataset has its rows.
 ROWS = "data.jsonl"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.durable import write_atomic
+from posttrain.messages import message_to_json
 from posttrain.run_dir import RunDir
-from posttrain.types import Sample, Trajectory, message_to_json
+from posttrain.types import Sample, Trajectory
 
 
 def write_trajectories(

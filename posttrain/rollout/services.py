@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import RlStage, RolloutConfig, RunConfig, TaskConfig
+from posttrain.config.model import infer_family
 from posttrain.plugins import resolve
 from posttrain.rollout.actor import RewardAccess, WorkerSetup
 from posttrain.rollout.episode import Limits
@@ -32,7 +33,7 @@ class Services:
         self._stack = ExitStack()
         self._rewards: RewardAccess | None = None
         self._pool: RolloutPool | None = None
-        self._rollout: RolloutConfig | None = None
+        self._kind: tuple[RolloutConfig, str] | None = None
         self._serving: Path | None = None
         self._version = 0
 
@@ -43,12 +44,18 @@ class Services:
         self.close_pool()
         self._stack.close()
 
-    def pool_with(self, checkpoint: Path, rollout: RolloutConfig) -> RolloutPool:
-        """The pool, serving a checkpoint's weights; a stage with other rollout settings gets a new pool."""
-        if self._pool is None or rollout != self._rollout:
+    def pool_with(self, checkpoint: Path, rollout: RolloutConfig, origin: str = "") -> RolloutPool:
+        """The pool, serving a checkpoint's weights; other settings or another model get a new pool.
+
+        Args:
+            checkpoint: Directory or Hugging Face id of the weights.
+            rollout: Engines and lengths.
+            origin: Which model the checkpoint is of, where it does not descend from the run's own.
+        """
+        if self._pool is None or self._kind != (rollout, origin):
             self.close_pool()
-            self._pool = self._start_pool(checkpoint, rollout)
-            self._rollout, self._version = rollout, 0
+            self._pool = self._start_pool(checkpoint, rollout, origin)
+            self._kind, self._version = (rollout, origin), 0
         elif checkpoint != self._serving:
             self._pool.publish(checkpoint, self.next_version())
         self._serving = checkpoint
@@ -66,18 +73,21 @@ class Services:
             self._pool.close()
             self._pool = None
 
-    def _start_pool(self, checkpoint: Path, rollout: RolloutConfig) -> RolloutPool:
-        if self._rewards is None:
+    def _start_pool(self, checkpoint: Path, rollout: RolloutConfig, origin: str) -> RolloutPool:
+        # Another model than the run's own answers questions, which nothing scores.
+        tasks = [] if origin else self._tasks
+        if tasks and self._rewards is None:
             self._rewards = self._start_rewards()
         config = self._config
+        family = infer_family(checkpoint) if origin else config.model.family
         setup = WorkerSetup(
-            model=config.model,
+            model=config.model.model_copy(update={"family": family}),
             checkpoint=checkpoint,
             engine_config=rollout.engine,
-            tasks=self._tasks,
+            tasks=tasks,
             limits=Limits(rollout.max_new_tokens, rollout.max_length),
             image_dir=self._run.path / "images",
-            rewards=self._rewards,
+            rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
         )
         return RolloutPool(setup, actors=rollout.actors, use_gpu=config.cluster.num_gpus > 0)

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import MultiModalInput, TokensInput, tokens_input
 from vllm.inputs import mm_input as multimodal_input
+from vllm.logprobs import FlatLogprobs
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalKwargsItems,
@@ -27,7 +29,7 @@ from vllm.multimodal.inputs import (
 from vllm.sampling_params import RequestOutputKind
 
 from posttrain.config import EngineConfig
-from posttrain.rollout.engine import Completion, EngineError, EngineImage, Request
+from posttrain.rollout.engine import Completion, EngineError, EngineImage, Request, TopTokens
 
 #: Memory for keys and values on a CPU where the configuration names none.
 CPU_KV_CACHE_GB = 1.0
@@ -110,9 +112,11 @@ class VllmEngine:
             raise EngineError(f"request {request.id!r} is in flight already; ids must be unique")
         parameters = SamplingParams(
             temperature=request.temperature,
+            top_p=request.top_p,
             seed=request.seed,
             max_tokens=request.max_tokens,
-            logprobs=0,  # of the sampled token only
+            logprobs=request.top_logprobs,  # besides that of the sampled token
+            flat_logprobs=True,
             logit_bias=self._bias,
             stop_token_ids=[self._end_token_id],
             ignore_eos=True,  # the end-of-turn token alone ends a turn
@@ -178,8 +182,12 @@ class VllmEngine:
         if sampled.finish_reason not in ("stop", "length") or sampled.logprobs is None:
             raise EngineError(f"request {request.id!r} ended with {sampled.finish_reason!r}; see vLLM's log")
         ids = list(sampled.token_ids)
-        logprobs = [entry[token].logprob for token, entry in zip(ids, sampled.logprobs, strict=True)]
-        return Completion(request.id, ids, logprobs, sampled.finish_reason, self._version)
+        flat = sampled.logprobs
+        if [flat.token_ids[place] for place in flat.start_indices] != ids:
+            raise EngineError(f"request {request.id!r}: vLLM's log-probs are not those of the sampled tokens")
+        logprobs = [flat.logprobs[place] for place in flat.start_indices]
+        top = _top_tokens(flat, request.top_logprobs) if request.top_logprobs else None
+        return Completion(request.id, ids, logprobs, sampled.finish_reason, self._version, top)
 
 
 def _arguments(
@@ -230,6 +238,13 @@ def _prompt(request: Request) -> TokensInput | MultiModalInput:
         {"image": [image.sha256 for image in request.images]},
         {"image": [_placeholders(image) for image in request.images]},
     )
+
+
+def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:
+    """The likeliest tokens of each place; the sampled one stands before them."""
+    places = np.array(logprobs.start_indices)[:, None] + np.arange(1, count + 1)
+    ids, values = np.array(logprobs.token_ids, np.int32), np.array(logprobs.logprobs, np.float32)
+    return TopTokens(ids[places], values[places])
 
 
 def _placeholders(image: EngineImage) -> PlaceholderRange:

@@ -36,6 +36,11 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def any_over_ranks(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is set on any rank."""
+    return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.float32)).tolist()]
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up every gradient over the ranks, in one collective.
 

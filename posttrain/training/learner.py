@@ -26,16 +26,13 @@ from posttrain.objectives.packed import truncated_importance_weights
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
 from posttrain.training.distributed import max_over_ranks, rank, sum_gradients, sum_over_ranks, world_size
+from posttrain.training.finite import UpdateGuard
 from posttrain.training.optimizers import build_optimizer
 from posttrain.types import Trajectory
 
 
 class PolicyMismatch(RuntimeError):
     """Engine and learner disagree on the log-probs of the tokens that the engine sampled."""
-
-
-class NonFiniteUpdates(RuntimeError):
-    """Too many updates in a row had a loss or gradient that was not finite."""
 
 
 @dataclass
@@ -103,7 +100,10 @@ class Learner:
         self.optimizer = build_optimizer([self.model], "adamw", stage.learning_rate, stage.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.objective = objective_of(stage.algorithm)
-        self.skipped_in_a_row = 0
+        self.guard = UpdateGuard(
+            stage.max_skipped_updates,
+            "Lower learning_rate, or look for a reward that is not finite in rollouts/",
+        )
         if resume:
             self._restore(checkpoint / "state")
 
@@ -221,28 +221,13 @@ class Learner:
             loss.backward()
             pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
         sum_gradients(self.model.parameters())
+        broken = self.guard.broken(self.model.named_parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.max_grad_norm).item()
-        if math.isfinite(norm):
+        if self.guard.admits(math.isfinite(norm), broken):
             self.optimizer.step()
-        self._count_skipped(math.isfinite(norm))
         self.schedule.step()
         self.optimizer.zero_grad()
         return norm
-
-    def _count_skipped(self, finite: bool) -> None:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row < self.stage.max_skipped_updates:
-            return
-        broken = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
-        raise NonFiniteUpdates(
-            f"{self.skipped_in_a_row} updates in a row were not finite; no parameter was changed by them. Not"
-            f" finite: the gradients of {', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}. Lower"
-            " learning_rate, or look for a reward that is not finite in rollouts/"
-        )
 
     def _summary(self, norms: list[float], pieces: list[dict[str, Tensor]]) -> dict[str, float]:
         """Means over the tokens of all ranks; the gate's quantiles are this rank's."""

@@ -26,6 +26,7 @@ from posttrain.rollout.pool import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.services import Services
 from posttrain.run_dir import RunDir, step_of
+from posttrain.run_process import saving_on_sigterm, stop_requested
 from posttrain.tracking import Tracker
 from posttrain.training.learner import PolicyMismatch
 from posttrain.training.learner_group import LearnerGroup
@@ -64,20 +65,24 @@ def run_rl(config: RunConfig, stage: RlStage, run: RunDir, checkpoint: Path, ser
     tracker.start(stage.name, stage.max_steps)
     controller = Controller(config, stage, run, pool, learners)
     try:
-        for step in range(done + 1, stage.max_steps + 1):
-            begun = time.perf_counter()
-            metrics = step_or_repeat(
-                lambda step=step: controller.step(step), lambda: sync.publish(services.next_version())
-            )
-            published = time.perf_counter()
-            sync.publish(services.next_version())
-            metrics["time/publish"] = time.perf_counter() - published
-            metrics["time/step"] = time.perf_counter() - begun
-            tracker.log(stage.name, step, metrics)
-            if step % stage.save_steps == 0 or step == stage.max_steps:
-                newest = run.save_checkpoint(
-                    stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
+        with saving_on_sigterm(run):
+            for step in range(done + 1, stage.max_steps + 1):
+                begun = time.perf_counter()
+                metrics = step_or_repeat(
+                    lambda step=step: controller.step(step), lambda: sync.publish(services.next_version())
                 )
+                published = time.perf_counter()
+                sync.publish(services.next_version())
+                metrics["time/publish"] = time.perf_counter() - published
+                metrics["time/step"] = time.perf_counter() - begun
+                tracker.log(stage.name, step, metrics)
+                stop = stop_requested(run)
+                if step % stage.save_steps == 0 or step == stage.max_steps or stop:
+                    newest = run.save_checkpoint(
+                        stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
+                    )
+                if stop:
+                    break
     finally:
         tracker.close()
         sync.close()
@@ -116,8 +121,9 @@ class Controller:
         self._pool = pool
         self._learners = learners
         self._tasks: dict[str, TaskConfig] = {task.name: task for task in stage.tasks}
-        samples = {task.name: load_samples(task.data, config.base_dir) for task in stage.tasks}
-        run.check_data({task.data: samples[task.name].fingerprint for task in stage.tasks})
+        samples = {
+            task.name: load_samples(task.data, config.base_dir, use="episodes") for task in stage.tasks
+        }
         ratios = {task.name: task.ratio for task in stage.tasks}
         self._prompts = Mixture(samples, ratios, seed=config.seed)
 

@@ -3,16 +3,18 @@
 Ours are the loss and its normalisation over the global batch; `trl_stage` has what the stages share.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from posttrain.config import RunConfig, SftStage
+from posttrain.config import DistillationStage, RunConfig, SftStage, SupervisedStage
 from posttrain.models.lora import with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
@@ -22,15 +24,14 @@ from posttrain.training.distributed import sum_over_ranks, world_size
 from posttrain.training.optimizers import build_optimizer
 from posttrain.training.sft_batches import PackedBatches, PaddedBatches, RenderedDraws, sequence_ids
 from posttrain.training.trl_stage import (
+    LEFT_OUT,
     StageParts,
     StageTrainer,
+    StopAt,
     TrackerCallback,
     stage_parts,
     trainer_arguments,
 )
-
-#: Metric: samples with more than `data.max_length` tokens that were drawn since the row before.
-LEFT_OUT = "data/left_out"
 
 
 class SupervisedTrainer(StageTrainer, SFTTrainer):
@@ -38,16 +39,29 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
 
     Args:
         normalization: `sqrt`, `token` or `sample` (RECIPE §2).
+        make_optimizer: Makes the optimiser of the model; transformers' own if None.
         **kwargs: StageTrainer's and SFTTrainer's own.
     """
 
     #: Whether `compute_loss` has counted every micro-batch of the step; else transformers divides by them.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, normalization: Normalization, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        normalization: Normalization,
+        make_optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._normalization: Normalization = normalization
-        self._left_out = 0
+        self._make_optimizer = make_optimizer
         super().__init__(**kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Ours, which FSDP wants made no sooner."""
+        if self.optimizer is None and self._make_optimizer is not None:
+            self.optimizer = self._make_optimizer(self.model)
+        return super().create_optimizer(model)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """The loss's normaliser over every micro-batch of every rank; counts what was left out as well."""
@@ -56,7 +70,7 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
             sums[0] += sft_normalizer(share["supervised"].cpu(), self._normalization)
             sums[1] += share["left_out"].cpu()
         normalizer, left_out = sum_over_ranks(sums)
-        self._left_out += int(left_out)
+        self.count(LEFT_OUT, int(left_out))
         # At least 1 as soon as one token is supervised; where none is, the loss is 0 and not 0/0.
         return normalizer.clamp(min=1).to(device)
 
@@ -83,20 +97,18 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
         arguments = dict(inputs)
         labels = arguments.pop("labels")
         logprobs = model(**arguments, supervised_labels=labels)
-        samples = sequence_ids(inputs)[:, 1:][labels[:, 1:] != IGNORED]
+        samples = self.samples_of(inputs)
         assert num_items_in_batch is not None, "the loss needs the normaliser of the whole step"
         loss = sft_loss(logprobs, samples, num_items_in_batch, self._normalization) * world_size()
         return (loss, logprobs) if return_outputs else loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As transformers does, with how many samples were too long since the last time."""
-        if "loss" in logs:
-            logs = logs | {LEFT_OUT: float(self._left_out)}
-            self._left_out = 0
-        super().log(logs, start_time)
+    @staticmethod
+    def samples_of(inputs: dict[str, Tensor]) -> Tensor:
+        """[T] the sample within the micro-batch that each supervised token belongs to."""
+        return sequence_ids(inputs)[:, 1:][inputs["labels"][:, 1:] != IGNORED]
 
 
-def training_arguments(config: RunConfig, stage: SftStage, output_dir: Path, steps: int) -> SFTConfig:
+def training_arguments(config: RunConfig, stage: SupervisedStage, output_dir: Path, steps: int) -> SFTConfig:
     """Our keys as TRL's."""
     arguments = trainer_arguments(config, stage, output_dir, steps)
     if stage.data.packing:  # one item of the dataset is all that a rank does in a step (see `PackedBatches`)
@@ -105,50 +117,61 @@ def training_arguments(config: RunConfig, stage: SftStage, output_dir: Path, ste
 
 
 def sft_batches(
-    stage: SftStage, parts: StageParts, max_draws: int
+    stage: SupervisedStage,
+    parts: StageParts,
+    max_draws: int,
+    make_draws: Callable[..., RenderedDraws] = RenderedDraws,
 ) -> tuple[PaddedBatches | PackedBatches, Dataset]:
     """What turns draws into batches, and the numbers that the trainer hands to it."""
     length = stage.data.max_length
-    draws = RenderedDraws(parts.mixture, parts.renderer, length, max_draws)
+    draws = make_draws(parts.mixture, parts.renderer, length, max_draws)
     if not stage.data.packing:
         return PaddedBatches(draws, parts.renderer), Dataset.from_dict({"draw": range(max_draws)})
-    backbone: Any = parts.model.base_model
-    batches = PackedBatches(
-        draws, parts.renderer, backbone.get_rope_index, length, samples=stage.global_batch_size
-    )
+    rope_index = getattr(parts.model.base_model, "get_rope_index", None)  # a text model has none
+    batches = PackedBatches(draws, parts.renderer, rope_index, samples=stage.global_batch_size)
     return batches, Dataset.from_dict({"draw": range(parts.steps * world_size())})
 
 
-def sft_worker(arguments: dict[str, Any]) -> None:
+def sft_worker(
+    arguments: dict[str, Any],
+    make_draws: Callable[..., RenderedDraws] = RenderedDraws,
+    make_trainer: Callable[..., SupervisedTrainer] = SupervisedTrainer,
+    figures: tuple[str, ...] = (),
+) -> None:
     """What each worker of the stage runs (see `run_workers`).
 
     Args:
-        arguments: As `stage_parts` takes them.
+        arguments: As `stage_parts` takes them; and perhaps `until`, the step at which to stop for now.
+        make_draws: Makes what renders the samples.
+        make_trainer: Makes the trainer.
+        figures: More figures that the trainer logs.
     """
     config: RunConfig = arguments["config"]
-    stage: SftStage = arguments["stage"]
+    stage: SftStage | DistillationStage = arguments["stage"]
     run: RunDir = arguments["run"]
     resume: Path | None = arguments["resume"]
     with stage_parts(arguments) as parts:
-        batches, draws = sft_batches(stage, parts, parts.steps * stage.global_batch_size)
+        batches, draws = sft_batches(stage, parts, parts.steps * stage.global_batch_size, make_draws)
         add_supervised_head(parts.model)
         if stage.data.packing:
             use_packed_attention(parts.model)
         model: Any = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, config.seed)
         tracker = parts.tracker
-        callbacks = [] if tracker is None else [TrackerCallback(tracker, stage.name, (LEFT_OUT,))]
-        trainer = SupervisedTrainer(
+        callbacks: list[TrainerCallback] = [StopAt(arguments.get("until", parts.steps))]
+        if tracker is not None:
+            callbacks.append(TrackerCallback(tracker, stage.name, figures))
+        trainer = make_trainer(
             normalization=stage.loss.normalization,
             run=run,
             stage_name=stage.name,
+            max_skipped_updates=stage.max_skipped_updates,
             model=model,
             args=training_arguments(config, stage, run.scratch(stage.name), parts.steps),
             data_collator=batches,
             train_dataset=draws,
             processing_class=parts.renderer.processor,
-            optimizers=(
-                build_optimizer([model], stage.optimizer, stage.learning_rate, stage.weight_decay),
-                None,
+            make_optimizer=lambda model: build_optimizer(
+                [model], stage.optimizer, stage.learning_rate, stage.weight_decay
             ),
             callbacks=callbacks,
         )

@@ -16,6 +16,7 @@ from posttrain.data.sample_tokens import tool_specs
 from posttrain.data.sources import DataError, Mixture
 from posttrain.models.supervised_head import IGNORED
 from posttrain.training.distributed import rank, sum_over_ranks, world_size
+from posttrain.types import Sample
 
 #: Rendered tokens kept by a worker, about 50 bytes each; pixels have their own bounded cache.
 TOKENS_KEPT = 2_000_000
@@ -42,10 +43,10 @@ class RenderedDraws:
         self._renderer = renderer
         self._max_length = max_length
         self._draws = draws
-        self._kept: OrderedDict[tuple[str, int], Rendered] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._tokens_kept = 0
 
-    def sample(self, draw: int) -> tuple[Rendered, int]:
+    def sample(self, draw: int) -> tuple[Any, int]:
         """The sample of a draw, and how many were left out before it.
 
         Raises:
@@ -67,25 +68,40 @@ class RenderedDraws:
             row = self._replacement(dataset, draw, turn)
         return rendered, left_out
 
+    def fits(self, draw: int) -> bool:
+        """Whether the sample of a draw is not left out."""
+        return len(self._render(*self._mixture.index(draw)).token_ids) <= self._max_length
+
+    def max_length(self, draw: int) -> int:
+        """Most tokens of a packed row with the sample of a draw."""
+        return self._mixture.max_length(draw) or self._max_length
+
     def _replacement(self, dataset: str, draw: int, turn: int) -> int:
         """Row of the `turn`-th replacement; places in the mixture's period recur, so there is one."""
         beyond = (self._mixture.index(draw + again * self._draws) for again in itertools.count(1))
         rows = (row for name, row in beyond if name == dataset)
         return next(itertools.islice(rows, turn - 1, None))
 
-    def _render(self, dataset: str, row: int) -> Rendered:
+    def _render(self, dataset: str, row: int) -> Any:
         key = (dataset, row)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        sample = self._mixture.datasets[dataset][row]
-        rendered = self._renderer.render(sample.messages, tools=tool_specs(sample))
+        rendered = self._show(dataset, self._mixture.datasets[dataset][row])
         self._kept[key] = rendered
         self._tokens_kept += len(rendered.token_ids)
         while self._tokens_kept > TOKENS_KEPT and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._tokens_kept -= len(dropped.token_ids)
         return rendered
+
+    def _show(self, dataset: str, sample: Sample) -> Any:
+        """A sample as the model sees it; whatever it is, its `token_ids` are what `max_length` bounds."""
+        return self._renderer.render(sample.messages, tools=tool_specs(sample))
+
+    def targets(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """More arguments of the model, of the items' supervised tokens one after another; here none."""
+        return {}
 
 
 class PaddedBatches:
@@ -110,7 +126,7 @@ class PaddedBatches:
         batch = collate(items, self._renderer)
         supervised = pad_rows([item.supervised for item in items], False, bool)
         batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
-        return batch
+        return batch | self._draws.targets(items)
 
 
 class PackedBatches:
@@ -122,18 +138,20 @@ class PackedBatches:
     Args:
         draws: The samples.
         renderer: Of the checkpoint being trained.
-        rope_index: `get_rope_index` of the model's backbone.
-        max_length: Most tokens of a row.
+        rope_index: `get_rope_index` of the model's backbone; None of a text model.
         samples: Of each step, over all ranks.
     """
 
     def __init__(
-        self, draws: RenderedDraws, renderer: Renderer, rope_index: RopeIndex, max_length: int, samples: int
+        self,
+        draws: RenderedDraws,
+        renderer: Renderer,
+        rope_index: RopeIndex | None,
+        samples: int,
     ) -> None:
         self._draws = draws
         self._renderer = renderer
         self._rope_index = rope_index
-        self._max_length = max_length
         self._samples = samples
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -150,7 +168,9 @@ class PackedBatches:
             item, number = self._draws.sample(first + place)
             lengths[place] = len(item.token_ids)
             left_out += number
-        shares = pack(sum_over_ranks(lengths).tolist(), self._max_length, world_size())
+        lengths = sum_over_ranks(lengths)
+        capacity = max(self._draws.max_length(first), int(lengths.max()))
+        shares = pack(lengths.tolist(), capacity, world_size())
         mine = [[self._draws.sample(first + place)[0] for place in places] for places in shares[rank()]]
         return _share(mine, self._row, left_out)
 
@@ -159,7 +179,7 @@ class PackedBatches:
         # A sample's first token follows another sample's last: it is not to be foretold.
         supervised = torch.tensor([flag for item in items for flag in (False, *item.supervised[1:])])
         batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
-        return batch
+        return batch | self._draws.targets(items)
 
 
 def _share(
@@ -184,7 +204,7 @@ def _share(
 
 def sequence_ids(batch: dict[str, Tensor]) -> Tensor:
     """The sample within the micro-batch that each token belongs to, [B, L]."""
-    if "position_ids" in batch:
-        return (batch["position_ids"][0] == 0).cumsum(1) - 1
     ids = batch["input_ids"]
+    if "position_ids" in batch:
+        return (batch["position_ids"].view(-1, *ids.shape)[0] == 0).cumsum(1) - 1
     return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)

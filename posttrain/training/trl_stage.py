@@ -4,7 +4,10 @@ TRL keeps the optimiser loop, the chunked language-model head and resuming. Ours
 ratios, the rendering, the normalisation over the global batch and the atomic checkpoints.
 """
 
+import json
+import math
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,59 +24,158 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 
-from posttrain.config import DataConfig, RunConfig
+from posttrain.config import DataConfig, RunConfig, SupervisedStage
+from posttrain.config.lora import Quantization
+from posttrain.config.sft import SftData
 from posttrain.config.trainer import TrainerStage
+from posttrain.data.curriculum import CurriculumMixture, LengthPhases
+from posttrain.data.lengths import TokenCounter
 from posttrain.data.rendering import Renderer
 from posttrain.data.sample_tokens import SampleTokens
-from posttrain.data.sources import Mixture, open_mixture
+from posttrain.data.sources import Mixture, open_mixture, row_lengths
+from posttrain.durable import explaining_full_disk
 from posttrain.models.load import load_model
 from posttrain.run_dir import RunDir, step_of
+from posttrain.run_process import stop_requested
 from posttrain.tracking import Tracker
-from posttrain.training.distributed import rank, sum_over_ranks
+from posttrain.training.distributed import any_over_ranks, rank, sum_over_ranks
+from posttrain.training.finite import UpdateGuard
+from posttrain.training.run_data import use_of
 
 #: Checkpoints of a stage that are kept: the newest, and one to fall back to.
 CHECKPOINTS_KEPT = 2
+#: Updates in a row that are not finite before a stage ends, where its settings do not say.
+MAX_SKIPPED_UPDATES = 5
+#: Metric: updates since the row before that were skipped, their loss or gradient not being finite.
+SKIPPED = "update/skipped"
+#: Metric: samples with more than `data.max_length` tokens that were drawn since the row before.
+LEFT_OUT = "data/left_out"
 
 
 class StageTrainer(Trainer):
-    """The half of our trainers that is not about their loss: sample order and checkpoints.
+    """The half of our trainers that is not about their loss: sample order, checkpoints and faults.
 
     To be named before one of TRL's trainers among the base classes.
 
     Args:
         run: The run's directory.
         stage_name: Under which checkpoints are saved.
+        max_skipped_updates: Updates in a row that are not finite before the stage ends.
         **kwargs: The trainer's own.
     """
 
-    def __init__(self, *, run: RunDir, stage_name: str, **kwargs: Any) -> None:
+    _metrics: dict[str, defaultdict[str, list[float]]]  # TRL's means since the last row, by mode
+    _tr_loss: torch.Tensor  # transformers' sum since then
+
+    def __init__(
+        self, *, run: RunDir, stage_name: str, max_skipped_updates: int = MAX_SKIPPED_UPDATES, **kwargs: Any
+    ) -> None:
         self._run = run
         self._stage_name = stage_name
+        self._guard = UpdateGuard(
+            max_skipped_updates, "Lower learning_rate, or look for the samples of these steps"
+        )
+        self._loss_is_finite = torch.tensor(True)
+        self._counts: Counter[str] = Counter()
         super().__init__(**kwargs)
+        if rank() == 0:  # what a killed process left half written
+            for leftover in run.scratch(stage_name).glob("checkpoint-*"):
+                shutil.rmtree(leftover)
+
+    def count(self, figure: str, number: int) -> None:
+        """Add to a figure that the next row of metrics tells, the same on every rank."""
+        self._counts[figure] += number
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers does, with what was counted since the last row."""
+        if "loss" in logs:
+            self._counts[SKIPPED] += 0
+            logs = logs | {figure: float(number) for figure, number in self._counts.items()}
+            self._counts.clear()
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """In order: the mixture has shuffled and interleaved already."""
         return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward of a micro-batch, whose loss is noted."""
+        loss = super().training_step(*args, **kwargs)
+        self._loss_is_finite = self._loss_is_finite & torch.isfinite(loss)
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Between the gradients and the optimiser: skip what is not finite, and see whether to end."""
+        broken = self._guard.broken(self.model.named_parameters())  # pyright: ignore
+        norm: Any = super()._clip_grad_norm(model)
+        finite = bool(self._loss_is_finite) and math.isfinite(norm)
+        self._loss_is_finite = torch.tensor(True)
+        skip, stop = any_over_ranks(not finite, stop_requested(self._run))
+        if not self._guard.admits(not skip, broken):
+            self.count(SKIPPED, 1)
+            model.zero_grad(set_to_none=True)  # without gradients the optimiser leaves everything as it is
+        if stop:
+            self.control.should_save = self.control.should_training_stop = True
+        if self.state.global_step + 1 == self.state.max_steps:  # the steps since the last row have theirs too
+            self.control.should_log = True
+        return norm
 
     def _get_output_dir(self, trial: Any) -> str:
         """Transformers writes here; `_save_checkpoint` moves the result to its place."""
         return str(self._run.scratch(self._stage_name))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        sum_over_ranks(torch.zeros(1))  # every rank has written its random state
         step = self.state.global_step
         written = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
-        if rank() == 0:
-            self._run.save_checkpoint(
-                self._stage_name,
-                step,
-                lambda path: shutil.copytree(written, path, dirs_exist_ok=True),
-                keep=CHECKPOINTS_KEPT,
-            )
-            shutil.rmtree(written)
+        try:
+            with explaining_full_disk(self._run.stage_dir(self._stage_name) / written.name):
+                super()._save_checkpoint(model, trial)
+            sum_over_ranks(torch.zeros(1))  # every rank has written its random state
+            if rank() == 0:
+                (written / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should load
+                self._run.save_checkpoint(
+                    self._stage_name, step, lambda path: _move_into(path, written), keep=CHECKPOINTS_KEPT
+                )
+        finally:
+            if rank() == 0:
+                shutil.rmtree(written, ignore_errors=True)
         sum_over_ranks(torch.zeros(1))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the figures that no row has told yet, or the first row after resuming would differ."""
+        super()._save_rng_state(output_dir)
+        figures = {
+            "loss": self._tr_loss.item(),
+            "last_row": self._globalstep_last_logged,
+            "counts": self._counts,
+            "means": self._metrics["train"],
+            "skipped_in_a_row": self._guard.in_a_row,
+        }
+        (Path(output_dir) / _figures_name()).write_text(json.dumps(figures))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / _figures_name()
+        if not path.is_file():  # the stage goes on with another number of workers
+            return
+        figures = json.loads(path.read_text())
+        self._tr_loss += figures["loss"]
+        self._globalstep_last_logged = figures["last_row"]
+        self._counts.update(figures["counts"])  # adds: the first draws have been made
+        self._metrics["train"].update(figures["means"])
+        self._guard.in_a_row = figures["skipped_in_a_row"]
+
+
+def _move_into(folder: Path, written: Path) -> None:
+    for path in written.iterdir():
+        path.rename(folder / path.name)
+
+
+def _figures_name() -> str:
+    """Beside transformers' random state of this rank."""
+    return f"figures_{rank()}.json"
 
 
 class TrackerCallback(TrainerCallback):
@@ -82,13 +184,13 @@ class TrackerCallback(TrainerCallback):
     Args:
         tracker: Of the run.
         stage_name: Of the rows.
-        extra: Figures to pass on besides loss, gradient norm and learning rate, where they are logged.
+        extra: Figures to pass on besides loss, gradient norm, learning rate and what was skipped or left out.
     """
 
     def __init__(self, tracker: Tracker, stage_name: str, extra: tuple[str, ...] = ()) -> None:
         self._tracker = tracker
         self._stage_name = stage_name
-        self._names = ("loss", "grad_norm", "learning_rate", *extra)
+        self._names = ("loss", "grad_norm", "learning_rate", SKIPPED, LEFT_OUT, *extra)
 
     def on_log(
         self,
@@ -98,10 +200,28 @@ class TrackerCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Log the figures of a step; the summary at the end, which has none of them, is left out."""
-        found = {name: logs[name] for name in self._names if name in logs} if logs else {}
-        if found:
+        """Log the figures of a step or of a measurement; the summary at the end is left out."""
+        if logs and not {"loss", "eval_loss"}.isdisjoint(logs):
+            found = {name: logs[name] for name in self._names if name in logs}
             self._tracker.log(self._stage_name, state.global_step, found)
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, with a checkpoint from which it can go on as if it had not ended.
+
+    Args:
+        step: The optimiser step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for both where the step has come."""
+        if state.global_step == self._step:
+            control.should_save = control.should_training_stop = True
 
 
 def trainer_arguments(config: RunConfig, stage: TrainerStage, output_dir: Path, steps: int) -> dict[str, Any]:
@@ -126,6 +246,9 @@ def trainer_arguments(config: RunConfig, stage: TrainerStage, output_dir: Path, 
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
+        "fsdp": stage.sharding == "fsdp2",
+        # A layer at a time; rank 0 writes whole models.
+        "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
     }
 
 
@@ -154,7 +277,8 @@ def stage_parts(arguments: Mapping[str, Any]) -> Iterator[StageParts]:
 
     Args:
         arguments: `config` (RunConfig), `stage` (SftStage or DpoStage), `run` (RunDir), `checkpoint` (Path
-            to start from) and `resume` (Path of this stage's own newest checkpoint, or None).
+            to start from) and `resume` (Path of this stage's own newest checkpoint, or None); perhaps
+            `replaced` (see `open_mixture`).
     """
     config: RunConfig = arguments["config"]
     stage: Any = arguments["stage"]
@@ -162,28 +286,55 @@ def stage_parts(arguments: Mapping[str, Any]) -> Iterator[StageParts]:
     checkpoint: Path = arguments["checkpoint"]
     renderer = Renderer.from_config(checkpoint, config.model)
     by_tokens = isinstance(stage.data, DataConfig) and stage.data.mixture_by == "tokens"
-    counter = SampleTokens(renderer) if by_tokens else None
-    mixture = open_mixture(stage.data.mixture, config.seed, config.base_dir, counter=counter)
+    mixture = open_mixture(
+        stage.data.mixture,
+        config.seed,
+        config.base_dir,
+        counter=SampleTokens(renderer) if by_tokens else None,
+        replaced=arguments.get("replaced", {}),
+        use=use_of(stage),
+    )
+    if isinstance(stage.data, SftData) and stage.data.curriculum is not None:
+        mixture = curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))
     parts = StageParts(
         renderer=renderer,
-        model=load_stage_model(config, checkpoint),
+        model=load_stage_model(config, checkpoint, stage.lora.quantization if stage.lora else None),
         mixture=mixture,
         steps=stage.steps_for(len(mixture)),
         tracker=Tracker(arguments["run"], config.trackers) if rank() == 0 else None,
     )
     if parts.tracker is not None:
-        parts.tracker.rewind(stage.name, step_of(resume) if resume else 0)
+        parts.tracker.rewind(stage.name, step_of(resume) if resume else -1)
         parts.tracker.start(stage.name, parts.steps)
     yield parts
     if parts.tracker is not None:
         parts.tracker.close()
 
 
-def load_stage_model(config: RunConfig, checkpoint: Path) -> PreTrainedModel:
+def curriculum_mixture(
+    mixture: Mixture, stage: SupervisedStage, seed: int, counter: TokenCounter, cache_dir: Path | None = None
+) -> CurriculumMixture:
+    """A mixture in the two phases of a stage's curriculum."""
+    data = stage.data
+    assert data.curriculum is not None
+    phases = LengthPhases(
+        short_length=data.curriculum.short_length,
+        max_length=data.max_length,
+        long_share=data.curriculum.long_share,
+        second_from=stage.long_samples_from(len(mixture)),
+    )
+    lengths = row_lengths(mixture.datasets, counter, cache_dir)
+    return CurriculumMixture(mixture, data.mixture, seed, lengths, phases, data.mixture_by == "tokens")
+
+
+def load_stage_model(
+    config: RunConfig, checkpoint: Path, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """A checkpoint's weights, frozen as the run says."""
     return load_model(
         checkpoint,
         dtype=config.model.dtype,
         freeze_vision_tower=config.model.freeze_vision_tower,
         freeze_merger=config.model.freeze_merger,
+        quantization=quantization,
     )

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.types import Message, message_from_json
+from posttrain.messages import message_from_json
+from posttrain.types import Message
 from posttrain.viewer.pictures import Picture, PictureBook
 from posttrain.viewer.records import Rollout, RunRecord, number
 from posttrain.viewer.wording import label, shortened, visible

@@ -13,6 +13,8 @@ MAX_CHARTS = 40
 #: Lines of one chart.
 MAX_LINES = 6
 LOGPROB_GAP = "logprob_gap/max"
+#: What begins the names of held-out accuracies among a stage's metrics.
+HELD_OUT = "held_out/"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ PANELS = (
         from_zero=True,
     ),
     Panel("Accuracy", "Share that the stage's own checks call right.", lines=("accuracy/*",), from_zero=True),
+    Panel(
+        "Held-out accuracy",
+        "Share of held-out samples that are right, before the stage, on the way and at its end.",
+        lines=(HELD_OUT + "*",),
+        from_zero=True,
+    ),
     Panel(
         "Tool use",
         "Calls and turns of an episode. A fall to zero calls, or exactly one everywhere, is a known trap.",
@@ -108,7 +116,7 @@ NOT_METRICS = ("step", "time")
 
 def stage_charts(record: RunRecord, stage: str) -> list[Chart]:
     """The charts of a stage: the panels above in reading order, then whatever else was logged."""
-    columns = _columns(record.metrics.get(stage, {}))
+    columns = _columns(record.metrics.get(stage, {})) | _course(record, stage)
     limit = _logprob_tolerance(record, stage)
     charts: list[Chart] = []
     for panel in PANELS:
@@ -142,6 +150,22 @@ def _columns(steps: Mapping[int, Mapping[str, float]]) -> dict[str, Series]:
                     (step, value)
                 )
     return columns
+
+
+def _course(record: RunRecord, stage: str) -> dict[str, Series]:
+    """The accuracies of each task that was measured on the way, from where the stage began to its end."""
+    tasks = dict.fromkeys(str(row.get("task")) for row in record.on_the_way if row.get("stage") == stage)
+    origin = record.origins.get(stage)
+    found: dict[str, Series] = {}
+    for task in tasks:
+        points = {
+            (number(row.get("step")) or 0.0) if row.get("stage") == stage else 0.0: accuracy
+            for row in [*record.evaluation, *record.on_the_way]
+            if row.get("task") == task and row.get("stage") in (origin, stage)
+            if (accuracy := number(row.get("accuracy"))) is not None
+        }
+        found[HELD_OUT + task] = Series(label(task), sorted(points.items()))
+    return found
 
 
 def _take(columns: dict[str, Series], patterns: Sequence[str]) -> list[Series]:

@@ -1,4 +1,4 @@
-"""Images of a page: read once, scaled down, re-encoded and embedded.
+"""Images and frames of a page: read once, scaled down, re-encoded and embedded.
 
 A file's own bytes never reach the page. What is embedded are pixels that were decoded, so a path in a
 rollout that leads to something else than an image yields a placeholder.
@@ -6,14 +6,19 @@ rollout that leads to something else than an image yields a placeholder.
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from posttrain.images import ImageError, open_image
+from posttrain.types import VideoRef
+from posttrain.videos import VideoError, read_frames
 
 MAX_SIDE = 512
+#: Of a video's frame, of which there are many.
+MAX_FRAME_SIDE = 160
 #: Of all the images of a page together, so that it stays quick to open and to send.
 MAX_TOTAL_BYTES = 24 << 20
 
@@ -48,15 +53,27 @@ class PictureBook:
             self._pictures[path] = self._embed(path)
         return self._pictures[path]
 
-    def _embed(self, path: str) -> Picture:
-        if self._budget <= 0:
-            return Picture("", problem="left out: the page has reached its limit of images")
+    def frames(self, ref: VideoRef, numbers: Sequence[int]) -> list[Picture]:
+        """Frames of a video, in ascending order."""
+        pictures: list[Picture] = []
         try:
-            image = open_image(self._directory / path)
+            for frame in read_frames(ref, numbers):
+                pictures.append(self._shrunk(Image.fromarray(frame), MAX_FRAME_SIDE))
+        except VideoError as error:
+            pictures += [Picture("", problem=str(error))] * (len(numbers) - len(pictures))
+        return pictures
+
+    def _embed(self, path: str) -> Picture:
+        try:
+            return self._shrunk(open_image(self._directory / path), MAX_SIDE)
         except ImageError as error:
             return Picture("", problem=str(error))
+
+    def _shrunk(self, image: Image.Image, side: int) -> Picture:
+        if self._budget <= 0:
+            return Picture("", problem="left out: the page has reached its limit of images")
         width, height = image.size
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         uri = _data_uri(image)
         self._budget -= len(uri)
         return Picture(uri, width, height)

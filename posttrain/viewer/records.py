@@ -22,6 +22,8 @@ MAX_STEPS = 4000
 MAX_ROWS_PER_ROLLOUT = 128
 STEP_FILES_PER_END = 2
 MAX_EVALUATION_FILES = 12
+#: What the name of a stage's folder may be.
+FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass
@@ -47,7 +49,9 @@ class RunRecord:
         config_text: `config.yaml` as written.
         environment: `environment.json`, or {}.
         metrics: By stage, then by step: the numbers logged. Steps ascend.
-        evaluation: Rows of `evaluation.jsonl`; the last one of a (stage, task) counts.
+        evaluation: Rows of `evaluation.jsonl`: of each (stage, task) that of the last step.
+        on_the_way: The rows of earlier steps, in their order.
+        funnels: By stage, the `funnel.json` of its curation.
         rollouts: Candidates for the trajectory cards.
         unreadable: How many lines were passed over, by file name.
     """
@@ -58,6 +62,8 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     evaluation: list[dict[str, Any]] = field(default_factory=list)
+    on_the_way: list[dict[str, Any]] = field(default_factory=list)
+    funnels: dict[str, dict[str, Any]] = field(default_factory=dict)
     rollouts: list[Rollout] = field(default_factory=list)
     unreadable: dict[str, int] = field(default_factory=dict)
 
@@ -66,6 +72,16 @@ class RunRecord:
         """The config's stages; those without a readable form are left out."""
         stages = self.config.get("stages")
         return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """By stage, the stage whose checkpoint it starts from, or `base`; a tiny_model has none."""
+        befores = ["base", *map(stage_name, self.stages)]
+        return {
+            stage_name(stage): str(stage.get("start_from") or before)
+            for before, stage in zip(befores, self.stages, strict=False)
+            if stage.get("stage") != "tiny_model"
+        }
 
 
 def read_run(directory: Path) -> RunRecord:
@@ -77,13 +93,20 @@ def read_run(directory: Path) -> RunRecord:
     for row in _rows(record, directory / "metrics.jsonl"):
         _add_metrics(record.metrics, row)
     record.metrics = {stage: dict(sorted(steps.items())) for stage, steps in record.metrics.items()}
-    latest = {
-        (str(r.get("stage")), str(r.get("task"))): r for r in _rows(record, directory / "evaluation.jsonl")
+    rows = {
+        (str(row.get("stage")), str(row.get("task")), number(row.get("step")) or 0.0): row
+        for row in _rows(record, directory / "evaluation.jsonl")
     }
-    record.evaluation = list(latest.values())
+    last = {(stage, task): step for stage, task, step in sorted(rows)}
+    for (stage, task, step), row in rows.items():
+        (record.evaluation if last[stage, task] == step else record.on_the_way).append(row)
+    for stage in map(stage_name, record.stages):
+        path = directory / stage / "curation" / "funnel.json"
+        if FOLDER.fullmatch(stage) and path.is_file():
+            record.funnels[stage] = _mapping(record, str(path.relative_to(directory)))
     for phase, path in _rollout_files(directory / "rollouts"):
-        for number, row in enumerate(_rows(record, path)):
-            if number == MAX_ROWS_PER_ROLLOUT:
+        for index, row in enumerate(_rows(record, path)):
+            if index == MAX_ROWS_PER_ROLLOUT:
                 break
             record.rollouts.append(Rollout(phase, row))
     return record

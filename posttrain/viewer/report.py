@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
 from posttrain.viewer.records import RunRecord, read_run
@@ -69,7 +70,7 @@ def render(record: RunRecord) -> str:
 def _content(record: RunRecord) -> dict[str, Any]:
     """Everything that the template shows."""
     stages = progress(record)
-    tasks = results(record.evaluation, [stage.name for stage in stages])
+    tasks = results(record.evaluation, [stage.name for stage in stages], record.origins)
     headline, notes = verdict(record, tasks)
     cards = build_cards(record)
     return {
@@ -80,6 +81,7 @@ def _content(record: RunRecord) -> dict[str, Any]:
         "stages": stages,
         "stage_colours": {stage.name: index for index, stage in enumerate(stages)},
         "tasks": tasks,
+        "gains": gains(record, tasks),
         "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(record, stage.name))],
         "chart_size": (WIDTH, HEIGHT),
         "cards": cards,

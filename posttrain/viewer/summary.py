@@ -1,6 +1,6 @@
 """What a run came to: the verdict in one line, the result bars, and how far each stage got."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,8 @@ class Result:
         stage, task: Names as recorded.
         accuracy, low, high: Shares, None where the run holds no figure.
         n: Number of samples, as text.
-        change: Points gained on the stage before, None for the first.
-        apart: Whether the two intervals do not overlap.
         metrics: (name, value) of everything else that was measured.
+        before: The same task after the stage that this one started from, where that was measured.
     """
 
     stage: str
@@ -41,9 +40,25 @@ class Result:
     low: float | None
     high: float | None
     n: str
-    change: float | None
-    apart: bool
     metrics: list[tuple[str, float]]
+    before: "Result | None" = None
+
+    @property
+    def change(self) -> float | None:
+        """Points gained, None where it is not known."""
+        if self.before is None or self.before.accuracy is None or self.accuracy is None:
+            return None
+        return 100 * (self.accuracy - self.before.accuracy)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval and that of `before` do not overlap."""
+        if self.before is None:
+            return False
+        low, high, others = self.low, self.high, (self.before.low, self.before.high)
+        if low is None or high is None or others[0] is None or others[1] is None:
+            return False
+        return low > others[1] or high < others[0]
 
 
 @dataclass(frozen=True)
@@ -68,26 +83,36 @@ class StageProgress:
         return min(1.0, self.steps / self.planned) if self.planned else float(self.steps > 0)
 
 
-def results(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> list[list[Result]]:
-    """Evaluations by task, in the order of the run's stages, each against the one before.
+def results(
+    rows: Sequence[dict[str, Any]], stages: Sequence[str], origins: Mapping[str, str]
+) -> list[list[Result]]:
+    """Evaluations by task, in the order of the run's stages, each against the stage that it started from.
 
-    A stage may have been evaluated again later; one that the run does not know comes first.
+    Args:
+        rows: Of `evaluation.jsonl`, one a stage and task.
+        stages: Names, in order; a stage that is not among them comes first.
+        origins: See `RunRecord`. Where that stage was not measured, the one that it started from counts.
     """
     order = {stage: index for index, stage in enumerate(stages)}
-    tasks: dict[str, list[Result]] = {}
+    tasks: dict[str, dict[str, Result]] = {}
     for row in sorted(rows, key=lambda row: order.get(str(row.get("stage", "")), -1)):
-        done = tasks.setdefault(str(row.get("task", "")), [])
-        done.append(_result(row, done[-1] if done else None))
-    return list(tasks.values())
+        done = tasks.setdefault(str(row.get("task", "")), {})
+        result = _result(row, _ancestor(str(row.get("stage", "")), done, origins))
+        done[result.stage] = result
+    return [list(done.values()) for done in tasks.values()]
+
+
+def _ancestor(stage: str, done: Mapping[str, Result], origins: Mapping[str, str]) -> Result | None:
+    """The result of the nearest stage among those that one goes back to."""
+    for _ in origins:  # no way back is longer
+        stage = origins.get(stage, "")
+        if stage in done:
+            return done[stage]
+    return None
 
 
 def _result(row: dict[str, Any], before: Result | None) -> Result:
     accuracy, low, high, n = (number(row.get(key)) for key in ("accuracy", "low", "high", "n"))
-    change, apart = None, False
-    if before and before.accuracy is not None and accuracy is not None:
-        change = 100 * (accuracy - before.accuracy)
-    if before and not (low is None or high is None or before.low is None or before.high is None):
-        apart = low > before.high or high < before.low
     measured = row.get("metrics")
     metrics = measured.items() if isinstance(measured, dict) else ()
     return Result(
@@ -97,11 +122,10 @@ def _result(row: dict[str, Any], before: Result | None) -> Result:
         low=low,
         high=high,
         n="–" if n is None else f"{n:,.0f}",
-        change=change,
-        apart=apart,
         metrics=[
             (label(str(k).rpartition("/")[2]), value) for k, v in metrics if (value := number(v)) is not None
         ],
+        before=before,
     )
 
 
@@ -123,7 +147,8 @@ def verdict(record: RunRecord, tasks: Sequence[Sequence[Result]]) -> tuple[str, 
 
 def _change(task: Sequence[Result]) -> str:
     """`With tool: 33 % after SFT → 70 % after RL`, or "" while nothing is measured."""
-    measured = [result for result in task if result.accuracy is not None][-2:]
+    last = next((result for result in reversed(task) if result.accuracy is not None), None)
+    measured = [result for result in (last and last.before, last) if result and result.accuracy is not None]
     steps = [f"{percent(result.accuracy or 0.0)} after {label(result.stage)}" for result in measured]
     task_name = label(task[0].task)
     return f"{task_name[:1].upper()}{task_name[1:]}: {' → '.join(steps)}" if steps else ""

@@ -1,0 +1,165 @@
+"""Off-policy distillation: a teacher answers prompts once, and the student learns from its answers."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
+from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.model import infer_family
+from posttrain.config.rollout import EngineConfig, RolloutConfig
+from posttrain.config.sft import LossConfig, SupervisedStage
+
+
+class TeacherConfig(Section):
+    """Who answers: exactly one of three."""
+
+    checkpoint: str | None = Field(
+        default=None, min_length=1, description="Hugging Face id or local directory of the teacher."
+    )
+    stage: Name | None = Field(
+        default=None,
+        description="Name of an earlier stage of the run, whose final checkpoint is the teacher.",
+    )
+    endpoint: EndpointConfig | None = Field(
+        default=None, description="A teacher behind an OpenAI-compatible endpoint."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherConfig":
+        named = [key for key in ("checkpoint", "stage", "endpoint") if getattr(self, key) is not None]
+        if len(named) != 1:
+            found = f"these are {' and '.join(named)}" if named else "there is none"
+            raise MisfitError(
+                named[-1] if named else "checkpoint",
+                f"a stage has one teacher, and {found}",
+                "write exactly one of checkpoint, stage and endpoint",
+            )
+        path = self.checkpoint
+        if path and path.startswith("/") and not Path(path).is_dir():
+            raise MisfitError(
+                "checkpoint",
+                f"there is no directory {path}",
+                "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-32B-Instruct",
+            )
+        return self
+
+
+class TeacherGeneration(Section):
+    """How the teacher's answers are sampled."""
+
+    samples_per_prompt: Positive = Field(default=1, description="Answers to each prompt; each is a sample.")
+    temperature: NaturalFloat = Field(default=1.0, description="Sampling temperature; 0 is greedy.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the probability that tokens are sampled from."
+    )
+    max_new_tokens: Positive = Field(
+        default=1024, description="Longest answer, in tokens; one that is cut off there is left out."
+    )
+    actors: Positive = Field(default=1, description="Number of engines that serve the teacher.")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherGeneration":
+        if self.samples_per_prompt > 1 and self.temperature == 0:
+            raise MisfitError(
+                "samples_per_prompt",
+                "at temperature 0 every answer is the same",
+                "set it to 1, or raise the temperature",
+            )
+        return self
+
+
+class DistillationLoss(LossConfig):
+    """The loss: how likely the teacher's tokens are, how close the distributions are, or both."""
+
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        le=20,
+        description="Likeliest tokens of the teacher that are stored with each token of an answer; 0 learns "
+        "from the answers alone.",
+    )
+    top_k_weight: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the forward Kullback-Leibler divergence to the teacher, over its top_k tokens "
+        "and the rest as one, in each token's loss; the rest is the negative log-likelihood.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "DistillationLoss":
+        if not self.top_k and "top_k_weight" in self.model_fields_set:
+            raise MisfitError(
+                "top_k_weight", "without top_k there is no divergence", "set top_k, or remove it"
+            )
+        return self
+
+
+class DistillationStage(SupervisedStage):
+    """Off-policy distillation: the answers are made once, kept in the run, and then learned from.
+
+    Rows of the datasets are prompts: what follows the last user or tool turn is dropped.
+    """
+
+    stage: Literal["distillation"] = Field(description="Kind of the stage.")
+    name: Name = Field(default="distillation", description="Name of the stage's folder and of its metrics.")
+    teacher: TeacherConfig = Field(description="Who answers the prompts.")
+    generation: TeacherGeneration = Field(
+        default_factory=TeacherGeneration, description="How the answers are sampled."
+    )
+    num_prompts: Positive | None = Field(
+        default=None,
+        description="Prompts that are answered, in the shares of the mixture, each once; all rows if absent.",
+    )
+    loss: DistillationLoss = Field(default_factory=DistillationLoss, description="The loss.")
+    text_only: bool = Field(
+        default=False,
+        description="Train the language model alone on prompts without images: vision tower and merger stay "
+        "fixed, and a prompt with an image is an error.",
+    )
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """The engines of a teacher that is a checkpoint."""
+        settings = self.generation
+        return RolloutConfig(
+            actors=settings.actors,
+            max_new_tokens=settings.max_new_tokens,
+            max_length=self.data.max_length,
+            engine=settings.engine,
+        )
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> "DistillationStage":
+        if self.generation.max_new_tokens >= self.data.max_length:
+            raise MisfitError(
+                "generation.max_new_tokens",
+                f"an answer of {self.generation.max_new_tokens} tokens leaves no room for a prompt in "
+                f"data.max_length = {self.data.max_length}",
+                "lower it, or raise data.max_length",
+            )
+        if self.teacher.checkpoint is not None and infer_family(self.teacher.checkpoint) is None:
+            raise MisfitError(
+                "teacher.checkpoint",
+                f"{self.teacher.checkpoint!r} does not tell its family",
+                "use a checkpoint of Qwen2-VL, Qwen2.5-VL or Qwen3-VL, or serve it behind an endpoint",
+            )
+        if self.teacher.endpoint is None:
+            return self
+        if self.loss.top_k:
+            raise MisfitError(
+                "loss.top_k",
+                "an endpoint's tokens are not the student's, so their log-probs cannot be learned from",
+                "remove it, or let a checkpoint or a stage teach",
+            )
+        for key in ("actors", "engine"):
+            if key in self.generation.model_fields_set:
+                raise MisfitError(f"generation.{key}", "an endpoint has its own engines", "remove it")
+        if self.generation.top_p < 1 and "top_p" in self.teacher.endpoint.request:
+            raise MisfitError(
+                "generation.top_p", "teacher.endpoint.request has another", "remove one of them"
+            )
+        return self
