@@ -51,7 +51,7 @@ def steps(folder: Path, mixture: Mixture, model: Any, count: int, cache_bytes: i
     """What a worker gets for each of `count` steps; nothing has been rendered before."""
     renderer = open_renderer(folder, cache_bytes)
     draws = RenderedDraws(mixture, renderer, MAX_LENGTH, count * BATCH)
-    batches = PackedBatches(draws, renderer, model.base_model.get_rope_index, MAX_LENGTH, BATCH)
+    batches = PackedBatches(draws, renderer, model.base_model.get_rope_index, BATCH)
     yield from (batches([{"draw": step}]) for step in range(count))
 
 

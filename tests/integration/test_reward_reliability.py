@@ -116,6 +116,7 @@ def test_row_6_hangs_and_bombs_cost_only_themselves(server: RewardServer, soak: 
             assert result.total == float(answer == "K")
 
 
+@pytest.mark.alone
 def test_row_7_answers_come_in_time_under_load(tmp_path: Path, soak: bool) -> None:
     """Whatever else the machine does can only add time, so one round of three within the limits will do."""
     figures = tmp_path / "figures.json"

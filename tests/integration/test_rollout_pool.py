@@ -14,6 +14,7 @@ import ray
 
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
 from posttrain.rollout.actor import GroupJob, WorkerSetup
+from posttrain.rollout.answers import AnswerSampling, Question
 from posttrain.rollout.engine import stable_seed
 from posttrain.rollout.episode import EpisodeError, Limits
 from posttrain.rollout.pool import RolloutError, RolloutPool, Timeouts
@@ -72,6 +73,22 @@ def test_the_pool_returns_every_episode_once_in_order_and_reproducibly(
     assert all(t.stop_reason for t in first)
     assert pool.rollout(groups, LIMITS).trajectories == first
     assert pool.rollout(groups[:1], LIMITS).trajectories == first[:8]  # one worker has nothing to do
+
+
+def test_questions_are_divided_and_answered_once_each(pool: RolloutPool, samples: list[Sample]) -> None:
+    asked = [Question(7 * i, sample.messages, (), stable_seed(5, i)) for i, sample in enumerate(samples)]
+    how = AnswerSampling(max_new_tokens=24, max_length=400, top_logprobs=4)
+    found = pool.answer(asked, how)
+    assert [answer.index for answer in found] == [question.index for question in asked]
+    for answer in found:
+        assert answer.top is not None
+        assert answer.top.logprobs.shape == (len(answer.token_ids), 4)
+        assert answer.truncated == (len(answer.token_ids) == 24)
+    # Another share of the work, and another batch, give the same answers.
+    alone = pool.answer(asked[3:4], how)
+    assert [answer.token_ids for answer in alone] == [found[3].token_ids]
+    [refused] = pool.answer(asked[:1], AnswerSampling(max_new_tokens=5, max_length=10))
+    assert "leave no room for an answer in 10" in refused.error
 
 
 def test_a_killed_worker_is_replaced_and_serves_the_published_weights(

@@ -23,8 +23,25 @@ base: quickstart
 name: smallest
 stages:
   tiny_model: {steps: 8, batch_size: 16}
-  sft: {max_steps: 8, per_device_batch_size: 8, save_steps: 4, logging_steps: 2}
+  sft: {max_steps: 8, per_device_batch_size: 8, save_steps: 4, logging_steps: 2, metric: null}
+  cold_start:
+    max_steps: 2
+    num_workers: 1
+    per_device_batch_size: 8
+    eval_epochs: 0.1
+    logging_steps: 1
+    metric: null
+  distillation:
+    num_prompts: 16
+    generation: {temperature: 1.0, samples_per_prompt: 8}  # a model that has learned so little rarely ends
+    max_steps: 1
+    num_workers: 1
+    per_device_batch_size: 8
+    logging_steps: 1
+    metric: null
+  dpo: {max_steps: 1, num_workers: 1, per_device_batch_size: 4, logging_steps: 1}
   rl:
+    metric: null
     algorithm: {group_size: 4}
     prompts_per_step: 2
     max_steps: 4
@@ -33,11 +50,13 @@ stages:
     micro_batch_size: 2
 reward_wait_s: 3
 evaluation:
-  stages: [rl]
+  stages: [cold_start, rl]
   tasks:
     with_tool: {num_samples: 16}
-    without_tool: {num_samples: 16}
+    without_tool: {num_samples: 16, stages: [rl]}
 """
+#: What SFT and RL need not wait for, where there is a tiny model already.
+PASSED_OVER = ("tiny_model", "cold_start", "distillation", "dpo")
 TIMEOUT = 600
 
 
@@ -102,7 +121,8 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_part_left_its_traces(undisturbed: Path):
     metrics = rows(undisturbed / "metrics.jsonl")
-    assert {row["stage"] for row in metrics} == {"tiny_model", "sft", "rl"}
+    stages = ("tiny_model", "sft", "cold_start", "distillation", "dpo", "rl")
+    assert {row["stage"] for row in metrics} == set(stages)
     learned = [row for row in metrics if row["stage"] == "rl"]
     assert [row["step"] for row in learned] == [1, 2, 3, 4]
     for row in learned:
@@ -110,12 +130,38 @@ def test_every_part_left_its_traces(undisturbed: Path):
         assert row["update/skipped"] == 0
         assert row["reward/errors"] == 0
         assert 0 <= row["reward/answer_accuracy"] <= 1
-    for stage in ("tiny_model", "sft", "rl"):
+    for stage in stages:
         final = json.loads((undisturbed / stage / "stage.json").read_text())["final"]
         assert (undisturbed / stage / final / "manifest.json").is_file()
     assert len(rows(undisturbed / "rollouts" / "rl" / "step-4.jsonl")) == 8
-    assert {row["task"] for row in rows(undisturbed / "evaluation.jsonl")} == {"with_tool", "without_tool"}
-    assert "<html" in (undisturbed / "report.html").read_text("utf-8")
+    assert [(row["stage"], row["step"], row["task"]) for row in rows(undisturbed / "evaluation.jsonl")] == [
+        ("cold_start", 1, "with_tool"),
+        ("cold_start", 2, "with_tool"),
+        ("sft", 8, "markers_pairs_validation"),
+        ("dpo", 1, "markers_pairs_validation"),
+        ("rl", 4, "with_tool"),
+        ("rl", 4, "without_tool"),
+    ]
+    funnel = json.loads((undisturbed / "cold_start" / "curation" / "funnel.json").read_text())
+    assert 0 < funnel["kept"] < funnel["read"]
+    page = (undisturbed / "report.html").read_text("utf-8")
+    assert f"curated: {funnel['kept']} of {funnel['read']} rows kept" in page
+
+
+def test_stages_start_from_what_they_name(undisturbed: Path):
+    """A step moves a checkpoint a little: of two others, that which it came from is the nearer one by far."""
+
+    def distance(one: str, other: str) -> float:
+        ours, theirs = (load_file(undisturbed / path / "model.safetensors") for path in (one, other))
+        return sum(float((ours[name] - theirs[name]).abs().sum()) for name in theirs)
+
+    for stage, origin, other in (
+        ("cold_start/checkpoint-2", "sft/checkpoint-8", "tiny_model/checkpoint-8"),
+        ("distillation/checkpoint-1", "sft/checkpoint-8", "cold_start/checkpoint-2"),
+        ("dpo/checkpoint-1", "sft/checkpoint-8", "distillation/checkpoint-1"),
+        ("rl/checkpoint-4", "sft/checkpoint-8", "dpo/checkpoint-1"),
+    ):
+        assert distance(stage, origin) < distance(stage, other), stage
 
 
 def test_a_used_directory_is_refused(recipe: Path, undisturbed: Path):
@@ -141,7 +187,7 @@ def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Pa
     assert finished.returncode == 0, finished.stdout + finished.stderr
     [directory] = tmp_path.iterdir()
     [measured] = rows(directory / "evaluation.jsonl")
-    [before] = [row for row in rows(undisturbed / "evaluation.jsonl") if row["task"] == "with_tool"]
+    *_, before = [row for row in rows(undisturbed / "evaluation.jsonl") if row["task"] == "with_tool"]
     assert measured["accuracy"] == before["accuracy"]
     assert measured["metrics"]["tokens"] == before["metrics"]["tokens"]
 
@@ -150,9 +196,12 @@ def test_a_run_killed_in_two_stages_ends_as_the_undisturbed_one(
     recipe: Path, undisturbed: Path, tmp_path: Path
 ):
     run = tmp_path / "smallest"
-    kill_when(start(recipe, tmp_path), (run / "sft/checkpoint-4/manifest.json").is_file)
-    kill_when(start(recipe, tmp_path, "--resume"), (run / "rl/checkpoint-2/manifest.json").is_file)
-    resumed = start(recipe, tmp_path, "--resume")
+    changes = [f"model.name_or_path={undisturbed / 'tiny_model' / 'checkpoint-8'}", "evaluation.stages=[rl]"]
+    changes += [f"stages.{stage}=null" for stage in PASSED_OVER]
+    kill_when(start(recipe, tmp_path, *changes), (run / "sft/checkpoint-4/manifest.json").is_file)
+    changes += ["--resume"]
+    kill_when(start(recipe, tmp_path, *changes), (run / "rl/checkpoint-2/manifest.json").is_file)
+    resumed = start(recipe, tmp_path, *changes)
     output = finish(resumed)
     assert resumed.returncode == 0, output
     for checkpoint in ("sft/checkpoint-8", "rl/checkpoint-4"):
@@ -162,14 +211,16 @@ def test_a_run_killed_in_two_stages_ends_as_the_undisturbed_one(
     steps = [row["step"] for row in rows(run / "metrics.jsonl") if row["stage"] == "rl"]
     assert steps == [1, 2, 3, 4]
     measured = [row["accuracy"] for row in rows(run / "evaluation.jsonl")]
-    assert measured == [row["accuracy"] for row in rows(undisturbed / "evaluation.jsonl")]
+    expected = [row["accuracy"] for row in rows(undisturbed / "evaluation.jsonl") if row["stage"] == "rl"]
+    assert measured == expected
 
 
 def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undisturbed: Path, tmp_path: Path):
     """No in-process shortcut: rewards come from the server, or the run ends with what to do."""
     settings = yaml.safe_load((undisturbed / "resolved.json").read_text())
     settings["model"]["name_or_path"] = str(undisturbed / "sft" / "checkpoint-8")
-    settings["stages"] = [settings["stages"][2] | {"max_steps": 50}]
+    settings["stages"] = [settings["stages"][-1] | {"max_steps": 50, "start_from": None}]
+    settings["evaluation"] = None
     from_sft = recipe.parent / "from-sft.yaml"
     from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")
     process = start(from_sft, tmp_path)

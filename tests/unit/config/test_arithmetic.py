@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from posttrain.config import ModelConfig, load_run
+from posttrain.config import ModelConfig, RunConfig, load_run
 from posttrain.config.arithmetic import (
     KNOWN_SIZES,
     batch_arithmetic,
@@ -49,10 +49,22 @@ def test_batches_of_the_quickstart() -> None:
 def test_batches_by_epochs() -> None:
     config = load_run("qwen3-vl-8b")
     rows = dict(batch_arithmetic(config))
-    assert rows["sft: samples a step"] == "1 × 16 accumulated × 8 workers = 128"
-    assert rows["sft: samples"] == "1 × the data"
+    assert rows["sft: samples a step"] == "16 × 1 accumulated × 8 workers = 128"
+    assert rows["sft: samples"] == "2 × the data"
     assert rows["rl: prompts a step"] == "vstar_train 32, geometry 32"
-    assert config.stages[0].steps_for(1000) == 8  # type: ignore[union-attr]
+    assert config.stages[0].steps_for(1000) == 16  # type: ignore[union-attr]
+
+
+def test_packing_and_the_curriculum_are_told() -> None:
+    curriculum = {"short_length": 32768, "short_phase": 0.5, "long_share": 0.5}
+    data = {"mixture": {"a": 1.0}, "max_length": 262144, "packing": True, "curriculum": curriculum}
+    stages = [{"stage": "sft", "max_steps": 10, "data": data}]
+    model = {"name_or_path": "Qwen/Qwen3-VL-2B-Instruct"}
+    rows = dict(batch_arithmetic(RunConfig.model_validate({"name": "r", "model": model, "stages": stages})))
+    assert rows["sft: packing"].endswith("in rows of up to 262,144 tokens, in the first phase 32,768")
+    assert rows["sft: curriculum"] == (
+        "50% of the steps up to 32,768 tokens, then 50% of the samples longer, up to 262,144"
+    )
 
 
 def test_memory_of_the_8b_recipe() -> None:
@@ -63,6 +75,11 @@ def test_memory_of_the_8b_recipe() -> None:
         == f"{2 * (8.8 + 3 * 8.22) * 1e9 / 2**30:.1f} GiB and activations"
     )
     assert rows["rl: each of 4 engines"] == "16.4 GiB and the cache"
+    # Sharded, an eighth each: the tower as it is, the rest four times in float32.
+    assert (
+        rows["sft: each of 8 learner processes"]
+        == f"{(2 * 0.58 + 4 * 4 * 8.22) * 1e9 / 8 / 2**30:.1f} GiB and activations"
+    )
 
 
 def test_counting_agrees_with_the_published_size() -> None:

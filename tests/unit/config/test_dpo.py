@@ -39,6 +39,19 @@ def test_each_pair_is_seen_once_unless_told_otherwise():
         ({"lora": {"target_modules": []}}, "lora.target_modules", ""),
         ({"data": {"mixture": {"a": 0.5}}}, "data.mixture", "sum to 0.5"),
         ({"global_batch_size": 3}, "global_batch_size", "is 1, not 3"),
+        ({"sharding": "fsdp2"}, "sharding", "one worker shares nothing"),
+        (
+            {"sharding": "fsdp2", "num_workers": 2, "optimizer": "muon"},
+            "sharding",
+            "muon needs whole matrices",
+        ),
+        (
+            {"sharding": "fsdp2", "num_workers": 2, "lora": {"quantization": "nf4"}},
+            "sharding",
+            "bitsandbytes",
+        ),
+        ({"sharding": "fsdp2", "num_workers": 2}, "sharding", "cluster.num_gpus is 0"),
+        ({"lora": {"quantization": "nf3"}}, "lora.quantization", "nf4"),
     ],
 )
 def test_what_does_not_fit_is_named(stage, key, reason):

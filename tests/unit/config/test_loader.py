@@ -118,8 +118,8 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "derived.yaml"
     path.write_text("base: quickstart\nname: derived\nstages: {rl: {max_steps: 3}}\n")
     config, original = load_run(path), load_run("quickstart")
-    assert config.stages[:2] == original.stages[:2]
-    assert config.stages[2] == original.stages[2].model_copy(update={"max_steps": 3})
+    assert config.stages[:-1] == original.stages[:-1]
+    assert config.stages[-1] == original.stages[-1].model_copy(update={"max_steps": 3})
     path.write_text("base: derived.yaml\n")
     with pytest.raises(ConfigError, match="circle"):
         load_run(path)
@@ -232,3 +232,24 @@ def test_loading_is_quick() -> None:
     begun = time.process_time(), time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert time.perf_counter() - begun[1] < 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system ['touch {canary}']",
+        "name: !!python/name:os.system",
+        "stages: [!!python/object/new:subprocess.Popen [['touch', '{canary}']]]",
+        "name: run\nstages: [{{stage: tiny_model, name: ../../escaped}}]",
+        "name: ../escaped\nstages: [{{stage: tiny_model}}]",
+        "a: &a [{many}]\nb: &b [{of_a}]\nc: &c [{of_b}]\nd: [{of_c}]",
+    ],
+)
+def test_a_hostile_recipe_is_refused(text: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    bombs = {f"of_{name}": ", ".join([f"*{name}"] * 50) for name in "abc"}
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(text.format(canary=canary, many=", ".join("x" * 50), **bombs))
+    with pytest.raises(ConfigError):
+        load_run(recipe)
+    assert not canary.exists()

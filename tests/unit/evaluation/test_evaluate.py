@@ -1,8 +1,17 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from posttrain.evaluation.evaluate import EvaluationError, read_evaluations, record_evaluation, summarize
+from posttrain.evaluation.evaluate import (
+    EvaluationError,
+    final_evaluations,
+    read_evaluations,
+    record_evaluation,
+    summarize,
+)
+from posttrain.evaluation.pairs import PREFERRED, pair_evaluations
+from posttrain.evaluation.statistics import wilson_interval
 from posttrain.run_dir import RunDir
 from posttrain.types import RewardResult, ToolCall, Trajectory
 
@@ -32,6 +41,35 @@ def test_a_sample_that_could_not_be_scored_is_not_a_wrong_answer():
 
 def test_a_repeated_evaluation_takes_the_place_of_the_first(tmp_path: Path):
     run = RunDir(tmp_path)
-    for stage, task, accuracy in (("sft", "a", 0.1), ("sft", "b", 0.2), ("sft", "a", 0.3)):
-        record_evaluation(run, {"stage": stage, "task": task, "accuracy": accuracy})
-    assert [(row["task"], row["accuracy"]) for row in read_evaluations(run)] == [("b", 0.2), ("a", 0.3)]
+    for stage, task, step, accuracy in (
+        ("sft", "a", 9, 0.1),
+        ("sft", "b", 9, 0.2),
+        ("sft", "a", 5, 0.05),
+        ("sft", "a", 9, 0.3),
+    ):
+        record_evaluation(run, {"stage": stage, "task": task, "step": step, "accuracy": accuracy})
+    assert [(row["task"], row["step"], row["accuracy"]) for row in read_evaluations(run)] == [
+        ("b", 9, 0.2),
+        ("a", 5, 0.05),
+        ("a", 9, 0.3),
+    ]
+    assert [row["accuracy"] for row in final_evaluations(read_evaluations(run))] == [0.2, 0.3]
+
+
+def test_held_out_pairs_are_rows_before_on_the_way_and_after(tmp_path: Path):
+    def figures(stage: str, step: int, **values: float) -> str:
+        means = {"eval_rewards/accuracies": 0.5, "eval_rewards/margins": 1.5} if values else {"loss": 0.1}
+        return json.dumps({"stage": stage, "step": step} | values | means) + "\n"
+
+    lines = [figures("dpo", step, **{PREFERRED: share}) for step, share in ((0, 0.6), (5, 0.7), (10, 0.95))]
+    lines += [figures("dpo", 10), figures("other", 10, **{PREFERRED: 0.1})]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    rows = pair_evaluations(RunDir(tmp_path), "dpo", "held_out", 20, ("sft", 300))
+    assert [(row["stage"], row["step"], row["accuracy"]) for row in rows] == [
+        ("sft", 300, 0.6),
+        ("dpo", 5, 0.7),
+        ("dpo", 10, 0.95),
+    ]
+    assert (rows[2]["low"], rows[2]["high"]) == wilson_interval(19, 20)
+    assert {row["task"] for row in rows} == {"held_out"}
+    assert rows[0]["metrics"] == {"rewards/accuracies": 0.5, "rewards/margins": 1.5}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from posttrain.models.logprobs import token_logprobs
+from posttrain.models.logprobs import candidate_logprobs, token_logprobs
 
 
 def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, ...]:
@@ -112,6 +112,34 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         token_logprobs(hidden, weight.T, targets)
     with pytest.raises(ValueError, match="do not match"):
         token_logprobs(hidden, weight, targets[:-1])
+    with pytest.raises(ValueError, match=r"candidates \(6,\) do not match"):
+        candidate_logprobs(hidden, weight, targets, targets)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 64])
+def test_candidates_and_the_rest_equal_log_softmax_and_its_gradients(chunk_size: int) -> None:
+    hidden, weight, targets = inputs(13, 8, 31, torch.float64)
+    candidates = torch.stack(
+        [torch.randperm(31, generator=torch.Generator().manual_seed(i))[:5] for i in range(13)]
+    )
+    found = candidate_logprobs(hidden, weight, targets, candidates, chunk_size)
+    logs = (hidden @ weight.T).log_softmax(1)
+    rest = logs.scatter(1, candidates, -torch.inf).logsumexp(1)
+    expected = (logs.gather(1, targets[:, None])[:, 0], logs.gather(1, candidates), rest)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    mixed = [(a * torch.arange(13)).sum() + (b * b).sum() + (c**3).sum() for a, b, c in (found, expected)]
+    ours, theirs = (torch.autograd.grad(value, (hidden, weight)) for value in mixed)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rest_keeps_its_digits_where_candidates_have_nearly_all() -> None:
+    hidden, weight, targets = inputs(8, 16, 50, torch.float32, scale=8.0)
+    candidates = (hidden @ weight.T).topk(20).indices
+    _, _, rest = candidate_logprobs(hidden, weight, targets, candidates)
+    logs = (hidden.double() @ weight.double().T).log_softmax(1)
+    expected = logs.scatter(1, candidates, -torch.inf).logsumexp(1)
+    assert expected.min() < -20  # one minus the candidates' probabilities is nothing in float32
+    torch.testing.assert_close(rest.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -140,6 +168,12 @@ def test_never_holds_the_logits_of_all_positions() -> None:
         (logprobs.sum() + entropy.sum()).backward()
     assert largest.elements == chunk_size * vocabulary
     assert sum(saved) <= n * width + vocabulary * width + 3 * n
+    candidates = torch.arange(5).expand(n, 5)
+    with LargestTensor() as largest:
+        sum(
+            each.sum() for each in candidate_logprobs(hidden, weight, targets, candidates, chunk_size)
+        ).backward()  # pyright: ignore
+    assert largest.elements == chunk_size * vocabulary
     with LargestTensor() as naive:
         direct(hidden, weight, targets, 1.0)
     assert naive.elements == n * vocabulary  # the measure would have seen it

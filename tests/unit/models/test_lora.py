@@ -98,6 +98,12 @@ def test_a_target_that_is_not_there_is_refused(tiny_checkpoint):
         with_lora(load_model(tiny_checkpoint, dtype="float32"), settings, seed=0)
 
 
+def test_the_head_is_not_adapted(tiny_checkpoint):
+    settings = LoraConfig(target_modules=r".*(q_proj|lm_head)")
+    with pytest.raises(LoraError, match="finds the head"):
+        with_lora(load_model(tiny_checkpoint, dtype="float32"), settings, seed=0)
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_every_family_has_its_language_model_adapted(family, tmp_path):
     build_tiny(family, tmp_path, seed=0)
@@ -148,7 +154,13 @@ def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
     checkpoint.symlink_to(adapter, target_is_directory=True)
     stages = [
         {"name": "sft", "stage": "sft", "data": {"mixture": {"chats": 1.0}}},
-        {"name": "dpo", "stage": "dpo", "data": {"mixture": {"pairs": 0.25, "votes": 0.75}}},
+        {"name": "beside", "stage": "sft", "data": {"mixture": {"other": 1.0}}},
+        {
+            "name": "dpo",
+            "stage": "dpo",
+            "start_from": "sft",
+            "data": {"mixture": {"pairs": 0.25, "votes": 0.75}},
+        },
         {"name": "rl", "stage": "rl", "tasks": [{"data": "later", "ratio": 1.0}]},
     ]
     resolved = {"name": "zoom", "model": {"name_or_path": "Qwen/Qwen3-VL-2B-Instruct"}, "stages": stages}
@@ -157,9 +169,24 @@ def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
     (run / "data.json").write_text(json.dumps({"pairs": "abcdef0123456789"}))
     rows = [
         {"stage": stage, "task": "test", "accuracy": accuracy, "low": 0.1, "high": 0.9, "n": 64}
-        for stage, accuracy in (("sft", 0.25), ("dpo", 0.5), ("rl", 0.75))
+        for stage, accuracy in (("sft", 0.1), ("sft", 0.25), ("beside", 0.9), ("dpo", 0.5), ("rl", 0.75))
     ]
     (run / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [
+        ("dpo", 0, 0.6931, 0.0),
+        ("dpo", 2, 0.61, 0.5),
+        ("dpo", 3, 0.5234, 0.875),
+        ("rl", 1, 1.0, 1.0),
+    ]
+    metrics = [
+        {"stage": "dpo", "step": 1, "loss": 0.69},
+        *(
+            {"stage": stage, "step": step, "eval_loss": loss, "eval_rewards/accuracies": accuracy}
+            for stage, step, loss, accuracy in held_out
+        ),
+        {"stage": "dpo", "step": 3, "eval_rewards/margins": None},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     export(checkpoint, tmp_path / "out")
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(logits(exported, batch), logits(adapted, batch), rtol=1e-5, atol=1e-5)
@@ -167,7 +194,12 @@ def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
     assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in card
     assert "by `sft` (sft), then `dpo` (dpo)." in card
     assert "| dpo | pairs | 25% | abcdef012345 |" in card
-    assert "| dpo | test | 0.500 [0.100, 0.900] | 64 |" in card
+    assert "| sft | test | 0.250 [0.100, 0.900] | 64 |\n| dpo | test | 0.500 [0.100, 0.900] | 64 |\n" in card
+    assert "| dpo | loss | 0.6931 (step 0) | 0.5234 (step 3) |" in card
+    assert "| dpo | rewards/accuracies | 0 (step 0) | 0.875 (step 3) |" in card
+    assert "margins" not in card
+    assert "| rl |" not in card
+    assert "| beside |" not in card
     assert "later" not in card
     assert "0.750" not in card
 

@@ -1,8 +1,6 @@
 """SAPO, GRPO and GSPO: against their formulas in float64, against TRL, and what must not change them."""
 
 import math
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from posttrain.objectives.packed import MAX_LOG_RATIO, truncated_importance_weights
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
+from tests.unit.ranks import on_two_ranks
 
 CAP = 1.5
 LENGTHS = (5, 1, 9, 3, 7, 2, 4, 6)
@@ -219,9 +218,7 @@ def one_rank(rank: int, directory: Path) -> None:
 
 
 def test_two_ranks_give_the_gradient_of_one(tmp_path: Path) -> None:
-    # Fresh processes: one forked from a session that has run an engine deadlocks in its first operation.
-    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in (0, 1)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    on_two_ranks(one_rank, tmp_path)
     for name in LOSSES:
         batch = random_batch(6)
         slope = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -351,7 +348,3 @@ def test_a_piece_without_tokens_adds_nothing() -> None:
         share, _ = loss(empty, torch.empty(0), torch.empty(0), no_ids, 4)
         share.backward()
         assert share.item() == 0.0
-
-
-if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), Path(sys.argv[2]))

@@ -16,7 +16,7 @@ from posttrain.rollout.episode import (
     TaskEnvironments,
     run_episodes,
 )
-from posttrain.types import Block, ImageRef, Message, Sample, Trajectory, text_message
+from posttrain.types import Block, ImageRef, Message, Sample, Trajectory, VideoRef, text_message
 
 LIMITS = Limits(max_new_tokens=100, max_length=1000)
 Make = Callable[[int], Sample]
@@ -151,6 +151,7 @@ class _Unshowable:
     [
         text_message("tool", "x <|im_end|> y"),
         Message("tool", (Block("image", image=ImageRef("/no/such.png")),)),
+        Message("tool", (Block("video", video=VideoRef(("/a/film.mp4",))),)),
     ],
 )
 def test_a_reply_that_cannot_be_shown_becomes_an_error_message(
@@ -180,6 +181,12 @@ def test_a_failure_leaves_nothing_open_or_in_flight(
     with pytest.raises(EpisodeError, match=r"sample 'gone' of task 'markers'.*/no/such.png") as caught:
         run_episodes(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
     assert isinstance(caught.value.__cause__, ImageError)
+    film = Sample("film", (Message("user", (Block("video", video=VideoRef(("/a/film.mp4",))),)),))
+    jobs[-1] = EpisodeJob(film, "markers", 9, 0, 0)
+    with pytest.raises(
+        EpisodeError, match=r"sample 'film' of task 'markers' cannot be shown: it has a video"
+    ):
+        run_episodes(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
     assert [environment.closed for environment in made] == [1] * len(made)
     assert not engine.busy
 

@@ -12,22 +12,32 @@ import torch
 import torch.distributed as dist
 import trl.trainer.dpo_trainer
 from datasets import Dataset
-from torch.multiprocessing.spawn import spawn
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.config import DpoStage, LoraConfig, RunConfig
 from posttrain.data import marker_scenes
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import Mixture
+from posttrain.data.sources import DataError, Mixture
 from posttrain.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.lora import lora_config
 from posttrain.models.shared_images import IMAGE_INDEX
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
+from posttrain.plugins import resolve
 from posttrain.run_dir import RunDir
-from posttrain.training.dpo import PairCollator, PairError, PreferenceTrainer, training_arguments
+from posttrain.training.dpo import (
+    PairCollator,
+    PairError,
+    PreferenceTrainer,
+    RenderedPairs,
+    training_arguments,
+)
 from posttrain.types import Block, Message, Sample, text_message
+from tests.unit.ranks import on_two_ranks
+
+in_float64: Any = resolve("float64.py:in_float64", "tests", Path(__file__).parent)
+rotation: Any = resolve("float64.py:rotation", "tests", Path(__file__).parent)
 
 BETA = 0.3
 
@@ -59,8 +69,13 @@ def renderer(tiny_checkpoint: Path) -> Renderer:
 
 @pytest.fixture(scope="module")
 def collator(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> PairCollator:
-    rows: Any = Rows(samples(tmp_path_factory.mktemp("pairs"), 8))
-    return PairCollator(Mixture({"pairs": rows}, {"pairs": 1.0}, seed=0), renderer, max_length=256)
+    return collator_of(samples(tmp_path_factory.mktemp("pairs"), 8), renderer)
+
+
+def collator_of(found: list[Sample], renderer: Renderer, max_length: int = 256) -> PairCollator:
+    rows: Any = Rows(found)
+    mixture = Mixture({"pairs": rows}, {"pairs": 1.0}, seed=0)
+    return PairCollator(RenderedPairs(mixture, renderer, max_length, draws=len(found)), renderer)
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +98,9 @@ def moved_checkpoint(tiny_checkpoint: Path, renderer: Renderer, tmp_path_factory
     return directory
 
 
-def in_float64(model: Any) -> Any:
-    """The model in float64 throughout: transformers' RMSNorm rounds to float32 in between."""
-
-    def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        variance = hidden.pow(2).mean(-1, keepdim=True)
-        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
-
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(norm, module)
-    return model.double()
-
-
 @pytest.fixture(autouse=True)
 def float64_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vision tower's rotation rounds to float32 as well."""
     monkeypatch.setattr(modeling_qwen3_vl, "apply_rotary_pos_emb_vision", rotation)
-
-
-def rotation(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
-    cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
-    return tuple(x * cos + modeling_qwen3_vl.rotate_half(x) * sin for x in (q, k))
 
 
 def float64_head(model: Any, outputs: tuple[str, ...] = ()) -> None:
@@ -309,17 +305,29 @@ def test_only_the_adapters_train(tiny_checkpoint, renderer, tmp_path, batch):
 
 def test_a_row_without_an_answer_to_compare_is_refused_by_name(renderer, tmp_path):
     good = samples(tmp_path, 1)[0]
-    rows: Any = Rows([dataclasses.replace(good, rejected=())])
-    collator = PairCollator(Mixture({"chats": rows}, {"chats": 1.0}, seed=0), renderer, max_length=256)
-    with pytest.raises(PairError, match=r"dataset chats, sample p0: .* both `chosen` and `rejected`"):
+    collator = collator_of([dataclasses.replace(good, rejected=())], renderer)
+    with pytest.raises(PairError, match=r"dataset pairs, sample p0: .* both `chosen` and `rejected`"):
         collator([{"draw": 0}])
 
 
-def test_a_pair_that_is_too_long_is_refused_by_name(renderer, tmp_path):
-    rows: Any = Rows(samples(tmp_path, 1))
-    collator = PairCollator(Mixture({"pairs": rows}, {"pairs": 1.0}, seed=0), renderer, max_length=10)
-    with pytest.raises(PairError, match=r"sample p0: \d+ tokens are more than data.max_length = 10"):
-        collator([{"draw": 0}])
+def test_a_pair_that_is_too_long_is_left_out_replaced_and_counted(renderer, tmp_path):
+    """Whichever of its answers is too long; a held-out pair is not replaced."""
+    found = samples(tmp_path, 8)
+    long = text_message("assistant", "K L " * 100)
+    found[2] = dataclasses.replace(found[2], chosen=(long,))
+    found[5] = dataclasses.replace(found[5], rejected=(long,))
+    collator = collator_of(found, renderer, max_length=150)
+    rows = [{"draw": draw} for draw in range(8)]
+    batch = collator(rows)
+    assert batch["left_out"] >= 2
+    assert batch["input_ids"].shape[0] == 16
+    assert batch["input_ids"].shape[1] <= 150
+    pairs = collator._pairs
+    mixture = pairs._mixture
+    assert {mixture.index(draw)[1] for draw in range(8) if not pairs.fits(draw)} == {2, 5}
+    assert collator(rows)["input_ids"].equal(batch["input_ids"])
+    with pytest.raises(DataError, match=r"dataset pairs: 101 samples .* data.max_length = 10"):
+        collator_of(found, renderer, max_length=10)([{"draw": 0}])
 
 
 def test_each_pair_is_seen_once_unless_told_otherwise(tiny_checkpoint):
@@ -346,7 +354,7 @@ def test_two_ranks_change_nothing(moved_checkpoint, tiny_checkpoint, renderer, t
     mine = trainer(PreferenceTrainer, moved_checkpoint, tiny_checkpoint, renderer, tmp_path)
     loss, gradient = loss_and_gradient(mine, [doubled(batch)])
     pieces = [doubled(collator([{"draw": i}, {"draw": i + 1}])) for i in range(0, 8, 2)]
-    spawn(one_rank, (moved_checkpoint, tiny_checkpoint, pieces, tmp_path), nprocs=2)
+    on_two_ranks(one_rank, moved_checkpoint, tiny_checkpoint, pieces, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     assert found[0].item() == pytest.approx(loss, rel=1e-10)
     torch.testing.assert_close(found[1:], gradient, rtol=1e-8, atol=1e-12)

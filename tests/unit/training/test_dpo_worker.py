@@ -109,6 +109,8 @@ def test_it_learns_what_is_preferred_and_resumes_exactly(tiny_checkpoint, folder
     assert (margin_before, accuracy_before) == (0, 0)
     assert margin > 0.5
     assert accuracy == 1
+    preferred = [row["eval_preferred"] for row in rows if "eval_loss" in row]
+    assert preferred[0] < preferred[1]  # by likelihood it means something before the first step, too
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert rows[-2]["rewards/margins"] > rows[1]["rewards/margins"]
 

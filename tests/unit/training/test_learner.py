@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.training.learner import Learner, NonFiniteUpdates, PolicyMismatch, share_of
+from posttrain.training.finite import NonFiniteUpdates
+from posttrain.training.learner import Learner, PolicyMismatch, share_of
 from posttrain.types import Trajectory
 
 

@@ -5,9 +5,6 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,14 @@ from posttrain.data.sources import Dataset as Samples
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
+from posttrain.plugins import resolve
 from posttrain.run_dir import RunDir
 from posttrain.training.sft import SupervisedTrainer, sft_batches, sft_worker, training_arguments
 from posttrain.training.trl_stage import StageParts
+from tests.unit.ranks import on_two_ranks
+
+in_float64: Any = resolve("float64.py:in_float64", "tests", Path(__file__).parent)
+rotation: Any = resolve("float64.py:rotation", "tests", Path(__file__).parent)
 
 NORMALIZATIONS = ["sqrt", "token", "sample"]
 SAMPLES = 8
@@ -57,28 +59,9 @@ def packed(**keys: Any) -> SftStage:
     return stage_of(data={"packing": True, "max_length": ROW}, per_device_batch_size=SAMPLES, **keys)
 
 
-def in_float64(model: Any) -> Any:
-    """The model in float64 throughout: transformers' RMSNorm rounds to float32 in between."""
-
-    def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
-        variance = hidden.pow(2).mean(-1, keepdim=True)
-        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
-
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(norm, module)
-    return model.double()
-
-
 @pytest.fixture(autouse=True)
 def float64_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vision tower's rotation rounds to float32 as well."""
     monkeypatch.setattr(modeling_qwen3_vl, "apply_rotary_pos_emb_vision", rotation)
-
-
-def rotation(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[Any, ...]:
-    cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
-    return tuple((x * cos + modeling_qwen3_vl.rotate_half(x) * sin).to(x.dtype) for x in (q, k))
 
 
 class Setup:
@@ -265,11 +248,7 @@ def one_rank(rank: int, checkpoint: Path, folder: Path, scratch: Path) -> None:
 
 
 def test_two_ranks_give_what_one_gives(tiny_checkpoint: Path, folder: Path, tmp_path: Path) -> None:
-    # Fresh processes: one forked from a session that has run an engine deadlocks in its first operation.
-    command = [sys.executable, __file__]
-    arguments = [str(tiny_checkpoint), str(folder), str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank), *arguments]) for rank in (0, 1)]
-    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    on_two_ranks(one_rank, tiny_checkpoint, folder, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     for normalization in NORMALIZATIONS:
         stage = stage_of(per_device_batch_size=SAMPLES, loss={"normalization": normalization})
@@ -330,7 +309,7 @@ def test_packed_training_steps_are_those_without_packing(
 
 
 def test_a_packed_stage_resumes_where_it_was(tiny_checkpoint: Path, folder: Path, tmp_path: Path) -> None:
-    """Four steps at once, and the last two again from the checkpoint in the middle: the same weights."""
+    """Four steps at once, the last two again from the middle, and with stops: the same weights."""
     source = {"path": str(folder / "zoom" / "data.jsonl")}
     dataset = {"name": "zoom", "description": "Scenes.", "licence": "CC0-1.0", "source": source}
     (tmp_path / "zoom.yaml").write_text(json.dumps(dataset))
@@ -357,9 +336,14 @@ def test_a_packed_stage_resumes_where_it_was(tiny_checkpoint: Path, folder: Path
     sft_worker(arguments | {"resume": run.newest_checkpoint("sft")})
     again = load_file(newest / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+
+    stopped = RunDir.create(config.model_copy(update={"name": "stopped"}), resume=False)
+    for until in (1, 3, 4):  # as for evaluations between epochs, in which checkpoints fall on other steps
+        resume = stopped.newest_checkpoint("sft")
+        sft_worker(arguments | {"run": stopped, "resume": resume, "until": until})
+        assert stopped.newest_checkpoint("sft") == stopped.path / "sft" / f"checkpoint-{until}"
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+        ours, whole = (directory / "sft" / "checkpoint-4" / name for directory in (stopped.path, run.path))
+        assert ours.read_bytes() == whole.read_bytes(), name
     start = load_file(tiny_checkpoint / "model.safetensors")
     assert any(not torch.equal(start[name], tensor) for name, tensor in first.items())
-
-
-if __name__ == "__main__":
-    one_rank(int(sys.argv[1]), *map(Path, sys.argv[2:]))

@@ -1,0 +1,145 @@
+"""A curation whose models are checkpoints: in the session's vLLM, and in Ray actors that die."""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.config import ClusterConfig
+from posttrain.config.curation import load_curation
+from posttrain.config.endpoints import CheckpointConfig
+from posttrain.data.curation import CurationError, curate
+from posttrain.data.rendering import Renderer
+from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.rollout.engine_models import EngineModel, EngineModels
+from posttrain.types import Sample
+
+SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
+ROWS = 20
+REWARDS = """\
+from rewards import reward
+
+@reward("odd")
+def odd(x):
+    return float(len(x.answer) % 2)
+
+@reward("digit")
+def digit(x):
+    return float(x.answer < "5")
+"""
+DATASET = "name: rows\ndescription: Questions.\nlicence: CC0-1.0\nsource: {path: rows.jsonl}\n"
+
+
+def write_curation(folder: Path, samples: Sequence[Sample], endpoints: str, steps: str) -> Path:
+    """Twenty rows, eight with a picture, and a recipe for them; its path."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "rows.jsonl").open("w") as file:
+        for number in range(ROWS):
+            content: list[dict[str, Any]] = [
+                {"type": "text", "text": f"[{number}] Which letter is on the red marker?"}
+            ]
+            if number < len(samples):
+                content.insert(0, {"type": "image", "image": samples[number].messages[0].images[0].path})
+            row = {"id": f"r{number}", "messages": [{"role": "user", "content": content}]}
+            file.write(json.dumps(row) + "\n")
+    (folder / "rows.yaml").write_text(DATASET)
+    (folder / "own.py").write_text(REWARDS)
+    recipe = folder / "c.yaml"
+    recipe.write_text(f"name: c\noutput_dir: {folder}/out\ndata: rows.yaml\nendpoints:\n{endpoints}{steps}")
+    return recipe
+
+
+def files(folder: Path) -> list[str]:
+    return [(folder / "out" / "c" / name).read_text() for name in ("kept.jsonl", "dropped.jsonl")]
+
+
+class Engines:
+    """The session's engine as `EngineModels` offers it, ended as by Ctrl-C before a batch."""
+
+    def __init__(self, engine: Any, renderer: Renderer, end_before: int = 1000) -> None:
+        self._engine, self._renderer, self._end_before = engine, renderer, end_before
+        self.batches: list[int] = []
+        self.asked: Counter[tuple[str, int]] = Counter()
+
+    def open(self, name: str, entry: CheckpointConfig) -> EngineModel:
+        return EngineModel(name, entry, self.answer)
+
+    def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
+        if len(self.batches) == self._end_before:
+            raise KeyboardInterrupt
+        self.batches.append(len(questions))
+        self.asked.update((question.messages[-1].text, question.seed) for question in questions)
+        found = sample_answers(self._engine, self._renderer, questions, sampling)
+        return sorted(found, key=lambda answer: answer.index)
+
+
+def test_a_curation_goes_on_without_asking_again(
+    vllm_engine: Any, renderer: Renderer, talker: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    entry = "{checkpoint: CHECKPOINT, dtype: float32, max_length: 512, engine: {max_num_seqs: 8}}"
+    endpoints = f"  talker: {entry.replace('CHECKPOINT', str(talker))}\n"
+    sampling = "endpoint: talker, reward: 'own.py:odd', samples: 4, temperature: 2.0, max_new_tokens: 48"
+    steps = (
+        f"steps:\n  - {{filter: pass_rate, {sampling}, min: 0.2, max: 0.9}}\n"
+        f"  - {{filter: rejection_sampling, {sampling}, choose: shortest}}\n"
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = Engines(vllm_engine, renderer)
+    report = curate(
+        load_curation(write_curation(whole, samples, endpoints, steps)), open_checkpoint=undisturbed.open
+    )
+    assert 3 < report.kept < ROWS
+    assert undisturbed.asked.total() == 4 * ROWS  # the second step finds its answers in the cache
+    assert max(undisturbed.batches) == 8
+    recipe = load_curation(write_curation(killed, samples, endpoints, steps))
+    first, rest = Engines(vllm_engine, renderer, end_before=3), Engines(vllm_engine, renderer)
+    with pytest.raises(KeyboardInterrupt):
+        curate(recipe, open_checkpoint=first.open)
+    vllm_engine.abort()
+    curate(recipe, resume=True, open_checkpoint=rest.open)
+    assert len(first.batches) == 3
+    assert not first.asked & rest.asked
+    assert first.asked + rest.asked == undisturbed.asked
+    assert files(killed) == files(whole)
+    assert curate(recipe, resume=True, open_checkpoint=Engines(None, renderer).open).kept == report.kept
+    shutil.copytree(talker, tmp_path / "other")
+    entry = recipe.endpoints["talker"].model_copy(update={"checkpoint": str(tmp_path / "other")})
+    with pytest.raises(CurationError, match=r"recipe.endpoints.talker.checkpoint"):
+        curate(recipe.model_copy(update={"endpoints": {"talker": entry}}), resume=True)
+
+
+def test_engines_start_when_asked_and_outlive_their_actors(
+    ray_cluster: None,
+    make_talker: Callable[..., Path],
+    talker: Path,
+    samples: list[Sample],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    endpoints, steps = "", "steps:\n"
+    for name in ("baseline", "teacher"):
+        shutil.copytree(talker, tmp_path / name)
+        (tmp_path / name / "faults").mkdir()
+        endpoints += f"  {name}: {{checkpoint: ../{name}, dtype: float32, max_length: 512}}\n"
+        steps += f"  - {{name: {name}, filter: pass_rate, endpoint: {name}, reward: 'own.py:digit', "
+        steps += "temperature: 0, samples: 1, max_new_tokens: 9, min: 0.5}\n"
+    recipe = load_curation(write_curation(tmp_path / "c", [], endpoints, steps))
+    (tmp_path / "baseline" / "faults" / "die").write_text("1")
+    with EngineModels(ClusterConfig(), engine=f"{SCRIPTED}:ScriptedEngine") as models:
+        caplog.set_level(logging.WARNING)
+        report = curate(recipe, open_checkpoint=models.open)
+        assert "died while" in caplog.text
+        pool = models._pool
+        again = curate(recipe, resume=True, open_checkpoint=models.open)
+        assert models._pool is pool
+    assert [step.kept for step in report.steps] == [step.kept for step in again.steps]
+    # The scripted engine says the last digit of the seed, which a query and the recipe decide.
+    _, first, second = report.steps
+    assert 3 < first.kept == second.kept < ROWS
+    with pytest.raises(CurationError, match="a checkpoint needs engines"):
+        curate(recipe.model_copy(update={"name": "d"}))

@@ -1,0 +1,119 @@
+"""What each stage was for: branches are compared with what they branched from, and curves begin there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.evaluation.statistics import wilson_interval
+from posttrain.viewer import write_report
+from posttrain.viewer.gains import Funnel, gains
+from posttrain.viewer.panels import stage_charts
+from posttrain.viewer.records import RunRecord, read_run
+from posttrain.viewer.summary import Result, results
+
+STAGES: list[dict[str, Any]] = [
+    {"stage": "tiny_model"},
+    {"stage": "sft", "metric": "with_tool"},
+    {"stage": "sft", "name": "cold_start", "metric": "with_tool", "curation": "thinking"},
+    {"stage": "dpo", "start_from": "sft", "metric": "pairs"},
+    {"stage": "rl", "start_from": "sft", "metric": "with_tool"},
+]
+
+
+def row(stage: str, task: str, step: int, right: int) -> dict[str, Any]:
+    low, high = wilson_interval(right, 400)
+    return {
+        "stage": stage,
+        "task": task,
+        "step": step,
+        "n": 400,
+        "accuracy": right / 400,
+        "low": low,
+        "high": high,
+    }
+
+
+ROWS = [
+    row("tiny_model", "with_tool", 40, 0),
+    row("sft", "with_tool", 100, 160),
+    row("cold_start", "with_tool", 39, 240),
+    row("cold_start", "with_tool", 70, 300),
+    row("rl", "with_tool", 40, 180),
+    row("sft", "pairs", 100, 250),
+    row("dpo", "pairs", 30, 380),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    directory = tmp_path / "run"
+    (directory / "cold_start" / "curation").mkdir(parents=True)
+    (directory / "cold_start" / "curation" / "funnel.json").write_text('{"kept": 1258, "read": 1590}')
+    (directory / "resolved.json").write_text(json.dumps({"name": "run", "stages": STAGES}))
+    (directory / "evaluation.jsonl").write_text("".join(json.dumps(each) + "\n" for each in ROWS))
+    metrics = [{"stage": "cold_start", "step": step, "time": step, "loss": 1.0} for step in (10, 70)]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in metrics))
+    return directory
+
+
+def tasks_of(record: RunRecord) -> list[list[Result]]:
+    names = [stage.get("name", stage["stage"]) for stage in record.stages]
+    return results(record.evaluation, names, record.origins)
+
+
+def test_a_branch_is_compared_with_what_it_branched_from(run: Path):
+    record = read_run(run)
+    with_tool, pairs = tasks_of(record)
+    changes = {each.stage: (each.change and round(each.change), each.apart) for each in with_tool}
+    assert changes == {
+        "tiny_model": (None, False),
+        "sft": (40, True),
+        "cold_start": (35, True),
+        "rl": (5, False),
+    }
+    assert [each.stage for each in pairs] == ["sft", "dpo"]
+    assert pairs[1].change == pytest.approx(32.5)
+
+
+def test_each_stage_has_a_row_for_its_own_metric(run: Path):
+    record = read_run(run)
+    rows = [
+        (gain.stage, gain.origin, gain.result and gain.result.task)
+        for gain in gains(record, tasks_of(record))
+    ]
+    assert rows == [
+        ("sft", "tiny_model", "with_tool"),
+        ("cold_start", "sft", "with_tool"),
+        ("dpo", "sft", "pairs"),
+        ("rl", "sft", "with_tool"),
+    ]
+    assert gains(record, tasks_of(record))[1].funnel == Funnel(
+        1258, 1590, "cold_start/curation/curation.html"
+    )
+    page = write_report(run).read_text()
+    assert "With tool: 40 % after SFT → 45 % after RL" in page  # not against the stage beside it
+    assert '<a href="cold_start/curation/curation.html">curated: 1,258 of 1,590 rows kept</a>' in page
+    assert "<b>75.0 %</b>" in page
+
+
+def test_what_was_measured_on_the_way_makes_a_curve_from_the_stage_before(run: Path):
+    record = read_run(run)
+    [chart] = [chart for chart in stage_charts(record, "cold_start") if chart.title == "Held-out accuracy"]
+    assert [probe.text for probe in chart.probes] == [
+        "step 0\nwith tool: 0.4",
+        "step 39\nwith tool: 0.6",
+        "step 70\nwith tool: 0.75",
+    ]
+    assert not [chart for chart in stage_charts(record, "rl") if chart.title == "Held-out accuracy"]
+
+
+@pytest.mark.parametrize("start", ["dpo", "rl", "cold_start", "nowhere", 7])
+def test_a_run_that_makes_no_sense_still_makes_a_page(run: Path, start: Any):
+    stages = [stage | {"start_from": start, "metric": ["x"]} for stage in STAGES]
+    (run / "resolved.json").write_text(
+        json.dumps({"stages": [*stages, {"stage": "../../etc"}, {"stage": 3}]})
+    )
+    (run / "cold_start" / "curation" / "funnel.json").write_text('{"kept": "many", "read": null}')
+    assert "What each stage was for" in write_report(run).read_text()
