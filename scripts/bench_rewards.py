@@ -16,6 +16,7 @@ Measured, each with its goal:
 
 import argparse
 import asyncio
+import http.client
 import itertools
 import json
 import multiprocessing
@@ -27,13 +28,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import benchmark
 import psutil
 from tqdm import tqdm
 
 from posttrain.types import RewardInput, text_message
-from rewards.serving.client import AsyncRewardClient, RewardClient, RewardServer, start_server
+from rewards.serving.client import AsyncRewardClient, RewardServer, start_server
 
 BATCH = 64
 SPEC = {"name": "math"}
@@ -127,7 +129,6 @@ async def overhead(server: RewardServer, calls: int = 300) -> dict[str, Any]:
 
 async def load(server: RewardServer, seconds: float, clients: int = 64) -> dict[str, Any]:
     """Many clients at once, and one that asks how the server is."""
-    end = time.perf_counter() + seconds
     times: list[float] = []
 
     async def ask(client: AsyncRewardClient, inputs: Sequence[RewardInput]) -> None:
@@ -141,6 +142,8 @@ async def load(server: RewardServer, seconds: float, clients: int = 64) -> dict[
     inputs = episodes(pairs(512))
     all_clients = [AsyncRewardClient(server.url, server.token) for _ in range(clients)]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        other.submit(watch_health, server.url, server.token, 0.1).result()  # its start is no load
+        end = time.perf_counter() + seconds
         health = other.submit(watch_health, server.url, server.token, seconds)
         await asyncio.gather(*(ask(c, inputs[i:] + inputs[:i]) for i, c in enumerate(all_clients)))
     for client in all_clients:
@@ -156,15 +159,19 @@ async def load(server: RewardServer, seconds: float, clients: int = 64) -> dict[
 
 
 def watch_health(url: str, token: str, seconds: float) -> list[float]:
-    """Milliseconds of each /health, asked from a process that is not busy with other requests."""
-    client = RewardClient(url, token)
+    """Milliseconds of each /health, asked over a plain connection by a process that does nothing else."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     end = time.perf_counter() + seconds
     times = []
     while (begun := time.perf_counter()) < end:
-        client.health()
+        connection.request("GET", "/health", headers=headers)
+        reply = connection.getresponse()
+        reply.read()
         times.append(1000 * (time.perf_counter() - begun))
-        time.sleep(0.05)
-    client.close()
+        assert reply.status == 200
+        time.sleep(0.02)
+    connection.close()
     return times
 
 

@@ -18,7 +18,8 @@ import torch
 from posttrain.models.tiny import build_tiny
 from posttrain.types import VideoRef
 
-INTEGRATION = Path(__file__).parent / "integration"
+#: Fixtures of the integration tests that take long to make.
+SHARED = {"ray_cluster", "vllm_engine", "start_engine"}
 
 # Machines here are shared: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True, max_examples=50)
@@ -77,11 +78,12 @@ def soak(request: pytest.FixtureRequest) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests one process runs (`-n 2`), and skip those marked `gpu` where there is no CUDA device.
 
-    A file's tests share fixtures, and all the integration tests one engine and one Ray cluster.
+    A file's tests share fixtures, and some files the session's engine and Ray cluster.
     """
+    sharing = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
     for item in items:
-        together = INTEGRATION if item.path.is_relative_to(INTEGRATION) else item.path
-        item.add_marker(pytest.mark.xdist_group(together.stem))
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("shared" if item.path in sharing else file))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

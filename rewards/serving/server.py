@@ -13,6 +13,7 @@ server unharmed.
 
 import asyncio
 import dataclasses
+import gc
 import hmac
 import ipaddress
 import os
@@ -180,6 +181,8 @@ def serve(
         )
         if url_file:
             announce(url_file, host, listener.getsockname()[1])
+        gc.collect()
+        gc.freeze()  # what is loaded stays: going through it again and again held requests up for 50 ms
         uvicorn.Server(settings).run(sockets=[listener])
 
 
