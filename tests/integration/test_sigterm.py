@@ -1,4 +1,4 @@
-"""SIGTERM to a run whose workers train: a checkpoint of the step under way, and no process left."""
+"""SIGTERM to a run whose worker trains: a checkpoint of the step under way, and no process left."""
 
 import os
 import signal
@@ -19,14 +19,14 @@ TIMEOUT = 300
 
 
 def test_a_terminated_run_saves_the_step_under_way_and_ends(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two workers of Ray Train; that going on from there changes nothing is tested without Ray."""
+    """A worker of Ray Train; that going on from there changes nothing is tested without Ray."""
     write_data(tmp_path)
     recipe = {
         "name": "run",
         "output_dir": str(tmp_path),
         "model": {"name_or_path": str(tiny_checkpoint), "dtype": "float32"},
         "cluster": {"num_cpus": 2},
-        "stages": [SFT | {"max_steps": 5000, "save_steps": 5000, "logging_steps": 1, "num_workers": 2}],
+        "stages": [SFT | {"max_steps": 5000, "save_steps": 5000, "logging_steps": 1}],
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
     process = subprocess.Popen(
