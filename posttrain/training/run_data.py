@@ -1,7 +1,9 @@
 """A run's data before anything starts: are they whole, and those that the run began with?"""
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from posttrain.config import DpoStage, RlStage, RunConfig, SftStage, Stage, TinyModelStage
 from posttrain.data.sources import Use, load_samples
@@ -27,7 +29,10 @@ def check_run_data(config: RunConfig, run: RunDir) -> None:
         ChangedRun: If one is not what it was when the run began.
         DiskFull: If there is no space for the list.
     """
-    datasets = {(name, use): load_samples(name, config.base_dir, use=use) for name, use in _uses(config)}
+    uses = list(dict.fromkeys(_uses(config)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # pictures are packed and read outside of Python's lock
+        opened = pool.map(lambda each: load_samples(each[0], config.base_dir, use=each[1]), uses)
+        datasets = dict(zip(uses, opened, strict=True))
     run.check_data({name: dataset.fingerprint for (name, _), dataset in datasets.items()})
     broken = [
         {"dataset": name, "place": row.place, "reason": row.reason}
