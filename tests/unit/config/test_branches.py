@@ -118,7 +118,7 @@ def test_the_supervised_recipe_is_the_quickstart_without_rl():
         "dpo",
     ]
     assert quickstart.origins["rl"] == quickstart.origins["distillation"] == "sft"
-    assert lengths(supervised) == lengths(quickstart) | {"tiny_model": 400, "sft": 350, "rl": None}
+    assert lengths(supervised) == lengths(quickstart) | {"sft": 450, "rl": None}
 
 
 def lengths(config: RunConfig) -> dict[str, int | None]:
