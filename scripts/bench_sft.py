@@ -124,6 +124,7 @@ def our_trainer(folder: Path, stage: SftStage, renderer: Renderer, model: Any, s
         normalization="token",
         run=RunDir(folder / "ours"),
         stage_name="sft",
+        max_skipped_updates=stage.max_skipped_updates,
         model=model,
         args=training_arguments(config, stage, folder / "ours", steps),
         data_collator=batches,

@@ -86,9 +86,6 @@ class RlStage(TrainedStage):
         description="Largest gap between engine's and learner's log-probabilities before the run stops: "
         "of any token in float32 (1e-4), in the mean in bfloat16 (0.05 if absent).",
     )
-    max_skipped_updates: Natural = Field(
-        default=5, description="Updates in a row that may be skipped for a gradient that is not finite."
-    )
 
     @property
     def episodes_per_step(self) -> int:

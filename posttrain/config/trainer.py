@@ -30,6 +30,11 @@ class TrainedStage(Section):
         description="Evaluation task that the stage is meant to get better at, or of a dpo stage its "
         "eval_dataset: the report shows it before and after.",
     )
+    max_skipped_updates: Positive = Field(
+        default=5,
+        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
+        "are skipped and counted.",
+    )
 
 
 class TrainerStage(TrainedStage):
@@ -65,11 +70,6 @@ class TrainerStage(TrainedStage):
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Compute activations twice to hold fewer of them."
-    )
-    max_skipped_updates: Positive = Field(
-        default=5,
-        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
-        "are skipped and counted.",
     )
     save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
     logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")

@@ -46,8 +46,6 @@ from posttrain.training.run_data import use_of
 
 #: Checkpoints of a stage that are kept: the newest, and one to fall back to.
 CHECKPOINTS_KEPT = 2
-#: Updates in a row that are not finite before a stage ends, where its settings do not say.
-MAX_SKIPPED_UPDATES = 5
 #: Metric: updates since the row before that were skipped, their loss or gradient not being finite.
 SKIPPED = "update/skipped"
 #: Metric: samples with more than `data.max_length` tokens that were drawn since the row before.
@@ -69,9 +67,7 @@ class StageTrainer(Trainer):
     _metrics: dict[str, defaultdict[str, list[float]]]  # TRL's means since the last row, by mode
     _tr_loss: torch.Tensor  # transformers' sum since then
 
-    def __init__(
-        self, *, run: RunDir, stage_name: str, max_skipped_updates: int = MAX_SKIPPED_UPDATES, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, run: RunDir, stage_name: str, max_skipped_updates: int, **kwargs: Any) -> None:
         self._run = run
         self._stage_name = stage_name
         self._guard = UpdateGuard(

@@ -38,11 +38,9 @@ from posttrain.training.teaching import COLUMN
 from posttrain.training.trl_stage import StageParts
 from posttrain.types import Block, Message, Sample, text_message
 from tests.unit.training import test_sft
-from tests.unit.training.test_sft import assert_same, float64_rotation, in_float64
+from tests.unit.training.test_sft import assert_same, config_of, float64_rotation, in_float64, step
 
 __all__ = ["float64_rotation"]  # a fixture
-
-step: Any = test_sft.step  # of whatever has a trainer and shares
 
 SAMPLES, TOP_K, WEIGHT = 8, 5, 0.3
 
@@ -87,18 +85,12 @@ def stage_of(packing: bool = False, **keys: Any) -> DistillationStage:
     return DistillationStage.model_validate(given | {"generation": {"max_new_tokens": 64}} | keys)
 
 
-class Setup:
-    """A trainer of a stage in float64, and the batches it would get."""
+class Setup(test_sft.Setup):
+    """The same of a stage whose teacher's answers and log-probs are there."""
 
     def __init__(self, checkpoint: Path, answers: Path, scratch: Path, stage: DistillationStage) -> None:
         self.stage = stage
-        config = RunConfig.model_validate(
-            {
-                "name": "test",
-                "model": {"name_or_path": str(checkpoint), "dtype": "float32"},
-                "stages": [stage.model_dump(exclude_unset=True)],
-            }
-        )
+        config = config_of(checkpoint, stage)
         renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
         model: Any = in_float64(load_model(checkpoint, dtype="float32"))
         self.samples = Samples(answers / "data.jsonl")
@@ -116,17 +108,13 @@ class Setup:
             top_k_weight=stage.loss.top_k_weight,
             run=RunDir(scratch),
             stage_name="distillation",
+            max_skipped_updates=stage.max_skipped_updates,
             model=model,
             args=training_arguments(config, stage, scratch, steps=1),
             data_collator=self.collator,
             train_dataset=Dataset.from_dict({"draw": range(SAMPLES)}),
             processing_class=renderer.processor,
         )
-
-    def shares(self) -> list[dict[str, Any]]:
-        rows = [{"draw": draw} for draw in self.draws["draw"]]
-        size = 1 if self.stage.data.packing else self.stage.per_device_batch_size
-        return [self.collator(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def by_definition(setup: Setup, renderer: Renderer, answers: Path) -> float:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 from trl.trainer.sft_trainer import SFTTrainer
 
-from posttrain.config import RunConfig, SftStage
+from posttrain.config import RunConfig, SftStage, SupervisedStage
 from posttrain.data import marker_scenes
 from posttrain.data.rendering import Renderer
 from posttrain.data.sources import DataError, Mixture
@@ -64,20 +64,24 @@ def float64_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_qwen3_vl, "apply_rotary_pos_emb_vision", rotation)
 
 
+def config_of(checkpoint: Path, stage: SupervisedStage) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "model": {"name_or_path": str(checkpoint), "dtype": "float32"},
+            "stages": [stage.model_dump(exclude_unset=True)],
+        }
+    )
+
+
 class Setup:
     """A trainer of a stage in float64, and the batches it would get."""
 
     def __init__(
         self, checkpoint: Path, folder: Path, scratch: Path, stage: SftStage, kind: Any = SupervisedTrainer
     ) -> None:
-        self.stage = stage
-        config = RunConfig.model_validate(
-            {
-                "name": "test",
-                "model": {"name_or_path": str(checkpoint), "dtype": "float32"},
-                "stages": [stage.model_dump(exclude_unset=True)],
-            }
-        )
+        self.stage: Any = stage
+        config = config_of(checkpoint, stage)
         self.mixture = Mixture(
             {name: Samples(folder / name / "data.jsonl") for name in ("zoom", "list")},
             {"zoom": 0.5, "list": 0.5},
@@ -94,6 +98,7 @@ class Setup:
                 "normalization": stage.loss.normalization,
                 "run": RunDir(scratch),
                 "stage_name": "sft",
+                "max_skipped_updates": stage.max_skipped_updates,
             }
         if stage.data.packing:
             use_packed_attention(model)
