@@ -89,8 +89,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def pixel_hash(image: Image.Image) -> str:
     """SHA-256 over `"<width>x<height>:"` and the RGB bytes, row by row."""
-    rgb = image.convert("RGB")
-    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+    rgb = _rgb(image)
+    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
+    digest.update(rgb.tobytes())
+    return digest.hexdigest()
 
 
 def save_image(image: Image.Image, directory: Path) -> ImageRef:
@@ -104,18 +106,34 @@ def save_image(image: Image.Image, directory: Path) -> ImageRef:
     Raises:
         OSError: If the file cannot be written.
     """
-    rgb = image.convert("RGB")
+    rgb = _rgb(image)
     digest = pixel_hash(rgb)
     path = directory.absolute() / f"{digest}.png"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{digest}-{uuid.uuid4().hex}.tmp")
-        try:
-            rgb.save(temporary, format="PNG", compress_level=1)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_png(encode_png(rgb), path)
     return ImageRef(str(path), digest)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """An image as a PNG file, of little compression."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def save_png(png: bytes, path: Path) -> None:
+    """Write a file that appears complete or not at all; its folder is made where it is missing.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(png)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -161,7 +179,7 @@ def _reason(error: Exception) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the orientation
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if not image.has_transparency_data:
@@ -169,3 +187,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Not a copy of an image that is RGB already, as Pillow's own `convert` makes."""
+    return image if image.mode == "RGB" else image.convert("RGB")

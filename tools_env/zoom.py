@@ -3,9 +3,14 @@
 import math
 from typing import Any
 
+from PIL import Image
+
 from posttrain.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
 from posttrain.types import Box, Frame, ImageRef, ToolSpec
 from tools_env.sdk import ToolError, ToolResult
+
+#: An image of more pixels is decoded again at every zoom: at 3 bytes each this is what a tool may hold.
+MAX_KEPT_PIXELS = 1 << 24
 
 _FRAME_TEXTS: dict[Frame, str] = {
     "norm_1000": "on a scale of 0 to 1000 over the image's width and height",
@@ -39,6 +44,7 @@ class ImageZoomIn:
             raise ValueError(f"min_side must be at least 1, got {min_side}")
         self._frame: Frame = frame
         self._min_side = min_side
+        self._kept: tuple[ImageRef, Image.Image] | None = None
         box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {_FRAME_TEXTS[frame]}."
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
         self.spec = ToolSpec(
@@ -61,13 +67,20 @@ class ImageZoomIn:
         Raises:
             ToolError: If there is no such image, or the box is not inside it.
         """
-        ref = images[self._index(arguments["img_idx"], len(images))]
         try:
-            image = open_image(ref.path)
+            image = self._open(images[self._index(arguments["img_idx"], len(images))])
         except ImageError as error:
             raise ToolError(f"image {arguments['img_idx']} cannot be opened") from error
         crop = image.crop(self._region(arguments["bbox_2d"], image.size))
         return ToolResult(f"Image {len(images)}", (crop,))
+
+    def _open(self, ref: ImageRef) -> Image.Image:
+        """The decoded image; the last one is kept, since a group of rollouts looks into the same."""
+        kept = self._kept
+        if kept is None or kept[0] != ref:
+            kept = (ref, open_image(ref.path))
+            self._kept = kept if ref.sha256 and math.prod(kept[1].size) <= MAX_KEPT_PIXELS else None
+        return kept[1]
 
     def _index(self, value: float, count: int) -> int:
         if value not in range(count):

@@ -8,6 +8,7 @@ guessing gives one in eight. A zoom onto the marker makes the letter legible.
 the canonical JSONL format.
 """
 
+import functools
 import itertools
 import json
 import random
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from posttrain.images import save_image
+from posttrain.images import encode_png, pixel_hash, save_image, save_png
 from posttrain.messages import message_to_json
 from posttrain.plugins import resolve
 from posttrain.types import Block, ImageRef, Message, text_message
@@ -207,10 +208,16 @@ def _thinking(thought: str, said: str) -> str:
     return f"<think>\n{thought}\n</think>\n\n{said}"
 
 
+@functools.cache
+def _zoom() -> Any:
+    """The tool; one for all scenes, because it keeps the last image that it decoded."""
+    zoom: Any = resolve(TOOL, "posttrain.tools")
+    return zoom()
+
+
 def _looked(image: ImageRef, marker: Marker, box: list[int], directory: Path) -> tuple[ImageRef, Message]:
     """The crop that a call of the tool gives, and the message that brings it."""
-    zoom: Any = resolve(TOOL, "posttrain.tools")
-    result = zoom()({"img_idx": 0, "label": marker.colour, "bbox_2d": box}, [image])
+    result = _zoom()({"img_idx": 0, "label": marker.colour, "bbox_2d": box}, [image])
     crop = save_image(result.images[0], directory)
     return crop, Message("tool", (Block("image", image=crop), Block("text", text=result.text)))
 
@@ -323,13 +330,27 @@ def write(
     with (directory / "data.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
             scene = next(scenes)
-            image = save_image(scene.draw(), images)
+            image = _saved(scene, images)
             for index, row in enumerate(_rows(kind, scene, image, images, rng, sloppiness, flawed)):
                 for turns in {"messages", "chosen", "rejected"} & row.keys():
                     row[turns] = [_relative(message_to_json(message), directory) for message in row[turns]]
                 first = {"id": f"{split}-{kind}-{number}-{index}", "messages": row.pop("messages")}
                 first["tools"] = [TOOL] if kind in WITH_TOOL else []
                 file.write(json.dumps(first | row) + "\n")
+
+
+@functools.lru_cache(maxsize=1024)
+def _drawn(scene: Scene) -> tuple[str, bytes]:
+    """Pixel hash and PNG of a scene, which the kinds of a split have in common: about 10 KB each."""
+    image = scene.draw()
+    return pixel_hash(image), encode_png(image)
+
+
+def _saved(scene: Scene, directory: Path) -> ImageRef:
+    digest, png = _drawn(scene)
+    path = directory / f"{digest}.png"
+    save_png(png, path)
+    return ImageRef(str(path), digest)
 
 
 def _relative(message: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Run a function in a group of Ray Train workers that share a torch.distributed process group."""
 
 import logging
-from collections.abc import Callable
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class StageFailed(RuntimeError):
 
 
 def run_workers(
-    function: Callable[[dict[str, Any]], None],
+    function: str,
     arguments: dict[str, Any],
     *,
     num_workers: int,
@@ -28,7 +28,9 @@ def run_workers(
     """Call `function(arguments)` in every worker and wait for all of them.
 
     Args:
-        function: What each worker runs; `torch.distributed` is initialised (gloo, or NCCL on GPUs).
+        function: What each worker runs, as `package.module:name`; `torch.distributed` is initialised (gloo,
+            or NCCL on GPUs). By name, since Ray Train's controller opens what it hands on: before any worker
+            starts it would spend seconds on importing TRL.
         arguments: Given to each worker; must pickle.
         num_workers: Number of processes: one GPU each, or one core each.
         use_gpu: Whether each worker takes a GPU.
@@ -39,8 +41,8 @@ def run_workers(
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
-        function,
-        train_loop_config=arguments,
+        _call,
+        train_loop_config={"function": function, "arguments": arguments},
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend=process_group_backend(use_gpu), timeout_s=600),
         run_config=RunConfig(
@@ -56,3 +58,7 @@ def run_workers(
         raise StageFailed(f"worker {rank} of {num_workers} failed: {cause}") from cause
     except TrainingFailedError as error:
         raise StageFailed(str(error)) from error
+
+
+def _call(work: dict[str, Any]) -> None:
+    pkgutil.resolve_name(work["function"])(work["arguments"])

@@ -30,22 +30,18 @@ from posttrain.run_dir import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
 from posttrain.run_process import ending_on_sigterm, saving_on_sigterm, working_on
 from posttrain.tracking import showing_progress
 from posttrain.training.curated import curated_dataset
-from posttrain.training.distillation import distillation_worker
-from posttrain.training.dpo import dpo_worker
 from posttrain.training.launch import run_workers
-from posttrain.training.pretrain import pretrain_worker
 from posttrain.training.rl import run_rl
 from posttrain.training.run_data import check_run_data, use_of
-from posttrain.training.sft import sft_worker
 from posttrain.training.teaching import taught_datasets
 from posttrain.viewer import write_report
 
 #: What the workers of a stage run, by its kind.
 WORKERS = {
-    "tiny_model": pretrain_worker,
-    "sft": sft_worker,
-    "distillation": distillation_worker,
-    "dpo": dpo_worker,
+    "tiny_model": "posttrain.training.pretrain:pretrain_worker",
+    "sft": "posttrain.training.sft:sft_worker",
+    "distillation": "posttrain.training.distillation:distillation_worker",
+    "dpo": "posttrain.training.dpo:dpo_worker",
 }
 
 

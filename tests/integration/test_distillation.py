@@ -16,8 +16,8 @@ from posttrain.models.tiny import build_tiny
 from posttrain.rollout.answer_log import read_top_tokens
 from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.run_dir import RunDir
-from posttrain.training.distillation import distillation_worker
 from posttrain.training.launch import run_workers
+from posttrain.training.pipeline import WORKERS
 from posttrain.training.teaching import COLUMN, prompt_of, taught_datasets
 from posttrain.types import Sample, text_message
 
@@ -159,7 +159,7 @@ def test_the_student_comes_closer_to_the_teacher_on_prompts_it_has_not_seen(
     assert isinstance(stage, DistillationStage)
     arguments = {"config": config, "stage": stage, "run": run, "checkpoint": student, "resume": None}
     run_workers(
-        distillation_worker,
+        WORKERS["distillation"],
         arguments | {"replaced": {"learned": dataset}},
         num_workers=1,
         use_gpu=False,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -108,7 +109,7 @@ def run_stages(start: Path, folder: Path, output: Path) -> tuple[Path, Path]:
     run, checkpoint = RunDir.create(config, resume=False), start
     for stage in config.stages:
         arguments = {"config": config, "stage": stage, "run": run, "checkpoint": checkpoint, "resume": None}
-        WORKERS[stage.stage](arguments)
+        pkgutil.resolve_name(WORKERS[stage.stage])(arguments)
         final = run.newest_checkpoint(stage.name)
         assert final is not None
         checkpoint = standalone(final, final.parent / "merged" / final.name)

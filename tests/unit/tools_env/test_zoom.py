@@ -139,3 +139,37 @@ def test_every_crop_covers_its_box_and_stays_inside(
     assert top <= max(0, y1 * 0.2) + 1e-6
     assert left + crop.width >= min(400, x2 * 0.4) - 1e-6
     assert top + crop.height >= min(200, y2 * 0.2) - 1e-6
+
+
+def test_the_last_image_stays_decoded_where_its_pixels_are_known(scene: ImageRef, tmp_path: Path):
+    other = save_image(Image.new("RGB", (400, 200), "white"), tmp_path / "other")
+    zoom_in = ImageZoomIn()
+
+    def first_pixel(*images: ImageRef) -> tuple[int, int]:
+        call = {"bbox_2d": [0, 0, 1000, 1000], "label": "marker", "img_idx": len(images) - 1}
+        (crop,) = zoom_in(call, list(images)).images
+        first = corner(crop)
+        crop.paste("white", (0, 0, *crop.size))  # a crop is its own
+        return first
+
+    assert first_pixel(scene) == (0, 0)
+    Path(scene.path).unlink()
+    assert first_pixel(scene) == (0, 0)
+    assert first_pixel(scene, other) == (255 + 256 * 255, 255)
+    with pytest.raises(ToolError, match="cannot be opened"):
+        first_pixel(scene)
+    unknown = ImageRef(other.path)
+    assert first_pixel(unknown) == (255 + 256 * 255, 255)
+    Path(other.path).unlink()
+    with pytest.raises(ToolError, match="cannot be opened"):
+        first_pixel(unknown)
+
+
+def test_large_images_are_not_kept(scene: ImageRef, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tools_env.zoom.MAX_KEPT_PIXELS", 400 * 200 - 1)
+    zoom_in = ImageZoomIn()
+    call = {"bbox_2d": [0, 0, 1000, 1000], "label": "marker", "img_idx": 0}
+    zoom_in(call, [scene])
+    Path(scene.path).unlink()
+    with pytest.raises(ToolError, match="cannot be opened"):
+        zoom_in(call, [scene])

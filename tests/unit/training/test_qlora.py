@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_a_stage_trains_adapters_over_quantised_weights(
     )
     run = RunDir.create(config, resume=False)
     given = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": tiny_checkpoint}
-    WORKERS[kind](given | {"resume": None})
+    pkgutil.resolve_name(WORKERS[kind])(given | {"resume": None})
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == STEPS
