@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import re, time
 from rewards import reward
 from rewards.reading.answers import final_answer
 
-@reward("letter", deadline_s=0.25)
+@reward("letter", deadline_s=1.0)
 def letter(x):
     if x.answer == "hang":
         time.sleep(1000)
@@ -36,6 +36,8 @@ def letter(x):
 """
 SPEC = [{"name": "mine.py:letter"}]
 BENCHMARK = Path(__file__).parents[2] / "scripts" / "bench_rewards.py"
+#: At the speed of the machine that they were set on.
+LIMITS_MS = {"load_p99_ms": 250.0, "load_health_p99_ms": 50.0}
 BOMBS = ("hang", "regex bomb", "sympy bomb")
 GOOD = {
     "rewards": [{"name": "math"}],
@@ -117,14 +119,22 @@ def test_row_6_hangs_and_bombs_cost_only_themselves(server: RewardServer, soak: 
 
 
 @pytest.mark.alone
-def test_row_7_answers_come_in_time_under_load(tmp_path: Path, soak: bool) -> None:
+def test_row_7_answers_come_in_time_under_load(
+    tmp_path: Path, soak: bool, slowdown: Callable[[], float]
+) -> None:
     """Whatever else the machine does can only add time, so one round within the limits will do."""
-    figures = tmp_path / "figures.json"
+    found = tmp_path / "figures.json"
     seconds = ["--seconds", "20" if soak else "3"]
-    command = [sys.executable, BENCHMARK, "--only", "load", *seconds, "--check", "--json", figures]
-    rounds = (subprocess.run(command, check=False).returncode for _ in range(6))
-    assert 0 in rounds, figures.read_text()
-    assert json.loads(figures.read_text())["load_clients"] == 64
+    rounds = []
+    for _ in range(6):
+        allowed = slowdown()
+        subprocess.run([sys.executable, BENCHMARK, "--only", "load", *seconds, "--json", found], check=True)
+        figures = json.loads(found.read_text())
+        assert figures["load_clients"] == 64
+        rounds.append({name: figures[name] / allowed for name in LIMITS_MS})
+        if all(rounds[-1][name] <= limit for name, limit in LIMITS_MS.items()):
+            return
+    pytest.fail(f"no round was within {LIMITS_MS}: {rounds}")
 
 
 def test_row_9_attacks_carry_nothing_over(server: RewardServer, soak: bool) -> None:
