@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from posttrain.config import DistillationStage, RunConfig
-from posttrain.data.rendering import Rendered, Renderer
+from posttrain.data.rendering import Rendered
 from posttrain.data.sample_tokens import tool_specs
 from posttrain.objectives.distill import TopLogprobs, distillation_loss, top_k_kl
 from posttrain.rollout.answer_log import read_top_tokens
@@ -77,9 +77,9 @@ class TaughtDraws(RenderedDraws):
             "teacher_logprobs": torch.from_numpy(np.where(unknown, -np.inf, logprobs)),
         }
 
-    def _show(self, dataset: str, sample: Sample, renderer: Renderer) -> TaughtSample:
+    def _show(self, dataset: str, sample: Sample) -> TaughtSample:
         about, tools = sample.columns[COLUMN], tool_specs(sample)
-        prompt = renderer.render(sample.messages[:-1], tools=tools, add_generation_prompt=True)
+        prompt = self._renderer.render(sample.messages[:-1], tools=tools, add_generation_prompt=True)
         answer = list(about["token_ids"])
         parts = vars(prompt) | {
             "token_ids": prompt.token_ids + answer,

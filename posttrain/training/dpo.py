@@ -74,16 +74,16 @@ class RenderedPair:
 class RenderedPairs(RenderedDraws):
     """The pair of each draw; one with an answer that is too long is left out and replaced."""
 
-    def _show(self, dataset: str, sample: Sample, renderer: Renderer) -> RenderedPair:
+    def _show(self, dataset: str, sample: Sample) -> RenderedPair:
         name = f"dataset {dataset}, sample {sample.id}"
         if not (sample.chosen and sample.rejected):
             raise PairError(f"{name}: a preference pair needs both `chosen` and `rejected`")
         specs = tool_specs(sample)
-        prompt = renderer.render(sample.messages, tools=specs, add_generation_prompt=True)
+        prompt = self._renderer.render(sample.messages, tools=specs, add_generation_prompt=True)
         length = len(prompt.token_ids)
         answers = []
         for turns in (sample.chosen, sample.rejected):
-            whole = renderer.render((*sample.messages, *turns), tools=specs)
+            whole = self._renderer.render((*sample.messages, *turns), tools=specs)
             if whole.token_ids[:length] != prompt.token_ids:
                 raise PairError(f"{name}: the prompt is rendered otherwise where an answer follows it")
             supervised = [False] * length + list(whole.supervised[length:])

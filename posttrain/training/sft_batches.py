@@ -1,6 +1,5 @@
 """What each optimiser step of supervised fine-tuning learns from: draws, rendered and put into batches."""
 
-import array
 import functools
 import itertools
 from collections import OrderedDict
@@ -42,13 +41,8 @@ class RenderedDraws:
     def __init__(self, mixture: Mixture, renderer: Renderer, max_length: int, draws: int) -> None:
         self._mixture = mixture
         self._renderer = renderer
-        self._counting = renderer.counting()
         self._max_length = max_length
         self._draws = draws
-        # Tokens of every row, 0 while they are not known.
-        self._lengths = {
-            name: array.array("Q", bytes(8 * len(rows))) for name, rows in mixture.datasets.items()
-        }
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._tokens_kept = 0
 
@@ -59,40 +53,28 @@ class RenderedDraws:
             DataError: If REPLACEMENTS samples in a row are too long.
             RenderError: If a sample cannot be shown to the model.
         """
-        dataset, row, left_out = self._fitting(draw, self._rendered_length)
-        return self._render(dataset, row), left_out
-
-    def length(self, draw: int) -> tuple[int, int]:
-        """Tokens of what `sample` gives, and how many were left out; no image is decoded to know them.
-
-        Raises:
-            DataError: If REPLACEMENTS samples in a row are too long.
-            RenderError: If a sample cannot be shown to the model.
-        """
-        dataset, row, left_out = self._fitting(draw, self._counted_length)
-        return self._lengths[dataset][row], left_out
-
-    def fits(self, draw: int) -> bool:
-        """Whether the sample of a draw is not left out."""
-        return self._counted_length(*self._mixture.index(draw)) <= self._max_length
-
-    def max_length(self, draw: int) -> int:
-        """Most tokens of a packed row with the sample of a draw."""
-        return self._mixture.max_length(draw) or self._max_length
-
-    def _fitting(self, draw: int, length: Callable[[str, int], int]) -> tuple[str, int, int]:
-        """Dataset and row of the sample of a draw, and how many were left out before it."""
         dataset, row = self._mixture.index(draw)
         left_out = 0
-        while length(dataset, row) > self._max_length:
+        for turn in itertools.count(1):
+            rendered = self._render(dataset, row)
+            if len(rendered.token_ids) <= self._max_length:
+                break
             left_out += 1
             if left_out > REPLACEMENTS:
                 raise DataError(
                     f"dataset {dataset}: {left_out} samples one after another have more tokens than"
                     f" data.max_length = {self._max_length}; raise it, or filter the dataset"
                 )
-            row = self._replacement(dataset, draw, left_out)
-        return dataset, row, left_out
+            row = self._replacement(dataset, draw, turn)
+        return rendered, left_out
+
+    def fits(self, draw: int) -> bool:
+        """Whether the sample of a draw is not left out."""
+        return len(self._render(*self._mixture.index(draw)).token_ids) <= self._max_length
+
+    def max_length(self, draw: int) -> int:
+        """Most tokens of a packed row with the sample of a draw."""
+        return self._mixture.max_length(draw) or self._max_length
 
     def _replacement(self, dataset: str, draw: int, turn: int) -> int:
         """Row of the `turn`-th replacement; places in the mixture's period recur, so there is one."""
@@ -105,30 +87,17 @@ class RenderedDraws:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        rendered = self._show(dataset, self._mixture.datasets[dataset][row], self._renderer)
+        rendered = self._show(dataset, self._mixture.datasets[dataset][row])
         self._kept[key] = rendered
-        self._lengths[dataset][row] = len(rendered.token_ids)
         self._tokens_kept += len(rendered.token_ids)
         while self._tokens_kept > TOKENS_KEPT and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._tokens_kept -= len(dropped.token_ids)
         return rendered
 
-    def _rendered_length(self, dataset: str, row: int) -> int:
-        """Tokens of a sample; one that is not known is rendered, since it will most likely be needed."""
-        if not self._lengths[dataset][row]:
-            self._render(dataset, row)
-        return self._lengths[dataset][row]
-
-    def _counted_length(self, dataset: str, row: int) -> int:
-        if not self._lengths[dataset][row]:
-            counted = self._show(dataset, self._mixture.datasets[dataset][row], self._counting)
-            self._lengths[dataset][row] = len(counted.token_ids)
-        return self._lengths[dataset][row]
-
-    def _show(self, dataset: str, sample: Sample, renderer: Renderer) -> Any:
+    def _show(self, dataset: str, sample: Sample) -> Any:
         """A sample as the model sees it; whatever it is, its `token_ids` are what `max_length` bounds."""
-        return renderer.render(sample.messages, tools=tool_specs(sample))
+        return self._renderer.render(sample.messages, tools=tool_specs(sample))
 
     def targets(self, items: Sequence[Any]) -> dict[str, Tensor]:
         """More arguments of the model, of the items' supervised tokens one after another; here none."""
@@ -163,8 +132,8 @@ class PaddedBatches:
 class PackedBatches:
     """Numbers of steps to this rank's packed rows, each a micro-batch.
 
-    Every rank counts the tokens of its part of the step's samples and tells the others; then each can work
-    out by itself which samples are its own (see `pack`). Only these are decoded.
+    Every rank renders its part of the step's samples and tells the others their lengths; then each can work
+    out by itself which samples are its own (see `pack`).
 
     Args:
         draws: The samples.
@@ -196,7 +165,8 @@ class PackedBatches:
         lengths = torch.zeros(self._samples, dtype=torch.long)
         left_out = 0
         for place in range(rank(), self._samples, world_size()):
-            lengths[place], number = self._draws.length(first + place)
+            item, number = self._draws.sample(first + place)
+            lengths[place] = len(item.token_ids)
             left_out += number
         lengths = sum_over_ranks(lengths)
         capacity = max(self._draws.max_length(first), int(lengths.max()))

@@ -231,7 +231,7 @@ def test_tokens_beyond_the_students_vocabulary_count_among_the_rest(
     samples = Samples(answers / "data.jsonl")
     mixture = Mixture({"taught": samples}, {"taught": 1.0}, seed=0)
     full, small = (TaughtDraws(mixture, renderer, 999, 8, vocabulary=size) for size in (10_000, 100))
-    items = [full._show("taught", samples[index], renderer) for index in range(3)]
+    items = [full._show("taught", samples[index]) for index in range(3)]
     all_of_them, some = full.targets(items), small.targets(items)
     unknown = all_of_them["candidates"] >= 100
     assert unknown.any()

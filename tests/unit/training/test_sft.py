@@ -22,7 +22,6 @@ from posttrain.data import marker_scenes
 from posttrain.data.rendering import Renderer
 from posttrain.data.sources import DataError, Mixture
 from posttrain.data.sources import Dataset as Samples
-from posttrain.images import ImageError
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
@@ -287,26 +286,6 @@ def test_a_sample_that_is_too_long_is_left_out_and_counted(
         setup.trainer._get_num_items_in_batch([share], torch.device("cpu"))
         setup.trainer.log({"loss": 1.0})
         assert setup.trainer.state.log_history[-1]["data/left_out"] == share["left_out"]
-
-
-def test_lengths_are_known_without_decoding_an_image(
-    tiny_checkpoint: Path, folder: Path, tmp_path: Path
-) -> None:
-    copied = Path(shutil.copytree(folder, tmp_path / "data"))
-    stage = stage_of(data={"packing": True, "max_length": 80}, per_device_batch_size=SAMPLES)
-    whole, cut = (
-        Setup(tiny_checkpoint, source, tmp_path, stage).collator._draws  # pyright: ignore
-        for source in (folder, copied)
-    )
-    for image in copied.glob("*/images/*.png"):
-        image.write_bytes(image.read_bytes()[:60])  # no more than its width and height
-    rendered = [whole.sample(draw) for draw in range(SAMPLES)]
-    assert any(left_out for _, left_out in rendered)
-    assert [cut.length(draw) for draw in range(SAMPLES)] == [
-        (len(sample.token_ids), left_out) for sample, left_out in rendered
-    ]
-    with pytest.raises(ImageError):
-        cut.sample(0)
 
 
 def test_a_dataset_of_nothing_but_long_samples_is_refused(
