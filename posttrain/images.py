@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -107,11 +107,7 @@ def save_image(image: Image.Image, directory: Path) -> ImageRef:
         OSError: If the file cannot be written.
     """
     rgb = _rgb(image)
-    digest = pixel_hash(rgb)
-    path = directory.absolute() / f"{digest}.png"
-    if not path.exists():
-        save_png(encode_png(rgb), path)
-    return ImageRef(str(path), digest)
+    return save_png(lambda: encode_png(rgb), pixel_hash(rgb), directory)
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -121,19 +117,24 @@ def encode_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def save_png(png: bytes, path: Path) -> None:
-    """Write a file that appears complete or not at all; its folder is made where it is missing.
+def save_png(encode: Callable[[], bytes], digest: str, directory: Path) -> ImageRef:
+    """As `save_image`, of an image whose hash is known; it is encoded only where the file is missing.
 
-    Raises:
-        OSError: If it cannot be written.
+    Args:
+        encode: Gives the PNG.
+        digest: The pixel hash.
+        directory: Made where it is missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(png)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = directory.absolute() / f"{digest}.png"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{digest}-{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(encode())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return ImageRef(str(path), digest)
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -190,5 +191,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Not a copy of an image that is RGB already, as Pillow's own `convert` makes."""
+    """The image in RGB; itself where it is so already, of which Pillow's own `convert` makes a copy."""
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -330,7 +330,8 @@ def write(
     with (directory / "data.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
             scene = next(scenes)
-            image = _saved(scene, images)
+            digest, png = _drawn(scene)
+            image = save_png(lambda png=png: png, digest, images)
             for index, row in enumerate(_rows(kind, scene, image, images, rng, sloppiness, flawed)):
                 for turns in {"messages", "chosen", "rejected"} & row.keys():
                     row[turns] = [_relative(message_to_json(message), directory) for message in row[turns]]
@@ -344,13 +345,6 @@ def _drawn(scene: Scene) -> tuple[str, bytes]:
     """Pixel hash and PNG of a scene, which the kinds of a split have in common: about 10 KB each."""
     image = scene.draw()
     return pixel_hash(image), encode_png(image)
-
-
-def _saved(scene: Scene, directory: Path) -> ImageRef:
-    digest, png = _drawn(scene)
-    path = directory / f"{digest}.png"
-    save_png(png, path)
-    return ImageRef(str(path), digest)
 
 
 def _relative(message: dict[str, Any], directory: Path) -> dict[str, Any]:
