@@ -29,6 +29,8 @@ hypothesis.settings.register_profile("posttrain", deadline=None, print_blob=True
 hypothesis.settings.register_profile("soak", hypothesis.settings.get_profile("posttrain"), max_examples=1000)
 hypothesis.settings.load_profile("posttrain")
 
+SOAK_TIMEOUT_S = 3 * 3600
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--soak`."""
@@ -37,10 +39,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads its option
 def pytest_configure(config: pytest.Config) -> None:
-    """Have hypothesis try more examples with `--soak`."""
+    """Have hypothesis try more examples with `--soak`, and a test take longer."""
     if config.getoption("--soak"):
         hypothesis.settings.load_profile("soak")
+        if config.option.timeout is None:
+            config.option.timeout = SOAK_TIMEOUT_S
 
 
 @pytest.fixture(scope="session")
