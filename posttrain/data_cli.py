@@ -4,19 +4,22 @@ Heavy imports happen inside the commands.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from posttrain import __version__
 from posttrain.commands import add_command
 from posttrain.config import load_dataset_config
 from posttrain.config.curation import curation_names, load_curation
+from posttrain.data.cache import cached_folder, default_cache
 
 INSPECT = """\
 Writes an HTML page with samples token by token, what is learned from them, their images, how long they are,
 and which rows are broken.
 
 examples:
-  posttrain data inspect markers_zoom --model runs/quickstart/sft/checkpoint-200
+  posttrain data inspect markers_zoom
   posttrain data inspect my_photos.yaml --model Qwen/Qwen3-VL-8B-Instruct --output photos.html
 
 a dataset's YAML (my_photos.yaml):
@@ -58,9 +61,9 @@ def add_verbs(verbs: Any) -> None:
     _add_dataset(inspect)
     inspect.add_argument(
         "--model",
-        required=True,
         metavar="CHECKPOINT",
-        help="whose tokens: a directory, or a model of the hub",
+        help="whose tokens: a directory, or a model of the hub (default: a tiny Qwen3-VL, which needs no"
+        " download; it takes more tokens for a text and fewer for an image)",
     )
     inspect.add_argument("--output", type=Path, metavar="FILE", help="the page (default: <name>.html here)")
     inspect.add_argument(
@@ -92,10 +95,11 @@ def inspect_command(options: argparse.Namespace) -> int:
 
     config = load_dataset_config(options.dataset)
     dataset = load_samples(config, Path(), max_bad_share=1.0)
-    checkpoint = Path(options.model).expanduser()
+    model = options.model or "a tiny Qwen3-VL (--model names another)"
+    checkpoint = Path(options.model).expanduser() if options.model else _tiny_checkpoint()
     name = str(checkpoint.absolute()) if checkpoint.is_dir() else options.model
     renderer = Renderer.from_config(name, ModelConfig(name_or_path=name))
-    found = inspect_dataset(config.name, dataset, renderer, options.num_samples, options.measure)
+    found = inspect_dataset(config.name, dataset, model, renderer, options.num_samples, options.measure)
     print(write_dataset_page(found, options.output or Path(f"{config.name}.html")))
     return 0
 
@@ -130,6 +134,13 @@ def curate_command(options: argparse.Namespace) -> int:
     print(f"{report.directory}: {report.kept:,} rows in kept.jsonl, {report.dropped:,} in dropped.jsonl")
     print(write_curation_page(report.directory))
     return 0
+
+
+def _tiny_checkpoint() -> Path:
+    """The quickstart's model before it has learned anything, made once."""
+    from posttrain.models.tiny import build_tiny
+
+    return cached_folder(default_cache() / f"tiny-qwen3_vl-{__version__}", partial(build_tiny, "qwen3_vl"))
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

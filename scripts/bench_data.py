@@ -28,8 +28,9 @@ from bench_sft import BATCH, MAX_LENGTH, write_dialogues
 from torch import Tensor
 from tqdm import tqdm
 
+from posttrain.data.dataset import Dataset
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import Dataset, Mixture
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head

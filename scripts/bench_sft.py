@@ -37,9 +37,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SftStage
+from posttrain.data.dataset import Dataset as Samples
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import Dataset as Samples
-from posttrain.data.sources import Mixture
 from posttrain.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention

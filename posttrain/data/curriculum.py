@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.data.formats import DataError
-from posttrain.data.mixing import PeriodicSchedule
-from posttrain.data.sources import Mixture
+from posttrain.data.mixing import Mixture, PeriodicSchedule
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from posttrain.data.dataset import BrokenRow, Dataset
 from posttrain.data.rendering import Rendered, Renderer
 from posttrain.data.sample_tokens import renderings
-from posttrain.data.sources import BrokenRow, Dataset
 from posttrain.data.video_frames import VideoPlan
+from posttrain.progress import progress_bar
 from posttrain.types import Sample, VideoRef
 
 
@@ -68,6 +69,7 @@ class Inspection:
 
     Attributes:
         name: The dataset's.
+        model: Whose tokens they are.
         rows: Good rows.
         filtered: Rows that filters removed.
         broken: Rows set aside.
@@ -77,6 +79,7 @@ class Inspection:
     """
 
     name: str
+    model: str
     rows: int
     filtered: int
     broken: list[BrokenRow]
@@ -85,13 +88,16 @@ class Inspection:
     shown: list[Shown]
 
 
-def inspect_dataset(name: str, dataset: Dataset, renderer: Renderer, shown: int, measured: int) -> Inspection:
+def inspect_dataset(
+    name: str, dataset: Dataset, model: str, renderer: Renderer, shown: int, measured: int
+) -> Inspection:
     """Look at samples that lie evenly over a dataset.
 
     Args:
         name: The dataset's.
         dataset: Its rows.
-        renderer: Of the checkpoint whose tokens are wanted.
+        model: The checkpoint whose tokens are wanted, by the name to show.
+        renderer: Of that checkpoint.
         shown: How many samples to show in full.
         measured: How many to measure, at least as many as are shown.
     """
@@ -100,7 +106,7 @@ def inspect_dataset(name: str, dataset: Dataset, renderer: Renderer, shown: int,
     lengths: list[int] = []
     unrendered: list[tuple[str, str]] = []
     cards: list[Shown] = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(progress_bar("measuring", rows)):
         sample = dataset[row]
         try:
             dialogues = renderings(sample, renderer)
@@ -115,7 +121,7 @@ def inspect_dataset(name: str, dataset: Dataset, renderer: Renderer, shown: int,
             images = [image.ref.path for image in dialogues[0][1].images]
             videos = [(video.ref, renderer.videos.plan(video.ref)) for video in dialogues[0][1].videos]
             cards.append(Shown(sample, views, images, videos))
-    return Inspection(name, len(dataset), dataset.filtered, dataset.broken, lengths, unrendered, cards)
+    return Inspection(name, model, len(dataset), dataset.filtered, dataset.broken, lengths, unrendered, cards)
 
 
 def _view(name: str, rendered: Rendered, renderer: Renderer) -> View:

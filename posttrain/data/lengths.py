@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from posttrain.data.cache import cached_folder
 from posttrain.data.formats import DataError
 from posttrain.durable import sync
+from posttrain.progress import progress_bar
 from posttrain.types import Sample
 
 _FILE = "lengths.bin"
@@ -46,7 +47,7 @@ def token_lengths(
 
     def make(folder: Path) -> None:
         lengths = array.array("I")
-        for index in range(len(samples)):
+        for index in progress_bar("counting tokens", range(len(samples))):
             sample = samples[index]
             try:
                 lengths.append(counter(sample))

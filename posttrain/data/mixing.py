@@ -1,11 +1,12 @@
-"""The arithmetic of mixing: whose turn it is, and in which order rows come."""
+"""Draws from several datasets in exact shares: whose turn it is, and in which order rows come."""
 
 import array
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
+from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError
 
 #: Fewer turns favour some orders of small datasets (four: χ² per degree of freedom 37 at 5 rows; eight: 1.7).
@@ -160,3 +161,71 @@ def _quotas(weights: Mapping[str, float]) -> dict[str, int]:
     for name in by_remainder[: MAX_PERIOD - sum(quotas.values())]:
         quotas[name] += 1
     return quotas
+
+
+class Mixture:
+    """An endless draw from several datasets in exact shares; a pure function of the draw's number.
+
+    After any number of draws, each dataset's count is less than one off its share of the samples; or, given
+    lengths, its tokens are above their share by one sample at most. Each dataset is gone through in a new
+    order every epoch, so no row comes a second time before all have come once. There is no state: to resume
+    is to go on with the next number.
+
+    Attributes:
+        datasets: By name.
+
+    Example:
+        mixture = Mixture({"zoom": zoom, "list": listing}, {"zoom": 0.75, "list": 0.25}, seed=0)
+        name, row = mixture.index(1000)
+        sample = mixture.datasets[name][row]
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        weights: Mapping[str, float],
+        seed: int,
+        lengths: Mapping[str, Sequence[int]] | None = None,
+        rows: Mapping[str, Sequence[int]] | None = None,
+    ):
+        """Lay out one period of the draw.
+
+        Args:
+            datasets: By name; none may be empty.
+            weights: By the same names; positive, and need not sum to 1.
+            seed: Of the orders in which rows come.
+            lengths: By dataset, the tokens of each row; the shares are then of tokens, not of samples.
+            rows: By dataset, those that are drawn; all if None.
+
+        Raises:
+            DataError: If the names differ, a dataset is empty, or a weight is not a positive number.
+        """
+        if set(datasets) != set(weights):
+            raise DataError(f"the weights are for {sorted(weights)}, the datasets are {sorted(datasets)}")
+        for name, dataset in datasets.items():
+            if not len(dataset):
+                raise DataError(f"dataset {name} has no rows")
+        self.datasets = dict(datasets)
+        self._seed = seed
+        self._rows = rows or {name: range(len(dataset)) for name, dataset in datasets.items()}
+        self._schedule: PeriodicSchedule | TokenSchedule = PeriodicSchedule(weights)
+        if lengths is not None:
+            self._schedule = TokenSchedule(weights, lambda name, nth: lengths[name][self._row(name, nth)])
+
+    def __len__(self) -> int:
+        """Rows of all datasets together."""
+        return sum(len(dataset) for dataset in self.datasets.values())
+
+    def index(self, draw: int) -> tuple[str, int]:
+        """Dataset and row of a draw, counted from 0."""
+        name, nth = self._schedule[draw]
+        return name, self._row(name, nth)
+
+    def max_length(self, draw: int) -> int | None:
+        """Most tokens of a sample of the draw's stretch, where that is less than elsewhere."""
+        return None
+
+    def _row(self, name: str, nth: int) -> int:
+        """The row that a dataset's `nth` draw takes."""
+        epoch, position = divmod(nth, len(self._rows[name]))
+        return self._rows[name][shuffled(position, len(self._rows[name]), f"{self._seed}/{name}/{epoch}")]

@@ -20,6 +20,7 @@ from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
 from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
 from posttrain.durable import sync
+from posttrain.progress import progress_bar
 from posttrain.strict_json import JsonError, parse_json
 from posttrain.types import Sample
 
@@ -99,7 +100,8 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
     filtered, seen = [0] * len(filters), [False] * len(filters)
     broken: list[tuple[str, str]] = []
     with (folder / DATA).open("w", encoding="utf-8") as data, (folder / PLACES).open("w") as places:
-        for place, raw in raw_rows(source.path, source.config.source.split):
+        found = raw_rows(source.path, source.config.source.split)
+        for place, raw in progress_bar(f"rewriting {source.path.name}", found):
             try:
                 row = images.place_all(_canonical(raw, place, source))
                 line = json.dumps(row, allow_nan=False)

@@ -20,9 +20,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.config import DpoStage, RunConfig
 from posttrain.data.collation import collate, pad_rows
+from posttrain.data.formats import DataError
 from posttrain.data.rendering import Rendered, Renderer
 from posttrain.data.sample_tokens import tool_specs
-from posttrain.data.sources import DataError, open_mixture
+from posttrain.data.sources import open_mixture
 from posttrain.evaluation.pairs import PREFERRED
 from posttrain.models.lora import lora_config
 from posttrain.models.shared_images import IMAGE_INDEX, share_images, sharing_images

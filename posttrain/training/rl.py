@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import fmean
 
 from posttrain.config import RlStage, RunConfig, TaskConfig
-from posttrain.data.sources import Mixture, load_samples
+from posttrain.data.mixing import Mixture
+from posttrain.data.sources import load_samples
 from posttrain.rollout.actor import GroupJob
 from posttrain.rollout.advantages import AdvantageCounts, assign_advantages
 from posttrain.rollout.engine import stable_seed

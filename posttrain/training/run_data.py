@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from posttrain.config import DpoStage, RlStage, RunConfig, SftStage, Stage, TinyModelStage
-from posttrain.data.sources import Use, load_samples
+from posttrain.data.dataset import Use
+from posttrain.data.sources import load_samples
 from posttrain.durable import write_atomic
 from posttrain.run_dir import RunDir
 

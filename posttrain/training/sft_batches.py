@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from posttrain.data.collation import RopeIndex, collate, collate_packed, pad_rows
+from posttrain.data.formats import DataError
+from posttrain.data.mixing import Mixture
 from posttrain.data.packing import pack
 from posttrain.data.rendering import Rendered, Renderer
 from posttrain.data.sample_tokens import tool_specs
-from posttrain.data.sources import DataError, Mixture
 from posttrain.models.supervised_head import IGNORED
 from posttrain.training.distributed import rank, sum_over_ranks, world_size
 from posttrain.types import Sample

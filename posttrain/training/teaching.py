@@ -27,10 +27,12 @@ from posttrain.data.curation.answers import AnswerCache
 from posttrain.data.curation.asking import CachedModel, Sampling, checkpoint_version
 from posttrain.data.curation.endpoint import Endpoint
 from posttrain.data.curation.outcomes import RowError
+from posttrain.data.dataset import Dataset
 from posttrain.data.formats import write_canonical
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer, RenderError
 from posttrain.data.sample_tokens import tool_specs
-from posttrain.data.sources import Dataset, Mixture, load_samples
+from posttrain.data.sources import load_samples
 from posttrain.durable import make_directory, write_atomic
 from posttrain.rollout.answer_log import AnswerLog
 from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer

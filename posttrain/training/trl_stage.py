@@ -32,9 +32,10 @@ from posttrain.config.sft import SftData
 from posttrain.config.trainer import TrainerStage
 from posttrain.data.curriculum import CurriculumMixture, LengthPhases
 from posttrain.data.lengths import TokenCounter
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
 from posttrain.data.sample_tokens import SampleTokens
-from posttrain.data.sources import Mixture, open_mixture, row_lengths
+from posttrain.data.sources import open_mixture, row_lengths
 from posttrain.durable import explaining_full_disk
 from posttrain.models.load import load_model
 from posttrain.run_dir import RunDir, step_of

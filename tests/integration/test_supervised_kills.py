@@ -148,7 +148,6 @@ def test_a_killed_stage_ends_as_the_undisturbed_one(
         run = begin(folder, tmp_path / str(number), tiny_checkpoint, STAGES[name])
         codes, attempt = [-9], 0
         while any(codes):
-            assert set(codes) <= {-9, 0}
             kill = {}
             if kills and attempt < 5:
                 moment = chance.random()
@@ -156,7 +155,10 @@ def test_a_killed_stage_ends_as_the_undisturbed_one(
                     moment * whole.seconds if kills[-1] == "kill_after" else int(moment * whole.operations)
                 )
                 kill = {kills[-1]: within}
-            codes = processes.attempt(run, tiny_checkpoint, attempt, **kill)["codes"]
+            told = processes.attempt(run, tiny_checkpoint, attempt, **kill)
+            codes = told["codes"]
+            # A rank may find that the killed one is gone before its own kill arrives.
+            assert set(codes) <= {-9, 0} or (-9 in codes and "gloo" in told["error"]), told["error"]
             if any(codes):
                 kills.pop()
             attempt += 1

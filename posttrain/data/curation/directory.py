@@ -22,7 +22,7 @@ from posttrain.config.curation import CurationConfig, RejectionStep, RewardStep,
 from posttrain.data.curation.asking import checkpoint_version
 from posttrain.data.curation.outcomes import CurationError
 from posttrain.data.curation.taxonomy import SHIPPED
-from posttrain.data.sources import Dataset
+from posttrain.data.dataset import Dataset
 from posttrain.durable import make_directory, write_atomic
 
 #: Where things lie and how fast they go is no part of what a curation is.

@@ -34,7 +34,8 @@ from posttrain.data.curation.rows import changed
 from posttrain.data.curation.scoring import Scoring
 from posttrain.data.curation.taxonomy import Taxonomy, load_taxonomy
 from posttrain.data.curation.writing import write_rows
-from posttrain.data.sources import Dataset, load_samples
+from posttrain.data.dataset import Dataset
+from posttrain.data.sources import load_samples
 from posttrain.durable import write_atomic
 from posttrain.types import Sample
 

@@ -9,8 +9,8 @@ from typing import Any
 from posttrain.config.curation import Step
 from posttrain.data.curation.funnel import CurationReport
 from posttrain.data.curation.journal import FAILED, KEPT, PENDING, Journal
+from posttrain.data.dataset import Dataset
 from posttrain.data.formats import write_canonical
-from posttrain.data.sources import Dataset
 from posttrain.durable import explaining_full_disk, sync
 from posttrain.types import Sample
 

@@ -4,11 +4,11 @@
      {"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A cup."}],
      "ground_truth": "cup", "tools": ["image_zoom_in"], "any other column": 1}
 
-`id` and `messages` are required. Image paths are relative to the file's folder. Images may also be listed, as
-`"images": ["images/7.png"]`; each `<image>` in a text and each block `{"type": "image"}` then takes the next
-one. Videos are listed and placed in the same way, as `"videos"`, `<video>` and `{"type": "video"}`: a file, a
-folder of frames, a list of frames, or an object, `{"video": "a.mp4", "start": 2, "end": 9.5, "fps": 1}`; of
-frames it may tell the `frame_rate`.
+Only `messages` is required; a row without an `id` is called after its place, `data.jsonl:7`. Image paths are
+relative to the file's folder. Images may also be listed, as `"images": ["images/7.png"]`; each `<image>` in
+a text and each block `{"type": "image"}` then takes the next one. Videos are listed and placed in the same
+way, as `"videos"`, `<video>` and `{"type": "video"}`: a file, a folder of frames, a list of frames, or an
+object, `{"video": "a.mp4", "start": 2, "end": 9.5, "fps": 1}`; of frames it may tell the `frame_rate`.
 
 Preference pairs end `messages` before the turn in question and give it twice, as `chosen` and as
 `rejected`: a text, or a list of messages. A tool is the name of one of ours, or a function schema.
@@ -48,7 +48,7 @@ def read_canonical(path: str | Path) -> Iterator[Sample]:
         with path.open("rb") as file:
             for number, _, line in rows(file):
                 try:
-                    yield parse_row(line, path.parent)
+                    yield parse_row(line, path.parent, f"{path.name}:{number}")
                 except DataError as error:
                     raise DataError(f"{path}:{number}: {error}") from None
     except OSError as error:
@@ -92,17 +92,18 @@ def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         offset += length
 
 
-def parse_row(line: bytes, folder: Path) -> Sample:
+def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
     """One row as a sample.
 
     Args:
         line: A JSON object in UTF-8.
         folder: What image paths are relative to, and may not leave.
+        name: The id of a row that has none.
 
     Raises:
         DataError: With the reason; the caller knows the file and the line.
     """
-    return sample_of(parse_line(line), folder)
+    return sample_of(parse_line(line), folder, name)
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -124,11 +125,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return row
 
 
-def sample_of(row: dict[str, Any], folder: Path) -> Sample:
+def sample_of(row: dict[str, Any], folder: Path, name: str = "") -> Sample:
     """A row that is parsed already; see `parse_row`."""
-    name = row.get("id")
-    if not isinstance(name, str) or not name:
-        raise DataError('the row needs an "id", a string')
+    name = _id(row.get("id"), name)
     turns = place_media(row)
     messages = _messages(turns["messages"], folder)
     chosen, rejected = _messages(turns["chosen"], folder), _messages(turns["rejected"], folder)
@@ -137,6 +136,16 @@ def sample_of(row: dict[str, Any], folder: Path) -> Sample:
         _check_pair(messages, chosen, rejected)
     columns = {key: value for key, value in row.items() if key not in OWN_KEYS}
     return Sample(name, messages, row.get("ground_truth"), _tools(row), columns, chosen, rejected)
+
+
+def _id(written: Any, name: str) -> str:
+    if written is None and name:
+        return name
+    if isinstance(written, int) and not isinstance(written, bool):
+        return str(written)
+    if not isinstance(written, str) or not written:
+        raise DataError(f'"id" must be a text or a whole number, got {str(written)[:60]!r}')
+    return written
 
 
 def image_path(written: str, folder: Path) -> Path:

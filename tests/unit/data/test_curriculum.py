@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from posttrain.data.curriculum import CurriculumMixture, LengthPhases
 from posttrain.data.formats import DataError
-from posttrain.data.sources import Mixture
+from posttrain.data.mixing import Mixture
 
 SHORT, MOST = 100, 1000
 LENGTHS = st.lists(st.integers(1, MOST + 50), min_size=1, max_size=9)

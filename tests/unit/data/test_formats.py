@@ -115,7 +115,8 @@ def turns(*roles: str) -> list[dict[str, str]]:
     [
         ({"id": None}, '"id"'),
         ({"id": ""}, '"id"'),
-        ({"id": 7}, '"id"'),
+        ({"id": 1.5}, '"id"'),
+        ({"id": True}, '"id"'),
         ({"messages": None}, '"messages"'),
         ({"messages": "hello"}, '"messages"'),
         ({"messages": ["hello"]}, '"messages"'),

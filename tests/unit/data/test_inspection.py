@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain import cli
+from posttrain.data.dataset import Dataset
 from posttrain.data.formats import read_canonical
 from posttrain.data.inspection import inspect_dataset
 from posttrain.data.lengths import token_lengths
 from posttrain.data.rendering import Renderer
 from posttrain.data.sample_tokens import SampleTokens
-from posttrain.data.sources import Dataset
 from posttrain.models.tiny import build_tiny
 from posttrain.types import Family, VideoRef
 from posttrain.viewer.dataset_page import histogram, write_dataset_page
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_views_are_the_renderers_tokens(path: Path, renderer: Renderer):
     dataset = Dataset(path)
-    found = inspect_dataset("rows", dataset, renderer, shown=41, measured=41)
+    found = inspect_dataset("rows", dataset, "tiny", renderer, shown=41, measured=41)
     assert [shown.sample.id for shown in found.shown] == [str(number) for number in range(1, 42)]
     for shown in found.shown[:39]:
         rendered = renderer.render(shown.sample.messages)
@@ -71,7 +71,7 @@ def test_views_are_the_renderers_tokens(path: Path, renderer: Renderer):
 
 
 def test_a_part_is_spread_over_the_whole(path: Path, renderer: Renderer):
-    found = inspect_dataset("rows", Dataset(path), renderer, shown=4, measured=8)
+    found = inspect_dataset("rows", Dataset(path), "tiny", renderer, shown=4, measured=8)
     assert [shown.sample.id for shown in found.shown] == ["1", "11", "21", "31"]
     assert len(found.lengths) + len(found.unrendered) == 8
 
@@ -96,7 +96,7 @@ def test_the_page_shows_everything_and_runs_nothing(path: Path, renderer: Render
     script = "<script>alert(1)</script>"
     rows = [row(1), row(2, id=script, ground_truth=script, note=script), pair(3)]
     hostile.write_text("".join(json.dumps(each) + "\n" for each in rows) + "{\n")
-    found = inspect_dataset(script, Dataset(hostile), renderer, shown=3, measured=3)
+    found = inspect_dataset(script, Dataset(hostile), "tiny", renderer, shown=3, measured=3)
     page = write_dataset_page(found, path.with_name("page.html")).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -115,7 +115,9 @@ def test_videos_are_shown_as_strips_of_timed_frames(tmp_path: Path, clips: list[
         messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": "A"}]
         (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "film", "messages": messages}) + "\n")
         renderer = Renderer.from_pretrained(tmp_path / family, family)
-        found = inspect_dataset("films", Dataset(tmp_path / "rows.jsonl"), renderer, shown=1, measured=1)
+        found = inspect_dataset(
+            "films", Dataset(tmp_path / "rows.jsonl"), "tiny", renderer, shown=1, measured=1
+        )
         (view,) = found.shown[0].views
         assert [token.text for token in view.tokens if token.is_media] == ["video 0"] * parts
         assert sum(token.count for token in view.tokens) == view.num_tokens == found.lengths[0]
@@ -150,6 +152,8 @@ def test_the_commands(
     assert cli.main(["data", "inspect", "mine.yaml", "--model", str(tiny_checkpoint)]) == 0
     assert "120 samples" not in (tmp_path / "mine.html").read_text()
     assert "100 samples, 1 rows broken, 20 filtered out" in (tmp_path / "mine.html").read_text()
+    assert cli.main(["data", "inspect", "mine.yaml", "--output", "tiny.html"]) == 0
+    assert "in tokens of a tiny Qwen3-VL" in (tmp_path / "tiny.html").read_text()
     assert cli.main(["data", "convert", "mine.yaml", "--output", "out.jsonl"]) == 0
     assert "100 samples, 1 broken and 20 filtered rows left out" in capsys.readouterr().out
     samples = list(read_canonical(tmp_path / "out.jsonl"))

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from posttrain.config import ConfigError, DatasetConfig
-from posttrain.data.formats import DataError
-from posttrain.data.sources import Dataset, Mixture, load_samples, open_mixture
+from posttrain.data.dataset import Dataset
+from posttrain.data.formats import DataError, read_canonical
+from posttrain.data.mixing import Mixture
+from posttrain.data.sources import load_samples, open_mixture
 from posttrain.durable import DiskFull
 from posttrain.plugins import PluginError
 from posttrain.types import Sample
@@ -99,6 +101,17 @@ def test_an_image_that_vanishes_is_named(tmp_path: Path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.jsonl:1: image 'a.png' cannot be found"):
         dataset[0]
+
+
+def test_rows_without_an_id_are_called_after_their_place(tmp_path: Path):
+    rows = [json.loads(text_row(number)) for number in range(3)]
+    del rows[0]["id"], rows[2]["id"]
+    path = write_rows(tmp_path / "a.jsonl", [json.dumps(row) for row in rows] + [text_row(0, id=7), "{"])
+    dataset = Dataset(path)
+    names = ["a.jsonl:1", rows[1]["id"], "a.jsonl:3", "7"]
+    assert [dataset[index].id for index in range(len(dataset))] == names
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    assert [sample.id for sample in read_canonical(path)] == names
 
 
 def test_it_can_be_sent_to_another_process(tmp_path: Path):

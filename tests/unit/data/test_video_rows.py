@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import DatasetConfig
+from posttrain.data.dataset import Dataset
 from posttrain.data.formats import (
     DataError,
     canonical_row,
@@ -19,7 +20,7 @@ from posttrain.data.formats import (
 )
 from posttrain.data.pixels import ImageChangedError
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import Dataset, load_samples
+from posttrain.data.sources import load_samples
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.preflight import GOLD_ROWS, _refuse_videos
 from posttrain.types import Block, Message, VideoRef, text_message

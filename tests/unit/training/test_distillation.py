@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig
 from posttrain.data import marker_scenes
+from posttrain.data.dataset import Dataset as Samples
 from posttrain.data.formats import write_canonical
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import Dataset as Samples
-from posttrain.data.sources import Mixture
 from posttrain.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention

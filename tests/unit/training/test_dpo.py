@@ -17,8 +17,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.config import DpoStage, LoraConfig, RunConfig
 from posttrain.data import marker_scenes
+from posttrain.data.formats import DataError
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import DataError, Mixture
 from posttrain.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.lora import lora_config

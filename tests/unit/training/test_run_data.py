@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from posttrain.config import RunConfig
-from posttrain.data.sources import DataError, _opened_version
+from posttrain.data.formats import DataError
+from posttrain.data.sources import _opened_version
 from posttrain.run_dir import ChangedRun, RunDir
 from posttrain.training import pipeline
 from posttrain.training.run_data import BROKEN_ROWS, check_run_data

@@ -19,9 +19,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SftStage, SupervisedStage
 from posttrain.data import marker_scenes
+from posttrain.data.dataset import Dataset as Samples
+from posttrain.data.formats import DataError
+from posttrain.data.mixing import Mixture
 from posttrain.data.rendering import Renderer
-from posttrain.data.sources import DataError, Mixture
-from posttrain.data.sources import Dataset as Samples
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
