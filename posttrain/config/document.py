@@ -230,7 +230,7 @@ def _forget(removed: set[int], key: Key, result: Document) -> None:
 
 def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
     """The index of a list's entry by its name or number."""
-    names = [_entry_name(entry) for entry in entries]
+    names = [entry_name(entry) for entry in entries]
     if name in names:
         return names.index(name)
     if name.isascii() and name.isdigit() and int(name) < len(entries):
@@ -241,7 +241,8 @@ def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
     )
 
 
-def _entry_name(entry: Any) -> str:
+def entry_name(entry: Any) -> str:
+    """What a list's entry is called in overrides; "" if it has no name."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("name", "stage", "data") if key in entry), "")
     return entry if isinstance(entry, str) else ""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from posttrain.config.base import MisfitError, Section
-from posttrain.config.document import Document, Key, key_text
+from posttrain.config.document import Document, Key, entry_name, key_text
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
 
@@ -55,7 +55,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
         return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
     reason, remedy = _REASONS.get(kind, _plain(details["msg"])), ""
     if kind == "extra_forbidden":
-        remedy = _right_name(str(key[-1]), sections, root)
+        remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), sections, root)
     elif kind == "missing":
         remedy = _description(str(key[-1]), sections)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -140,6 +140,15 @@ def _right_name(wrong: str, sections: list[type[Section]], root: type[Section]) 
         if found := next((key for key in everywhere if key.rpartition(".")[2] == candidate), None):
             return f"it belongs in {found}"
     return f"known here: {', '.join(dict.fromkeys(own))}"
+
+
+def _named_entry(key: Key, data: Any) -> str:
+    """Where the entry of a list is that a key names as if it were one: `sft.max_steps=10`."""
+    for part in key[:-1]:
+        data = data[part]
+    lists = {name: value for name, value in data.items() if isinstance(value, list)}
+    found = next((n for n, entries in lists.items() if key[-1] in map(entry_name, entries)), None)
+    return "" if found is None else f"did you mean {key_text((*key[:-1], found, key[-1]))}?"
 
 
 def _description(name: str, sections: list[type[Section]]) -> str:

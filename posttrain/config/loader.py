@@ -133,10 +133,16 @@ def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
         if plain and path.is_file():
             return path
     names = dataset_names() + [path.stem for path in own.parent.glob("*.yaml")]
-    hint = (
-        did_you_mean(name_or_path, names) or f"write {own}, or choose among {', '.join(sorted(set(names)))}"
-    )
-    raise ConfigError([Problem(name_or_path, "", "there is no such dataset", hint)])
+    reason, beside = "there is no such dataset", base_dir / f"{name_or_path}.yaml"
+    if (base_dir / name_or_path).exists():
+        reason = "it may hold rows, but a dataset is a YAML file that says which and in what form"
+        hint = f"write one with `source: {{path: {name_or_path}}}`; `posttrain data inspect --help` shows it"
+    elif beside.is_file():
+        hint = f"did you mean {beside.name}?"
+    else:
+        hint = did_you_mean(name_or_path, names)
+    hint = hint or f"write {own}, or choose among {', '.join(sorted(set(names)))}"
+    raise ConfigError([Problem(name_or_path, "", reason, hint)])
 
 
 def _package_folder(package: str, *parts: str) -> Path:
@@ -178,9 +184,9 @@ def _override(text: str) -> Document:
             (text,), "an override is written key=value", "for example stages.rl.max_steps=20"
         )
     document.data = parse_document(value, COMMAND_LINE).data
-    document.places[key] = COMMAND_LINE
-    for part in reversed(key):
-        document.data = {part: document.data}
+    for length in range(len(key), 0, -1):
+        document.places[key[:length]] = COMMAND_LINE
+        document.data = {key[length - 1]: document.data}
     return document
 
 

@@ -145,6 +145,8 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.learning_rate=.nan", "not nan"),
         ("stages.rl.learning_rate=.inf", "finite number"),
         ("model.freeze_merger=yes", "should be true or false, not 'yes' → write true or false"),
+        ("rl.max_steps=5", "command line: rl: unknown key → did you mean stages.rl?"),
+        ("stages.rl.markers_train.max_turns=5", "did you mean stages[1].tasks.markers_train?"),
         ("model.dtype=bf16", "did you mean bfloat16?"),
         ("stages.rl.algorithm.name=sappo", "did you mean sapo?"),
         ("stages.sft.stage=sftt", "did you mean sft?"),
@@ -225,6 +227,14 @@ def test_a_dataset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_dataset_config("photo", tmp_path)
     with pytest.raises(ConfigError, match="no such dataset"):
         load_dataset_config("../datasets_cfg/photos", tmp_path)
+    for given, remedy in {
+        "rows.jsonl": r"source: \{path: rows\.jsonl\}",
+        "beside": r"mean beside\.yaml",
+    }.items():
+        (tmp_path / "rows.jsonl").touch()
+        (tmp_path / "beside.yaml").touch()
+        with pytest.raises(ConfigError, match=remedy):
+            load_dataset_config(given, tmp_path)
 
 
 def test_loading_is_quick() -> None:
