@@ -136,10 +136,21 @@ def _right_name(wrong: str, sections: list[type[Section]], root: type[Section]) 
     own = [key for section in sections for key in section.model_fields]
     if near := difflib.get_close_matches(wrong, own, n=1) or difflib.get_close_matches(wrong, leaves, n=1):
         return f"did you mean {leaves.get(near[0], near[0])}?"
+    known = f"known here: {', '.join(dict.fromkeys(own))}"
+    if "stage" in own and (
+        others := [tag for s in _stages(root) if wrong in s.model_fields for tag in _tags(s)]
+    ):
+        return f"only {' and '.join(others)} stages have it; {known}"
     for candidate in (wrong, FOREIGN_NAMES.get(wrong, "")):
         if found := next((key for key in everywhere if key.rpartition(".")[2] == candidate), None):
             return f"it belongs in {found}"
-    return f"known here: {', '.join(dict.fromkeys(own))}"
+    return known
+
+
+def _stages(root: type[Section]) -> list[type[Section]]:
+    """The kinds of stages that a run may have."""
+    info = root.model_fields.get("stages")
+    return list(_sections(info.annotation)) if info else []
 
 
 def _named_entry(key: Key, data: Any) -> str:
