@@ -68,8 +68,12 @@ PANELS = (
     ),
     Panel(
         "Signal that was lost",
-        "Groups whose answers all scored alike teach nothing; errors and cut-off episodes even less.",
-        lines=("advantage/zero_groups", "reward/errors", "episode/truncated", "update/skipped"),
+        "What taught nothing: groups that scored alike, errors, cut-off episodes; samples too long; updates"
+        " that were not finite.",
+        lines=(
+            *("advantage/zero_groups", "reward/errors", "episode/truncated"),
+            *("data/left_out", "eval_left_out", "update/skipped"),
+        ),
         from_zero=True,
     ),
     Panel(
@@ -96,7 +100,21 @@ PANELS = (
         "SAPO's weight of a token, 5th to 95th percentile, apart for good and bad episodes. 1 is on-policy.",
         bands=("gate/pos", "gate/neg"),
     ),
-    Panel("Loss", "Of the stage's own objective; RL's says little about progress.", lines=("loss",)),
+    Panel(
+        "Held-out pairs",
+        "Share whose chosen reply is the likelier one to the model, and the likelier one than it was.",
+        lines=("eval_preferred", "eval_rewards/accuracies"),
+        from_zero=True,
+    ),
+    Panel(
+        "Preference",
+        "DPO's implicit rewards: how much likelier a reply became. If chosen ones fall too, watch out.",
+        lines=("rewards/*",),
+    ),
+    Panel("Held-out preference", "The same of pairs that are not trained on.", lines=("eval_rewards/*",)),
+    Panel(
+        "Loss", "Of the stage's own objective; RL's says little about progress.", lines=("loss", "eval_loss")
+    ),
     Panel(
         "Gradient norm", "Before clipping; spikes come before trouble.", lines=("grad_norm",), from_zero=True
     ),

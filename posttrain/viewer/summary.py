@@ -155,13 +155,12 @@ def _change(task: Sequence[Result]) -> str:
 
 
 def _without_evaluation(record: RunRecord) -> str:
-    for stage, steps in reversed(record.metrics.items()):
-        rewards = [(step, row["reward/mean"]) for step, row in steps.items() if "reward/mean" in row]
-        if rewards:
-            (_, first), (last_step, last) = rewards[0], rewards[-1]
-            return f"No evaluation yet; reward {first:.2f} → {last:.2f} at step {last_step} of {label(stage)}"
-    for stage, steps in reversed(record.metrics.items()):
-        return f"No evaluation yet; {label(stage)} is at step {max(steps)}"
+    begun = "Nothing is evaluated" if record.config.get("evaluation", 0) is None else "No evaluation yet"
+    for metric, name in (("reward/mean", "reward"), ("loss", "loss")):
+        for stage, steps in reversed(record.metrics.items()):
+            if measured := [(step, row[metric]) for step, row in steps.items() if metric in row]:
+                (_, first), (last_step, last) = measured[0], measured[-1]
+                return f"{begun}; {name} {first:.2f} → {last:.2f} at step {last_step} of {label(stage)}"
     return "Nothing has been measured yet"
 
 
