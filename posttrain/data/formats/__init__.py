@@ -19,7 +19,7 @@ from posttrain.data.formats.canonical import (
 from posttrain.data.formats.dialogues import read_tools, read_videos
 from posttrain.data.formats.easyr1 import read_easyr1
 from posttrain.data.formats.errors import DataError
-from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_sharegpt
+from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_qwen, read_sharegpt
 from posttrain.data.formats.ms_swift import read_ms_swift
 from posttrain.data.formats.openai import read_openai
 from posttrain.data.formats.trl import read_trl
@@ -68,7 +68,7 @@ def canonical_row(
         "canonical": dict,
         "ms_swift": read_ms_swift,
         "sharegpt": partial(read_sharegpt, tags=tags or {}),
-        "qwen": partial(read_sharegpt, tags=tags or {}),
+        "qwen": partial(read_qwen, tags=tags or {}),
         "alpaca": read_alpaca,
         "trl": read_trl,
         "openai": read_openai,

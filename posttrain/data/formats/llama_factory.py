@@ -6,11 +6,14 @@ sharegpt:
 alpaca:
     {"instruction": "…", "input": "…", "output": "…", "system": "…", "history": [["…", "…"]], "images": [...],
      "chosen": "…", "rejected": "…"}
+qwen, as sharegpt, and with images where Qwen-VL has them as well:
+    {"conversations": [{"from": "user", "value": "Picture 1: <img>a.png</img> What is it?"}, …]}
 
 What `dataset_info.json` says of a data set (its file, its formatting, its columns and tags) is read by
 `entry_of`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,12 +26,14 @@ from posttrain.data.formats.dialogues import (
     with_system,
 )
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.placeholders import PLACEHOLDERS
 
 #: Names of columns in dataset_info.json that we call otherwise, by formatting.
 _THEIR_NAMES = {
     "sharegpt": {"messages": "conversations"},
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
 }
+_IMAGE_IN_TEXT = re.compile(r"<img>(.*?)</img>")
 _TAGS = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 _TAGS |= {"observation_tag": "tool", "function_tag": "call"}
 
@@ -61,6 +66,27 @@ def read_sharegpt(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any
             text = isinstance(value, str)
             canonical[key] = reply(value) if text else read_turns(as_list(value), roles=roles, **keys)
     return canonical
+
+
+def read_qwen(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """A row as `read_sharegpt` takes it, or with the paths of its images in its texts.
+
+    Raises:
+        DataError: If it is no such row, or has images in both ways.
+    """
+    canonical = read_sharegpt(row, tags)
+    written: list[str] = []
+
+    def place(found: re.Match[str]) -> str:
+        written.append(found[1].strip())
+        return PLACEHOLDERS["image"]
+
+    for turn in canonical["messages"]:
+        if isinstance(turn["content"], str):
+            turn["content"] = _IMAGE_IN_TEXT.sub(place, turn["content"])
+    if written and canonical["images"]:
+        raise DataError("the row lists images and names others in its text, <img>…</img>; use one of the two")
+    return canonical | {"images": canonical["images"] or written}
 
 
 def read_alpaca(row: dict[str, Any]) -> dict[str, Any]:

@@ -163,22 +163,18 @@ def test_a_problem_for_rl(folder: Path):
     assert read(folder, row, "easyr1", columns=columns) == Sample("1", (asked(folder),), "red")
 
 
-def test_several_images_go_where_they_are_named(folder: Path):
-    row = {
-        "conversations": [
-            {"from": "human", "value": "First <image> then <image>, same?"},
-            {"from": "gpt", "value": "No."},
-        ],
-        "image": ["a.png", "b.png"],
-    }
-    (question, _) = read(folder, row, "qwen").messages
-    assert [block.text or Path(str(block.image and block.image.path)).name for block in question.content] == [
-        "First ",
-        "a.png",
-        " then ",
-        "b.png",
-        ", same?",
-    ]
+@pytest.mark.parametrize(
+    ("asked_for", "images"),
+    [
+        ("First <image> then <image>, same?", {"image": ["a.png", "b.png"]}),
+        ("First <img>a.png</img> then <img> b.png </img>, same?", {}),
+    ],
+)
+def test_several_images_go_where_they_are_named(folder: Path, asked_for: str, images: dict[str, Any]):
+    turns = [{"from": "human", "value": asked_for}, {"from": "gpt", "value": "No."}]
+    (question, _) = read(folder, {"conversations": turns} | images, "qwen").messages
+    said = [block.text or Path(str(block.image and block.image.path)).name for block in question.content]
+    assert said == ["First ", "a.png", " then ", "b.png", ", same?"]
 
 
 @pytest.mark.parametrize("format_name", ["ms_swift", "trl"])
@@ -300,6 +296,7 @@ def test_system_history_and_tags(folder: Path):
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "trl", "are the same"),
         ({"prompt": "a", "chosen": "b"}, "trl", '"rejected" must begin'),
         ({"messages": [{"role": "user", "content": "a"}], "tools": "{"}, "openai", "the tools"),
+        ({"conversations": [{"from": "user", "value": "<img>a</img>"}], "image": "b"}, "qwen", "one of the"),
         (
             {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": 1}]},
             "openai",
