@@ -198,12 +198,12 @@ def _tools(row: dict[str, Any]) -> tuple[str | ToolSpec, ...]:
 
 
 def _tool_spec(schema: Any) -> ToolSpec:
-    function = schema.get("function") if isinstance(schema, dict) else None
+    function = schema.get("function", schema) if isinstance(schema, dict) else None
     if not isinstance(function, dict):
         raise DataError('an entry of "tools" is neither a name nor {"type": "function", "function": {…}}')
     name, parameters = function.get("name"), function.get("parameters", {})
     if not isinstance(name, str) or not name or not isinstance(parameters, dict):
-        raise DataError('a tool\'s function needs a "name", and "parameters" that are an object')
+        raise DataError('an entry of "tools" needs a "name", and "parameters" that are an object')
     return ToolSpec(name, str(function.get("description", "")), parameters)
 
 

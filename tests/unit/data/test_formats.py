@@ -18,7 +18,7 @@ from posttrain.data.formats import (
     read_canonical,
     write_canonical,
 )
-from posttrain.types import Block, ImageRef, Message, Sample, text_message
+from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, text_message
 
 
 @pytest.fixture
@@ -156,6 +156,12 @@ def test_rows_of_another_form_are_refused(folder: Path, changes: dict[str, Any],
 def test_lines_that_are_no_rows_are_refused(folder: Path, line: bytes, reason: str):
     with pytest.raises(DataError, match=reason):
         parse_row(line, folder)
+
+
+def test_a_tool_may_be_its_function_alone(folder: Path):
+    function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    whole = parse(folder, tools=[{"type": "function", "function": function}])
+    assert parse(folder, tools=[function]).tools == whole.tools == (ToolSpec(**function),)
 
 
 def test_errors_name_file_and_line(folder: Path):
