@@ -158,7 +158,9 @@ def _named_entry(key: Key, data: Any) -> str:
     for part in key[:-1]:
         data = data[part]
     lists = {name: value for name, value in data.items() if isinstance(value, list)}
-    found = next((n for n, entries in lists.items() if key[-1] in map(entry_name, entries)), None)
+    found = next(
+        (n for n, entries in lists.items() if key[-1] in [entry_name(each) for each in entries]), None
+    )
     return "" if found is None else f"did you mean {key_text((*key[:-1], found, key[-1]))}?"
 
 

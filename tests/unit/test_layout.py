@@ -27,6 +27,7 @@ LAYERS = (
         "commands",
         "durable",
         "line_log",
+        "progress",
     },
     {"config"},
     {"plugins", "tracking", "run_dir", "run_process", "cluster", "doctor"},
