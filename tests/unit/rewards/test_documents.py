@@ -199,9 +199,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_pages_earn_little_and_cost_little(answer: str) -> None:
-    begun = time.process_time()
+    begun = time.thread_time()
     assert 0 <= score(HTML.replace("<p>loose text<p>more", ""), answer).value < 0.1
-    assert time.process_time() - begun < 1
+    assert time.thread_time() - begun < 1
 
 
 def test_a_dataset_at_fault() -> None:

@@ -107,6 +107,6 @@ def test_a_ground_truth_that_is_no_option_is_an_error_and_none_does_not_apply() 
     "answer", ["A , B , " * 100 + "!", "( A ) " * 150 + "!", "A" * 900, "A. " * 300, "\\boxed{" * 5000]
 )
 def test_hostile_texts_cost_nothing(answer: str) -> None:
-    begun = time.process_time()
+    begun = time.thread_time()
     assert score("B", answer, CITIES) == 0.0
-    assert time.process_time() - begun < 1
+    assert time.thread_time() - begun < 1

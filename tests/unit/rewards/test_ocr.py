@@ -126,9 +126,9 @@ HOSTILE = {
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("reward", ALL, ids=lambda reward: reward.name)
 def test_hostile_text_earns_little_and_costs_little(reward: Reward, answer: str) -> None:
-    begun = time.process_time()
+    begun = time.thread_time()
     assert 0 <= score(reward, "a sign of ten words or so, to be read", answer) < 0.1
-    assert time.process_time() - begun < 1
+    assert time.thread_time() - begun < 1
 
 
 def test_a_dataset_at_fault() -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,11 +185,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_tables_earn_little_and_cost_little(answer: str, slowdown: Callable[[], float]) -> None:
-    limit = 1.0 * slowdown()
-    begun = time.process_time()
+def test_hostile_tables_earn_little_and_cost_little(answer: str) -> None:
+    begun = time.thread_time()
     assert 0 <= score(HTML, answer) < 0.2
-    assert time.process_time() - begun < limit
+    assert time.thread_time() - begun < 3  # the longest takes 0.3 s; quadratic time would be minutes
 
 
 def test_limits() -> None:
