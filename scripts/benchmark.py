@@ -39,7 +39,8 @@ def report(figures: Mapping[str, Any], goals: Goals, options: argparse.Namespace
         if sign and not (value >= goal if sign == ">=" else value <= goal):
             missed.append(f"{name} is {value:.3f}, the goal is {sign} {goal:g}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        kept = {**figures, "goals": {name: goals[name] for name in figures if name in goals}}
+        options.json.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for miss in missed:
         print(f"missed: {miss}", file=sys.stderr)
     return int(bool(missed) and options.check)

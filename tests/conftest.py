@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,8 +18,6 @@ import torch
 from posttrain.models.tiny import build_tiny
 from posttrain.types import VideoRef
 
-#: Numbers that the speed of the machine is measured by, and the seconds for which limits of time were set.
-LOOP, LOOP_S = 200_000, 0.012
 #: Fixtures of the integration tests that take long to make.
 SHARED = {"ray_cluster", "vllm_engine", "start_engine"}
 
@@ -46,18 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("soak")
         if config.option.timeout is None:
             config.option.timeout = SOAK_TIMEOUT_S
-
-
-@pytest.fixture(scope="session")
-def slowdown() -> Callable[[], float]:
-    """Tells how many times as long as when limits of time were set things take at the moment; at least 1."""
-
-    def loop() -> float:
-        begun = time.process_time()
-        sum(number * number for number in range(LOOP))
-        return time.process_time() - begun
-
-    return lambda: max(1.0, min(loop() for _ in range(5)) / LOOP_S)
 
 
 @contextmanager

@@ -128,20 +128,20 @@ def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
         return base_dir / Path(name_or_path).expanduser()
     own = base_dir / "datasets_cfg" / f"{name_or_path}.yaml"
     shipped = _package_folder("datasets_cfg") / f"{name_or_path}.yaml"
-    plain = re.fullmatch(r"[\w.-]+", name_or_path) is not None
+    plain = re.fullmatch(r"[\w.-]{1,200}", name_or_path) is not None
     for path in (own, shipped):
         if plain and path.is_file():
             return path
-    names = dataset_names() + [path.stem for path in own.parent.glob("*.yaml")]
+    names = dataset_names() + [path.stem for path in (base_dir / "datasets_cfg").glob("*.yaml")]
     reason, beside = "there is no such dataset", base_dir / f"{name_or_path}.yaml"
-    if (base_dir / name_or_path).exists():
+    if os.path.exists(base_dir / name_or_path):  # noqa: PTH110 (a path that is too long is just none)
         reason = "it may hold rows, but a dataset is a YAML file that says which and in what form"
         hint = f"write one with `source: {{path: {name_or_path}}}`; `posttrain data inspect --help` shows it"
-    elif beside.is_file():
+    elif plain and beside.is_file():
         hint = f"did you mean {beside.name}?"
     else:
-        hint = did_you_mean(name_or_path, names)
-    hint = hint or f"write {own}, or choose among {', '.join(sorted(set(names)))}"
+        choices = f"write {own}, or choose among {', '.join(sorted(set(names)))}"
+        hint = did_you_mean(name_or_path, names) or choices
     raise ConfigError([Problem(name_or_path, "", reason, hint)])
 
 

@@ -33,7 +33,8 @@ _THEIR_NAMES = {
     "sharegpt": {"messages": "conversations"},
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
 }
-_IMAGE_IN_TEXT = re.compile(r"<img>(.*?)</img>")
+#: No path has a `<`; to look for the end beyond one would take quadratic time.
+_IMAGE_IN_TEXT = re.compile(r"<img>([^<]*)</img>")
 _TAGS = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
 _TAGS |= {"observation_tag": "tool", "function_tag": "call"}
 

@@ -228,14 +228,20 @@ def test_a_dataset_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_dataset_config("photo", tmp_path)
     with pytest.raises(ConfigError, match="no such dataset"):
         load_dataset_config("../datasets_cfg/photos", tmp_path)
-    for given, remedy in {
-        "rows.jsonl": r"source: \{path: rows\.jsonl\}",
-        "beside": r"mean beside\.yaml",
-    }.items():
-        (tmp_path / "rows.jsonl").touch()
-        (tmp_path / "beside.yaml").touch()
-        with pytest.raises(ConfigError, match=remedy):
-            load_dataset_config(given, tmp_path)
+    for name in ("a" * 5000, "a/" * 3000, "a\0b"):
+        with pytest.raises(ConfigError, match="no such dataset"):
+            load_dataset_config(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [("rows.jsonl", r"source: \{path: rows\.jsonl\}"), ("beside", r"mean beside\.yaml")],
+)
+def test_what_is_near_a_dataset_is_named(tmp_path: Path, given: str, remedy: str) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "beside.yaml").touch()
+    with pytest.raises(ConfigError, match=remedy):
+        load_dataset_config(given, tmp_path)
 
 
 def test_loading_is_quick() -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from posttrain.data import formats
 from posttrain.data.formats import (
     DataError,
     canonical,
+    canonical_row,
     image_path,
     parse_row,
     read_canonical,
@@ -162,6 +164,12 @@ def test_a_tool_may_be_its_function_alone(folder: Path):
     function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
     whole = parse(folder, tools=[{"type": "function", "function": function}])
     assert parse(folder, tools=[function]).tools == whole.tools == (ToolSpec(**function),)
+
+
+def test_images_without_an_end_cost_nothing():
+    begun = time.thread_time()
+    canonical_row({"conversations": [{"from": "user", "value": "<img>" * 100_000}]}, "qwen")
+    assert time.thread_time() - begun < 5  # quadratic time was four minutes
 
 
 def test_errors_name_file_and_line(folder: Path):
