@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0

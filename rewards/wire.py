@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from posttrain.files.strict_json import parse_json
 from posttrain.messages import message_from_json, message_to_json
-from posttrain.strict_json import parse_json
 from posttrain.types import (
     Message,
     RewardInput,
@@ -41,7 +41,7 @@ def loads(body: bytes) -> Any:
     """Read strict JSON in UTF-8.
 
     Raises:
-        WireError: On anything that `posttrain.strict_json` refuses, and on text that is not UTF-8.
+        WireError: On anything that `posttrain.files.strict_json` refuses, and on text that is not UTF-8.
     """
     try:
         return parse_json(body.decode())

@@ -30,12 +30,12 @@ from tqdm import tqdm
 
 from posttrain.data.dataset import Dataset
 from posttrain.data.mixing import Mixture
-from posttrain.data.rendering import Renderer
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head
-from posttrain.models.tiny import build_tiny
-from posttrain.training.sft_batches import PackedBatches, RenderedDraws
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.rendering import Renderer
+from posttrain.training.supervised.batches import PackedBatches, RenderedDraws
 
 GOALS = {"data_ratio": (">=", 5.0), "memory_growth_mb": ("<=", 20.0)}
 #: Steps before memory is first looked at: the caches below are full by then.

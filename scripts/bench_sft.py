@@ -39,15 +39,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 from posttrain.config import RunConfig, SftStage
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.data.mixing import Mixture
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head
-from posttrain.models.tiny import build_tiny
-from posttrain.run_dir import RunDir
-from posttrain.training.sft import SupervisedTrainer, sft_batches, training_arguments
-from posttrain.training.trl_stage import StageParts
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.rendering import Renderer
+from posttrain.run.directory import RunDir
+from posttrain.training.supervised.sft import SupervisedTrainer, sft_batches, training_arguments
+from posttrain.training.supervised.trl_stage import StageParts
 
 BATCH, MAX_LENGTH = 16, 2048
 SIDES = ("trl", "ours", "trl_sorted")

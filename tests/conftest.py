@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.models.tiny import build_tiny
+from posttrain.quickstart.tiny import build_tiny
 from posttrain.types import VideoRef
 
 #: Fixtures of the integration tests that take long to make.

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from PIL import Image
 
-from posttrain.images import check_size, save_image
+from posttrain.media.images import check_size, save_image
 from posttrain.types import Block, ImageRef, Message, Sample, ToolCall
 from tools_env.deadline import DeadlineError, call_with_deadline
 from tools_env.hermes import ParsedCall, parse_calls

@@ -7,7 +7,7 @@ and gives calls or reasons, never an exception.
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 #: What follows is not read: a turn with more calls than this is noise.

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from posttrain.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
+from posttrain.media.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
 from posttrain.types import Box, Frame, ImageRef, ToolSpec
 from tools_env.sdk import ToolError, ToolResult
 

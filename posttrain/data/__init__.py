@@ -1,1 +1,1 @@
-"""From files to batches: formats, sources and mixing, rendering, collation."""
+"""From files to rows to draws: formats, containers, sealed datasets, mixtures and their order."""

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain.durable import explaining_full_disk, sync
+from posttrain.files.durable import explaining_full_disk, sync
 
 
 def default_cache() -> Path:

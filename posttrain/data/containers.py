@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow.parquet
 
 from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 #: Rows of an Arrow file that are in memory at once; each may hold images.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.images import ImageError, check_image
-from posttrain.progress import progress_bar
+from posttrain.files.progress import progress_bar
+from posttrain.media.images import ImageError, check_image
+from posttrain.media.videos import VideoError, check_video, video_hash
 from posttrain.types import Sample, VideoRef
-from posttrain.videos import VideoError, check_video, video_hash
 
 #: What the rows of a dataset are used for, and so what each of them must have.
 Use = Literal["prompts", "episodes", "dialogues", "pairs"]

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from posttrain.data.formats import DataError
-from posttrain.images import FORMATS
+from posttrain.media.images import FORMATS
 
 #: Of one encoded image.
 MAX_BYTES = 64 << 20

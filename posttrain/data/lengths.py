@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from posttrain.data.cache import cached_folder
 from posttrain.data.formats import DataError
-from posttrain.durable import sync
-from posttrain.progress import progress_bar
+from posttrain.files.durable import sync
+from posttrain.files.progress import progress_bar
 from posttrain.types import Sample
 
 _FILE = "lengths.bin"

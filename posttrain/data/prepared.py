@@ -19,9 +19,9 @@ from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
 from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
-from posttrain.durable import sync
-from posttrain.progress import progress_bar
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.durable import sync
+from posttrain.files.progress import progress_bar
+from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.types import Sample
 
 DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"

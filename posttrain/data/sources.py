@@ -19,7 +19,7 @@ from posttrain.data.formats import DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
-from posttrain.durable import DiskFull, sync
+from posttrain.files.durable import DiskFull, sync
 from posttrain.plugins import resolve
 
 logger = logging.getLogger(__name__)

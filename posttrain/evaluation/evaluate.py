@@ -8,14 +8,14 @@ from typing import Any
 
 from posttrain.config import EvalTask, RunConfig
 from posttrain.data.sources import load_samples
-from posttrain.durable import write_atomic
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.rollout.actor import GroupJob
-from posttrain.rollout.engine import stable_seed
+from posttrain.files.durable import write_atomic
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.pool import RolloutPool
 from posttrain.rollout.records import write_trajectories
-from posttrain.run_dir import RunDir
+from posttrain.rollout.worker import GroupJob
+from posttrain.run.directory import RunDir
 from posttrain.types import Trajectory
 
 

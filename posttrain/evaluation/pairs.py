@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.run_dir import RunDir
+from posttrain.run.directory import RunDir
 
 #: Metric of a dpo stage: share of the held-out pairs whose preferred answer is the likelier one to the model.
 #: Unlike TRL's `rewards/accuracies`, which compares with the reference, it also means something before the

@@ -1,1 +1,1 @@
-"""From prompts to scored trajectories: engines, episodes, the pool of workers, advantages."""
+"""Episodes on top of inference: prompts to scored trajectories, each with its ledger."""

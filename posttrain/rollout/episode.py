@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from posttrain.data.pixels import ImageChangedError
-from posttrain.data.rendering import Rendered, Renderer, RenderError
-from posttrain.images import ImageError
-from posttrain.rollout.engine import Completion, Engine, EngineImage, Request, stable_seed
+from posttrain.inference.engine import Completion, Engine, EngineImage, Request, stable_seed
+from posttrain.media.images import ImageError
+from posttrain.rendering.pixels import ImageChangedError
+from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
 from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
 

@@ -2,8 +2,8 @@
 
 import math
 
-from posttrain.data.rendering import Rendered
-from posttrain.rollout.engine import Completion
+from posttrain.inference.engine import Completion
+from posttrain.rendering.rendering import Rendered
 from posttrain.types import Message, Trajectory, TrajectoryImage
 
 

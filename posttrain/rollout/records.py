@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.durable import write_atomic
+from posttrain.files.durable import write_atomic
 from posttrain.messages import message_to_json
-from posttrain.run_dir import RunDir
+from posttrain.run.directory import RunDir
 from posttrain.types import Sample, Trajectory
 
 

@@ -1,1 +1,1 @@
-"""The stages of a run and the machinery that runs them."""
+"""The stages of a run: two wings, supervised and on-policy, over one core."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.cluster import cluster
 from posttrain.config import (
     DatasetConfig,
     DistillationStage,
@@ -25,23 +24,24 @@ from posttrain.evaluation.evaluate import (
 from posttrain.evaluation.pairs import pair_evaluations
 from posttrain.evaluation.table import evaluation_table
 from posttrain.models.lora import is_adapter, write_merged
-from posttrain.rollout.services import Services
-from posttrain.run_dir import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
-from posttrain.run_process import ending_on_sigterm, saving_on_sigterm, working_on
-from posttrain.tracking import showing_progress
-from posttrain.training.curated import curated_dataset
-from posttrain.training.launch import run_workers
-from posttrain.training.rl import run_rl
-from posttrain.training.run_data import check_run_data, use_of
-from posttrain.training.teaching import taught_datasets
+from posttrain.run.cluster import cluster
+from posttrain.run.directory import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
+from posttrain.run.process import ending_on_sigterm, saving_on_sigterm, working_on
+from posttrain.run.tracking import showing_progress
+from posttrain.training.data_check import check_run_data, use_of
+from posttrain.training.engines_and_rewards import Services
+from posttrain.training.on_policy.controller import run_rl
+from posttrain.training.supervised.ray_workers import run_workers
+from posttrain.training.supervised.stage_curation import curated_dataset
+from posttrain.training.supervised.teacher_answers import taught_datasets
 from posttrain.viewer import write_report
 
 #: What the workers of a stage run, by its kind.
 WORKERS = {
-    "tiny_model": "posttrain.training.pretrain:pretrain_worker",
-    "sft": "posttrain.training.sft:sft_worker",
-    "distillation": "posttrain.training.distillation:distillation_worker",
-    "dpo": "posttrain.training.dpo:dpo_worker",
+    "tiny_model": "posttrain.quickstart.pretrain:pretrain_worker",
+    "sft": "posttrain.training.supervised.sft:sft_worker",
+    "distillation": "posttrain.training.supervised.distillation:distillation_worker",
+    "dpo": "posttrain.training.supervised.dpo:dpo_worker",
 }
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.viewer.charts import short
 from posttrain.viewer.page import page, write_page
 from posttrain.viewer.pictures import Picture, PictureBook

@@ -6,8 +6,8 @@ security policy lets the browser run no script and load nothing.
 
 from pathlib import Path
 
-from posttrain.data.inspection import Inspection, Token
-from posttrain.data.video_frames import VideoPlan
+from posttrain.rendering.inspection import Inspection, Token
+from posttrain.rendering.video_frames import VideoPlan
 from posttrain.types import VideoRef
 from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.page import page, write_page

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from posttrain.durable import write_atomic
+from posttrain.files.durable import write_atomic
 from posttrain.viewer.charts import short
 from posttrain.viewer.wording import duration, label, shortened, visible
 

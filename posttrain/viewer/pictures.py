@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from posttrain.images import ImageError, open_image
+from posttrain.media.images import ImageError, open_image
+from posttrain.media.videos import VideoError, read_frames
 from posttrain.types import VideoRef
-from posttrain.videos import VideoError, read_frames
 
 MAX_SIDE = 512
 #: Of a video's frame, of which there are many.

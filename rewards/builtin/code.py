@@ -5,11 +5,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.sandbox import Limits, Sandbox, probe
+from posttrain.sandbox.statements import split_tests
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import without_thinking
-from rewards.sandbox import Limits, Sandbox, probe
-from rewards.sandbox.statements import split_tests
 from rewards.sdk import reward
 
 DEADLINE_S = 60.0

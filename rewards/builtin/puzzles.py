@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import in_digits, plain

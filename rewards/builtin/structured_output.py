@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from posttrain.strict_json import JsonError
+from posttrain.files.strict_json import JsonError
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import normalise
 from rewards.reading.schemas import answer_json, read_schema, violation

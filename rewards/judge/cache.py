@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 SHARDS = 256
 MAX_ENTRY_BYTES = 1 << 14

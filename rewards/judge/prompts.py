@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.images import open_image
+from posttrain.media.images import open_image
 from posttrain.types import ImageRef, Message
 from rewards.judge.rubric import Aspect, Rubric
 

@@ -12,7 +12,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from posttrain.chat_endpoint import BadReply, read_completion
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.files.strict_json import parse_json
 from posttrain.messages import message_from_json
-from posttrain.strict_json import parse_json
 from posttrain.types import Message, RewardInput, text_message
 
 _OWN = ("id", "prompt", "messages", "answer", "ground_truth")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 from rewards.reading import units
 from rewards.reading.answers import normalise
 from rewards.reading.languages import CODES, languages_of

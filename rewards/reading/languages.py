@@ -9,7 +9,7 @@ import re
 
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 #: Characters of each writing system.
 SCRIPTS = {

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from posttrain.images import open_image
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.media.images import open_image
 from posttrain.types import Box, Frame, ImageRef, RewardInput
 from rewards.reading.answers import without_thinking
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.images import ImageError, check_image
+from posttrain.media.images import ImageError, check_image
 from posttrain.types import Block, ImageRef, Message, RewardInput
 from rewards.wire import WireError
 

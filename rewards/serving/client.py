@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import httpx
 
+from posttrain.cli.rewards import TOKEN_VARIABLE
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.cli import TOKEN_VARIABLE
 from rewards.manager import RewardSpec
 
 #: Process id with which a server started for a run is to end.

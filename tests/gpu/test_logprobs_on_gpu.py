@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import forward_hidden, load_model
 from posttrain.models.logprobs import token_logprobs
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Message, text_message
 
 pytestmark = pytest.mark.gpu

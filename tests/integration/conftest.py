@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from posttrain.cluster import cluster
 from posttrain.config import EngineConfig
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
-from posttrain.models.tiny import build_tiny
+from posttrain.media.images import save_image
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.rendering import Renderer
+from posttrain.run.cluster import cluster
 from posttrain.types import Block, Message, Sample, text_message
 
 QUESTION = "Which letter is on the red marker?"
@@ -64,7 +64,7 @@ def talker(make_talker: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def start_engine(renderer: Renderer) -> Callable[[Path], Any]:
-    from posttrain.rollout.vllm_engine import VllmEngine  # noqa: PLC0415 (loads for seconds)
+    from posttrain.inference.vllm_engine import VllmEngine  # noqa: PLC0415 (loads for seconds)
 
     started = []  # kept: an engine that is collected takes the process groups of all others with it
 

@@ -21,12 +21,12 @@ import torch.distributed as dist
 from transformers import Trainer
 
 from posttrain.config import RunConfig
-from posttrain.run_dir import RunDir
-from posttrain.run_process import STOP
-from posttrain.training.dpo import dpo_worker
-from posttrain.training.pretrain import DenseTrainer, pretrain_worker
-from posttrain.training.sft import sft_worker
-from posttrain.training.trl_stage import StageTrainer
+from posttrain.quickstart.pretrain import DenseTrainer, pretrain_worker
+from posttrain.run.directory import RunDir
+from posttrain.run.process import STOP
+from posttrain.training.supervised.dpo import dpo_worker
+from posttrain.training.supervised.sft import sft_worker
+from posttrain.training.supervised.trl_stage import StageTrainer
 
 WORKERS = {"tiny_model": pretrain_worker, "sft": sft_worker, "dpo": dpo_worker}
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from posttrain.config import RunConfig
-from posttrain.data import marker_scenes
-from posttrain.run_dir import RunDir
-from tests.unit.training.test_dpo_worker import write_pairs
+from posttrain.quickstart import marker_scenes
+from posttrain.run.directory import RunDir
+from tests.unit.training.supervised.test_dpo_worker import write_pairs
 
 #: Rows of metrics and checkpoints fall on different steps; some samples of `zoom` are too long.
 SFT = {

@@ -13,10 +13,10 @@ import pytest
 from posttrain.config import ClusterConfig
 from posttrain.config.curation import load_curation
 from posttrain.config.endpoints import CheckpointConfig
-from posttrain.data.curation import CurationError, curate
-from posttrain.data.rendering import Renderer
-from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.rollout.engine_models import EngineModel, EngineModels
+from posttrain.curation import CurationError, curate
+from posttrain.curation.engines import EngineModel, EngineModels
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Sample
 
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"

@@ -9,16 +9,16 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig
-from posttrain.data.collation import collate
 from posttrain.data.formats import read_canonical, write_canonical
-from posttrain.data.rendering import Rendered, Renderer
-from posttrain.models.tiny import build_tiny
-from posttrain.rollout.answer_log import read_top_tokens
-from posttrain.rollout.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.run_dir import RunDir
-from posttrain.training.launch import run_workers
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.run.directory import RunDir
 from posttrain.training.pipeline import WORKERS
-from posttrain.training.teaching import COLUMN, prompt_of, taught_datasets
+from posttrain.training.supervised.answer_log import read_top_tokens
+from posttrain.training.supervised.ray_workers import run_workers
+from posttrain.training.supervised.teacher_answers import COLUMN, prompt_of, taught_datasets
 from posttrain.types import Sample, text_message
 
 TOP_K = 8

@@ -18,18 +18,18 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from posttrain.cli.chat import Chat
 from posttrain.config import EngineConfig, RunConfig
-from posttrain.data import marker_scenes
-from posttrain.data.collation import collate
 from posttrain.data.formats import write_canonical
-from posttrain.data.rendering import Rendered, Renderer
-from posttrain.evaluation.chat import Chat
-from posttrain.images import save_image
+from posttrain.inference.engine import EngineImage, Request
+from posttrain.media.images import save_image
 from posttrain.models.export import export
 from posttrain.models.lora import base_of, is_adapter
-from posttrain.models.tiny import TINY_TYPES, build_tiny
-from posttrain.rollout.engine import EngineImage, Request
-from posttrain.run_dir import RunDir
+from posttrain.quickstart import marker_scenes
+from posttrain.quickstart.tiny import TINY_TYPES, build_tiny
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.run.directory import RunDir
 from posttrain.training.pipeline import WORKERS, standalone
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
 
@@ -256,7 +256,7 @@ def sample(folder: Path, checkpoint: Path, adapter: Path | None = None) -> None:
     """Three samples of each prompt of `asked.pt`, by our engine; vLLM puts the adapters on by itself."""
     from vllm.lora.request import LoRARequest  # noqa: PLC0415 (loads for seconds)
 
-    from posttrain.rollout import vllm_engine  # noqa: PLC0415
+    from posttrain.inference import vllm_engine  # noqa: PLC0415
 
     asked, end_token_id, banned = torch.load(folder / "asked.pt", weights_only=False)
     plain = vllm_engine._arguments

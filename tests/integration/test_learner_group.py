@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.training.learner_group import LearnerGroup
+from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.types import Trajectory
 from tests.unit.training.conftest import model_config, stage, trajectories  # noqa: F401
 

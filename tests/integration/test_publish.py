@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import ModelConfig, RlStage, TaskConfig
-from posttrain.rollout.actor import GroupJob, WorkerSetup
-from posttrain.rollout.advantages import assign_advantages
+from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.pool import RolloutPool
-from posttrain.training.learner import PolicyMismatch
-from posttrain.training.learner_group import LearnerGroup
-from posttrain.training.weight_sync import WeightSync
+from posttrain.rollout.worker import GroupJob, WorkerSetup
+from posttrain.training.on_policy.learner import PolicyMismatch
+from posttrain.training.on_policy.learner_group import LearnerGroup
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
+from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.types import RewardResult, Sample, Trajectory
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from posttrain.cli.rewards import TOKEN_VARIABLE
 from posttrain.types import RewardInput
-from rewards.cli import TOKEN_VARIABLE
 from rewards.manager import RewardManager, RewardSpec
 from rewards.serving.client import RewardClient
 

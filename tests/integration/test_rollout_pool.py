@@ -13,11 +13,11 @@ import pytest
 import ray
 
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
-from posttrain.rollout.actor import GroupJob, WorkerSetup
-from posttrain.rollout.answers import AnswerSampling, Question
-from posttrain.rollout.engine import stable_seed
+from posttrain.inference.answers import AnswerSampling, Question
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.pool import RolloutError, RolloutPool, Timeouts
 from posttrain.rollout.episode import EpisodeError, Limits
-from posttrain.rollout.pool import RolloutError, RolloutPool, Timeouts
+from posttrain.rollout.worker import GroupJob, WorkerSetup
 from posttrain.types import Sample, Trajectory
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)

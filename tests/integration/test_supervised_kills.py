@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.run_dir import RunDir
-from posttrain.run_process import STOP
+from posttrain.run.directory import RunDir
+from posttrain.run.process import STOP
 from tests.integration.stage_process import StageProcesses
 from tests.integration.supervised_stages import STAGES, begin, write_data
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Renderer
-from posttrain.rollout.engine import EngineError, Request, stable_seed
+from posttrain.inference.engine import EngineError, Request, stable_seed
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
 from posttrain.types import Message, Sample, Trajectory
 from tools_env.environment import ToolEnvironment

@@ -8,7 +8,9 @@ from torch.multiprocessing.spawn import start_processes
 
 # Ranks are forked from a process that has loaded these and done nothing else: loading takes them seconds, and
 # one that is forked from a session that has run an engine deadlocks in its first operation.
-multiprocessing.set_forkserver_preload(["posttrain.training.dpo", "posttrain.training.sft"])
+multiprocessing.set_forkserver_preload(
+    ["posttrain.training.supervised.dpo", "posttrain.training.supervised.sft"]
+)
 
 
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import count_places
-from posttrain.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
 
 #: Roles as the formats name them. A `call` is an assistant's turn whose content is the call's JSON.
 ROLES = {

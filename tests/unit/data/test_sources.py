@@ -15,7 +15,7 @@ from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples, open_mixture
-from posttrain.durable import DiskFull
+from posttrain.files.durable import DiskFull
 from posttrain.plugins import PluginError
 from posttrain.types import Sample
 

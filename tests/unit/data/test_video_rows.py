@@ -18,11 +18,11 @@ from posttrain.data.formats import (
     sample_of,
     write_canonical,
 )
-from posttrain.data.pixels import ImageChangedError
-from posttrain.data.rendering import Renderer
 from posttrain.data.sources import load_samples
 from posttrain.messages import message_from_json, message_to_json
-from posttrain.preflight import GOLD_ROWS, _refuse_videos
+from posttrain.preflight.examination import GOLD_ROWS, _refuse_videos
+from posttrain.rendering.pixels import ImageChangedError
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Message, VideoRef, text_message
 from posttrain.viewer.pictures import PictureBook
 

@@ -12,7 +12,7 @@ from posttrain.evaluation.evaluate import (
 )
 from posttrain.evaluation.pairs import PREFERRED, pair_evaluations
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.run_dir import RunDir
+from posttrain.run.directory import RunDir
 from posttrain.types import RewardResult, ToolCall, Trajectory
 
 

@@ -16,11 +16,11 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import VISION_TOWER, LoadError, forward_hidden, freeze, load_model, save_model
-from posttrain.models.tiny import TINY_TYPES, build_tiny
+from posttrain.quickstart.tiny import TINY_TYPES, build_tiny
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Message, text_message
 
 

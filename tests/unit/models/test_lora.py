@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from posttrain.config import LoraConfig
 from posttrain.config.model import infer_family
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.export import ExportError, export, model_card
 from posttrain.models.load import load_model
 from posttrain.models.lora import LoraError, base_of, is_adapter, load_merged, with_lora, write_merged
-from posttrain.models.tiny import build_tiny
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Message, text_message
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from posttrain.data.collation import collate, collate_packed
-from posttrain.data.rendering import Rendered, Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import forward_hidden, load_model
 from posttrain.models.packed_attention import packed_sdpa, use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
-from posttrain.models.tiny import TinyType, build_tiny
+from posttrain.quickstart.tiny import TinyType, build_tiny
+from posttrain.rendering.collation import collate, collate_packed
+from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.types import Block, Family, Message, text_message
 
 FAMILIES: dict[str, Family] = {"qwen3_vl_moe": "qwen3_vl"}

@@ -11,14 +11,14 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from posttrain.data.collation import collate, collate_packed
-from posttrain.data.rendering import Rendered, Renderer
-from posttrain.data.video_frames import VideoSettings
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import forward_hidden, load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.shared_images import IMAGE_INDEX, share_images, sharing_images
-from posttrain.models.tiny import build_tiny
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.collation import collate, collate_packed
+from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.rendering.video_frames import VideoSettings
 from posttrain.types import Block, Family, Message, VideoRef, text_message
 
 MODELING = {"qwen2_vl": modeling_qwen2_vl, "qwen2_5_vl": modeling_qwen2_5_vl, "qwen3_vl": modeling_qwen3_vl}

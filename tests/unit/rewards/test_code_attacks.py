@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from posttrain.sandbox import probe
 from posttrain.types import RewardInput
 from rewards.builtin.code import code
-from rewards.sandbox import probe
 
 SECRET = "canary-7f3a91"
 #: What an attack that succeeds prints; the tests expect exactly this, so success would earn the reward.
@@ -259,7 +259,7 @@ def test_an_attack_that_would_succeed_is_noticed(canaries: dict[str, Any]) -> No
 
 def test_the_sandbox_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = (
-        "from rewards.sandbox import *\nimport os\n"
+        "from posttrain.sandbox import *\nimport os\n"
         "with Sandbox('while True: pass', Limits(30, 40)) as s:\n"
         "    print(s._process.pid, flush=True)\n    s.run_program('')"
     )

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.sandbox import Limits, Sandbox
 from posttrain.types import RewardInput
 from rewards.builtin.code import code
-from rewards.sandbox import Limits, Sandbox
 
 
 def score(source: str, truth: Any, **params: Any) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import cli
+from posttrain.cli import main as cli
 from rewards.kit.check import check_reward
 from rewards.kit.samples import SampleError, read_samples
 from rewards.kit.skeleton import SkeletonError, write_skeleton

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.plugins import resolve
+from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import TaskEnvironments
 from posttrain.types import Block, Message, Sample
 from tools_env.environment import ToolEnvironment

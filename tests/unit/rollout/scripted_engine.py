@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from posttrain.rollout.engine import Completion, EngineError, Request
+from posttrain.inference.engine import Completion, EngineError, Request
 
 ZOOM = (
     '<tool_call>\n{"name": "image_zoom_in_tool", "arguments":'

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from posttrain.data.rendering import Renderer
-from posttrain.images import ImageError
-from posttrain.rollout.engine import Request, stable_seed
+from posttrain.inference.engine import Request, stable_seed
+from posttrain.media.images import ImageError
+from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import (
     EpisodeError,
     EpisodeJob,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from posttrain.data.rendering import Rendered
-from posttrain.rollout.engine import Completion
+from posttrain.inference.engine import Completion
+from posttrain.rendering.rendering import Rendered
 from posttrain.rollout.ledger import (
     LedgerError,
     append_observation,

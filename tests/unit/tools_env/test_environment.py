@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from posttrain.images import open_image, pixel_hash, save_image
+from posttrain.media.images import open_image, pixel_hash, save_image
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, text_message
 from tools_env import FunctionTool, ImageZoomIn, Tool, ToolEnvironment, ToolError, ToolResult, deadline, tool
 from tools_env.environment import MAX_IMAGES, MAX_TEXT

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from posttrain.images import check_size, save_image
+from posttrain.media.images import check_size, save_image
 from posttrain.types import ImageRef
 from tools_env import ImageZoomIn, ToolError
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.data import marker_scenes
-from posttrain.data.collation import collate
-from posttrain.data.rendering import Renderer
-from posttrain.images import save_image
+from posttrain.media.images import save_image
 from posttrain.models.load import load_model
+from posttrain.quickstart import marker_scenes
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Message, Trajectory, text_message
 
 GROUPS, GROUP_SIZE = 3, 4

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from posttrain.data.marker_scenes import Marker, Scene, question, random_scene, sloppy_box, zoom_call
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.images import save_image
+from posttrain.media.images import save_image
+from posttrain.quickstart.marker_scenes import Marker, Scene, question, random_scene, sloppy_box, zoom_call
 
 RL_STEPS = 60
 CONFIG: dict[str, Any] = {

@@ -1,0 +1,139 @@
+"""A curation's models behind OpenAI-compatible endpoints.
+
+The API key is read from the environment variable POSTTRAIN_ENDPOINT_API_KEY, and sent only to the address
+that stands beside it in POSTTRAIN_ENDPOINT_URL, so that no recipe can send it elsewhere.
+"""
+
+import base64
+import functools
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from posttrain.chat_endpoint import (
+    ChatClient,
+    ChatError,
+    Completion,
+    RefusedError,
+    Variables,
+    read_completion,
+)
+from posttrain.config.endpoints import EndpointConfig
+from posttrain.curation.asking import Sampling, chat, file_digest
+from posttrain.curation.outcomes import CurationError, RowError
+from posttrain.media.images import ImageError, open_image
+from posttrain.types import ImageRef, Message
+
+VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
+MAX_REPLY_BYTES = 16 << 20
+MAX_REQUEST_BYTES = 64 << 20
+#: What no retry and no other row will change.
+_HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
+
+T = TypeVar("T")
+
+
+class Endpoint:
+    """One model (see `Model`); an async context manager within one event loop.
+
+    Args:
+        name: What the recipe calls it.
+        config: Where it is.
+
+    Raises:
+        CurationError: If there is no address.
+    """
+
+    def __init__(self, name: str, config: EndpointConfig):
+        self._config = config
+        self._url = VARIABLES.address(config.base_url)
+        if not self._url:
+            raise CurationError(
+                f"endpoints.{name}: there is no address; set its base_url, or {VARIABLES.url}"
+            )
+        self._client = ChatClient(
+            f"endpoint {name!r} ({self._url})",
+            self._url,
+            VARIABLES.api_key(self._url),
+            timeout_s=config.timeout_s,
+            max_attempts=config.max_attempts,
+            concurrency=config.concurrency,
+            max_reply_bytes=MAX_REPLY_BYTES,
+        )
+
+    async def __aenter__(self) -> "Endpoint":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
+        """Address and request, its images by their content."""
+        return [self._url, self._config.image_max_pixels, self._body(messages, sampling, file_digest)]
+
+    async def answer(
+        self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
+    ) -> tuple[Completion, T]:
+        """A new answer, asked for until `read` can use it or the attempts run out.
+
+        Raises:
+            RowError: If there was no answer in time or this request was refused, with the last reason.
+            CurationError: If the endpoint would refuse every request.
+        """
+
+        def take(reply: bytes) -> tuple[Completion, T]:
+            completion = read_completion(reply)
+            return completion, read(completion)
+
+        try:
+            return await self._client.ask(lambda: (self._encode(messages, sampling), take))
+        except RefusedError as error:
+            if error.status not in _HOPELESS:
+                raise RowError(str(error)) from None
+            raise CurationError(
+                f"{error}. So will every request be: correct base_url and model; a key is read from"
+                f" {VARIABLES.key} and sent only to the address in {VARIABLES.url}"
+            ) from None
+        except ChatError as error:
+            raise RowError(str(error)) from None
+
+    def _encode(self, messages: Sequence[Message], sampling: Sampling) -> bytes:
+        """The request's bytes.
+
+        Raises:
+            RowError: If an image cannot be used, or it is too large.
+        """
+        url = functools.partial(data_url, max_pixels=self._config.image_max_pixels)
+        try:
+            encoded = json.dumps(self._body(messages, sampling, url)).encode()
+        except ImageError as error:
+            raise RowError(str(error)) from None
+        if len(encoded) > MAX_REQUEST_BYTES:
+            raise RowError(
+                f"the request has {len(encoded):,} bytes, more than {MAX_REQUEST_BYTES:,};"
+                " lower image_max_pixels"
+            )
+        return encoded
+
+    def _body(
+        self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": self._config.model, "messages": chat(messages, encode)}
+        body |= asdict(sampling) | self._config.request
+        return {key: value for key, value in body.items() if value is not None}
+
+
+def data_url(image: ImageRef, max_pixels: int) -> str:
+    """The image as a JPEG in base64, made smaller where it has too many pixels.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    picture = open_image(image.path)
+    if (shrink := (max_pixels / (picture.width * picture.height)) ** 0.5) < 1:
+        picture = picture.resize([max(1, int(side * shrink)) for side in picture.size])  # pyright: ignore
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=95, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

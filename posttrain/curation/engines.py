@@ -1,0 +1,203 @@
+"""A curation's checkpoints in engines of our own: the rollout pool answers its questions, batch after batch.
+
+The pool is asked directly and not through Ray Data: it already divides, watches and repeats the work of lost
+engines, renders as training does, and gives the same answer to the same seed; the rows themselves come from a
+curation that keeps and resumes them one by one.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from posttrain.chat_endpoint import BadReply, Completion
+from posttrain.config import ClusterConfig
+from posttrain.config.endpoints import CheckpointConfig
+from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_digest
+from posttrain.curation.outcomes import CurationError, RowError
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.pool import RolloutPool
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.worker import WorkerSetup
+from posttrain.run.cluster import cluster
+from posttrain.types import Message
+
+#: For so long the first question of a batch waits for others.
+GATHER_S = 0.05
+
+T = TypeVar("T")
+Answering = Callable[[Sequence[Question], AnswerSampling], Sequence[SampledAnswer]]
+
+
+class EngineModels:
+    """The engines of a curation's checkpoints; a context manager that ends them.
+
+    They start when a step first asks, those of one checkpoint at a time: another's take their place. A
+    running Ray cluster is used as it is.
+
+    Args:
+        settings: The cluster to start where none is running.
+        engine: Reference of the engine's class.
+
+    Example:
+        with EngineModels(recipe.cluster) as models:
+            report = curate(recipe, open_checkpoint=models.open)
+    """
+
+    def __init__(
+        self, settings: ClusterConfig, engine: str = "posttrain.inference.vllm_engine:VllmEngine"
+    ) -> None:
+        self._settings, self._engine = settings, engine
+        self._stack = ExitStack()
+        self._pool: RolloutPool | None = None
+        self._served: CheckpointConfig | None = None
+
+    def __enter__(self) -> "EngineModels":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_pool()
+        self._stack.close()
+
+    def open(self, name: str, entry: CheckpointConfig) -> "EngineModel":
+        """A checkpoint as steps ask it; nothing is started yet.
+
+        Raises:
+            CurationError: If it is one of adapters alone.
+        """
+        if (Path(entry.checkpoint) / "adapter_config.json").is_file():
+            raise CurationError(
+                f"endpoints.{name}.checkpoint: {entry.checkpoint} holds adapters alone; merge them by"
+                " `posttrain export` and name its output"
+            )
+        return EngineModel(
+            name, entry, lambda questions, sampling: self._pool_of(entry).answer(questions, sampling)
+        )
+
+    def _pool_of(self, entry: CheckpointConfig) -> RolloutPool:
+        """The pool, serving a checkpoint."""
+        if self._pool is None or entry != self._served:
+            self._close_pool()
+            if not ray.is_initialized():
+                self._stack.enter_context(cluster(**self._settings.model_dump()))
+            setup = WorkerSetup(
+                model=entry.as_model,
+                checkpoint=Path(entry.checkpoint),
+                engine_config=entry.engine,
+                tasks=(),
+                limits=Limits(1, entry.max_length),
+                image_dir=Path(),
+                engine=self._engine,
+            )
+            use_gpu = bool(ray.cluster_resources().get("GPU"))
+            self._pool, self._served = RolloutPool(setup, actors=entry.actors, use_gpu=use_gpu), entry
+        return self._pool
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+class EngineModel:
+    """One checkpoint (see `Model`); an async context manager within one event loop.
+
+    Questions that come at the same time are answered together; those that come meanwhile wait for the next
+    batch.
+
+    Args:
+        name: What the recipe calls it.
+        entry: The checkpoint.
+        answer: Answers a batch; runs in a thread.
+    """
+
+    def __init__(self, name: str, entry: CheckpointConfig, answer: Answering) -> None:
+        self._name, self._concurrency, self._max_length = name, entry.concurrency, entry.max_length
+        self._answer = answer
+        how = entry.model_dump(mode="json", exclude={"actors", "engine"})
+        self._identity = how | {"checkpoint": checkpoint_version(entry.checkpoint)}
+        self._waiting: list[tuple[tuple[Message, ...], Sampling, asyncio.Future[SampledAnswer]]] = []
+        self._asked = asyncio.Event()
+
+    async def __aenter__(self) -> "EngineModel":
+        self._batches = asyncio.create_task(self._answer_batches())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._batches.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._batches
+
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
+        """The checkpoint's files, how it is shown images, the dialogue and the sampling."""
+        return [self._identity, chat(messages, file_digest), asdict(sampling)]
+
+    async def answer(
+        self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
+    ) -> tuple[Completion, T]:
+        """A new answer. The same seed gives the same one, so one that `read` refuses is not asked for again.
+
+        Raises:
+            RowError: If the dialogue cannot be shown to the model, or `read` cannot use the answer.
+            CurationError: If the engines cannot be started, or keep failing.
+        """
+        future: asyncio.Future[SampledAnswer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((tuple(messages), sampling, future))
+        self._asked.set()
+        found = await future
+        if found.error:
+            raise RowError(f"endpoint {self._name!r}: {found.error}")
+        completion = Completion(found.text, found.truncated)
+        try:
+            return completion, read(completion)
+        except BadReply as error:
+            raise RowError(f"endpoint {self._name!r}: {error}") from None
+
+    async def _answer_batches(self) -> None:
+        while True:
+            await self._asked.wait()
+            await asyncio.sleep(GATHER_S)
+            batch = self._next_batch()
+            _, first, _ = batch[0]
+            questions = [
+                Question(index, messages, (), _seed(messages, sampling))
+                for index, (messages, sampling, _) in enumerate(batch)
+            ]
+            how = AnswerSampling(first.max_tokens, self._max_length, first.temperature)
+            try:
+                answers = await asyncio.to_thread(self._answer, questions, how)
+            except Exception as error:  # of Ray, vLLM or the checkpoint: no row will fare better
+                reason = CurationError(f"endpoint {self._name!r}: {type(error).__name__}: {error}")
+                for _, _, future in batch:
+                    if not future.done():
+                        future.set_exception(reason)
+                continue
+            for (_, _, future), answer in zip(batch, answers, strict=True):
+                if not future.done():  # its row was given up meanwhile
+                    future.set_result(answer)
+
+    def _next_batch(self) -> list[tuple[tuple[Message, ...], Sampling, asyncio.Future[SampledAnswer]]]:
+        """The longest waiting question, and as many sampled in the same way as are answered at once."""
+        _, first, _ = self._waiting[0]
+        alike = [
+            asked
+            for asked in self._waiting
+            if (asked[1].temperature, asked[1].max_tokens) == (first.temperature, first.max_tokens)
+        ]
+        batch = alike[: self._concurrency]
+        taken = {id(asked) for asked in batch}
+        self._waiting = [asked for asked in self._waiting if id(asked) not in taken]
+        if not self._waiting:
+            self._asked.clear()
+        return batch
+
+
+def _seed(messages: Sequence[Message], sampling: Sampling) -> int:
+    """Of an answer: its own for every dialogue, lest the same chance decide on all rows."""
+    return stable_seed(sampling.seed, *(message.text for message in messages))

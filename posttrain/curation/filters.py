@@ -1,0 +1,187 @@
+"""What a filter is, and those that need neither a model nor a reward."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol
+
+from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
+from posttrain.curation.asking import CachedModel
+from posttrain.curation.outcomes import Changes, Outcome
+from posttrain.curation.rows import THINK_END, answer_of, has_images, prompt_of, query_of, response_of
+from posttrain.curation.scoring import Scoring
+from posttrain.curation.taxonomy import Taxonomy
+from posttrain.types import Sample
+
+_CONTENT = re.compile(r"[^\W_]")
+#: Where a sentence, a formula, a table, a list's item or a block of code can end.
+_ENDS = tuple(".!?…:;。！？：；)）]】}」』\"'”’`*_$|>")
+#: Shorter answers ("blue", "42 km") need no full stop.
+_MIN_SENTENCE = 200
+_FENCE = re.compile(r"^\s{0,3}(?:```|~~~)", re.MULTILINE)
+_BOX = re.compile(r"\\boxed\s*\{")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What filters are given.
+
+    Attributes:
+        taxonomy: The domains.
+        scoring: The rewards of the recipe.
+        entering: The rows that come to this step, in order, with their numbers.
+        endpoints: The models by name.
+        seed: Of the recipe.
+    """
+
+    taxonomy: Taxonomy
+    scoring: Scoring
+    entering: Callable[[], Iterator[tuple[int, Sample]]]
+    endpoints: dict[str, CachedModel] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Filter(Protocol):
+    """One step at work; its verdict depends on the row, the recipe and the data alone."""
+
+    async def judge(self, row: int, sample: Sample) -> Outcome:
+        """The verdict on a row.
+
+        Raises:
+            RowError: If there is none, as when an endpoint does not answer.
+            CurationError: If there will be none for any row.
+        """
+        ...
+
+
+def applies(step: FilterStep, sample: Sample) -> bool:
+    """Whether a step looks at a row, by the row's domain."""
+    own = {sample.columns.get("domain"), sample.columns.get("subcategory")}
+    return not step.domains or not own.isdisjoint(step.domains)
+
+
+class Query:
+    """Drops queries that say nothing, are too long, cannot be verified, or stood before."""
+
+    def __init__(self, step: QueryStep, context: Context):
+        self._step = step
+        self._repeated = _repeated(context.entering()) if step.drop_repeated else set()
+
+    async def judge(self, row: int, sample: Sample) -> Outcome:
+        """By the prompt alone."""
+        step, prompt = self._step, prompt_of(sample)
+        chars = sum(len(message.text) for message in prompt)
+        content = sum(1 for _ in islice(_CONTENT.finditer(query_of(sample)), step.min_chars))
+        scores = {"chars": float(chars)}
+        if content < step.min_chars:
+            return Outcome("without content", f"{content} letters and digits", scores)
+        if chars > step.max_chars:
+            return Outcome("too long", f"{chars:,} characters", scores)
+        if step.require_ground_truth and sample.ground_truth in (None, "", []):
+            return Outcome("nothing to verify by", scores=scores)
+        return Outcome("repeated" if row in self._repeated else "", scores=scores)
+
+
+class Domain:
+    """Tells a query's domain by the taxonomy's keywords."""
+
+    def __init__(self, step: DomainStep, context: Context):
+        self._step, self._taxonomy = step, context.taxonomy
+
+    async def judge(self, row: int, sample: Sample) -> Outcome:
+        """By the query's words."""
+        name, keywords = self._taxonomy.by_keywords(query_of(sample), has_images(sample))
+        note = f"keywords: {', '.join(keywords)}" if keywords else "no keyword"
+        return in_domain(self._step, self._taxonomy, name, note)
+
+
+class Response:
+    """Drops responses that are missing, unfinished, of the wrong shape, or guessed."""
+
+    def __init__(self, step: ResponseStep, context: Context):
+        self._step = step
+
+    async def judge(self, row: int, sample: Sample) -> Outcome:
+        """By the text of the row's last turn."""
+        turns = [message.text for message in response_of(sample) if message.role == "assistant"]
+        text = turns[-1].strip() if turns else ""
+        scores = {"chars": float(sum(map(len, turns)))}
+        if not answer_of(text):
+            return Outcome("no answer", scores=scores)
+        if sample.columns.get("finish_reason") == "length":
+            return Outcome("truncated", "finish_reason is length", scores)
+        if self._step.max_chars is not None and scores["chars"] > self._step.max_chars:
+            return Outcome("too long", f"{scores['chars']:,.0f} characters", scores)
+        if unfinished := _unfinished(answer_of(text)):
+            return Outcome("incomplete", unfinished, scores)
+        if misshapen := _misshapen(text, self._step.thinking):
+            return Outcome("bad format", misshapen, scores)
+        reasoning = len(text) - len(_last_paragraph(answer_of(text)))
+        scores["reasoning_chars"] = float(reasoning)
+        if reasoning < self._step.min_reasoning_chars:
+            return Outcome("guessed without steps", f"{reasoning} characters before the end", scores)
+        return Outcome(scores=scores)
+
+
+def in_domain(step: DomainStep, taxonomy: Taxonomy, name: str, note: str) -> Outcome:
+    """The verdict on a row of a sub-category."""
+    domain = taxonomy.domain_of[name]
+    if step.keep and {domain, name}.isdisjoint(step.keep):
+        return Outcome("of another domain", f"{domain} / {name}; {note}")
+    return Outcome(note=note, changes=Changes(columns={"domain": domain, "subcategory": name}))
+
+
+def _repeated(entering: Iterator[tuple[int, Sample]]) -> set[int]:
+    """The rows whose prompt, but for case and white space, and images stood in an earlier row."""
+    seen: set[bytes] = set()
+    repeated: set[int] = set()
+    for row, sample in entering:
+        texts = [" ".join(message.text.casefold().split()) for message in prompt_of(sample)]
+        images = [image.path for message in prompt_of(sample) for image in message.images]
+        key = hashlib.sha256(json.dumps([texts, images]).encode()).digest()[:16]
+        if key in seen:
+            repeated.add(row)
+        seen.add(key)
+    return repeated
+
+
+def _unfinished(answer: str) -> str:
+    """Why an answer looks cut off, or nothing."""
+    if len(_FENCE.findall(answer)) % 2:
+        return "a block of code is not closed"
+    if (box := list(_BOX.finditer(answer))) and _is_open(answer[box[-1].end() :]):
+        return "a \\boxed{ is not closed"
+    last = answer.splitlines()[-1].strip()
+    prose = len(answer) >= _MIN_SENTENCE and len(last.split()) > 3
+    if prose and not last.endswith(_ENDS) and last[-1].isalpha() and not _FENCE.search(answer):
+        return f"it ends with {last[-40:]!r}"
+    return ""
+
+
+def _is_open(text: str) -> bool:
+    """Whether a brace opened before a text is still open at its end."""
+    depth = 1
+    for mark in re.finditer(r"(?<!\\)[{}]", text):
+        depth += 1 if mark.group() == "{" else -1
+        if depth == 0:
+            return False
+    return True
+
+
+def _misshapen(text: str, thinking: str) -> str:
+    """What is wrong with a response's thinking, or nothing."""
+    opened, closed = text.count("<think>"), text.count(THINK_END)
+    if thinking == "forbidden":
+        return "it has thinking" if opened or closed else ""
+    if (opened, closed) == (0, 0):
+        return "it has no thinking" if thinking == "required" else ""
+    if (opened, closed) != (1, 1) or not text.startswith("<think>"):
+        return f"<think> stands {opened}, </think> {closed} times, or not at the beginning"
+    return "" if text.partition(THINK_END)[0].removeprefix("<think>").strip() else "the thinking is empty"
+
+
+def _last_paragraph(text: str) -> str:
+    return re.split(r"\n\s*\n|\n", text.strip())[-1]

@@ -1,0 +1,257 @@
+"""A curation from end to end: each step over the rows that the one before kept, then rows and funnel.
+
+A row is read when a filter looks at it and forgotten afterwards; what steps decided is on disk, in their
+journals. So memory does not grow with the data but for some 10 bytes a row and step, and a killed process
+costs no more than the verdicts that were under way.
+
+Models are asked over HTTP, or in engines of our own; whoever calls brings the latter (`open_checkpoint`), so
+that nothing here loads Ray or vLLM.
+"""
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from posttrain.config.curation import CurationConfig, DomainStep, SamplingStep, Step
+from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.curation.answers import AnswerCache
+from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
+from posttrain.curation.directory import claimed, rewards_of
+from posttrain.curation.endpoint import Endpoint
+from posttrain.curation.filters import Context, applies
+from posttrain.curation.funnel import CurationReport, StepCount
+from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
+from posttrain.curation.outcomes import CurationError, Outcome, RowError
+from posttrain.curation.registry import FILTERS
+from posttrain.curation.rows import changed
+from posttrain.curation.scoring import Scoring
+from posttrain.curation.taxonomy import Taxonomy, load_taxonomy
+from posttrain.curation.writing import write_rows
+from posttrain.data.dataset import Dataset
+from posttrain.data.sources import load_samples
+from posttrain.files.durable import write_atomic
+from posttrain.types import Sample
+
+#: Rows under way in a step that asks no endpoint of ours; a judge reward bounds its own requests.
+ROWS_AT_ONCE = 64
+
+
+def curate(
+    config: CurationConfig, resume: bool = False, open_checkpoint: OpenCheckpoint | None = None
+) -> CurationReport:
+    """Run a curation, or go on with one that was interrupted.
+
+    Args:
+        config: The recipe.
+        resume: Go on where it stopped; rows that failed are tried again.
+        open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
+
+    Returns:
+        The funnel. `kept.jsonl`, `dropped.jsonl` and `funnel.json` are in its directory.
+
+    Raises:
+        CurationError: If the directory is another's, recipe or data changed, an endpoint refuses to answer,
+            more rows failed than `max_error_share` allows, or a reward or domain is not there.
+        DataError: If the data cannot be read, or too much of them is broken.
+        ConfigError: If the taxonomy or the dataset's YAML has problems.
+        DiskFull: If there is no space; what was decided before is kept.
+
+    Example:
+        print(curate(load_curation("cold_start.yaml"), resume=True).table())
+    """
+    taxonomy = load_taxonomy(config.taxonomy)
+    _check(config, taxonomy)
+    dataset = load_samples(config.data, config.base_dir)
+    with claimed(config, dataset, resume) as directory:
+        return asyncio.run(_Curation(config, dataset, taxonomy, directory, open_checkpoint).run())
+
+
+def _check(config: CurationConfig, taxonomy: Taxonomy) -> None:
+    """Find what can be known to fail before anything is asked: domains, rewards, params and checkpoints."""
+    for index, step in enumerate(config.steps):
+        taxonomy.check(step.domains, f"steps[{index}].domains")
+        if isinstance(step, DomainStep):
+            taxonomy.check(step.keep, f"steps[{index}].keep")
+        try:
+            Scoring(rewards_of(step), Path(config.base_dir))
+        except ValueError as error:  # PluginError, and a reward's refusal of its params
+            raise CurationError(f"steps[{index}].reward: {error}") from None
+    for name, entry in config.endpoints.items():
+        try:
+            if isinstance(entry, CheckpointConfig):
+                _ = entry.as_model
+        except ValueError as error:
+            raise CurationError(f"endpoints.{name}: {error}") from None
+
+
+class _Curation:
+    """One curation at work, within its directory."""
+
+    def __init__(
+        self,
+        config: CurationConfig,
+        dataset: Dataset,
+        taxonomy: Taxonomy,
+        directory: Path,
+        open_checkpoint: OpenCheckpoint | None,
+    ):
+        self.config, self.dataset, self.taxonomy, self.directory = config, dataset, taxonomy, directory
+        self.journals: list[Journal] = []
+        self._open_checkpoint = open_checkpoint
+
+    async def run(self) -> CurationReport:
+        """All steps, then the rows and the funnel."""
+        with ExitStack() as stack:
+            cache = AnswerCache(self.directory.parent / "answers.sqlite")
+            stack.callback(cache.close)
+            rewards = [reward for step in self.config.steps for reward in rewards_of(step)]
+            scoring = stack.enter_context(Scoring(rewards, Path(self.config.base_dir)))
+            for index, step in enumerate(self.config.steps):
+                path = self.directory / "steps" / f"{index:02}-{step.name}.jsonl"
+                journal = Journal(path, len(self.dataset))
+                stack.callback(journal.close)
+                await self._step(index, step, journal, cache, scoring)
+                journal.sync()
+                self.journals.append(journal)
+            report = self._report()
+            write_rows(report, self.dataset, self.config.steps, self.journals, self.current)
+        write_atomic(
+            self.directory / "funnel.json", json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+        )
+        return report
+
+    def entering(self, index: int) -> Iterator[int]:
+        """The rows that come to a step, in order."""
+        if index == 0:
+            yield from range(len(self.dataset))
+            return
+        yield from (row for row, fate in enumerate(self.journals[index - 1].fate) if fate == KEPT)
+
+    def current(self, row: int, index: int) -> Sample:
+        """A row as it comes to a step: the data's, with the changes of the steps before."""
+        sample = self.dataset[row]
+        for journal in self.journals[:index]:
+            if journal.fate[row] == KEPT and (changes := journal.outcome(row).changes):
+                sample = changed(sample, changes)
+        return sample
+
+    async def _step(
+        self, index: int, step: Step, journal: Journal, cache: AnswerCache, scoring: Scoring
+    ) -> None:
+        """Judge every row that was not judged before, several at once."""
+        rows = list(self.entering(index))  # 8 bytes a row
+        todo = [row for row in rows if journal.fate[row] in (PENDING, FAILED)]
+        if not todo:
+            return
+        allowed = int(self.config.max_error_share * len(rows))
+        name = getattr(step, "endpoint", None)
+        async with AsyncExitStack() as stack:
+            models, at_once = {}, ROWS_AT_ONCE
+            if name is not None:
+                entry = self.config.endpoints[name]
+                models[name] = CachedModel(await stack.enter_async_context(self._open(name, entry)), cache)
+                samples = step.samples if isinstance(step, SamplingStep) else 1
+                # Twice as many as are answered at once, so that scoring an answer leaves nobody idle.
+                at_once = 2 * -(-entry.concurrency // samples)
+            context = Context(
+                self.taxonomy,
+                scoring,
+                lambda: ((row, self.current(row, index)) for row in rows),
+                models,
+                self.config.seed,
+            )
+            work = _StepWork(self, index, step, journal, FILTERS[step.filter](step, context), allowed)
+            progress = tqdm(total=len(rows), initial=len(rows) - len(todo), desc=step.name, disable=None)
+            stack.callback(progress.close)
+            await work.run(todo, at_once, progress)
+
+    def _open(self, name: str, entry: ModelEntry) -> AbstractAsyncContextManager[Model]:
+        if isinstance(entry, EndpointConfig):
+            return Endpoint(name, entry)
+        if self._open_checkpoint is None:
+            raise CurationError(
+                f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
+            )
+        return self._open_checkpoint(name, entry)
+
+    def _report(self) -> CurationReport:
+        broken = len(self.dataset.broken)
+        read = len(self.dataset) + broken
+        steps = [
+            StepCount("read", "read", read, broken, reasons=Counter({"broken": broken} if broken else {}))
+        ]
+        for index, (step, journal) in enumerate(zip(self.config.steps, self.journals, strict=True)):
+            count = StepCount(step.name, step.filter, entered=0)
+            for row in self.entering(index):
+                count.entered += 1
+                _count(count, journal, row)
+            steps.append(count)
+        report = CurationReport(self.config.name, self.directory, read, tuple(steps))
+        assert all(a.kept == b.entered for a, b in itertools.pairwise(steps)), "rows were lost"
+        return report
+
+
+class _StepWork:
+    """The rows of one step, judged by several workers that share a queue."""
+
+    def __init__(
+        self, curation: _Curation, index: int, step: Step, journal: Journal, judge: Any, allowed: int
+    ):
+        self._curation, self._index, self._step = curation, index, step
+        self._journal, self._filter, self._allowed = journal, judge, allowed
+        self._failed = 0
+
+    async def run(self, todo: list[int], at_once: int, progress: Any) -> None:
+        """Judge the rows; the first error that is more than one row's ends the step.
+
+        Raises:
+            CurationError: If too many rows failed, or no row can be judged.
+        """
+        rows = iter(todo)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(at_once, len(todo))):
+                    group.create_task(self._work(rows, progress))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _work(self, rows: Iterator[int], progress: Any) -> None:
+        for row in rows:
+            sample = self._curation.current(row, self._index)
+            try:
+                skipped = not applies(self._step, sample)
+                outcome = Outcome(note="another domain") if skipped else await self._filter.judge(row, sample)
+            except RowError as error:
+                self._journal.append(row, sample.id, str(error))
+                self._fail(str(error))
+            else:
+                self._journal.append(row, sample.id, outcome)
+            progress.update()
+
+    def _fail(self, reason: str) -> None:
+        self._failed += 1
+        if self._failed > self._allowed:
+            raise CurationError(
+                f"step {self._step.name}: {self._failed:,} rows could not be judged, more than"
+                f" max_error_share allows. The last: {reason}. What was decided is kept: mend the cause, then"
+                " go on with --resume"
+            )
+
+
+def _count(count: StepCount, journal: Journal, row: int) -> None:
+    """Add one row to a step's count."""
+    fate = journal.fate[row]
+    if fate == KEPT:
+        count.changed += bool(journal.outcome(row).changes)
+        return
+    assert fate in (DROPPED, FAILED), "a row was not judged"
+    count.dropped += 1
+    count.failed += fate == FAILED
+    count.reasons[journal.outcome(row).reason if fate == DROPPED else "failed"] += 1

@@ -1,0 +1,1 @@
+"""Opening, checking, storing and sampling images and videos."""

@@ -1,0 +1,262 @@
+"""Reading videos: the one way by which a file, or a series of pictures, becomes RGB frames.
+
+Frames are decoded one at a time and only as far as they are asked for. A file must be of the container that
+its name tells: FFmpeg looks at the content alone, and some contents (playlists) make it open other files.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Read when OpenCV is loaded and opens its first video: damaged files are told of by errors, not on stderr.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2
+import numpy as np
+
+from posttrain.media.images import check_image, check_size, open_image, open_regular
+from posttrain.types import VideoRef
+
+#: An hour at 25 frames a second; all frames up to the last one wanted have to be decoded.
+MAX_FRAMES = 90_000
+#: Of one frame: 4096×4096.
+MAX_FRAME_PIXELS = 1 << 24
+#: The vision towers take frames in pairs.
+MIN_FRAMES = 2
+MAX_FPS = 1000.0
+#: Frames a second of a series of pictures that does not tell, as in Qwen's own reader.
+FRAME_RATE = 2.0
+FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: How the files of each suffix begin, after the bytes that are skipped.
+_CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    ".mp4": (4, (b"ftyp",)),
+    ".m4v": (4, (b"ftyp",)),
+    ".mov": (4, (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+    ".mkv": (0, (b"\x1a\x45\xdf\xa3",)),
+    ".webm": (0, (b"\x1a\x45\xdf\xa3",)),
+    ".avi": (0, (b"RIFF",)),
+}
+VIDEO_SUFFIXES = tuple(_CONTAINERS)
+#: Containers that tell how long they last, sound included, and not how many frames they have.
+_TELLS_DURATION = (".mkv", ".webm")
+
+
+class VideoError(ValueError):
+    """A video that cannot be used; the message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video before its frames are decoded.
+
+    Attributes:
+        frames: Numbers of the frames of the part that is shown; those of a file count from its beginning.
+        fps: Frames a second.
+        width, height: Pixels of a frame.
+    """
+
+    frames: range
+    fps: float
+    width: int
+    height: int
+
+
+def video_info(ref: VideoRef) -> VideoInfo:
+    """Read a video's header, or look at the pictures that it consists of.
+
+    Raises:
+        VideoError: If there is none that can be used, or fewer than two of its frames are to be shown.
+    """
+    with _explained(ref):
+        files = _frame_files(ref)
+        if files is None:
+            with _capture(ref) as capture:
+                count, fps = _count(capture), float(capture.get(cv2.CAP_PROP_FPS))
+                size = _size(capture)
+        else:
+            count, fps = len(files), ref.frame_rate or FRAME_RATE
+            with open_image(files[0], MAX_FRAME_PIXELS) as image:
+                size = image.size
+        if not 0 < fps <= MAX_FPS:
+            raise VideoError(f"it tells of {fps:g} frames a second")
+        if count > MAX_FRAMES:
+            raise VideoError(
+                f"it has {count:,} frames, more than the {MAX_FRAMES:,} allowed; extract them at a lower rate"
+            )
+        check_size(size, MAX_FRAME_PIXELS)
+        first = math.ceil(ref.start * fps - 1e-6)
+        stop = count if ref.end is None else min(count, math.floor(ref.end * fps + 1e-6) + 1)
+        if stop - first < MIN_FRAMES:
+            raise VideoError(
+                f"it shows {max(0, stop - first)} frames, of {count} in total, and takes {MIN_FRAMES}"
+            )
+        return VideoInfo(range(first, stop), fps, *size)
+
+
+def read_frames(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Decode frames, one after another.
+
+    Args:
+        ref: The video; its `start` and `end` are not looked at.
+        numbers: Which frames, in ascending order.
+
+    Yields:
+        [height, width, 3] bytes, RGB; all of the same size.
+
+    Raises:
+        VideoError: If the video ends before the last of them, or a frame cannot be read.
+    """
+    size: tuple[int, ...] | None = None
+    with _explained(ref):
+        files = _frame_files(ref)
+        frames = _decoded(ref, numbers) if files is None else _pictures(files, numbers)
+        for frame in frames:
+            size = size or frame.shape
+            if frame.shape != size:
+                raise VideoError(
+                    f"a frame is {frame.shape[1]}×{frame.shape[0]}, and others {size[1]}×{size[0]}"
+                )
+            yield frame
+
+
+def check_video(ref: VideoRef) -> None:
+    """Tell whether `read_frames` will succeed, at a fraction of its cost: by the first and the last frame.
+
+    Raises:
+        VideoError: As `video_info` and `read_frames` do.
+    """
+    info = video_info(ref)
+    with _explained(ref):
+        files = _frame_files(ref)
+        if files is not None:
+            for number in info.frames:
+                check_image(files[number], MAX_FRAME_PIXELS)
+            return
+        with _capture(ref) as capture:
+            if not capture.grab():
+                raise VideoError("none of its frames can be decoded")
+            capture.set(cv2.CAP_PROP_POS_FRAMES, max(0, info.frames[-1] - _tolerated(ref, info.fps)))
+            if not capture.grab():
+                raise VideoError("it breaks off before its last frame")
+
+
+def video_hash(ref: VideoRef) -> str:
+    """SHA-256 of a file's bytes; of pictures, that of their hashes one after another.
+
+    Raises:
+        VideoError: If a file cannot be read.
+    """
+    with _explained(ref):
+        digests = []
+        for path in _frame_files(ref) or ref.paths:
+            with open_regular(path) as file:
+                digests.append(hashlib.file_digest(file, "sha256"))
+        if len(digests) == 1:
+            return digests[0].hexdigest()
+        return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def video_files(ref: VideoRef) -> list[str]:
+    """The files that a video consists of: itself, or its frames in order.
+
+    Raises:
+        VideoError: If a folder cannot be read, has no pictures, or has links in it.
+    """
+    with _explained(ref):
+        return _frame_files(ref) or list(ref.paths)
+
+
+def _frame_files(ref: VideoRef) -> list[str] | None:
+    """The pictures that a video consists of, in order; None if it is a video file."""
+    path = Path(ref.paths[0])
+    if len(ref.paths) > 1:
+        return list(ref.paths)
+    if not path.is_dir():
+        return [str(path)] if path.suffix.lower() in FRAME_SUFFIXES else None
+    with os.scandir(path) as entries:
+        found = [entry for entry in entries if Path(entry.name).suffix.lower() in FRAME_SUFFIXES]
+    if not found:
+        raise VideoError(f"the folder has no {', '.join(FRAME_SUFFIXES)} files")
+    if any(entry.is_symlink() for entry in found):
+        raise VideoError("the folder has symbolic links, which may lead anywhere; put the frames there")
+    return [entry.path for entry in sorted(found, key=lambda entry: _natural(entry.name))]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A name as people order it: 2 before 10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _pictures(files: Sequence[str], numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    for number in numbers:
+        yield np.array(open_image(files[number], MAX_FRAME_PIXELS))
+
+
+def _decoded(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames of a video file; it is gone through from its beginning, because not every seek is exact."""
+    with _capture(ref) as capture:
+        tolerated = _tolerated(ref, float(capture.get(cv2.CAP_PROP_FPS)))
+        at, frame = -1, None
+        for number in numbers:
+            while at < number and capture.grab():
+                at, frame = at + 1, None
+            if at < max(0, number - tolerated):
+                raise VideoError(f"it breaks off after {at + 1} of its {_count(capture)} frames")
+            if frame is None:
+                decoded, raw = capture.retrieve()
+                if not decoded:
+                    raise VideoError(f"frame {at} cannot be decoded")
+                frame = cv2.cvtColor(raw, cv2.COLOR_BGR2RGB)
+            yield frame
+
+
+@contextlib.contextmanager
+def _capture(ref: VideoRef) -> Iterator[cv2.VideoCapture]:
+    """Open a video file whose container is what its name tells."""
+    path = Path(ref.paths[0]).absolute()
+    if ref.frame_rate is not None:
+        raise VideoError("a video file tells its frame rate itself; remove frame_rate")
+    if path.suffix.lower() not in _CONTAINERS:
+        raise VideoError(f"it must end in one of {', '.join(VIDEO_SUFFIXES)}, or be a folder of frames")
+    skipped, beginnings = _CONTAINERS[path.suffix.lower()]
+    with open_regular(path) as file:
+        if not file.read(16)[skipped:].startswith(beginnings):
+            raise VideoError(f"its content is not that of a {path.suffix} file")
+    # One thread: decoding must not take the cores of training, and rows are many.
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        if not capture.isOpened():
+            raise VideoError("it is damaged, or of a codec that is not known")
+        yield capture
+    finally:
+        capture.release()
+
+
+def _tolerated(ref: VideoRef, fps: float) -> int:
+    """How many frames may be missing at a file's end; the last one that is there is shown instead."""
+    return math.ceil(fps) if Path(ref.paths[0]).suffix.lower() in _TELLS_DURATION else 1
+
+
+def _count(capture: cv2.VideoCapture) -> int:
+    return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+
+
+def _size(capture: cv2.VideoCapture) -> tuple[int, int]:
+    return int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+
+@contextlib.contextmanager
+def _explained(ref: VideoRef) -> Iterator[None]:
+    """Every failure inside is a `VideoError` that names the video."""
+    try:
+        yield
+    except Exception as error:
+        # Decoders of damaged files raise whatever they like.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise VideoError(f"video {ref.paths[0][-200:]!r} cannot be used: {reason}") from error

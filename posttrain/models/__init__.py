@@ -1,0 +1,1 @@
+"""Loading, freezing and adapting checkpoints; log-probs in chunks; export and merging."""

@@ -1,0 +1,264 @@
+"""The quickstart's first stage: build a tiny model and teach its vision tower to see.
+
+Throw-away read-outs on every visual token name the marker that covers it (colour), place it (box)
+and read it (letter). Colour and letter are read through the token embeddings of their words, so
+that what the tower sees already lies where the language model looks for it. Without this stage
+the tiny model's reading stays at chance after the time that the stage takes.
+"""
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
+from transformers import PreTrainedModel
+
+from posttrain.config import RunConfig, TinyModelStage
+from posttrain.models.load import load_model, save_model
+from posttrain.quickstart.dense_views import IGNORED, DenseViews, dense_views
+from posttrain.quickstart.marker_scenes import COLOURS, COORDINATE_STEP, LETTERS
+from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.rendering import Renderer
+from posttrain.run.directory import RunDir, step_of
+from posttrain.run.process import stop_requested
+from posttrain.run.tracking import Tracker
+from posttrain.training.core.distributed import (
+    any_over_ranks,
+    rank,
+    sum_gradients,
+    sum_over_ranks,
+    world_size,
+)
+from posttrain.training.core.optimizers import build_optimizer
+from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.supervised.trl_stage import CHECKPOINTS_KEPT, SKIPPED
+
+TEST_SCENES = 60
+#: Scenes drawn for each step of training; a view is seen about six times at the defaults.
+SCENES_PER_STEP = 1.5
+WARMUP_STEPS = 50
+#: Where a checkpoint keeps read-outs, optimiser and schedule.
+STATE = Path("state") / "trainer.pt"
+
+
+class DenseReadout(nn.Module):
+    """Logits for colour, letter and box of every visual token.
+
+    Args:
+        embeddings: The language model's input embeddings [V, D]; not trained here.
+        colour_ids: Token ids of the colour words.
+        letter_ids: Token ids of the letters.
+    """
+
+    colour_words: Tensor
+    letter_words: Tensor
+
+    def __init__(self, embeddings: Tensor, colour_ids: list[int], letter_ids: list[int]) -> None:
+        super().__init__()
+        width = embeddings.shape[1]
+        self.register_buffer("colour_words", embeddings[colour_ids].detach().clone() / width**0.5)
+        self.register_buffer("letter_words", embeddings[letter_ids].detach().clone() / width**0.5)
+        self.no_marker = nn.Parameter(torch.zeros(1, width))
+        self.box = nn.Linear(width, 4 * (1000 // COORDINATE_STEP + 1))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From visual tokens [T, D] to colour [T, C+1], letter [T, L] and box [T, 4, bins] logits."""
+        colours = features @ torch.cat((self.colour_words, self.no_marker)).T
+        boxes = self.box(features).unflatten(-1, (4, -1))
+        return colours, features @ self.letter_words.T, boxes
+
+
+@dataclass
+class LabelledPixels:
+    """Views as the vision tower takes them, and the labels of their cells.
+
+    Attributes:
+        pixels: [N, patches, values a patch].
+        grid_thw: [3] of every view.
+        colours: [N, cells].
+        letters: [N, cells], IGNORED where illegible.
+        boxes: [N, cells, 4], IGNORED where there is no marker.
+    """
+
+    pixels: Tensor
+    grid_thw: Tensor
+    colours: Tensor
+    letters: Tensor
+    boxes: Tensor
+
+    @classmethod
+    def of(cls, views: DenseViews, image_processor: Any) -> "LabelledPixels":
+        """Pre-process views with the checkpoint's own image processor."""
+        made = image_processor(images=views.images, return_tensors="pt")
+        pixels = made["pixel_values"].view(len(views.images), -1, made["pixel_values"].shape[-1])
+        labels = (torch.from_numpy(array) for array in (views.colours, views.letters, views.boxes))
+        return cls(pixels, made["image_grid_thw"][0], *labels)
+
+    def __getitem__(self, index: Tensor) -> "LabelledPixels":
+        rows = (self.colours[index], self.letters[index], self.boxes[index])
+        return LabelledPixels(self.pixels[index], self.grid_thw, *rows)
+
+
+class DenseTrainer:
+    """Vision tower and read-outs, trained on labelled views by data-parallel steps."""
+
+    def __init__(self, model: PreTrainedModel, renderer: Renderer, stage: TinyModelStage, seed: int) -> None:
+        word = renderer.processor.tokenizer.convert_tokens_to_ids
+        embeddings: Any = model.get_input_embeddings().weight
+        torch.manual_seed(seed)
+        self.readout = DenseReadout(embeddings, [word(c) for c in COLOURS], [word(c) for c in LETTERS])
+        self.tower: Any = model.base_model.visual
+        self.modules = (self.tower, self.readout)
+        self.guard = UpdateGuard(stage.max_skipped_updates, "Lower learning_rate")
+        self.skipped = 0  # since the last row of metrics
+        self.optimizer = build_optimizer(self.modules, "muon", stage.learning_rate, 0.01)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.95 * step / stage.steps)
+        )
+
+    def losses(self, batch: LabelledPixels) -> tuple[Tensor, dict[str, float]]:
+        """The summed mean losses of the three read-outs, and their accuracies."""
+        count, patches, _ = batch.pixels.shape
+        grids = batch.grid_thw.expand(count, 3)
+        features = self.tower(batch.pixels.reshape(count * patches, -1), grid_thw=grids).pooler_output
+        logits = self.readout(features)
+        labels = (batch.colours.flatten(), batch.letters.flatten(), batch.boxes.flatten(0, 1))
+        loss = torch.zeros(())
+        metrics: dict[str, float] = {}
+        for name, scores, truth in zip(("colour", "letter", "box"), logits, labels, strict=True):
+            flat, target = scores.reshape(-1, scores.shape[-1]), truth.flatten()
+            known = target != IGNORED
+            loss = loss + cross_entropy(flat[known], target[known])
+            distance = (flat.argmax(-1) - target)[known].abs()
+            # A box edge counts as found within one coordinate step.
+            metrics[f"accuracy/{name}"] = (distance <= (name == "box")).float().mean().item()
+        return loss, metrics
+
+    def step(self, batch: LabelledPixels) -> float:
+        """One update on this rank's share of a batch, skipped if it is not finite; returns its loss."""
+        loss, _ = self.losses(batch)
+        (loss / world_size()).backward()
+        named = [item for module in self.modules for item in module.named_parameters()]
+        sum_gradients(parameter for _, parameter in named)
+        norm = get_total_norm([parameter.grad for _, parameter in named if parameter.grad is not None])
+        [skip] = any_over_ranks(not (math.isfinite(loss.item()) and math.isfinite(norm)))
+        if self.guard.admits(not skip, self.guard.broken(named)):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        """What going on takes besides the model."""
+        return {
+            "readout": self.readout.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.guard.in_a_row,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.readout.load_state_dict(state["readout"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.skipped = state["skipped"]
+        self.guard.in_a_row = state["skipped_in_a_row"]
+
+
+class DenseStage:
+    """One worker's part of the stage, from its beginning or from its newest checkpoint.
+
+    Args:
+        arguments: As `pretrain_worker` takes them.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.config: RunConfig = arguments["config"]
+        self.stage: TinyModelStage = arguments["stage"]
+        self.run: RunDir = arguments["run"]
+        resume: Path | None = arguments["resume"]
+        initial = self.run.scratch(self.stage.name) / "initial"
+        if rank() == 0 and resume is None:
+            build_tiny(self.stage.model_type, initial, self.config.seed)
+        sum_over_ranks(torch.zeros(1))  # nobody loads before rank 0 has written
+        start = resume or initial
+        self.done = step_of(resume) if resume else 0
+        self.renderer = Renderer.from_pretrained(start, self.stage.family)
+        self.model = load_model(start, dtype="float32", freeze_vision_tower=False)
+        self.trainer = DenseTrainer(self.model, self.renderer, self.stage, self.config.seed)
+        if resume is not None:
+            self.trainer.restore(torch.load(resume / STATE, weights_only=True))
+        self.tracker = Tracker(self.run, self.config.trackers) if rank() == 0 else None
+        if self.tracker is not None:
+            self.tracker.rewind(self.stage.name, self.done)
+            self.tracker.start(self.stage.name, self.stage.steps)
+
+    def train(self) -> None:
+        """Take the steps that are left, or those up to a SIGTERM."""
+        seed, steps = 1000 * self.config.seed + rank(), self.stage.steps
+        scenes = math.ceil(steps * SCENES_PER_STEP / world_size())
+        views = dense_views(scenes, seed=1 + rank() + 1000 * self.config.seed)
+        data = LabelledPixels.of(views, self.renderer.processor.image_processor)
+        draw = torch.Generator().manual_seed(seed)
+        size = (self.stage.batch_size // world_size(),)
+        batches = (torch.randint(len(data.pixels), size, generator=draw) for _ in range(steps))
+        stop = False
+        # Those of the steps that are done are drawn again, so that the generator needs no state.
+        for number, rows in enumerate(itertools.islice(batches, self.done, None), self.done + 1):
+            begun = time.perf_counter()
+            loss = self.trainer.step(data[rows])
+            if number % self.stage.logging_steps == 0 or number == steps:
+                self.log(number, {"loss": loss, "time/step": time.perf_counter() - begun})
+            [stop] = any_over_ranks(stop_requested(self.run))
+            if number % self.stage.save_steps == 0 or number == steps or stop:
+                self.save(number)
+            if stop:
+                return
+
+    def log(self, number: int, metrics: dict[str, float]) -> None:
+        """A row of metrics, after the last step with the accuracies on scenes that were not trained on."""
+        if self.tracker is None:
+            return
+        self.tracker.log(self.stage.name, number, metrics | {SKIPPED: float(self.trainer.skipped)})
+        self.trainer.skipped = 0
+        if number == self.stage.steps:
+            views = dense_views(TEST_SCENES, seed=0)
+            with torch.no_grad():
+                _, held_out = self.trainer.losses(
+                    LabelledPixels.of(views, self.renderer.processor.image_processor)
+                )
+            self.tracker.log(self.stage.name, number, held_out)
+
+    def save(self, number: int) -> None:
+        """A checkpoint that loads anywhere, with what going on takes in `state/` (rank 0)."""
+
+        def write(path: Path) -> None:
+            save_model(self.model, self.renderer.processor, path)
+            (path / STATE).parent.mkdir()
+            torch.save(self.trainer.state(), path / STATE)
+
+        if rank() == 0:
+            self.run.save_checkpoint(self.stage.name, number, write, keep=CHECKPOINTS_KEPT)
+
+
+def pretrain_worker(arguments: dict[str, Any]) -> None:
+    """What each worker of the stage runs (see `run_workers`).
+
+    Args:
+        arguments: `config` (RunConfig), `stage` (TinyModelStage), `run` (RunDir) and `resume` (Path of this
+            stage's own newest checkpoint, or None).
+    """
+    stage = DenseStage(arguments)
+    stage.train()
+    if stage.tracker is not None:
+        stage.tracker.close()

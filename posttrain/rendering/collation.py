@@ -1,0 +1,174 @@
+"""Token lists and image references to the padded tensors of one forward pass."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from posttrain.rendering.pixels import Pixels
+from posttrain.rendering.rendered import Rendered
+from posttrain.rendering.rendering import Renderer
+from posttrain.types import TrajectoryImage
+
+
+class CollationError(ValueError):
+    """Placeholder tokens and images that do not belong together; training on them would be silently wrong."""
+
+
+class TokensWithImages(Protocol):
+    """What a batch is made of: a `Rendered` dialogue or a `Trajectory`."""
+
+    token_ids: list[int]
+    images: list[TrajectoryImage]
+
+
+def collate(
+    items: Sequence[TokensWithImages], renderer: Renderer, device: torch.device | str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Right-pad a batch and gather its pixels.
+
+    Args:
+        items: B sequences.
+        renderer: Of the checkpoint that the ids were rendered for.
+        device: Where the tensors go.
+
+    Returns:
+        `input_ids`, `attention_mask` and, unless it is for a text model, `mm_token_type_ids` (1 on image
+        placeholders, 2 on those of videos; M-RoPE needs it), each [B, L]; where there are images,
+        `pixel_values` [patches of all images, values a patch] and `image_grid_thw` [images, 3] as well; where
+        there are videos, `pixel_values_videos`, `video_grid_thw` and, for Qwen2.5-VL, `second_per_grid_ts`
+        [videos]. The keys are the model's own arguments.
+
+    Raises:
+        CollationError: If a sequence's placeholders are not exactly those of its images and videos.
+        ImageChangedError: If an image or a video file has changed since it was rendered.
+        VideoError: If a video breaks off before its last frame.
+    """
+    input_ids = pad_rows([item.token_ids for item in items], renderer.pad_token_id, np.int64)
+    lengths = torch.tensor([len(item.token_ids) for item in items])
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    types = np.zeros(input_ids.shape, dtype=np.int32)
+    pixels = _images(items, renderer, types) | _videos(items, renderer, types)
+    mm_token_type_ids = torch.from_numpy(types)
+    written = (input_ids == renderer.image_token_id) + 2 * (input_ids == renderer.video_token_id).int()
+    wrong = (written != mm_token_type_ids).any(dim=1)
+    if wrong.any():
+        raise CollationError(
+            f"sequences {wrong.nonzero().flatten().tolist()} of the batch have placeholders where no image or"
+            " video belongs, or none where one does; look for cut sequences and sampled placeholder tokens"
+        )
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if renderer.family != "text":
+        batch["mm_token_type_ids"] = mm_token_type_ids
+    return {name: tensor.to(device) for name, tensor in (batch | pixels).items()}
+
+
+def _images(
+    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """The images' part of a batch; 1 is written into `types` [B, L] where their features go."""
+    pixels = []
+    for row, item in enumerate(items):
+        for image in item.images:
+            values, grid_thw = renderer.pixels(image.ref)
+            _check_features(image.ref.path, renderer.num_image_tokens(grid_thw), image.num_tokens)
+            types[row, image.offset : image.offset + image.num_tokens] = 1
+            pixels.append((values, grid_thw))
+    if not pixels:
+        return {}
+    return {
+        "pixel_values": torch.cat([values for values, _ in pixels]),
+        "image_grid_thw": torch.stack([grid_thw for _, grid_thw in pixels]),
+    }
+
+
+def _videos(
+    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """The videos' part of a batch, as `_images`; their mark is 2."""
+    pixels: list[Pixels] = []
+    for row, item in enumerate(items):
+        for video in item.videos if isinstance(item, Rendered) else ():  # ledgers have none
+            found = renderer.video_pixels(video.ref)
+            _check_features(video.ref.paths[0], renderer.num_image_tokens(found.grid_thw), video.num_tokens)
+            for offset, number in video.runs:
+                types[row, offset : offset + number] = 2
+            pixels.append(found)
+    if not pixels:
+        return {}
+    made = {
+        "pixel_values_videos": torch.cat([found.values for found in pixels]),
+        "video_grid_thw": torch.stack([found.grid_thw for found in pixels]),
+    }
+    if renderer.family == "qwen2_5_vl":  # its M-RoPE counts time in seconds
+        made["second_per_grid_ts"] = torch.tensor([found.seconds_per_grid for found in pixels])
+    return made
+
+
+def _check_features(path: str, features: int, placeholders: int) -> None:
+    if features != placeholders:
+        raise CollationError(
+            f"{path} has {features} features but {placeholders} placeholder tokens; the ids were rendered"
+            " with another resolution (compare min_pixels, max_pixels and the video settings)"
+        )
+
+
+#: A model's own M-RoPE: of a padded batch, the positions [3, B, L] and their offsets.
+RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def collate_packed(
+    items: Sequence[TokensWithImages],
+    renderer: Renderer,
+    rope_index: RopeIndex | None,
+    device: torch.device | str = "cpu",
+) -> dict[str, torch.Tensor]:
+    """Put samples into one row without padding; each has the positions it has alone.
+
+    Args:
+        items: The row's samples, in order.
+        renderer: Of the checkpoint that the ids were rendered for.
+        rope_index: `get_rope_index` of the model's backbone; None of a text model.
+        device: Where the tensors go.
+
+    Returns:
+        `input_ids` [1, T]; `position_ids` [4, 1, T], of which the first is the place within the sample (where
+        it is 0 a sample begins: attention functions read that) and the others are time, height and width;
+        of a text model the first alone, [1, T]; and the pixels as `collate` gives them. There is no attention
+        mask.
+
+    Raises:
+        CollationError: As `collate`.
+        ImageChangedError: As `collate`.
+    """
+    batch = collate(items, renderer)
+    mask = batch.pop("attention_mask").bool()
+    places = torch.arange(mask.shape[1]).expand(1, *mask.shape)
+    if rope_index is None:
+        batch = {"input_ids": batch["input_ids"][mask][None], "position_ids": places[:, mask]}
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    types = batch.pop("mm_token_type_ids")
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    grids = {name: batch[name] for name in names if name in batch}
+    axes, _ = rope_index(batch["input_ids"], mm_token_type_ids=types, attention_mask=mask.long(), **grids)
+    batch["position_ids"] = torch.cat([places, axes])[:, mask][:, None]
+    batch["input_ids"] = batch["input_ids"][mask][None]
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def pad_rows(rows: Sequence[Sequence[Any]], fill: float, dtype: Any) -> torch.Tensor:
+    """Rows of different lengths as one tensor, padded on the right.
+
+    Args:
+        rows: B rows of numbers.
+        fill: What to pad with.
+        dtype: A numpy type, such as `np.int64`, `np.float32` or `bool`.
+
+    Returns:
+        [B, longest row].
+    """
+    padded = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,217 @@
+"""Running an answer's code from outside: the caller sends inputs, gets outputs, and judges them itself."""
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.sandbox import frames, plain
+
+#: Where shared libraries that Python's own modules need may lie.
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
+_NOT_OURS = {"site-packages", "dist-packages"}
+#: Longer than the supervisor itself ever needs.
+_GRACE_S = 10.0
+#: Neither site-packages nor the user's, and no module from the current directory.
+_PYTHON = (sys.executable, "-S", "-s", "-P", "-X", "utf8")
+# Without the package's own __init__, which would load the whole library.
+_BOOT = """
+import sys, types
+for name, folder in zip(("posttrain", "posttrain.sandbox"), sys.argv[2:]):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
+from posttrain.sandbox.supervisor import main
+main(int(sys.argv[1]))
+"""
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed, which says nothing about the code in it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        seconds: Processor time for one run; waiting may take twice that.
+        total_seconds: Time for all the runs of one sandbox.
+        memory_mb: Address space in MiB.
+    """
+
+    seconds: float = 4.0
+    total_seconds: float = 20.0
+    memory_mb: int = 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended. Everything in it but `status` and `seconds` was written by the code in the sandbox.
+
+    Attributes:
+        status: `done`, `error` (an exception, or an exit code that is not 0), `crash` (killed by a signal),
+            `time` or `output` (a limit was passed).
+        output: What it wrote to standard output.
+        value: What a function returned, as plain data; None where it did not return.
+        detail: One line on an error.
+        seconds: Processor time.
+    """
+
+    status: Literal["done", "error", "crash", "time", "output"]
+    output: str = ""
+    value: Any = None
+    detail: str = ""
+    seconds: float = 0.0
+
+
+class Sandbox:
+    r"""One source text and a process that runs it, as often as asked, each time from the beginning.
+
+    Example:
+        with Sandbox("print(int(input()) + 1)", Limits()) as sandbox:
+            sandbox.run_program("41").output  # "42\n"
+
+    Args:
+        source: Python, of which nothing is trusted.
+        limits: What it may use.
+
+    Attributes:
+        layers: The version of Landlock, and the kind of namespaces.
+    """
+
+    def __init__(self, source: str, limits: Limits):
+        self.layers: dict[str, Any] = {}
+        self._source, self._limits = source, limits
+        self._end = 0.0
+
+    def __enter__(self) -> "Sandbox":
+        """Start the process.
+
+        Raises:
+            SandboxError: If it does not start, or a layer of protection is missing.
+        """
+        here = Path(__file__).parent
+        self._process = subprocess.Popen(
+            [*_PYTHON, "-c", _BOOT, str(os.getpid()), here.parent, here],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={"PYTHONHASHSEED": "0"},  # the order of a set must not change from run to run
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            files, listed = readable_paths()
+            setup = {"files": files, "listed": listed, "memory_bytes": self._limits.memory_mb << 20}
+            source = self._source.encode(errors="replace")
+            self.layers, _ = self._exchange(setup, source, _GRACE_S)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._end = time.monotonic() + self._limits.total_seconds
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def run_program(self, text: str) -> Outcome:
+        """Run the source as a program with this standard input."""
+        return self._run({}, text.encode(errors="replace"))
+
+    def call(self, name: str, arguments: list[Any]) -> Outcome:
+        """Run the source, then call its function (or method of its class `Solution`) of this name."""
+        return self._run({"name": name, "arguments": plain.encode(arguments, _no_object)})
+
+    def run_tests(self, statements: list[tuple[bool, str]], names: list[str]) -> list[str | None]:
+        """Run statements that test the source, in order, in a process apart from it.
+
+        Args:
+            statements: Whether each is a test, and its text; the others prepare.
+            names: What the source defines; it is reached under these names only.
+
+        Returns:
+            For each test None, or why it failed.
+
+        Raises:
+            ValueError: If the tests need what a sandbox cannot give.
+            SandboxError: If the sandbox itself failed.
+        """
+        left = max(0.0, self._end - time.monotonic())
+        job = {"tests": statements, "names": names, "statement_wall": 2 * self._limits.seconds}
+        header, body = self._exchange(job | {"cpu": max(1.0, left), "wall": left}, b"", left + _GRACE_S)
+        reports = [parse_json(line) for line in body[: header["report"]].decode().splitlines()]
+        if reports and "unsupported" in reports[-1]:
+            raise ValueError(reports[-1]["unsupported"])
+        verdicts = [report["failed"] or None for report in reports]
+        missing = sum(is_test for is_test, _ in statements) - len(verdicts)
+        return verdicts + ["the total time limit was reached"] * missing
+
+    def _run(self, job: dict[str, Any], stdin: bytes = b"") -> Outcome:
+        seconds = self._limits.seconds
+        wall = min(2 * seconds, self._end - time.monotonic())
+        if wall <= 0:
+            return Outcome("time", detail="the total time limit was reached")
+        header, body = self._exchange(job | {"cpu": seconds, "wall": wall}, stdin, wall + _GRACE_S)
+        output = body[header["report"] :].decode(errors="replace")
+        used = header["cpu"]
+        if header["why"]:
+            return Outcome(header["why"], output, detail=f"the limit of {header['why']}", seconds=used)
+        if used > seconds or header["code"] == -signal.SIGXCPU:
+            return Outcome("time", output, detail=f"{used:.1f} s of processor time", seconds=used)
+        if header["code"] < 0:
+            return Outcome("crash", output, detail=f"killed by signal {-header['code']}", seconds=used)
+        try:
+            report = parse_json(body[: header["report"]].decode() or "{}")
+            if header["code"] != 0 or not isinstance(report, dict):
+                detail = report["error"] if "error" in report else f"exit code {header['code']}"
+                return Outcome("error", output, detail=str(detail), seconds=used)
+            if "name" not in job:
+                return Outcome("done", output, seconds=used)
+            value = plain.decode(report["value"], _no_object)
+        except (JsonError, ValueError, TypeError, KeyError, AttributeError):
+            return Outcome("error", output, detail="no readable value was returned", seconds=used)
+        return Outcome("done", output, value, seconds=used)
+
+    def _exchange(self, header: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            frames.send(self._process.stdin.fileno(), header, body)
+            answer = frames.receive(self._process.stdout.fileno(), time.monotonic() + seconds)
+        except (OSError, EOFError, ValueError) as error:
+            raise SandboxError(f"the sandbox's process was lost: {error}") from error
+        if "failed" in answer[0]:
+            raise SandboxError(f"code cannot be confined here: {answer[0]['failed']}")
+        return answer
+
+
+@functools.cache
+def readable_paths() -> tuple[list[str], list[str]]:
+    """What Python needs to read in order to run: files and directories, and directories to list only.
+
+    Installed packages are left out, and with them whatever lies beside them.
+    """
+    folders = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    files = [entry for folder in folders for entry in folder.iterdir() if entry.name not in _NOT_OURS]
+    files += Path(sys.base_prefix, "lib").glob("*.so*")
+    files += [path for name in _LIBRARIES if (path := Path(name)).exists()]
+    return sorted(map(str, files)), sorted(map(str, folders))
+
+
+def _no_object(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} is no plain data")

@@ -1,0 +1,113 @@
+"""What rollouts need beside the learner: the engine pool and the reward server, started when first used.
+
+Starting an engine takes half a minute, so one pool serves every stage and evaluation of a run; a new
+stage only changes its weights.
+"""
+
+import secrets
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from posttrain.config import RlStage, RolloutConfig, RunConfig, TaskConfig
+from posttrain.config.model import infer_family
+from posttrain.inference.pool import RolloutPool
+from posttrain.plugins import resolve
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.worker import RewardAccess, WorkerSetup
+from posttrain.run.directory import RunDir
+
+
+class Services:
+    """Engine pool and reward server of a run; a context manager that ends them.
+
+    Example:
+        with Services(config, run) as services:
+            pool = services.pool_with(checkpoint, config.evaluation_rollout)
+    """
+
+    def __init__(self, config: RunConfig, run: RunDir) -> None:
+        self._config = config
+        self._run = run
+        self._tasks = all_tasks(config)
+        self._stack = ExitStack()
+        self._rewards: RewardAccess | None = None
+        self._pool: RolloutPool | None = None
+        self._kind: tuple[RolloutConfig, str] | None = None
+        self._serving: Path | None = None
+        self._version = 0
+
+    def __enter__(self) -> "Services":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_pool()
+        self._stack.close()
+
+    def pool_with(self, checkpoint: Path, rollout: RolloutConfig, origin: str = "") -> RolloutPool:
+        """The pool, serving a checkpoint's weights; other settings or another model get a new pool.
+
+        Args:
+            checkpoint: Directory or Hugging Face id of the weights.
+            rollout: Engines and lengths.
+            origin: Which model the checkpoint is of, where it does not descend from the run's own.
+        """
+        if self._pool is None or self._kind != (rollout, origin):
+            self.close_pool()
+            self._pool = self._start_pool(checkpoint, rollout, origin)
+            self._kind, self._version = (rollout, origin), 0
+        elif checkpoint != self._serving:
+            self._pool.publish(checkpoint, self.next_version())
+        self._serving = checkpoint
+        return self._pool
+
+    def next_version(self) -> int:
+        """A policy version that nothing has had before; the pool then serves no known checkpoint."""
+        self._serving = None
+        self._version += 1
+        return self._version
+
+    def close_pool(self) -> None:
+        """End the engines."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _start_pool(self, checkpoint: Path, rollout: RolloutConfig, origin: str) -> RolloutPool:
+        # Another model than the run's own answers questions, which nothing scores.
+        tasks = [] if origin else self._tasks
+        if tasks and self._rewards is None:
+            self._rewards = self._start_rewards()
+        config = self._config
+        family = infer_family(checkpoint) if origin else config.model.family
+        setup = WorkerSetup(
+            model=config.model.model_copy(update={"family": family}),
+            checkpoint=checkpoint,
+            engine_config=rollout.engine,
+            tasks=tasks,
+            limits=Limits(rollout.max_new_tokens, rollout.max_length),
+            image_dir=self._run.path / "images",
+            rewards=self._rewards if tasks else None,
+            base_dir=Path(config.base_dir),
+        )
+        return RolloutPool(setup, actors=rollout.actors, use_gpu=config.cluster.num_gpus > 0)
+
+    def _start_rewards(self) -> RewardAccess:
+        """A reward server process that serves the run's rewards and no others."""
+        references = sorted({reward.name for task in self._tasks for reward in task.rewards})
+        start: Any = resolve(self._config.reward_server, "posttrain.rewards")
+        token = secrets.token_urlsafe(24)
+        log = self._run.path / "reward-server.log"
+        server = start(references, token=token, base_dir=Path(self._config.base_dir), log=log)
+        self._stack.callback(server.close)
+        return RewardAccess(
+            server.url, token, wait=self._config.reward_wait_s, client=self._config.reward_client
+        )
+
+
+def all_tasks(config: RunConfig) -> list[TaskConfig]:
+    """Every task of a run, of its RL stages and of its evaluation."""
+    tasks: list[TaskConfig] = [
+        t for stage in config.stages if isinstance(stage, RlStage) for t in stage.tasks
+    ]
+    return tasks + list(config.evaluation.tasks if config.evaluation else [])

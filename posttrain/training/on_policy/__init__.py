@@ -1,0 +1,1 @@
+"""RL: a controller's loop of rollout, reward, update and publish."""

@@ -1,0 +1,187 @@
+"""RL: the controller's loop of rollout, reward, update and publish.
+
+    for each step:
+        groups  = the next prompts of every task, in their fixed ratio
+        rollout = the engines' episodes, scored while others still run
+        update  = the learners check the engines' log-probs, then take their mini-batches
+        publish = the new weights to every engine, caches cleared
+
+Which prompts and which random numbers a step uses depends on the seed and the step alone, so a resumed
+run goes on exactly as the undisturbed one would have.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from posttrain.config import RlStage, RunConfig, TaskConfig
+from posttrain.data.mixing import Mixture
+from posttrain.data.sources import load_samples
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.pool import RolloutPool
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.records import write_trajectories
+from posttrain.rollout.worker import GroupJob
+from posttrain.run.directory import RunDir, step_of
+from posttrain.run.process import saving_on_sigterm, stop_requested
+from posttrain.run.tracking import Tracker
+from posttrain.training.engines_and_rewards import Services
+from posttrain.training.on_policy.learner import PolicyMismatch
+from posttrain.training.on_policy.learner_group import LearnerGroup
+from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.weight_sync import WeightSync
+from posttrain.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+#: Checkpoints of a stage that are kept: the newest, and one to fall back to.
+CHECKPOINTS_KEPT = 2
+
+
+def run_rl(config: RunConfig, stage: RlStage, run: RunDir, checkpoint: Path, services: Services) -> Path:
+    """Train a stage from a checkpoint, or go on from the stage's own newest one.
+
+    Args:
+        config: The run's settings.
+        stage: The stage's.
+        run: The run's directory.
+        checkpoint: Where the stage starts from.
+        services: Engine pool and reward server.
+
+    Returns:
+        The stage's final checkpoint.
+    """
+    newest = run.newest_checkpoint(stage.name)
+    done = step_of(newest) if newest else 0
+    start = newest or checkpoint
+    pool = services.pool_with(start, stage.rollout)
+    learners = LearnerGroup(
+        config.model, stage, start, resume=newest is not None, use_gpu=config.cluster.num_gpus > 0
+    )
+    sync = WeightSync(learners, pool)
+    tracker = Tracker(run, config.trackers)
+    tracker.rewind(stage.name, done)
+    tracker.start(stage.name, stage.max_steps)
+    controller = Controller(config, stage, run, pool, learners)
+    try:
+        with saving_on_sigterm(run):
+            for step in range(done + 1, stage.max_steps + 1):
+                begun = time.perf_counter()
+                metrics = step_or_repeat(
+                    lambda step=step: controller.step(step), lambda: sync.publish(services.next_version())
+                )
+                published = time.perf_counter()
+                sync.publish(services.next_version())
+                metrics["time/publish"] = time.perf_counter() - published
+                metrics["time/step"] = time.perf_counter() - begun
+                tracker.log(stage.name, step, metrics)
+                stop = stop_requested(run)
+                if step % stage.save_steps == 0 or step == stage.max_steps or stop:
+                    newest = run.save_checkpoint(
+                        stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
+                    )
+                if stop:
+                    break
+    finally:
+        tracker.close()
+        sync.close()
+        learners.close()
+    assert newest is not None
+    return newest
+
+
+def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], None]) -> dict[str, float]:
+    """A step, repeated once after a new publish where engine and learner disagreed.
+
+    Nothing has been learned from a batch on which they disagree. One repetition heals a publish that an
+    engine took badly, and what a CPU engine's threads do to each other on a machine that is overloaded
+    (seen once in about 300 steps: one token 6e-4 off, and not again with the same samples).
+
+    Raises:
+        PolicyMismatch: If they disagree again.
+    """
+    try:
+        return step() | {"publish/repeated": 0.0}
+    except PolicyMismatch as mismatch:
+        logger.warning("publishing again and repeating the rollout once: %s", mismatch)
+    publish()
+    return step() | {"publish/repeated": 1.0}
+
+
+class Controller:
+    """One step at a time: prompts, rollout, rewards, update."""
+
+    def __init__(
+        self, config: RunConfig, stage: RlStage, run: RunDir, pool: RolloutPool, learners: LearnerGroup
+    ) -> None:
+        self._config = config
+        self._stage = stage
+        self._run = run
+        self._pool = pool
+        self._learners = learners
+        self._tasks: dict[str, TaskConfig] = {task.name: task for task in stage.tasks}
+        samples = {
+            task.name: load_samples(task.data, config.base_dir, use="episodes") for task in stage.tasks
+        }
+        ratios = {task.name: task.ratio for task in stage.tasks}
+        self._prompts = Mixture(samples, ratios, seed=config.seed)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Roll out, score, record and learn; returns the step's metrics."""
+        settings = self._stage.rollout
+        limits = Limits(settings.max_new_tokens, settings.max_length)
+        groups = self._groups(step)
+        begun = time.perf_counter()
+        rollout = self._pool.rollout(groups, limits)
+        metrics = {"time/rollout": time.perf_counter() - begun, "time/reward": rollout.reward_seconds}
+        counts = assign_advantages(rollout.trajectories)
+        metrics |= rollout_metrics(rollout.trajectories, counts)
+        write_trajectories(
+            self._run,
+            f"{self._stage.name}/step-{step}",
+            rollout.trajectories,
+            {group.group: group.sample for group in groups},
+            stage=self._stage.name,
+            step=step,
+        )
+        learnable = [trajectory for trajectory in rollout.trajectories if trajectory.advantage is not None]
+        return metrics | self._learners.update(learnable)
+
+    def _groups(self, step: int) -> list[GroupJob]:
+        """The step's prompts: the next `prompts_per_step` draws of the mixture."""
+        size = self._stage.algorithm.group_size
+        first = (step - 1) * self._stage.prompts_per_step
+        groups: list[GroupJob] = []
+        for group in range(self._stage.prompts_per_step):
+            task, row = self._prompts.index(first + group)
+            sample = self._prompts.datasets[task][row]
+            seed = stable_seed(self._config.seed, self._stage.name, step, group)
+            groups.append(GroupJob(group, task, sample, size, seed))
+        return groups
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
+    """Means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
+    rewards: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        verdict = trajectory.reward
+        if verdict is None or verdict.total is None:
+            continue
+        rewards.setdefault("mean", []).append(verdict.total)
+        for name, value in verdict.values.items():
+            if value is not None:
+                rewards.setdefault(name, []).append(value)
+    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
+    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
+    return {
+        **{f"reward/{name}": fmean(values) for name, values in rewards.items()},
+        "reward/errors": float(counts.errors),
+        "advantage/zero_groups": float(counts.zero_groups),
+        "advantage/dropped_groups": float(counts.dropped_groups),
+        "episode/tool_calls": fmean(calls),
+        "episode/turns": fmean(turns),
+        "episode/tokens": fmean(len(trajectory.token_ids) for trajectory in trajectories),
+        "episode/truncated": fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
+    }

@@ -1,0 +1,121 @@
+"""Learners as Ray actors: started together, asked together, and waited for with a limit."""
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from posttrain.config import ModelConfig, RlStage
+from posttrain.training.core.distributed import process_group_backend
+from posttrain.training.on_policy.learner import Learner
+from posttrain.types import Trajectory
+
+#: Seconds that a learner may take to start, and to do one step or save.
+START_TIMEOUT = 600
+STEP_TIMEOUT = 3600
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+class LearnerFailed(RuntimeError):
+    """A learner died or overran its time."""
+
+
+@ray.remote(num_cpus=0)
+class LearnerActor:
+    """One rank's process: joins the process group, then forwards to its `Learner`."""
+
+    def __init__(self, index: int, of: int) -> None:
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        self._index, self._of = index, of
+
+    def free_address(self) -> str:
+        """An address of this process's machine for the group to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+    def start(
+        self, address: str, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
+    ) -> None:
+        """Join the group and load the checkpoint."""
+        if self._of > 1:
+            dist.init_process_group(
+                process_group_backend(torch.cuda.is_available()),
+                init_method=address,
+                rank=self._index,
+                world_size=self._of,
+                timeout=COLLECTIVE_TIMEOUT,
+            )
+        self._learner = Learner(config, stage, checkpoint, resume)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call one of the learner's methods."""
+        return getattr(self._learner, method)(*arguments)
+
+
+class LearnerGroup:
+    """The learners of all ranks.
+
+    Args:
+        config: How to load and freeze the model.
+        stage: The RL stage's settings.
+        checkpoint: Where to start from.
+        resume: Whether the checkpoint is one of this stage's own.
+        use_gpu: Whether each learner takes a GPU.
+    """
+
+    def __init__(
+        self, config: ModelConfig, stage: RlStage, checkpoint: Path, *, resume: bool, use_gpu: bool
+    ) -> None:
+        actor: Any = LearnerActor
+        options = {"num_gpus": 1 if use_gpu else 0}
+        count = stage.num_workers
+        self._actors = [actor.options(**options).remote(index, count) for index in range(count)]
+        address = self._wait([self._actors[0].free_address.remote()], START_TIMEOUT)[0]
+        begun = [actor.start.remote(address, config, stage, checkpoint, resume) for actor in self._actors]
+        self._wait(begun, START_TIMEOUT)
+
+    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """One rollout batch; see `Learner.update`."""
+        batch = ray.put(list(trajectories))
+        return self._wait([a.call.remote("update", batch) for a in self._actors], STEP_TIMEOUT)[0]
+
+    def write_weights(self, directory: Path) -> None:
+        """Write the weights alone, for the engines."""
+        self._wait([self._actors[0].call.remote("write_weights", directory)], STEP_TIMEOUT)
+
+    def write_checkpoint(self, directory: Path) -> None:
+        """Write a checkpoint with its training state."""
+        self._wait([self._actors[0].call.remote("write_checkpoint", directory)], STEP_TIMEOUT)
+
+    def close(self) -> None:
+        """End the processes."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _wait(self, calls: list[Any], timeout: float) -> list[Any]:
+        """The results of calls to all ranks.
+
+        Raises:
+            LearnerFailed: If a learner died or overran; an error that it raised itself is raised as it is.
+        """
+        try:
+            return ray.get(calls, timeout=timeout)
+        except RayTaskError as error:
+            raise error.cause from None
+        except GetTimeoutError as error:
+            raise LearnerFailed(
+                f"a learner did not answer within {timeout:g} s; go on with --resume"
+            ) from error
+        except RayActorError as error:
+            raise LearnerFailed(
+                f"a learner's process died ({error}); out of memory is the usual cause: lower"
+                " micro_batch_size. Go on with --resume"
+            ) from error

@@ -1,0 +1,1 @@
+"""What each sampled token is to learn from its episode and its group."""

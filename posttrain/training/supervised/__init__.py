@@ -1,0 +1,1 @@
+"""SFT, distillation from stored answers and DPO: TRL's trainers in Ray Train workers."""

@@ -1,0 +1,133 @@
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.config.curation import load_curation
+from posttrain.curation.pipeline import curate
+from posttrain.data.formats import read_canonical
+from posttrain.media.images import open_image
+from posttrain.quickstart import marker_scenes
+from posttrain.quickstart.dense_views import IGNORED, NO_MARKER, dense_views
+from tools_env.hermes import parse_calls
+
+
+def scenes(split: str, seed: int, count: int) -> list[marker_scenes.Scene]:
+    return list(itertools.islice(marker_scenes.scene_stream(split, seed), count))  # pyright: ignore
+
+
+def test_splits_and_seeds_share_no_scene():
+    seen = [set(scenes(split, seed, 200)) for split in marker_scenes.SPLIT_STREAMS for seed in (0, 1)]
+    assert all(not a & b for a, b in itertools.combinations(seen, 2))
+    assert scenes("test", 0, 5) == scenes("test", 0, 5)
+
+
+@pytest.mark.parametrize("kind", get_args(marker_scenes.Kind))
+def test_rows_are_canonical(tmp_path: Path, kind: marker_scenes.Kind):
+    marker_scenes.write(tmp_path, kind=kind, split="sft", count=3, seed=1, sloppiness=0.5)
+    samples = list(read_canonical(tmp_path / "data.jsonl"))
+    assert len({sample.id for sample in samples}) == len(samples) >= 3
+    for sample in samples:
+        for message in sample.messages:
+            for image in message.images:
+                assert open_image(image.path).size[0] <= marker_scenes.SCENE_SIZE
+        assert (sample.messages[-1].role == "assistant") == (kind not in ("question", "prompt", "pairs"))
+        if kind not in ("list", "locate"):
+            assert sample.ground_truth in marker_scenes.LETTERS
+
+
+def test_a_demonstrated_call_is_one_that_the_environment_would_run(tmp_path: Path):
+    marker_scenes.write(tmp_path, kind="zoom", split="sft", count=5, sloppiness=1.0)
+    for sample in read_canonical(tmp_path / "data.jsonl"):
+        [call] = parse_calls(sample.messages[1].text)
+        assert call.error == ""
+        assert call.name == "image_zoom_in_tool"
+        assert sample.messages[3].text == sample.ground_truth
+
+
+def test_a_thought_names_the_place_before_the_call_and_the_letter_before_the_answer(tmp_path: Path):
+    marker_scenes.write(tmp_path, kind="thinking", split="sft", count=5)
+    for sample in read_canonical(tmp_path / "data.jsonl"):
+        looking, _, answer = sample.messages[1:]
+        thought, _, call = looking.text.removeprefix("<think>").partition("</think>")
+        place = json.loads(thought[thought.index("{") :])
+        assert parse_calls(call)[0].arguments == {"img_idx": 0, **place}
+        x1, y1, x2, y2 = place["bbox_2d"]
+        left, top, right, bottom = sample.columns["box"]
+        assert (x1 <= left + 20, y1 <= top + 20, x2 >= right - 20, y2 >= bottom - 20) == (True,) * 4
+        assert answer.text == (
+            f"<think>\nWhich letter is on the {place['label']} marker? {sample.ground_truth}\n</think>\n\n"
+            f"{sample.ground_truth}"
+        )
+
+
+def test_the_recipe_for_thinking_drops_the_flawed_and_no_others(tmp_path: Path):
+    (tmp_path / "rows").mkdir()
+    marker_scenes.write(tmp_path / "rows", kind="thinking", split="sft", count=40, flawed=0.5)
+    dataset = {"name": "markers_thinking", "description": "Thoughts.", "licence": "MIT"}
+    dataset["source"] = {"path": "../rows/data.jsonl"}  # pyright: ignore[reportArgumentType]
+    (tmp_path / "datasets_cfg").mkdir()
+    (tmp_path / "datasets_cfg" / "markers_thinking.yaml").write_text(json.dumps(dataset))
+    recipe = load_curation("thinking", tmp_path).model_copy(update={"output_dir": str(tmp_path)})
+    report = curate(recipe)
+    reasons = {reason for step in report.steps for reason in step.reasons}
+    assert reasons == {"no answer", "bad format", "below 0", "below 1"}  # one for each of FLAWS
+    kept = {sample.id: sample for sample in read_canonical(report.directory / "kept.jsonl")}
+    for sample in read_canonical(tmp_path / "rows" / "data.jsonl"):
+        calling, answering = sample.messages[1].text, sample.messages[3].text
+        sound = f"? {sample.ground_truth}\n</think>\n\n{sample.ground_truth}"
+        is_sound = calling.startswith("<think>") and answering.endswith(sound) and answering.count("\n") == 4
+        assert (sample.id in kept) == is_sound
+    assert 0.3 < len(kept) / report.read < 0.7
+
+
+def test_pairs_differ_in_their_boxes_alone(tmp_path: Path):
+    marker_scenes.write(tmp_path, kind="pairs", split="sft", count=5, sloppiness=0.4)
+    for sample in read_canonical(tmp_path / "data.jsonl"):
+        boxes = [
+            parse_calls(turns[0].text)[0].arguments["bbox_2d"] for turns in (sample.chosen, sample.rejected)
+        ]
+        assert boxes[0] != boxes[1]
+        chosen, rejected = (turns[0].text.replace(str(box), "") for turns, box in
+                            zip((sample.chosen, sample.rejected), boxes, strict=True))  # fmt: skip
+        assert chosen == rejected
+        assert sample.chosen[2] == sample.rejected[2]
+
+
+@given(seed=st.integers(0, 10**6), sloppiness=st.floats(0, 1))
+def test_boxes_lie_on_the_grid_and_are_never_empty(seed: int, sloppiness: float):
+    rng = random.Random(seed)
+    scene = marker_scenes.random_scene(rng)
+    for marker in scene.markers:
+        x1, y1, x2, y2 = marker_scenes.sloppy_box(marker, rng, sloppiness)
+        assert 0 <= x1 < x2 <= 1000
+        assert 0 <= y1 < y2 <= 1000
+        assert all(v % marker_scenes.COORDINATE_STEP == 0 for v in (x1, y1, x2, y2))
+        if sloppiness == 0:
+            left, top, right, bottom = marker.box()
+            assert x1 - 40 <= left
+            assert x2 + 40 >= right
+            assert y1 - 40 <= top
+            assert y2 + 40 >= bottom
+
+
+def test_the_list_names_every_marker_where_it_is():
+    [scene] = scenes("test", 3, 1)
+    listed = json.loads(marker_scenes.marker_list(scene, random.Random(0), 0.0))
+    assert [entry["label"] for entry in listed] == sorted(marker.colour for marker in scene.markers)
+
+
+def test_dense_labels_leave_illegible_letters_out():
+    views = dense_views(20, seed=5)
+    assert len(views.images) == len(views.colours) == 20 * 7
+    whole = slice(None, None, 7)
+    assert (views.letters[whole] == IGNORED).all()  # nothing can be read without zooming in
+    assert (views.letters != IGNORED).any()
+    marked = views.colours != NO_MARKER
+    assert (marked == (views.boxes[..., 0] != IGNORED)).all()
+    assert (views.boxes[marked] >= 0).all()

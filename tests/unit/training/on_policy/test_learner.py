@@ -1,0 +1,136 @@
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.config import ModelConfig, RlStage
+from posttrain.training.core.update_guard import NonFiniteUpdates
+from posttrain.training.on_policy.learner import Learner, PolicyMismatch, share_of
+from posttrain.types import Trajectory
+
+
+@pytest.fixture
+def learner(model_config: ModelConfig, stage: RlStage, tiny_checkpoint: Path) -> Learner:
+    return Learner(model_config, stage, tiny_checkpoint, resume=False)
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+
+
+def test_an_update_moves_the_policy_towards_the_better_answers(
+    learner: Learner, trajectories: list[Trajectory]
+):
+    metrics = learner.update(trajectories)
+    assert metrics["logprob_gap/max"] < 1e-5
+    assert metrics["update/skipped"] == 0
+    assert metrics["kl/old_new"] == pytest.approx(0, abs=1e-9)  # one mini-batch: measured on-policy
+    assert metrics["gate/pos_p50"] == pytest.approx(1)
+    [old] = learner._old_logprobs([trajectories]).values()
+    gained = (old[0] - old[1]).split([sum(t.sampled) for t in trajectories])
+    towards = sum(
+        (t.advantage or 0) * piece.mean().item() for t, piece in zip(trajectories, gained, strict=True)
+    )
+    assert towards > 0
+
+
+@pytest.mark.parametrize("algorithm", ["sapo", "grpo", "gspo"])
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_micro_batches_change_nothing(
+    model_config: ModelConfig,
+    stage: RlStage,
+    tiny_checkpoint: Path,
+    trajectories: list[Trajectory],
+    micro_batch_size: int,
+    algorithm: str,
+):
+    settings = stage.model_dump() | {"algorithm": {"name": algorithm, "group_size": 4, "mini_batches": 1}}
+    results = []
+    for size in (12, micro_batch_size):
+        sized = RlStage.model_validate(settings | {"micro_batch_size": size})
+        learner = Learner(model_config, sized, tiny_checkpoint, resume=False)
+        metrics = learner.update(trajectories)
+        results.append((metrics["loss"], metrics["grad_norm"], metrics["entropy"]))
+    assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-6)
+
+
+def test_frozen_parts_stay(learner: Learner, trajectories: list[Trajectory]):
+    before = weights(learner)
+    learner.update(trajectories)
+    after = weights(learner)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("language_model" in name for name in moved)
+    assert not any("visual.blocks" in name for name in moved)
+
+
+def test_sampling_from_other_weights_is_refused(learner: Learner, trajectories: list[Trajectory]):
+    stale = copy.deepcopy(trajectories)
+    place = stale[0].sampled.index(True)
+    stale[0].logprobs[place] += 2e-4
+    before = weights(learner)
+    with pytest.raises(PolicyMismatch, match=r"differ by (1\.9|2\.0).e-04.*publish"):
+        learner.update(stale)
+    assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
+
+
+def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(
+    learner: Learner, trajectories: list[Trajectory]
+):
+    broken = copy.deepcopy(trajectories)
+    broken[5].advantage = math.inf
+    before = weights(learner)
+    for _ in range(learner.stage.max_skipped_updates - 1):
+        assert learner.update(broken)["update/skipped"] == 1
+    with pytest.raises(NonFiniteUpdates, match=r"visual\.merger"):
+        learner.update(broken)
+    assert all(torch.equal(before[name], value) for name, value in weights(learner).items())
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_resumed_learner_goes_on_bit_for_bit(
+    learner: Learner,
+    model_config: ModelConfig,
+    stage: RlStage,
+    trajectories: list[Trajectory],
+    tmp_path: Path,
+    with_state: bool,
+):
+    """And, as the negative control, it does not where the optimiser's state is left out."""
+    learner.update(trajectories)
+    learner.write_checkpoint(tmp_path / "checkpoint-1")
+    resumed = Learner(model_config, stage, tmp_path / "checkpoint-1", resume=with_state)
+    again = copy.deepcopy(trajectories)
+    for each in (learner, resumed):
+        _refresh(each, again)
+        each.update(again)
+    first, second = weights(learner), weights(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first) == with_state
+
+
+def _refresh(learner: Learner, trajectories: list[Trajectory]) -> None:
+    """Give the trajectories the log-probs that an engine with these weights would report."""
+    for trajectory in trajectories:
+        [(logprobs, _)] = learner._old_logprobs([[trajectory]]).values()
+        values = iter(logprobs.tolist())
+        trajectory.logprobs = [next(values) if sampled else 0.0 for sampled in trajectory.sampled]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 500), max_size=40),
+    size=st.integers(1, 7),
+    ranks=st.integers(1, 5),
+)
+def test_every_trajectory_is_dealt_to_one_rank_and_tokens_are_balanced(
+    lengths: list[int], size: int, ranks: int
+):
+    dealt = [Trajectory(str(i), "t", i, 0, token_ids=[0] * n) for i, n in enumerate(lengths)]
+    shares = [share_of(dealt, size, rank, ranks) for rank in range(ranks)]
+    micros = [micro for share in shares for micro in share.micro_batches]
+    assert sorted(t.group for micro in micros for t in micro) == list(range(len(lengths)))
+    assert all(len(micro) <= size for micro in micros)
+    tokens = [sum(len(t.token_ids) for micro in share.micro_batches for t in micro) for share in shares]
+    assert max(tokens) - min(tokens) <= 2 * max(lengths, default=0)
