@@ -7,11 +7,15 @@ error with a reason that a person or a model can read.
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 MAX_DEPTH = 64
 #: About what a float can hold, so that arithmetic on integers cannot overflow later.
 MAX_DIGITS = 300
+
+#: Any value that JSON can hold, and the most common one.
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+JsonObject: TypeAlias = dict[str, Json]
 
 
 class JsonError(ValueError):
