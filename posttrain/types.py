@@ -15,7 +15,7 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 #: What can be trained: a Qwen-VL, or a causal language model, which is shown no images.
 ModelFamily = Literal[Family, "text"]
 
-#: The frame in which each family writes its boxes and points (RECIPE: formats).
+#: The frame in which each family writes its boxes and points; sources in `posttrain/recipes/README.md`.
 FAMILY_FRAMES: dict[Family, Frame] = {
     "qwen2_vl": "norm_1000",
     "qwen2_5_vl": "pixel_resized",
@@ -307,8 +307,8 @@ class TrajectoryImage:
 class Trajectory:
     """The ledger of one episode: what was shown, what was sampled, by whom.
 
-    The four lists have one entry a token; ids are only ever appended (RELIABILITY: re-tokenised
-    turns are the field's commonest silent bug).
+    The four lists have one entry a token; ids are only ever appended, since a turn that
+    is tokenised again may come out as other tokens than were sampled.
 
     Attributes:
         sample_id: The prompt's id.

@@ -22,7 +22,7 @@ from posttrain.training.supervised.teacher_answers import COLUMN, prompt_of, tau
 from posttrain.types import Sample, text_message
 
 TOP_K = 8
-#: DESIGN asks for 1e-4 between engine and learner.
+#: Engine and learner may differ by this much in float32 before a run stops.
 TOLERANCE = 1e-4
 
 

@@ -2,7 +2,7 @@
 
 One `Learner` a rank, all with the same weights; each takes a share of every mini-batch that is
 balanced by tokens, and gradients are summed. Losses are sums with global normalisers, so the number
-of ranks and of micro-batches changes nothing but the speed (DESIGN §7).
+of ranks and of micro-batches changes nothing but the speed.
 """
 
 import functools
