@@ -10,7 +10,7 @@ import pytest
 
 import posttrain
 from posttrain.cli.main import build_parser
-from posttrain.config import build_run
+from posttrain.config import DatasetConfig, build_run
 from posttrain.config.document import parse_document
 
 ROOT = Path(__file__).parents[2]
@@ -59,10 +59,20 @@ def test_commands_exist(path: Path) -> None:
                 assert (ROOT / program).is_file(), line
 
 
-def test_the_example_of_the_readme_is_a_run() -> None:
-    [text] = blocks(ROOT / "README.md", "yaml")
-    run = build_run(parse_document(text, "README.md"))
-    assert [stage.name for stage in run.stages] == ["sft", "rl"]
+def test_examples_are_runs_and_datasets() -> None:
+    runs = 0
+    for path in DOCUMENTS:
+        for text in blocks(path, "yaml"):
+            document = parse_document(text, named(path))
+            if "stages" in document.data:
+                document.data["model"].setdefault(
+                    "family", "qwen3_vl"
+                )  # told by a checkpoint, if it is there
+                build_run(document)
+                runs += 1
+            else:
+                DatasetConfig.model_validate(document.data)
+    assert runs >= 2
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "posttrain" / "README.md"], ids=named)
