@@ -21,7 +21,7 @@ DOCUMENTS = [
     *sorted(path for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*.md")),
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-#: A sentence that only somebody with the notes of the first authors could follow.
+#: Notes that are not part of the repository, and sections of them.
 UNPUBLISHED = re.compile(
     r"\b(?:DESIGN|ANCHORS|ON_POLICY)\b|\bRECIPE(?:\.md\b|:| ?§| \d)|\bRELIABILITY(?!\.md)"
 )
