@@ -44,7 +44,7 @@ def any_over_ranks(*flags: bool) -> list[bool]:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up every gradient over the ranks, in one collective.
 
-    Losses are sums that are divided by counts over all ranks, so the sum over ranks is the gradient of the
+    Losses are sums with global normalisers, so the sum over ranks is the gradient of the
     whole batch. A parameter without a gradient on this rank counts as zero.
     """
     if world_size() == 1:
