@@ -14,8 +14,7 @@ from posttrain.cli.commands import add_command
 from posttrain.files.strict_json import parse_json
 from posttrain.plugins import declared
 from rewards.sdk import RewardError
-
-TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
+from rewards.serving.config import TOKEN_VARIABLE
 
 SERVE = f"""\
 Serves rewards over HTTP; each is a name, file.py:attribute or package.module:attribute. Clients send the

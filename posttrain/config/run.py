@@ -49,7 +49,7 @@ class RunConfig(Section):
         default="rewards.serving.client:RewardClient", description="Reference of the reward server's client."
     )
     reward_server: str = Field(
-        default="rewards.serving.client:start_server",
+        default="rewards.serving.launch:start_server",
         description="Reference of what starts the reward server.",
     )
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import resource
-import signal
 
 from posttrain.sandbox import landlock, linux, seccomp
 
@@ -46,13 +45,6 @@ def be_first_to_die() -> None:
         _write("/proc/self/oom_score_adj", "1000")
 
 
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends; end at once if it has already."""
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def confine(
     rules: int, parent: int, namespaces: str, serial: int, cpu_seconds: float, memory_bytes: int
 ) -> None:
@@ -80,7 +72,7 @@ def confine(
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    die_with(parent)
+    linux.die_with_parent(parent)
     landlock.restrict(rules)
     seccomp.install()
 

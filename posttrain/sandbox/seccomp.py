@@ -131,7 +131,7 @@ def install() -> None:
     Raises:
         OSError: If the machine is neither x86_64 nor aarch64, or its kernel refuses the filter.
     """
-    machine = os.uname().machine
+    machine = machine_name()
     code = program(machine)
     instructions = ctypes.create_string_buffer(code)
     filter_ = _Program(len(code) // 8, ctypes.addressof(instructions))

@@ -168,14 +168,14 @@ def main(parent: int) -> None:
         os.dup2(null, standard)
     serial = os.getpid()
     namespaces = confine.enter_namespaces()
-    confine.die_with(parent)
+    linux.die_with_parent(parent)
     if namespaces != "none":
         child = os.fork()
         if child:
             os.closerange(3, max(jobs, answers, null) + 1)
             os.waitpid(child, 0)
             os._exit(0)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.die_with_parent(0)  # in a namespace of its own, its parent has no number
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     for name in _PRELOADED:
         importlib.import_module(name)

@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from rewards.sdk import RewardError
 
+#: Environment variable of the bearer token that a server asks for and its clients send.
+TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
+#: Environment variable of the process id with which a server started for a run is to end.
+PARENT_VARIABLE = "POSTTRAIN_REWARD_PARENT"
+
 
 class ServedReward(BaseModel):
     """A reward, and parameters that clients cannot set: the endpoint of a judge, say."""

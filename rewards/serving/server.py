@@ -43,8 +43,7 @@ from rewards import wire
 from rewards.manager import RewardSpec
 from rewards.sdk import RewardError
 from rewards.serving.admission import ImageAdmission
-from rewards.serving.client import PARENT_VARIABLE
-from rewards.serving.config import ServerConfig
+from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
 from rewards.workers.scorer import Scorer, Scoring
 
 #: Beyond so many requests at once, even `/health` answers 503.
@@ -195,7 +194,7 @@ def check_address(host: str, token: str) -> None:
     if not token and not _is_loopback(host):
         raise RewardError(
             f"rewards serve: {host} can be reached from other machines, so a token is needed: set"
-            " POSTTRAIN_REWARD_TOKEN here and for the clients, or listen on 127.0.0.1"
+            f" {TOKEN_VARIABLE} here and for the clients, or listen on 127.0.0.1"
         )
 
 
@@ -287,7 +286,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is no longer the given one, that is, has died."""
+    """Stop the server when its parent is no longer the given one, that is, has died.
+
+    The kernel's own signal (`posttrain.sandbox.linux.die_with_parent`) will not do here: it comes already
+    when the thread ends that started the server, and leaves no time for requests under way.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -4,7 +4,6 @@ Everything crosses the pipe as JSON, so nothing that a scorer does can reach the
 """
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.plugins import PluginError
+from posttrain.sandbox import linux
 from posttrain.types import RewardInput
 from rewards import wire
 from rewards.manager import Outcome, evaluate, failure
 from rewards.sdk import Reward, load_reward
 
-PR_SET_PDEATHSIG = 1
 #: Scoring yields to the server's event loop, which has to answer `/health` on a machine without a free core.
 NICENESS = 5
 
@@ -91,7 +90,8 @@ async def _evaluate_within(
 
 def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dict[str, Reward] | None:
     """Load the rewards and say so, or say why not."""
-    _die_with_parent()
+    if sys.platform == "linux":
+        linux.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends us
     try:
         rewards = {reference: load_reward(reference, base_dir) for reference in references}
@@ -138,12 +138,3 @@ def _describe(name: str, loaded: Reward) -> dict[str, Any]:
         "guarded": sorted(loaded.guarded),
         "summary": loaded.summary,
     }
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, even inside a C function that hangs."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # it had ended before we asked
-        os._exit(1)

@@ -17,7 +17,8 @@ import pytest
 
 from posttrain.types import RewardInput
 from rewards.kit.attacks import ATTACKS
-from rewards.serving.client import RewardClient, RewardServer, start_server
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import RewardServer, start_server
 
 PLUGIN = """
 import re, time
