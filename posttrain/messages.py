@@ -7,6 +7,19 @@ from typing import Any
 
 from posttrain.types import Block, ImageRef, Message, VideoRef
 
+#: The marks around a model's thinking.
+THINK_START, THINK_END = "<think>", "</think>"
+
+
+def without_thinking(text: str) -> str:
+    """Return what a turn says outside of its thinking, without white space around it.
+
+    It is what follows the last `</think>`: a model may think several times, and what it wrote in between is
+    no answer yet. The opening tag may stand in the prompt, so it need not be there. A `<think>` that is not
+    closed hides the rest, so a turn that was cut off while thinking says nothing.
+    """
+    return text.rpartition(THINK_END)[2].partition(THINK_START)[0].strip()
+
 
 def message_to_json(message: Message) -> dict[str, Any]:
     """A message in the canonical JSON form, images and videos by path."""

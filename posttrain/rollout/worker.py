@@ -1,6 +1,5 @@
 """One process of the rollout pool: an engine, its episodes, and their rewards."""
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.inference.engine import Engine, Request, stable_seed
+from posttrain.messages import without_thinking
 from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import Environment, EpisodeJob, Limits, TaskEnvironments, run_episodes
@@ -19,7 +19,6 @@ from posttrain.types import RewardInput, Sample, Trajectory
 
 #: Groups that are scored at the same time.
 REWARD_THREADS = 4
-_THINKING = re.compile(r"<think>.*?(</think>|\Z)", flags=re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
     return RewardInput(
         prompt=trajectory.prompt,
         response=tuple(trajectory.response),
-        answer=_THINKING.sub("", turns[-1].text).strip() if turns else "",
+        answer=without_thinking(turns[-1].text) if turns else "",
         ground_truth=sample.ground_truth,
         columns=sample.columns,
         tool_calls=tuple(trajectory.tool_calls),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.messages import without_thinking
 from posttrain.sandbox import Limits, Sandbox, probe
 from posttrain.sandbox.statements import split_tests
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.sdk import reward
 
 DEADLINE_S = 60.0

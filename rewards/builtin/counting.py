@@ -5,9 +5,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.grounding import repeats
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.regions import read_regions
 from rewards.sdk import reward
 

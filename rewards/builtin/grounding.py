@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from posttrain.messages import without_thinking
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
-from rewards.reading.answers import normalise, without_thinking
+from rewards.reading.answers import normalise
 from rewards.reading.regions import Gold, Region, in_frame, read_gold, read_regions
 from rewards.sdk import reward
 

@@ -1,7 +1,7 @@
 """Does the answer keep to the constraints that its prompt states?"""
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.reading.constraints import Answer, passes, read_constraints
 from rewards.reading.units import has_content
 from rewards.sdk import reward

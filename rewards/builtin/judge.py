@@ -15,13 +15,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint
 from rewards.judge.guards import attack
 from rewards.judge.rubric import load_rubric
 from rewards.judge.scoring import all_or_none, compare, score_answer, score_reasoning, trusted_text
-from rewards.reading.answers import final_answer, normalise, without_thinking
+from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import group_reward, reward
 
 #: The call of one episode waits for its turn at the endpoint, so this is the time of a whole batch.

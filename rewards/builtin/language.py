@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.length import written
-from rewards.reading.answers import without_thinking
 from rewards.reading.languages import (
     CODES,
     MIN_LETTERS,

@@ -8,9 +8,10 @@ Here the deadline of the worker pool holds, and a time-out is an error.
 
 import itertools
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.mathematics.forms import same
 from rewards.reading.mathematics.sentences import formulas
 from rewards.reading.mathematics.spelling import canonical

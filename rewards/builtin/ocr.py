@@ -10,8 +10,9 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.text import MAX_LENGTH, clean, transcript
 from rewards.sdk import reward
 

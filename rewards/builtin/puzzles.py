@@ -4,10 +4,11 @@ import re
 from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import in_digits, plain
-from rewards.reading.answers import final_answer, normalise, without_thinking
+from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import reward
 
 MAX_LENGTH = 10_000

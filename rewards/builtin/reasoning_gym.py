@@ -15,8 +15,8 @@ from typing import Any
 
 from reasoning_gym.factory import DATASETS, get_score_answer_fn  # pyright: ignore[reportMissingImports]
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.sdk import reward
 
 VERSION = "0.1.25"

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from posttrain.messages import without_thinking
 from posttrain.types import ImageRef, RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint, ask
 from rewards.judge.prompts import Question, data_url, scores_task, transcript, winner_task
 from rewards.judge.rubric import Aspect, Rubric
 from rewards.judge.verdicts import scores_schema, winner_schema
-from rewards.reading.answers import without_thinking
 
 MAX_NOTE = 300
 T = TypeVar("T")

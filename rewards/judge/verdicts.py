@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from posttrain.chat_endpoint import BadReply, read_completion
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.messages import THINK_END
 
 _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 
@@ -55,7 +56,7 @@ def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any
     Raises:
         BadVerdict: If it is anything but that.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = text.rpartition(THINK_END)[2].strip()  # the reason may quote an opening tag
     if fenced := _FENCED.fullmatch(text):
         text = fenced[1]
     try:

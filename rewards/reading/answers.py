@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from posttrain.messages import without_thinking
+
 _MARKED = re.compile(
     r"\banswers?\b[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
     r"|^[#*_ \t]*(?:final\s+)?answer[*_ \t]*$"
@@ -20,15 +22,6 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DISPLAYS = ((re.compile(r"\$\$"), "$$"), (re.compile(r"(?<!\\)\\\["), "\\]"))
 _LEADING = " \"'`*_“‘「"
 _TRAILING = " \"'`*_.,;:?。，；：？”’」"
-
-
-def without_thinking(text: str) -> str:
-    """The text after the model's thinking; nothing where the thinking never ended.
-
-    The opening tag may stand in the prompt, so only the closing one counts.
-    """
-    after = text.rpartition("</think>")[2]
-    return after.partition("<think>")[0].strip()
 
 
 def final_answer(text: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.media.images import open_image
+from posttrain.messages import without_thinking
 from posttrain.types import Box, Frame, ImageRef, RewardInput
-from rewards.reading.answers import without_thinking
 
 Kind = Literal["box", "point"]
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from rewards.reading.answers import without_thinking
+from posttrain.messages import without_thinking
 
 #: Answers beyond this are not read: a full page has about 5,000 characters.
 MAX_LENGTH = 100_000
