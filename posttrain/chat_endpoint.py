@@ -5,9 +5,11 @@ error, and never an answer.
 """
 
 import asyncio
+import base64
 import email.utils
 import functools
 import hashlib
+import io
 import json
 import os
 import random
@@ -20,6 +22,8 @@ from typing import Any, TypeVar
 import httpx
 
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.media.images import open_image
+from posttrain.types import ImageRef
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -223,6 +227,27 @@ def read_completion(reply: bytes) -> Completion:
     if isinstance(thinking, str) and "</think>" not in text:
         text = f"<think>\n{thinking.strip()}\n</think>\n\n{text.strip()}"
     return Completion(text, truncated=finish == "length")
+
+
+def data_url(image: ImageRef, max_pixels: int, quality: int = 95, subsampling: int = 0) -> str:
+    """Encode an image as a JPEG in base64, made smaller where it has too many pixels.
+
+    Args:
+        image: The image.
+        max_pixels: Most pixels that are sent.
+        quality: Of the JPEG, up to 95.
+        subsampling: Of its colours: 0 keeps every pixel's, 2 those of every fourth.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    picture = open_image(image.path)
+    if (shrink := (max_pixels / (picture.width * picture.height)) ** 0.5) < 1:
+        width, height = (max(1, int(side * shrink)) for side in picture.size)
+        picture = picture.resize((width, height))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality, subsampling=subsampling)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def retry_after(value: str) -> float:

@@ -2,35 +2,16 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.reward_spec import RewardSpec, reward_list_fault
 from posttrain.types import RewardInput, RewardResult, Score
 from rewards.sdk import Reward, RewardError, load_reward
 
 #: Errors and notes are for people; a scorer's megabyte of text is cut.
 MAX_TEXT = 500
-
-
-@dataclass(frozen=True)
-class RewardSpec:
-    """One line of a configuration's `rewards:` list.
-
-    Attributes:
-        name: Reference of the reward.
-        weight: Its factor in the sum.
-        params: Keyword arguments of the reward.
-        only_if: Other rewards of the list and the least value that each must have for this one to count.
-
-    Example:
-        RewardSpec("tool_calls", weight=0.3, params={"target": 2}, only_if={"answer_accuracy": 1.0})
-    """
-
-    name: str
-    weight: float = 1.0
-    params: dict[str, Any] = field(default_factory=dict)
-    only_if: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,10 +36,12 @@ class Call:
 
 
 class RewardManager:
-    """Scores episodes in this process.
+    """Scores episodes in this process: for notebooks, tests and other people's evaluation loops.
 
-    There is no deadline here: a reward that hangs, hangs its caller. `rewards.workers.scorer.Scorer` and the
-    server run the same rewards in processes that can be killed.
+    It needs no server and no processes, so it starts at once and a debugger can step into a reward. For the
+    same reason there is no deadline: a reward that hangs, hangs its caller. Runs use the server, and
+    `posttrain rewards check` and `score` use `rewards.workers.scorer.Scorer`: both give the same verdicts
+    out of processes that can be killed.
 
     Args:
         specs: The rewards, each at most once.
@@ -146,23 +129,8 @@ def check_specs(specs: Sequence[RewardSpec]) -> None:
     Raises:
         RewardError: Naming the reward.
     """
-    if not specs:
-        raise RewardError("rewards: the list is empty; name at least one reward")
-    names = [spec.name for spec in specs]
-    for spec in specs:
-        if names.count(spec.name) > 1:
-            raise RewardError(f"rewards: {spec.name!r} stands in the list twice; results are kept by name")
-        if not math.isfinite(spec.weight):
-            raise RewardError(f"rewards: the weight of {spec.name!r} is {spec.weight}, not a finite number")
-        for gate, least in spec.only_if.items():
-            if gate not in names or gate == spec.name:
-                others = ", ".join(name for name in names if name != spec.name) or "none"
-                raise RewardError(
-                    f"rewards: {spec.name!r} has only_if {gate!r}, which is not another reward of the list"
-                    f" (others: {others})"
-                )
-            if not math.isfinite(least):
-                raise RewardError(f"rewards: only_if of {spec.name!r} asks for {least}, not a finite number")
+    if fault := reward_list_fault(specs):
+        raise RewardError(f"rewards: {'; '.join(fault)}")
 
 
 def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Outcome]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.files.strict_json import parse_json
 from posttrain.messages import message_from_json, message_to_json
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import (
     Message,
     RewardInput,
@@ -17,7 +18,7 @@ from posttrain.types import (
     Score,
     ToolCall,
 )
-from rewards.manager import Call, Outcome, RewardSpec
+from rewards.manager import Call, Outcome
 
 
 class WireError(ValueError):

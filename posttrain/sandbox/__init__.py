@@ -5,6 +5,6 @@ network or another process, start one, or leave anything behind. Nothing runs wh
 """
 
 from posttrain.sandbox.probe import SandboxMissing, probe
-from posttrain.sandbox.runner import Limits, Outcome, Sandbox, SandboxError
+from posttrain.sandbox.runner import Execution, ResourceLimits, Sandbox, SandboxError
 
-__all__ = ["Limits", "Outcome", "Sandbox", "SandboxError", "SandboxMissing", "probe"]
+__all__ = ["Execution", "ResourceLimits", "Sandbox", "SandboxError", "SandboxMissing", "probe"]

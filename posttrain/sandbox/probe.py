@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from posttrain.sandbox.runner import Limits, Sandbox, SandboxError
+from posttrain.sandbox.runner import ResourceLimits, Sandbox, SandboxError
 
-_LIMITS = Limits(seconds=5.0, total_seconds=20.0, memory_mb=512)
+_LIMITS = ResourceLimits(seconds=5.0, total_seconds=20.0, memory_mb=512)
 #: Each attempt succeeds where its own layer, and no other, is missing: Landlock for files, seccomp for
 #: processes and sockets, limits for the rest.
 _CANARY = """

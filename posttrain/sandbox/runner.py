@@ -38,7 +38,7 @@ class SandboxError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What a program may use.
 
     Attributes:
@@ -53,7 +53,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Execution:
     """How one run ended. Everything in it but `status` and `seconds` was written by the code in the sandbox.
 
     Attributes:
@@ -76,7 +76,7 @@ class Sandbox:
     r"""One source text and a process that runs it, as often as asked, each time from the beginning.
 
     Example:
-        with Sandbox("print(int(input()) + 1)", Limits()) as sandbox:
+        with Sandbox("print(int(input()) + 1)", ResourceLimits()) as sandbox:
             sandbox.run_program("41").output  # "42\n"
 
     Args:
@@ -87,7 +87,7 @@ class Sandbox:
         layers: The version of Landlock, and the kind of namespaces.
     """
 
-    def __init__(self, source: str, limits: Limits):
+    def __init__(self, source: str, limits: ResourceLimits):
         self.layers: dict[str, Any] = {}
         self._source, self._limits = source, limits
         self._end = 0.0
@@ -129,11 +129,11 @@ class Sandbox:
             if stream is not None:
                 stream.close()
 
-    def run_program(self, text: str) -> Outcome:
+    def run_program(self, text: str) -> Execution:
         """Run the source as a program with this standard input."""
         return self._run({}, text.encode(errors="replace"))
 
-    def call(self, name: str, arguments: list[Any]) -> Outcome:
+    def call(self, name: str, arguments: list[Any]) -> Execution:
         """Run the source, then call its function (or method of its class `Solution`) of this name."""
         return self._run({"name": name, "arguments": plain.encode(arguments, _no_object)})
 
@@ -161,31 +161,31 @@ class Sandbox:
         missing = sum(is_test for is_test, _ in statements) - len(verdicts)
         return verdicts + ["the total time limit was reached"] * missing
 
-    def _run(self, job: dict[str, Any], stdin: bytes = b"") -> Outcome:
+    def _run(self, job: dict[str, Any], stdin: bytes = b"") -> Execution:
         seconds = self._limits.seconds
         wall = min(2 * seconds, self._end - time.monotonic())
         if wall <= 0:
-            return Outcome("time", detail="the total time limit was reached")
+            return Execution("time", detail="the total time limit was reached")
         header, body = self._exchange(job | {"cpu": seconds, "wall": wall}, stdin, wall + _GRACE_S)
         output = body[header["report"] :].decode(errors="replace")
         used = header["cpu"]
         if header["why"]:
-            return Outcome(header["why"], output, detail=f"the limit of {header['why']}", seconds=used)
+            return Execution(header["why"], output, detail=f"the limit of {header['why']}", seconds=used)
         if used > seconds or header["code"] == -signal.SIGXCPU:
-            return Outcome("time", output, detail=f"{used:.1f} s of processor time", seconds=used)
+            return Execution("time", output, detail=f"{used:.1f} s of processor time", seconds=used)
         if header["code"] < 0:
-            return Outcome("crash", output, detail=f"killed by signal {-header['code']}", seconds=used)
+            return Execution("crash", output, detail=f"killed by signal {-header['code']}", seconds=used)
         try:
             report = parse_json(body[: header["report"]].decode() or "{}")
             if header["code"] != 0 or not isinstance(report, dict):
                 detail = report["error"] if "error" in report else f"exit code {header['code']}"
-                return Outcome("error", output, detail=str(detail), seconds=used)
+                return Execution("error", output, detail=str(detail), seconds=used)
             if "name" not in job:
-                return Outcome("done", output, seconds=used)
+                return Execution("done", output, seconds=used)
             value = plain.decode(report["value"], _no_object)
         except (JsonError, ValueError, TypeError, KeyError, AttributeError):
-            return Outcome("error", output, detail="no readable value was returned", seconds=used)
-        return Outcome("done", output, value, seconds=used)
+            return Execution("error", output, detail="no readable value was returned", seconds=used)
+        return Execution("done", output, value, seconds=used)
 
     def _exchange(self, header: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         assert self._process.stdin is not None

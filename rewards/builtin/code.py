@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.messages import without_thinking
-from posttrain.sandbox import Limits, Sandbox, probe
+from posttrain.sandbox import ResourceLimits, Sandbox, probe
 from posttrain.sandbox.statements import split_tests
 from posttrain.types import RewardInput, Score
 from rewards.sdk import reward
@@ -79,7 +79,7 @@ def code(
     if len(source) > MAX_SOURCE:
         return Score(0.0, note=f"more than {MAX_SOURCE} characters of code")
     probe()
-    with Sandbox(source, Limits(seconds, total_seconds, memory_mb)) as sandbox:
+    with Sandbox(source, ResourceLimits(seconds, total_seconds, memory_mb)) as sandbox:
         failures = _failures(sandbox, tests, all_or_nothing, tolerance)
     passed = failures.count("")
     share = passed / len(failures)

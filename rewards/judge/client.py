@@ -18,7 +18,7 @@ import httpx
 
 from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, Variables, digest
 from rewards.judge.cache import VerdictCache
-from rewards.judge.prompts import Question
+from rewards.judge.prompts import JudgeQuestion
 from rewards.judge.verdicts import BadVerdict, check, completion_text, read_verdict
 
 URL_VARIABLE = "POSTTRAIN_JUDGE_URL"
@@ -87,7 +87,7 @@ class Endpoint:
         """The address in use."""
         return VARIABLES.address(self.base_url)
 
-    def body(self, question: Question, nonce: str) -> dict[str, Any]:
+    def body(self, question: JudgeQuestion, nonce: str) -> dict[str, Any]:
         """The request: temperature 0 and a verdict of the right form, unless `request` says otherwise."""
         form = {"name": "verdict", "strict": True, "schema": question.schema}
         body: dict[str, Any] = {
@@ -114,7 +114,7 @@ _connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[An
 )
 
 
-async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
+async def ask(endpoint: Endpoint, question: JudgeQuestion) -> dict[str, Any]:
     """The judge's verdict, from the cache where the same was asked before.
 
     Args:
@@ -173,7 +173,7 @@ async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
             await connection.client.close()
 
 
-def _attempt(endpoint: Endpoint, question: Question) -> tuple[bytes, Callable[[bytes], dict[str, Any]]]:
+def _attempt(endpoint: Endpoint, question: JudgeQuestion) -> tuple[bytes, Callable[[bytes], dict[str, Any]]]:
     """One request, under a nonce that nobody has seen yet, and what reads the verdict."""
     nonce = secrets.token_hex(8)
     body = json.dumps(endpoint.body(question, nonce)).encode()

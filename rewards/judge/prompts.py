@@ -4,21 +4,16 @@ A nonce, new for every request, stands in the marks and must come back in the ve
 templates separate turns are broken up, since a server would read them as such wherever they stand.
 """
 
-import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.media.images import open_image
 from posttrain.types import ImageRef, Message
 from rewards.judge.rubric import Aspect, Rubric
 
 #: Longer texts lose their middle.
 MAX_TEXT = 40_000
-#: An image is made smaller to so many pixels before it is sent: some 300 KB of JPEG.
-IMAGE_PIXELS = 1 << 20
 #: Marks of the chat templates in use: ChatML, Llama, Gemma, Mistral, DeepSeek, and image placeholders.
 _TEMPLATE = re.compile(
     r"<(?=[|｜])|(?<=[|｜])>"
@@ -46,7 +41,7 @@ Their order means nothing. Call a tie only if neither is better."""
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """One thing to ask a judge.
 
     Attributes:
@@ -124,21 +119,6 @@ def harmless(text: str) -> str:
         text = f"{text[:half]}\n[… {len(text) - MAX_TEXT} characters left out …]\n{text[-half:]}"
     text = text.encode("utf-8", "replace").decode()
     return _TEMPLATE.sub(lambda mark: f" {mark[0]}" if mark[0] == ">" else f"{mark[0]} ", text)
-
-
-def data_url(image: ImageRef) -> str:
-    """The image as a JPEG of at most a megapixel, in base64.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
-    picture = open_image(image.path)
-    if (shrink := (IMAGE_PIXELS / (picture.width * picture.height)) ** 0.5) < 1:
-        size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
-        picture = picture.resize(size)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _text(text: str) -> dict[str, str]:

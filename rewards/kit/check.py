@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards.kit.attacks import ATTACKS
 from rewards.kit.samples import KitSample, with_answer
-from rewards.manager import RewardSpec
 from rewards.workers.scorer import Scorer
 
 #: Samples on which each attack is tried.

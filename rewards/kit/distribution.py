@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.reward_spec import RewardSpec
 from rewards.kit.samples import KitSample
-from rewards.manager import RewardSpec
 from rewards.workers.scorer import Scorer
 
 BINS = 10

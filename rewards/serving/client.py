@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import httpx
 
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.manager import RewardSpec
 
 #: Samples in one request: few enough to answer within the time limit, enough to fill the workers.
 BATCH_SIZE = 64

@@ -39,12 +39,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
+from posttrain.reward_spec import RewardSpec
 from rewards import wire
-from rewards.manager import RewardSpec
 from rewards.sdk import RewardError
 from rewards.serving.admission import ImageAdmission
 from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
-from rewards.workers.scorer import Scorer, Scoring
+from rewards.workers.scorer import PendingScores, Scorer
 
 #: Beyond so many requests at once, even `/health` answers 503.
 MAX_CONNECTIONS = 256
@@ -99,7 +99,7 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
     turns = asyncio.Semaphore()
     image_roots = [root.resolve() for root in config.image_roots]
 
-    def begin(body: bytes, images: ImageAdmission) -> Scoring:
+    def begin(body: bytes, images: ImageAdmission) -> PendingScores:
         """Read a request and queue its episodes."""
         specs, inputs, groups = wire.read_score_request(body)
         scorer.check(specs)
@@ -111,7 +111,7 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             raise HTTPException(429, f"{scorer.queued} samples are waiting already", {"Retry-After": "1"})
         return scorer.submit(specs, images.admit(inputs), groups)
 
-    def finish(scoring: Scoring) -> bytes:
+    def finish(scoring: PendingScores) -> bytes:
         return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
 
     @app.post("/v1/score")

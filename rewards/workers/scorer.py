@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.manager import Call, Outcome, RewardSpec, Verdicts, calls, check_specs
+from rewards.manager import Call, Outcome, Verdicts, calls, check_specs
 from rewards.sdk import RewardError
 from rewards.workers.async_lane import AsyncLane
 from rewards.workers.pool import WorkerPool
@@ -21,7 +22,7 @@ MAX_JOB = 16
 
 
 @dataclass
-class Scoring:
+class PendingScores:
     """Episodes that are being scored; `await` it, or ask for the `results` and wait."""
 
     specs: list[RewardSpec]
@@ -112,7 +113,7 @@ class Scorer:
 
     def submit(
         self, specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None = None
-    ) -> Scoring:
+    ) -> PendingScores:
         """Queue episodes.
 
         Args:
@@ -127,7 +128,7 @@ class Scorer:
         self.check(specs)
         made = calls(specs, self._groups, len(inputs), groups)
         bodies = [wire.dumps(wire.input_to_json(x)) for x in inputs]
-        scoring = Scoring(list(specs), len(inputs))
+        scoring = PendingScores(list(specs), len(inputs))
         for call in (call for call in made if call.spec.name in self._async):
             members = [bodies[i] for i in call.members]
             future = self._lane.submit(call, members, self._deadlines[call.spec.name])
@@ -149,7 +150,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _count_when_done(self, scoring: Scoring) -> None:
+    def _count_when_done(self, scoring: PendingScores) -> None:
         left = len(scoring.parts)
 
         def one_less(part: Future[list[list[Outcome]]]) -> None:
