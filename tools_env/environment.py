@@ -20,6 +20,8 @@ from tools_env.sdk import Tool, ToolError, ToolResult
 
 logger = logging.getLogger(__name__)
 
+#: Deadline of one call in seconds; `tools_env.deadline` says what it can and cannot do.
+CALL_TIMEOUT_S = 10.0
 #: Longest text that one call puts into the dialogue, in characters.
 MAX_TEXT = 4_000
 #: Most images that one call puts into the dialogue.
@@ -55,16 +57,13 @@ class ToolEnvironment:
         step = environment.step('<tool_call>{"name": "image_zoom_in_tool", "arguments": {…}}</tool_call>')
     """
 
-    def __init__(
-        self, tools: Sequence[Tool], max_turns: int, image_dir: Path, call_timeout: float = 10.0
-    ) -> None:
+    def __init__(self, tools: Sequence[Tool], max_turns: int, image_dir: Path) -> None:
         """Prepare an episode.
 
         Args:
             tools: With distinct names; may be empty.
             max_turns: Most assistant turns, the answer included.
             image_dir: Where the images that tools return are stored.
-            call_timeout: Deadline of one call in seconds (see `tools_env.deadline` for its limits).
         """
         self._tools = {tool.spec.name: tool for tool in tools}
         if len(self._tools) < len(tools):
@@ -73,7 +72,6 @@ class ToolEnvironment:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         self._max_turns = max_turns
         self._image_dir = image_dir
-        self._call_timeout = call_timeout
         self._images: list[ImageRef] = []
         self._turns = 0
         self._state = "new"
@@ -149,7 +147,7 @@ class ToolEnvironment:
         # Copies, because a tool that overran may still change what it was given.
         arguments, images = copy.deepcopy(call.arguments), list(self._images)
         try:
-            return call_with_deadline(lambda: _checked(tool(arguments, images)), self._call_timeout)
+            return call_with_deadline(lambda: _checked(tool(arguments, images)), CALL_TIMEOUT_S)
         except ToolError:
             raise
         except DeadlineError as error:
