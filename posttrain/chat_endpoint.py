@@ -17,7 +17,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -262,7 +262,7 @@ def retry_after(value: str) -> float:
     return max(0.0, seconds) if seconds < float("inf") else 0.0
 
 
-def digest(material: Any) -> str:
+def digest(material: object) -> str:
     """SHA-256 of a JSON value, the same for equal values; by it answers are found again."""
     text = json.dumps(material, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -4,9 +4,9 @@ Configurations, the reward server and its clients share both. Only the standard 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class WeightedReward(Protocol):
@@ -44,7 +44,7 @@ class RewardSpec:
 
     name: str
     weight: float = 1.0
-    params: dict[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     only_if: dict[str, float] = field(default_factory=dict)
 
 

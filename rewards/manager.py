@@ -4,7 +4,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.reward_spec import RewardSpec, reward_list_fault
 from posttrain.types import RewardInput, RewardResult, Score
@@ -133,7 +132,7 @@ def check_specs(specs: Sequence[RewardSpec]) -> None:
         raise RewardError(f"rewards: {'; '.join(fault)}")
 
 
-def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Outcome]:
+def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: Mapping[str, object]) -> list[Outcome]:
     """Call a reward once; whatever it raises becomes an error of each episode, never a score."""
     try:
         return [Outcome(score) for score in loaded.judge(xs, params)]

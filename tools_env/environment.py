@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
@@ -158,7 +157,7 @@ class ToolEnvironment:
             raise ToolError(f"{call.name} failed ({type(error).__name__})") from error
 
 
-def _checked(result: Any) -> ToolResult:
+def _checked(result: object) -> ToolResult:
     """A result whose images are decoded and within bounds; raises where it is none."""
     if not isinstance(result, ToolResult) or not isinstance(result.text, str):
         raise TypeError(f"a tool must return a ToolResult, got {type(result).__name__}")

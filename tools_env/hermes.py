@@ -5,9 +5,8 @@ and gives calls or reasons, never an exception.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, JsonObject, parse_json
 from posttrain.messages import without_thinking
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -27,7 +26,7 @@ class ParsedCall:
     """
 
     name: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: JsonObject = field(default_factory=dict)
     error: str = ""
 
 

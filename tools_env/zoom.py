@@ -1,13 +1,12 @@
 """The published zoom tool: look at a part of an image at the resolution of its file."""
 
 import math
-from typing import Any
 
 from PIL import Image
 
 from posttrain.media.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
 from posttrain.types import Box, Frame, ImageRef, ToolSpec
-from tools_env.sdk import ToolError, ToolResult
+from tools_env.sdk import Arguments, ToolError, ToolResult
 
 #: An image of more pixels is decoded again at every zoom: at 3 bytes each this is what a tool may hold.
 MAX_KEPT_PIXELS = 1 << 24
@@ -61,7 +60,7 @@ class ImageZoomIn:
             },
         )
 
-    def __call__(self, arguments: dict[str, Any], images: list[ImageRef]) -> ToolResult:
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
         """The crop, with the index under which it can be zoomed into again.
 
         Raises:

@@ -122,7 +122,7 @@ def _add_reward(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _params(text: str) -> dict[str, Any]:
+def _params(text: str) -> dict[str, object]:
     try:
         params = parse_json(text)
     except ValueError as error:

@@ -15,7 +15,7 @@ _PLAIN_BITS = 900
 _SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
 
 
-def encode(value: Any, keep: Callable[[Any], int]) -> Any:
+def encode(value: Any, keep: Callable[[object], int]) -> object:
     """The JSON form of a value.
 
     Subclasses count as the plain type that they extend, so that no `__eq__` of theirs is ever asked.
@@ -48,7 +48,7 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     return {"object": keep(value)}
 
 
-def decode(value: Any, fetch: Callable[[int], Any]) -> Any:
+def decode(value: object, fetch: Callable[[int], object]) -> Any:
     """The value that a JSON form stands for.
 
     Args:
@@ -82,7 +82,7 @@ def decode(value: Any, fetch: Callable[[int], Any]) -> Any:
     raise ValueError(f"unknown kind {kind[:20]!r}")
 
 
-def _encode_leaf(value: float | complex | bytes | bytearray) -> Any:
+def _encode_leaf(value: float | complex | bytes | bytearray) -> object:
     if isinstance(value, float):
         value = float.__float__(value)
         return value if math.isfinite(value) else {"float": repr(value)}

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NoReturn, TypedDict
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.sandbox import frames, plain
@@ -67,9 +68,21 @@ class Execution:
 
     status: Literal["done", "error", "crash", "time", "output"]
     output: str = ""
-    value: Any = None
+    value: object = None
     detail: str = ""
     seconds: float = 0.0
+
+
+class Layers(TypedDict):
+    """What stands between confined code and the machine, beside seccomp and limits.
+
+    Attributes:
+        landlock: The version of its interface, from 1 up.
+        namespaces: Which could be left: "root", "user" or "none".
+    """
+
+    landlock: int
+    namespaces: str
 
 
 class Sandbox:
@@ -84,11 +97,11 @@ class Sandbox:
         limits: What it may use.
 
     Attributes:
-        layers: The version of Landlock, and the kind of namespaces.
+        layers: What protects the machine.
     """
 
     def __init__(self, source: str, limits: ResourceLimits):
-        self.layers: dict[str, Any] = {}
+        self.layers: Layers = {"landlock": 0, "namespaces": "none"}
         self._source, self._limits = source, limits
         self._end = 0.0
 
@@ -113,7 +126,8 @@ class Sandbox:
             files, listed = readable_paths()
             setup = {"files": files, "listed": listed, "memory_bytes": self._limits.memory_mb << 20}
             source = self._source.encode(errors="replace")
-            self.layers, _ = self._exchange(setup, source, _GRACE_S)
+            holds, _ = self._exchange(setup, source, _GRACE_S)
+            self.layers = {"landlock": holds["landlock"], "namespaces": holds["namespaces"]}
         except BaseException:
             self.__exit__()
             raise
@@ -133,9 +147,9 @@ class Sandbox:
         """Run the source as a program with this standard input."""
         return self._run({}, text.encode(errors="replace"))
 
-    def call(self, name: str, arguments: list[Any]) -> Execution:
+    def call(self, name: str, arguments: Sequence[object]) -> Execution:
         """Run the source, then call its function (or method of its class `Solution`) of this name."""
-        return self._run({"name": name, "arguments": plain.encode(arguments, _no_object)})
+        return self._run({"name": name, "arguments": plain.encode(list(arguments), _no_object)})
 
     def run_tests(self, statements: list[tuple[bool, str]], names: list[str]) -> list[str | None]:
         """Run statements that test the source, in order, in a process apart from it.
@@ -161,7 +175,7 @@ class Sandbox:
         missing = sum(is_test for is_test, _ in statements) - len(verdicts)
         return verdicts + ["the total time limit was reached"] * missing
 
-    def _run(self, job: dict[str, Any], stdin: bytes = b"") -> Execution:
+    def _run(self, job: frames.Header, stdin: bytes = b"") -> Execution:
         seconds = self._limits.seconds
         wall = min(2 * seconds, self._end - time.monotonic())
         if wall <= 0:
@@ -187,7 +201,7 @@ class Sandbox:
             return Execution("error", output, detail="no readable value was returned", seconds=used)
         return Execution("done", output, value, seconds=used)
 
-    def _exchange(self, header: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, header: frames.Header, body: bytes, seconds: float) -> tuple[frames.Header, bytes]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -213,5 +227,5 @@ def readable_paths() -> tuple[list[str], list[str]]:
     return sorted(map(str, files)), sorted(map(str, folders))
 
 
-def _no_object(value: Any) -> Any:
+def _no_object(value: object) -> NoReturn:
     raise TypeError(f"{type(value).__name__} is no plain data")

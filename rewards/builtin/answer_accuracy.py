@@ -1,7 +1,6 @@
 """Is the final answer the reference answer? By rule, no judge."""
 
 import re
-from typing import Any
 
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import final_answer, normalise
@@ -38,7 +37,7 @@ def answer_accuracy(x: RewardInput) -> Score | None:
     return Score(0.0, note=f"answered {answer[:80]!r}" if answer else "no answer")
 
 
-def references(ground_truth: Any) -> list[str]:
+def references(ground_truth: object) -> list[str]:
     """The reference answers as texts.
 
     Raises:

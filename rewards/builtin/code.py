@@ -141,7 +141,7 @@ def same_output(expected: str, output: str, tolerance: float) -> bool:
     )
 
 
-def same_value(expected: Any, value: Any, tolerance: float) -> bool:
+def same_value(expected: object, value: object, tolerance: float) -> bool:
     """Whether a value equals one from JSON: tuples count as lists, keys as text, decimals by tolerance."""
     if isinstance(expected, list):
         return (
@@ -161,7 +161,7 @@ def same_value(expected: Any, value: Any, tolerance: float) -> bool:
     return isinstance(value, type(expected) | int | float) and expected == value
 
 
-def _key(key: Any) -> str | None:
+def _key(key: object) -> str | None:
     """A key as text; None for one that JSON cannot have."""
     is_number = isinstance(key, float) or (isinstance(key, int) and key.bit_length() < 64)
     return key if isinstance(key, str) else str(key) if is_number else None
@@ -185,7 +185,7 @@ def _close(expected: float, value: float, tolerance: float) -> bool:
         return False
 
 
-def _read_tests(truth: Any) -> _Tests:
+def _read_tests(truth: object) -> _Tests:
     """Check a ground truth.
 
     Raises:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
@@ -130,8 +130,9 @@ def _chinese_value(number: re.Match[str]) -> str:
     return str(10 * _CHINESE.get(tens, 1) + _CHINESE.get(unit, 0))
 
 
-def _whole_number(ground_truth: Any) -> int:
-    whole = isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0
-    if whole or (isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip())):
+def _whole_number(ground_truth: object) -> int:
+    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0:
+        return ground_truth
+    if isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip()):
         return int(ground_truth)
     raise ValueError(f"ground_truth {ground_truth!r} is no whole number from 0 up; correct the dataset")

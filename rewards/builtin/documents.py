@@ -1,7 +1,6 @@
 """Has the model read the whole page: its text, where each part stands, and in which order?"""
 
 from collections.abc import Sequence
-from typing import Any, get_args
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -10,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
-from rewards.reading.regions import in_frame
+from rewards.reading.regions import in_frame, read_frame
 from rewards.reading.text import MAX_LENGTH, transcript
 from rewards.sdk import reward
 
@@ -69,7 +68,7 @@ def document_parsing(x: RewardInput, family: Family) -> Score | None:
     return Score(min(1.0, value), parts, f"{len(answer)} blocks, the reference has {len(reference)}")
 
 
-def _reference(ground_truth: Any, own_frame: Frame) -> tuple[list[PageBlock], list[Box]]:
+def _reference(ground_truth: object, own_frame: Frame) -> tuple[list[PageBlock], list[Box]]:
     """The blocks of the reference page and their boxes.
 
     Raises:
@@ -81,9 +80,7 @@ def _reference(ground_truth: Any, own_frame: Frame) -> tuple[list[PageBlock], li
             f'ground_truth {ground_truth!r:.80} is neither a text nor {{"text": …, "frame": …}}; correct the'
             " dataset"
         )
-    frame: Any = form.get("frame", own_frame)
-    if frame not in get_args(Frame):
-        raise ValueError(f"ground_truth: frame {frame!r} is none of {', '.join(get_args(Frame))}")
+    frame = read_frame(form.get("frame", own_frame))
     blocks = parse_page(transcript(form["text"]))
     if not blocks or len(blocks) > MAX_BLOCKS or len(form["text"]) > MAX_LENGTH:
         raise ValueError(

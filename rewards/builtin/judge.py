@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
@@ -25,18 +25,20 @@ from rewards.judge.scoring import all_or_none, compare, score_answer, score_reas
 from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import group_reward, reward
 
+T = TypeVar("T")
+
 #: The call of one episode waits for its turn at the endpoint, so this is the time of a whole batch.
 DEADLINE_S = 900.0
 #: They make the server ask an address, or read and write files.
 GUARDED = ("base_url", "cache_dir", "request", "rubric")
 
 
-def _with_endpoint(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _with_endpoint(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     """Let `fn(x, endpoint, **params)` be called with the endpoint's fields among the parameters."""
     fields = {field.name for field in dataclasses.fields(Endpoint)}
 
     @functools.wraps(function)
-    async def called_with_fields(x: Any, **params: Any) -> Any:
+    async def called_with_fields(x: object, **params: Any) -> T:
         endpoint = Endpoint(**{name: params.pop(name) for name in fields & params.keys()})
         return await function(x, endpoint, **params)
 

@@ -3,7 +3,6 @@
 import re
 import string
 import unicodedata
-from typing import Any
 
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import final_answer, normalise
@@ -64,19 +63,20 @@ def multiple_choice(x: RewardInput, column: str = "choices") -> Score | None:
     return Score(float(chosen == gold), note=f"chose {', '.join(sorted(chosen)) or 'nothing'}")
 
 
-def _gold(ground_truth: Any) -> frozenset[str]:
+def _gold(ground_truth: object) -> frozenset[str]:
     """The right letters, in upper case.
 
     Raises:
         ValueError: If they are not letters.
     """
-    letters = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
-    if not letters or not all(isinstance(v, str) and re.fullmatch(r"\s*[A-Za-z]\s*", v) for v in letters):
+    given = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
+    letters = [v for v in given if isinstance(v, str) and re.fullmatch(r"\s*[A-Za-z]\s*", v)]
+    if not letters or len(letters) < len(given):
         raise ValueError(f"ground_truth {ground_truth!r} is no letter or list of letters, as ['A', 'C'] is")
     return frozenset(letter.strip().upper() for letter in letters)
 
 
-def _options(value: Any, column: str) -> dict[str, str]:
+def _options(value: object, column: str) -> dict[str, str]:
     """Letter to text; empty where there is no column.
 
     Raises:

@@ -6,7 +6,6 @@ Both sides are cleaned first (`rewards.reading.text.clean`): NFKC, no invisible 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
@@ -124,7 +123,7 @@ def _closest(
     return Score(best, note=f"read {read[:80]!r}" if read else "nothing read")
 
 
-def _references(ground_truth: Any) -> list[str]:
+def _references(ground_truth: object) -> list[str]:
     """The reference texts, cleaned; only "" itself is empty.
 
     Raises:

@@ -1,7 +1,6 @@
 """Clocks, exact answers and sets: questions of perception and puzzles with a short answer."""
 
 import re
-from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.messages import without_thinking
@@ -173,7 +172,7 @@ def _listed(answer: str, gold: set[str]) -> set[str]:
     return things
 
 
-def _json_list(text: str) -> list[Any]:
+def _json_list(text: str) -> list[object]:
     """The items of a JSON list of texts and numbers, else nothing."""
     try:
         value = parse_json(text)

@@ -1,6 +1,6 @@
 """Is the answer JSON, of the form asked for, with the right content?"""
 
-from typing import Any
+from collections.abc import Mapping
 
 from posttrain.files.strict_json import JsonError
 from posttrain.types import RewardInput, Score
@@ -31,7 +31,7 @@ def json_valid(x: RewardInput) -> Score:
 
 @reward("structured_output")
 def structured_output(
-    x: RewardInput, schema: dict[str, Any] | None = None, column: str = "schema"
+    x: RewardInput, schema: Mapping[str, object] | None = None, column: str = "schema"
 ) -> Score | None:
     """How much of the JSON asked for the answer delivers: its schema, then its fields.
 
@@ -73,7 +73,7 @@ def structured_output(
     return Score(right / total, {"schema": 1.0, "fields": right / total}, f"{right} of {total} fields")
 
 
-def _compare(gold: Any, value: Any) -> tuple[int, int]:
+def _compare(gold: object, value: object) -> tuple[int, int]:
     """How many leaves are equal, of how many."""
     if isinstance(gold, dict) and gold and isinstance(value, dict):
         pairs = [_compare(item, value.get(key, _MISSING)) for key, item in gold.items()]
@@ -88,14 +88,14 @@ def _compare(gold: Any, value: Any) -> tuple[int, int]:
 _MISSING = object()
 
 
-def _leaves(value: Any) -> int:
+def _leaves(value: object) -> int:
     """How many values a tree holds; an empty list or object is one."""
     if isinstance(value, dict | list) and value:
         return sum(_leaves(item) for item in (value.values() if isinstance(value, dict) else value))
     return 1
 
 
-def _equal(gold: Any, value: Any) -> bool:
+def _equal(gold: object, value: object) -> bool:
     """Whether two leaves are equal."""
     if isinstance(gold, str) and isinstance(value, str):
         if len(value) > 2 * len(gold) + 100:

@@ -9,7 +9,6 @@ import logging
 import os
 import uuid
 from pathlib import Path
-from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
 
@@ -31,7 +30,7 @@ class VerdictCache:
         self.directory = directory
         self.per_shard = max(1, max_entries // SHARDS)
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str) -> object:
         """The verdict stored under a digest; None where there is none, or only a damaged one."""
         try:
             with self._path(key).open("rb") as file:
@@ -40,7 +39,7 @@ class VerdictCache:
             return None
         return entry.get("verdict") if isinstance(entry, dict) and entry.get("key") == key else None
 
-    def put(self, key: str, verdict: Any) -> None:
+    def put(self, key: str, verdict: object) -> None:
         """Store a verdict under a digest; one that is too large is not stored."""
         body = json.dumps({"key": key, "verdict": verdict}).encode()
         if len(body) > MAX_ENTRY_BYTES:

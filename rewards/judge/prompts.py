@@ -7,8 +7,8 @@ templates separate turns are broken up, since a server would read them as such w
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from posttrain.files.strict_json import JsonObject
 from posttrain.types import ImageRef, Message
 from rewards.judge.rubric import Aspect, Rubric
 
@@ -58,20 +58,20 @@ class JudgeQuestion:
     form: str
     sections: tuple[tuple[str, str], ...]
     images: tuple[str, ...]
-    schema: dict[str, Any]
+    schema: JsonObject
 
-    def identity(self) -> list[Any]:
+    def identity(self) -> list[object]:
         """Everything that the verdict depends on, as JSON; the nonce is no part of it."""
         return [_FRAME, self.task, self.penalty, self.form, self.sections, self.images, self.schema]
 
-    def messages(self, nonce: str) -> list[dict[str, Any]]:
+    def messages(self, nonce: str) -> list[dict[str, object]]:
         """The messages of a chat completion."""
         form = self.form.replace("{nonce}", nonce)
         system = _FRAME.format(task=self.task, nonce=nonce, penalty=self.penalty, form=form)
         texts = [f"<<<{title} {nonce}\n{harmless(text)}\n{title} {nonce}>>>" for title, text in self.sections]
         closing = f"Now judge. The nonce of your verdict is {nonce}."
         if not self.images:
-            user: str | list[dict[str, Any]] = "\n\n".join([*texts, closing])
+            user: str | list[dict[str, object]] = "\n\n".join([*texts, closing])
         else:
             user = [_text("\n\n".join(texts))]
             for number, url in enumerate(self.images, 1):
@@ -121,5 +121,5 @@ def harmless(text: str) -> str:
     return _TEMPLATE.sub(lambda mark: f" {mark[0]}" if mark[0] == ">" else f"{mark[0]} ", text)
 
 
-def _text(text: str) -> dict[str, str]:
+def _text(text: str) -> dict[str, object]:
     return {"type": "text", "text": text}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from posttrain.chat_endpoint import data_url
 from posttrain.messages import without_thinking
@@ -11,7 +11,7 @@ from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint, ask
 from rewards.judge.prompts import JudgeQuestion, scores_task, transcript, winner_task
 from rewards.judge.rubric import Aspect, Rubric
-from rewards.judge.verdicts import scores_schema, winner_schema
+from rewards.judge.verdicts import Verdict, scores_schema, winner_schema
 
 MAX_NOTE = 300
 #: An image is made smaller to so many pixels before it is sent: some 300 KB of JPEG.
@@ -100,7 +100,7 @@ async def compare(
     return sum(shares) / 2
 
 
-async def all_or_none(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_or_none(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """The results of coroutines that run at once, in order; the first failure ends the others."""
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -146,7 +146,7 @@ async def _scores(
     return _score(await ask(endpoint, question), rubric, aspects)
 
 
-def _score(verdict: Mapping[str, Any], rubric: Rubric, aspects: Mapping[str, Aspect]) -> Score:
+def _score(verdict: Verdict, rubric: Rubric, aspects: Mapping[str, Aspect]) -> Score:
     parts = {name: verdict["scores"][name] / rubric.scale for name in aspects}
     total = sum(aspect.weight for aspect in aspects.values())
     value = sum(aspect.weight / total * parts[name] for name, aspect in aspects.items())

@@ -6,14 +6,17 @@ which nobody but the judge has seen.
 """
 
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from jsonschema import Draft202012Validator
 
 from posttrain.chat_endpoint import BadReply, read_completion
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, JsonObject, parse_json
 from posttrain.messages import THINK_END
+
+#: What a judge said, of the form that was asked for: `reason`, and `scores` or `winner`.
+Verdict: TypeAlias = dict[str, Any]
 
 _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 
@@ -22,13 +25,13 @@ class BadVerdict(BadReply):
     """The endpoint's reply is not a verdict; the message says why."""
 
 
-def scores_schema(aspects: Collection[str], scale: int) -> dict[str, Any]:
+def scores_schema(aspects: Collection[str], scale: int) -> JsonObject:
     """JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
-    score = {"type": "integer", "minimum": 0, "maximum": scale}
+    score: JsonObject = {"type": "integer", "minimum": 0, "maximum": scale}
     return _schema("scores", _object(dict.fromkeys(aspects, score)))
 
 
-def winner_schema() -> dict[str, Any]:
+def winner_schema() -> JsonObject:
     """JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
     return _schema("winner", {"type": "string", "enum": ["A", "B", "tie"]})
 
@@ -45,7 +48,7 @@ def completion_text(body: bytes) -> str:
     return completion.text
 
 
-def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any]:
+def read_verdict(text: str, nonce: str, schema: JsonObject) -> Verdict:
     """The verdict without its nonce.
 
     Args:
@@ -69,7 +72,7 @@ def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any
     return verdict
 
 
-def check(value: Any, schema: dict[str, Any], what: str) -> None:
+def check(value: Json, schema: JsonObject, what: str) -> None:
     """Refuse a value that does not fit a schema.
 
     Raises:
@@ -79,15 +82,15 @@ def check(value: Any, schema: dict[str, Any], what: str) -> None:
         raise BadVerdict(f"{what} does not fit: {error.json_path}: {error.message[:200]}")
 
 
-def _schema(key: str, value: dict[str, Any]) -> dict[str, Any]:
+def _schema(key: str, value: JsonObject) -> JsonObject:
     """The reason stands first, so that the judge thinks before it decides."""
     return _object({"reason": {"type": "string"}, "nonce": {"type": "string"}, key: value})
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: Mapping[str, Json]) -> JsonObject:
     return {
         "type": "object",
-        "properties": properties,
+        "properties": dict(properties),
         "required": list(properties),
         "additionalProperties": False,
     }

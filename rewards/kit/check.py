@@ -2,10 +2,9 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
@@ -76,7 +75,7 @@ class _Trial:
 def check_reward(
     reference: str,
     samples: Sequence[KitSample],
-    params: dict[str, Any],
+    params: Mapping[str, object],
     base_dir: Path | None = None,
     deadline_s: float = 10.0,
 ) -> Report:

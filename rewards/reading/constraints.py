@@ -11,13 +11,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, parse_json
 from rewards.reading import units
 from rewards.reading.answers import normalise
 from rewards.reading.languages import CODES, languages_of
 from rewards.reading.schemas import answer_json, read_schema, violation
+
+#: A type, mostly a value, and options, checked by `read_constraints`.
+Constraint: TypeAlias = dict[str, Any]
 
 MAX_CONSTRAINTS = 100
 _COMMAS = ",，、،﹐"
@@ -51,7 +54,7 @@ class Answer:
         return languages_of(self.text)
 
     @cached_property
-    def json(self) -> tuple[Any, bool]:
+    def json(self) -> tuple[Json, bool]:
         """The JSON that it holds, and whether there is any."""
         try:
             return answer_json(self.text), True
@@ -83,17 +86,17 @@ def _occurrences(answer: Answer, text: str) -> int:
     return sum(1 for _ in _word(text).finditer(answer.flat))
 
 
-def _contains(answer: Answer, value: Any, count: int = 1) -> bool:
+def _contains(answer: Answer, value: str | list[str], count: int = 1) -> bool:
     """Each of the words at least `count` times."""
     return all(_occurrences(answer, text) >= count for text in _listed(value))
 
 
-def _contains_any(answer: Answer, value: Any) -> bool:
+def _contains_any(answer: Answer, value: str | list[str]) -> bool:
     """At least one of the words."""
     return any(_occurrences(answer, text) for text in _listed(value))
 
 
-def _excludes(answer: Answer, value: Any) -> bool:
+def _excludes(answer: Answer, value: str | list[str]) -> bool:
     """None of the words."""
     return not _contains_any(answer, value)
 
@@ -143,7 +146,7 @@ def _heading_name(line: str) -> str | None:
     return _flat(_HEADING_MARKS.sub("", line, count=1).rstrip("*_#:： "))
 
 
-def _sections(answer: Answer, value: Any) -> bool:
+def _sections(answer: Answer, value: str | list[str]) -> bool:
     """Sections with these headings in this order, none of them empty."""
     wanted = [_flat(name) for name in _listed(value)]
     found: list[str] = []
@@ -192,7 +195,7 @@ def _json(answer: Answer) -> bool:
     return isinstance(found, dict | list)
 
 
-def _json_schema(answer: Answer, value: Any) -> bool:
+def _json_schema(answer: Answer, value: object) -> bool:
     """JSON that satisfies the schema."""
     found, there = answer.json
     return there and not violation(read_schema(value), found)
@@ -243,49 +246,54 @@ def _number_of(unit: str, compare: Callable[[int, int], bool]) -> Callable[..., 
     return check
 
 
-def _listed(value: Any) -> list[str]:
+def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 # What a value or option may be: each returns what is expected, or "" where the value is right.
 
 
-def _whole(least: int) -> Callable[[Any], str]:
-    def expected(value: Any) -> str:
+def _whole(least: int) -> Callable[[object], str]:
+    def expected(value: object) -> str:
         right = isinstance(value, int) and not isinstance(value, bool) and value >= least
         return "" if right else f"a whole number from {least} up"
 
     return expected
 
 
-def _is_text(value: Any) -> str:
+def _is_text(value: object) -> str:
     return "" if isinstance(value, str) and value.strip() else "a text that is not empty"
 
 
-def _is_texts(value: Any) -> str:
+def _is_texts(value: object) -> str:
     right = isinstance(value, list) and value and not any(map(_is_text, value))
     return "" if right or not _is_text(value) else "a text or a list of texts, none of them empty"
 
 
-def _is_letter(value: Any) -> str:
+def _is_letter(value: object) -> str:
     return "" if isinstance(value, str) and len(value) == 1 and value.strip() else "one character"
 
 
-def _no_value(_: Any) -> str:
+def _no_value(_: object) -> str:
     return "left out"
 
 
-def _is_options(value: Any) -> str:
-    right = isinstance(value, list) and len(value) > 1 and all(isinstance(v, str) for v in value)
-    right = right and all(map(units.has_content, value)) and len(set(map(normalise, value))) == len(value)
-    return "" if right else "a list of at least two different texts"
+def _is_options(value: object) -> str:
+    options = [option for option in value if isinstance(option, str)] if isinstance(value, list) else []
+    right = len(options) > 1 and isinstance(value, list) and len(options) == len(value)
+    right = right and all(map(units.has_content, options))
+    return (
+        ""
+        if right and len(set(map(normalise, options))) == len(options)
+        else "a list of at least two different texts"
+    )
 
 
-def _is_language(value: Any) -> str:
+def _is_language(value: object) -> str:
     return "" if value in CODES else f"one of {', '.join(sorted(CODES))}"
 
 
-def _is_schema(value: Any) -> str:
+def _is_schema(value: object) -> str:
     read_schema(value)
     return ""
 
@@ -303,8 +311,8 @@ class Check:
     """
 
     passes: Callable[..., bool]
-    value: Callable[[Any], str]
-    options: dict[str, Callable[[Any], str]] = field(default_factory=dict)
+    value: Callable[[object], str]
+    options: dict[str, Callable[[object], str]] = field(default_factory=dict)
     required: bool = True
     one_of: tuple[str, ...] = ()
 
@@ -343,7 +351,7 @@ for _unit in units.COUNTED:
     CHECKS[f"exact_{_unit}"] = Check(_number_of(_unit, int.__eq__), _whole(_least))
 
 
-def read_constraints(value: Any) -> list[dict[str, Any]]:
+def read_constraints(value: object) -> list[Constraint]:
     """A dataset's list of constraints, checked; JSON text is read first.
 
     Raises:
@@ -360,16 +368,15 @@ def read_constraints(value: Any) -> list[dict[str, Any]]:
     return [_read(item) for item in value]
 
 
-def passes(constraint: dict[str, Any], answer: Answer) -> bool:
+def passes(constraint: Constraint, answer: Answer) -> bool:
     """Whether an answer satisfies one constraint of `read_constraints`."""
     options = {key: item for key, item in constraint.items() if key != "type"}
     return CHECKS[constraint["type"]].passes(answer, **options)
 
 
-def _read(item: Any) -> dict[str, Any]:
+def _read(item: object) -> Constraint:
     """One constraint without its empty keys, which Arrow tables add to every row."""
-    kind = item.get("type") if isinstance(item, dict) else None
-    if not isinstance(kind, str):
+    if not isinstance(item, dict) or not isinstance(kind := item.get("type"), str):
         raise ValueError(f"the constraint {str(item)[:80]!r} is no object with a type; correct the dataset")
     if kind not in CHECKS:
         near = difflib.get_close_matches(kind, CHECKS, n=1)

@@ -312,7 +312,7 @@ class _Node:
 class _Costs(Config):
     """The costs of PubTabNet's TEDS; adding and removing cost 1 each."""
 
-    def rename(self, node1: _Node, node2: _Node) -> float:
+    def rename(self, node1: _Node, node2: _Node) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, second = node1.cell, node2.cell
         if first is None or second is None:
             return float(node1.tag != node2.tag)

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
@@ -21,6 +21,8 @@ LONGEST_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+#: A reward to ask for, as an object or as its fields.
+RewardLike: TypeAlias = RewardSpec | Mapping[str, Any]
 
 
 class RewardServerUnavailable(RuntimeError):
@@ -62,7 +64,7 @@ class AsyncRewardClient:
 
     async def score(
         self,
-        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        specs: Sequence[RewardLike],
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
@@ -144,21 +146,27 @@ class RewardClient:
     It may be used by several threads at once.
 
     Args:
-        options: Those of `AsyncRewardClient`.
+        url: The server's address.
+        token: Its bearer token, "" where it has none.
+        timeout: Seconds that one request of up to 64 episodes may take.
+        wait: Seconds to keep trying while the server is away or busy.
+        requests: How many requests may be under way at once.
 
     Example:
         RewardClient("http://127.0.0.1:8900").score([{"name": "math"}], episodes)
     """
 
-    def __init__(self, url: str, token: str = "", **options: Any):
+    def __init__(
+        self, url: str, token: str = "", timeout: float = 120.0, wait: float = 60.0, requests: int = 16
+    ):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
         self._thread.start()
-        self._client = AsyncRewardClient(url, token, **options)
+        self._client = AsyncRewardClient(url, token, timeout, wait, requests)
 
     def score(
         self,
-        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        specs: Sequence[RewardLike],
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
@@ -176,7 +184,7 @@ class RewardClient:
         self._thread.join()
         self._loop.close()
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+    def _wait_for(self, coroutine: Coroutine[object, object, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 

@@ -21,9 +21,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -222,10 +222,10 @@ def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> Re
                 f"reward {spec.name!r}: {name!r} names a file or an address, so it is taken only from the"
                 " server's configuration, or from clients that show a token"
             )
-    return dataclasses.replace(spec, params=fixed | spec.params)
+    return dataclasses.replace(spec, params={**fixed, **spec.params})
 
 
-def _authoriser(token: str) -> Any:
+def _authoriser(token: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses requests without the token."""
 
     async def authorise(request: Request) -> None:
@@ -236,7 +236,7 @@ def _authoriser(token: str) -> Any:
     return authorise
 
 
-def _body_reader(limits: ServerConfig) -> Any:
+def _body_reader(limits: ServerConfig) -> Callable[[Request], Awaitable[bytes]]:
     """A dependency that reads a request's body and stops as soon as it breaks a limit."""
 
     async def read(request: Request) -> bytes:
@@ -261,7 +261,7 @@ def _body_reader(limits: ServerConfig) -> Any:
     return read
 
 
-async def _run(size: int, work: Callable[..., T], *arguments: Any) -> T:
+async def _run(size: int, work: Callable[..., T], *arguments: object) -> T:
     """Do what takes long for a large request in a thread; for a small one, handing over costs more."""
     return work(*arguments) if size <= SMALL_BODY else await asyncio.to_thread(work, *arguments)
 
@@ -270,7 +270,7 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _json_of(value: Any) -> Response:
+def _json_of(value: object) -> Response:
     return _json(wire.dumps(value))
 
 

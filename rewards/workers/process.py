@@ -67,7 +67,7 @@ class ScoringProcess:
         """Whether it has not ended."""
         return self._process.is_alive()
 
-    def wait_until_ready(self) -> list[dict[str, Any]]:
+    def wait_until_ready(self) -> list[wire.RewardInfo]:
         """What it has loaded.
 
         Raises:
@@ -79,7 +79,7 @@ class ScoringProcess:
             raise PluginError(message["failed"])
         return message["ready"]
 
-    def send(self, header: dict[str, Any], bodies: Sequence[bytes]) -> None:
+    def send(self, header: wire.JobHeader, bodies: Sequence[bytes]) -> None:
         """Hand over calls and the episodes that they judge, each episode as JSON.
 
         Raises:

@@ -4,14 +4,14 @@ Everything crosses the pipe as JSON, so nothing that a scorer does can reach the
 """
 
 import asyncio
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from posttrain.plugins import PluginError
 from posttrain.sandbox import linux
@@ -56,14 +56,14 @@ async def _work_concurrently(pipe: Connection, rewards: dict[str, Reward]) -> No
     ended = asyncio.Event()
     running: set[asyncio.Task[None]] = set()
 
-    async def run(header: dict[str, Any], bodies: list[bytes]) -> None:
+    async def run(header: wire.JobHeader, bodies: list[bytes]) -> None:
         call = header["calls"][0]
         xs = _read(bodies, call["members"])
         loaded, params = rewards[call["spec"]["name"]], call["spec"]["params"]
-        outcomes = await _evaluate_within(header["deadline_s"], loaded, xs, params)
-        pipe.send_bytes(_reply(outcomes, header["id"]))
+        outcomes = await _evaluate_within(header.get("deadline_s", math.inf), loaded, xs, params)
+        pipe.send_bytes(_reply(outcomes, header.get("id", 0)))
 
-    def start(job: tuple[dict[str, Any], list[bytes]]) -> None:
+    def start(job: tuple[wire.JobHeader, list[bytes]]) -> None:
         task = loop.create_task(run(*job))
         running.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(running.discard)
@@ -78,10 +78,11 @@ async def _work_concurrently(pipe: Connection, rewards: dict[str, Reward]) -> No
 
 
 async def _evaluate_within(
-    deadline_s: float, loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]
+    deadline_s: float, loaded: Reward, xs: Sequence[RewardInput], params: Mapping[str, object]
 ) -> list[Outcome]:
+    limit = asyncio.timeout(deadline_s)
     try:
-        async with asyncio.timeout(deadline_s) as limit:
+        async with limit:
             return [Outcome(score) for score in await loaded.judge_async(xs, params)]
     except BaseException as error:  # plugins and their libraries also raise SystemExit and worse
         late = Outcome(error=f"took longer than its deadline of {deadline_s:g} s")
@@ -102,7 +103,7 @@ def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dic
     return rewards
 
 
-def _next_job(pipe: Connection) -> tuple[dict[str, Any], list[bytes]] | None:
+def _next_job(pipe: Connection) -> tuple[wire.JobHeader, list[bytes]] | None:
     """A header and its episodes, or None once the parent has gone."""
     try:
         header = wire.loads(pipe.recv_bytes())
@@ -127,7 +128,7 @@ def _reply(outcomes: Sequence[Outcome], call_id: int = 0) -> bytes:
         return message([Outcome(error=f"the verdict {error}")] * len(outcomes))
 
 
-def _describe(name: str, loaded: Reward) -> dict[str, Any]:
+def _describe(name: str, loaded: Reward) -> wire.RewardInfo:
     return {
         "name": name,
         "low": loaded.low,

@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TypeVar
 
 from rewards.reading.mathematics.quantities import ROUNDED, read_quantity, same_quantity, split_unit
 from rewards.reading.mathematics.spelling import canonical
 from rewards.reading.mathematics.units import DEGREE
 from rewards.reading.mathematics.values import EXACT, is_number, parsed, same_value
+
+Part = TypeVar("Part")
 
 _OPENING, _CLOSING = "([{", ")]}"
 _LIST = re.compile(
@@ -187,7 +189,7 @@ def _in_order(gold: tuple[str, ...], answer: tuple[str, ...], tolerance: float) 
     return len(gold) == len(answer) and all(same(a, b, tolerance) for a, b in zip(gold, answer, strict=True))
 
 
-def _in_any_order(gold: Sequence[Any], answer: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
+def _in_any_order(gold: Sequence[Part], answer: Sequence[Part], equal: Callable[[Part, Part], bool]) -> bool:
     """Whether each part of one has its own equal in the other."""
     left = list(answer)
     if len(gold) != len(left):
