@@ -78,11 +78,11 @@ class Variables:
     key: str
 
     def address(self, base_url: str) -> str:
-        """The address in use: as configured, else the environment's; "" if neither tells."""
+        """Return the address in use: as configured, else the environment's; "" if neither is set."""
         return (base_url or os.environ.get(self.url, "")).rstrip("/")
 
     def api_key(self, address: str) -> str:
-        """The key, where the address is the one that it is for."""
+        """Return the key, where the address is the one that it is for."""
         return os.environ.get(self.key, "").strip() if self.address("") == address else ""
 
 
@@ -145,7 +145,7 @@ class ChatClient:
         await self._http.aclose()
 
     async def ask(self, prepare: Callable[[], tuple[bytes, Callable[[bytes], T]]]) -> T:
-        """Attempts with growing pauses, until one succeeds or the attempts or the time run out.
+        """Ask with growing pauses, until an attempt succeeds or the attempts or the time run out.
 
         Args:
             prepare: Makes an attempt's request, and what reads the reply to it: a `BadReply` of the latter
@@ -188,7 +188,7 @@ class ChatClient:
             await asyncio.sleep(pause)
 
     async def _attempt(self, body: bytes) -> bytes:
-        """The body of a successful reply."""
+        """Send one request; return the body of a successful reply."""
         # Not compressed: a reply of a megabyte must not become one of a gigabyte.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
@@ -209,7 +209,7 @@ class ChatClient:
 
 
 def read_completion(reply: bytes) -> Completion:
-    """What the model wrote, of a chat completion.
+    """Read what the model wrote, of a chat completion.
 
     Raises:
         BadReply: If it is none.
@@ -251,7 +251,7 @@ def data_url(image: ImageRef, max_pixels: int, quality: int = 95, subsampling: i
 
 
 def retry_after(value: str) -> float:
-    """Seconds to wait according to `Retry-After`, a number or a date; 0 where it tells nothing."""
+    """Read the seconds to wait from `Retry-After`, a number or a date; 0 where it says nothing."""
     try:
         seconds = float(value)
     except ValueError:
@@ -263,12 +263,12 @@ def retry_after(value: str) -> float:
 
 
 def digest(material: object) -> str:
-    """SHA-256 of a JSON value, the same for equal values; by it answers are found again."""
+    """Hash a JSON value with SHA-256, alike for equal values; by it answers are found again."""
     text = json.dumps(material, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """Reading the certificates takes longer than a request, so they are read once."""
+    """Read the certificates, once, since that takes longer than a request."""
     return httpx.create_ssl_context()

@@ -26,7 +26,7 @@ def without_thinking(text: str) -> str:
 
 
 def message_to_json(message: Message) -> MessageRow:
-    """A message in the canonical JSON form, images and videos by path."""
+    """Write a message in the canonical JSON form, images and videos by path."""
     content: list[Json] = []
     for block in message.content:
         if block.image is not None:

@@ -26,5 +26,5 @@ __all__ = [
 
 
 def available() -> list[str]:
-    """Names of the rewards that are installed, the built-in ones among them; loads none of them."""
+    """List the names of the rewards that are installed, the built-in ones among them; load none of them."""
     return list(declared("posttrain.rewards"))

@@ -62,7 +62,7 @@ class RewardManager:
             self.rewards[spec.name].check(spec.params)
 
     def score(self, inputs: Sequence[RewardInput], groups: Sequence[int] | None = None) -> list[RewardResult]:
-        """One verdict for each episode, in order.
+        """Score episodes: one verdict each, in order.
 
         Args:
             inputs: The episodes.
@@ -92,14 +92,14 @@ class Verdicts:
             self._outcomes[member][call.spec.name] = outcome
 
     def results(self) -> list[RewardResult]:
-        """One verdict an episode, in order; every call must have been added."""
+        """Return one verdict an episode, in order; every call must have been added."""
         return [combine(self._specs, [by_name[s.name] for s in self._specs]) for by_name in self._outcomes]
 
 
 def calls(
     specs: Sequence[RewardSpec], group_rewards: Collection[str], count: int, groups: Sequence[int] | None
 ) -> list[Call]:
-    """The calls that score `count` episodes: for each reward one an episode, or one a group.
+    """List the calls that score `count` episodes: for each reward one an episode, or one a group.
 
     Raises:
         RewardError: If a group reward has no groups to judge, or their number is not that of the episodes.
@@ -143,12 +143,12 @@ def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: Mapping[str, obj
 
 
 def failure(error: BaseException) -> Outcome:
-    """What is kept of an exception."""
+    """Return what is kept of an exception."""
     return Outcome(error=f"{type(error).__name__}: {error}"[:MAX_TEXT])
 
 
 def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardResult:
-    """The weighted sum Σ wᵢ·vᵢ over the rewards that apply and whose conditions hold.
+    """Add up Σ wᵢ·vᵢ over the rewards that apply and whose conditions hold.
 
     A reward that does not apply is left out with its weight, and so is one with a condition (`only_if`) that
     fails or does not apply. One error, or no reward that applies, makes the total None: the episode is
@@ -186,7 +186,7 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardR
 
 
 def _closed_gate(spec: RewardSpec, values: Mapping[str, float | None]) -> str:
-    """Which condition of a reward fails, or "" where all hold."""
+    """Return which condition of a reward fails, or "" where all hold."""
     for gate, least in spec.only_if.items():
         value = values[gate]
         if value is None:

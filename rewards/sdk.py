@@ -103,7 +103,7 @@ class Reward:
         return self.function(list(xs) if self.group else xs[0], **params)
 
     def _scores(self, verdict: object, count: int) -> list[Score | None]:
-        """The function's verdict as one score an episode, each of them checked."""
+        """Return the function's verdict as one score an episode, each of them checked."""
         verdicts = verdict if self.group else [verdict]
         if not isinstance(verdicts, Sequence) or isinstance(verdicts, str) or len(verdicts) != count:
             raise RewardError(
@@ -187,7 +187,7 @@ def group_reward(
 
 
 def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
-    """The reward behind a name, `file.py:attribute` or `package.module:attribute`.
+    """Load the reward behind a name, `file.py:attribute` or `package.module:attribute`.
 
     Raises:
         PluginError: If the reference leads nowhere, or to something that is not a reward.

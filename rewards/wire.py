@@ -75,7 +75,7 @@ RewardInfo = TypedDict(
 
 
 def dumps(value: object) -> bytes:
-    """Strict JSON in UTF-8.
+    """Write strict JSON in UTF-8.
 
     Raises:
         WireError: If the value holds NaN, Infinity, half a surrogate pair, or something that JSON cannot
@@ -102,7 +102,7 @@ def loads(body: bytes) -> Any:
 def score_request(
     specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None
 ) -> bytes:
-    """The body of `POST /v1/score`."""
+    """Write the body of `POST /v1/score`."""
     row: JsonObject = {
         "rewards": [spec_to_json(spec) for spec in specs],
         "inputs": [input_to_json(x) for x in inputs],
@@ -111,7 +111,7 @@ def score_request(
 
 
 def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput], list[int] | None]:
-    """The rewards, episodes and groups of a request.
+    """Read the rewards, episodes and groups of a request.
 
     Raises:
         WireError: Naming the first place that is wrong.
@@ -125,7 +125,7 @@ def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput]
 
 
 def job_header(calls: Sequence[Call], inputs: int) -> JobHeader:
-    """What goes to a scoring process before so many episodes; members are their places."""
+    """Write what goes to a scoring process before so many episodes; members are their places."""
     rows: list[CallRow] = [
         {"spec": {"name": call.spec.name, "params": call.spec.params}, "members": list(call.members)}
         for call in calls
@@ -134,7 +134,7 @@ def job_header(calls: Sequence[Call], inputs: int) -> JobHeader:
 
 
 def spec_to_json(spec: RewardSpec) -> JsonObject:
-    """`{"name", "weight", "params", "only_if"}`."""
+    """Write `{"name", "weight", "params", "only_if"}`."""
     return dataclasses.asdict(spec)
 
 
@@ -148,7 +148,7 @@ def spec_from_json(value: object, where: str) -> RewardSpec:
 
 
 def input_to_json(x: RewardInput) -> JsonObject:
-    """An episode; images stay references."""
+    """Write an episode; images stay references."""
     return {
         "prompt": [message_to_json(message) for message in x.prompt],
         "response": [message_to_json(message) for message in x.response],
@@ -181,7 +181,7 @@ def input_from_json(value: object, where: str) -> RewardInput:
 
 
 def outcome_to_json(outcome: Outcome) -> JsonObject:
-    """`{"score": {…} or null, "error": "…"}`."""
+    """Write `{"score": {…} or null, "error": "…"}`."""
     return dataclasses.asdict(outcome)
 
 
@@ -191,7 +191,7 @@ def outcome_from_json(row: dict[str, Any]) -> Outcome:
 
 
 def result_to_json(result: RewardResult) -> JsonObject:
-    """Every field of the verdict."""
+    """Write every field of the verdict."""
     return dataclasses.asdict(result)
 
 

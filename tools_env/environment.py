@@ -76,7 +76,7 @@ class ToolEnvironment:
         self._state = "new"
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
-        """The messages before the model's first turn.
+        """Begin the episode; return the messages before the model's first turn.
 
         Raises:
             RuntimeError: If the environment has been used.
@@ -118,7 +118,7 @@ class ToolEnvironment:
         self._state = "closed"
 
     def _run(self, call: ParsedCall) -> tuple[ToolCall, list[Block]]:
-        """A call's record, and its part of the observation."""
+        """Run a call; return its record, and its part of the observation."""
         try:
             result = self._result(call)
         except ToolError as error:
@@ -132,7 +132,7 @@ class ToolEnvironment:
         return ToolCall(call.name, call.arguments, ok=True, images=len(refs)), blocks
 
     def _result(self, call: ParsedCall) -> ToolResult:
-        """Raises `ToolError`, with a text for the model, whatever went wrong."""
+        """Run a call; raise `ToolError`, with a text for the model, whatever went wrong."""
         if call.error:
             raise ToolError(call.error)
         tool = self._tools.get(call.name)
@@ -158,7 +158,7 @@ class ToolEnvironment:
 
 
 def _checked(result: object) -> ToolResult:
-    """A result whose images are decoded and within bounds; raises where it is none."""
+    """Return a result whose images are decoded and within bounds; raise where it is none."""
     if not isinstance(result, ToolResult) or not isinstance(result.text, str):
         raise TypeError(f"a tool must return a ToolResult, got {type(result).__name__}")
     images: list[Image.Image] = []

@@ -110,7 +110,7 @@ def tool(function: ToolFunction) -> FunctionTool:
 
 
 def schema_from_hints(function: Callable[..., object]) -> JsonObject:
-    """The JSON schema of a function's parameters (without `images`), from its type hints.
+    """Build the JSON schema of a function's parameters (without `images`) from its type hints.
 
     Understands `str`, `int`, `float`, `bool`, `dict`, `list[…]`, `Literal[…]`, `… | None`, and
     `Annotated[…, "description"]`. A parameter without a default is required.
@@ -160,7 +160,7 @@ def _schema(hint: object) -> JsonObject:
 
 
 def load_tools(references: Iterable[ToolReference], base_dir: Path | None = None) -> list[Tool]:
-    """The tools that a task names.
+    """Load the tools that a task names.
 
     Args:
         references: `name`, `file.py:attr` or `package.module:attr`; or `{"name": …, "params": {…}}`, whose

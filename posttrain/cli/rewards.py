@@ -133,7 +133,7 @@ def _params(text: str) -> dict[str, object]:
 
 
 def list_command(_: argparse.Namespace) -> int:
-    """`posttrain rewards list`."""
+    """Run `posttrain rewards list`."""
     from posttrain.plugins import PluginError
     from rewards.sdk import load_reward
 
@@ -149,7 +149,7 @@ def list_command(_: argparse.Namespace) -> int:
 
 
 def new_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards new`."""
+    """Run `posttrain rewards new`."""
     from rewards.kit.skeleton import write_skeleton
 
     written = write_skeleton(options.name, options.directory)
@@ -160,7 +160,7 @@ def new_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards check`."""
+    """Run `posttrain rewards check`."""
     from rewards.kit.check import check_reward
     from rewards.kit.samples import read_samples
 
@@ -181,7 +181,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def score_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards score`."""
+    """Run `posttrain rewards score`."""
     from rewards.kit.distribution import describe, score_samples
     from rewards.kit.samples import read_samples
 
@@ -194,7 +194,7 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def serve_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards serve`."""
+    """Run `posttrain rewards serve`."""
     from rewards.serving.config import ServerConfig, read_server_config
     from rewards.serving.server import serve
 
@@ -232,7 +232,7 @@ def serve_command(options: argparse.Namespace) -> int:
 
 
 def _loadable() -> list[str]:
-    """Every declared reward whose packages are installed."""
+    """List every declared reward whose packages are installed."""
     from posttrain.plugins import PluginError
     from rewards.sdk import load_reward
 

@@ -1,4 +1,4 @@
-"""Running untrusted Python: limits, Landlock and seccomp around it, namespaces where they are allowed.
+"""Run untrusted Python, for rewards and tools: limits, Landlock and seccomp, namespaces where allowed.
 
 The code can compute, read the standard library and print. It cannot read or write another file, reach a
 network or another process, start one, or leave anything behind. Nothing runs where a layer is missing.

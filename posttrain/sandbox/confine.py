@@ -40,7 +40,7 @@ def enter_namespaces() -> str:
 
 
 def be_first_to_die() -> None:
-    """Where memory runs out, let the kernel end this process and its children before any other."""
+    """Let the kernel end this process and its children before any other where memory runs out."""
     with contextlib.suppress(OSError):
         _write("/proc/self/oom_score_adj", "1000")
 
@@ -92,7 +92,7 @@ def _own_user(serial: int) -> bool:
 
 
 def _threads_of_user() -> int:
-    """How many threads this user has already, all of which the kernel counts."""
+    """Count the threads that this user has already, all of which the kernel counts."""
     total, user = 0, os.getuid()
     for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208  # pathlib is slow to load
         with contextlib.suppress(OSError):

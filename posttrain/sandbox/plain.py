@@ -16,7 +16,7 @@ _SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": it
 
 
 def encode(value: Any, keep: Callable[[object], int]) -> object:
-    """The JSON form of a value.
+    """Write the JSON form of a value.
 
     Subclasses count as the plain type that they extend, so that no `__eq__` of theirs is ever asked.
 
@@ -49,7 +49,7 @@ def encode(value: Any, keep: Callable[[object], int]) -> object:
 
 
 def decode(value: object, fetch: Callable[[int], object]) -> Any:
-    """The value that a JSON form stands for.
+    """Read the value that a JSON form stands for.
 
     Args:
         value: What `encode` wrote, or anything else that JSON can hold.

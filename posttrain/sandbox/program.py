@@ -83,7 +83,7 @@ def report(message: Mapping[str, object]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line; its text may be hostile as well."""
+    """Describe an exception in one line; its text may be hostile as well."""
     try:
         text = f"{type(error).__name__}: {error}"[:MAX_DETAIL]
         return " ".join(text.encode(errors="backslashreplace").decode().split())

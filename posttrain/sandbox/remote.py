@@ -94,7 +94,7 @@ class StandIn:
 
 
 def serve(source: str, requests: int, replies: int) -> None:
-    """The answer's process: run its code, then answer requests until the tests end."""
+    """Run the answer's code, in its process, then answer requests until the tests end."""
     kept: list[Any] = []
     numbers: dict[int, int] = {}
     defined: dict[str, object] = {}
@@ -129,7 +129,7 @@ def serve(source: str, requests: int, replies: int) -> None:
 
 
 def judge(statements: list[tuple[bool, str]], names: list[str], seconds: float, link: Link) -> None:
-    """The tests' process: run their statements in order and report each test's verdict.
+    """Run the tests' statements, in their process, in order and report each test's verdict.
 
     Args:
         statements: Whether it is a test, and its source text; the others prepare.

@@ -216,7 +216,7 @@ class Sandbox:
 
 @functools.cache
 def readable_paths() -> tuple[list[str], list[str]]:
-    """What Python needs to read in order to run: files and directories, and directories to list only.
+    """List what Python needs to read in order to run: files and directories, and directories to list only.
 
     Installed packages are left out, and with them whatever lies beside them.
     """

@@ -193,7 +193,7 @@ def main(parent: int) -> None:
 
 
 def _sealed(data: bytes) -> int:
-    """A file in memory that nobody can change, as standard input."""
+    """Make a file in memory that nobody can change, as standard input."""
     descriptor = os.memfd_create("stdin", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)

@@ -11,7 +11,7 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?\s*(?:[.:)、]|$)")
 
 @reward("answer_accuracy")
 def answer_accuracy(x: RewardInput) -> Score | None:
-    """1 if the final answer equals a reference answer, else 0.
+    """Score 1 if the final answer equals a reference answer, else 0.
 
     Formula: max over references g of [n(a) = n(g)], with a the final answer (after the thinking; the last
     `<answer>`, boxed, `Answer:` or last line), and n the normalisation of `rewards.reading.answers`. Where g
@@ -38,7 +38,7 @@ def answer_accuracy(x: RewardInput) -> Score | None:
 
 
 def references(ground_truth: object) -> list[str]:
-    """The reference answers as texts.
+    """Return the reference answers as texts.
 
     Raises:
         ValueError: If there is none, or one is empty or neither text nor number.
@@ -53,6 +53,6 @@ def references(ground_truth: object) -> list[str]:
 
 
 def _choice(answer: str) -> str:
-    """The letter that an answer chooses, in lower case, or ""."""
+    """Return the letter that an answer chooses, in lower case, or ""."""
     found = _CHOICE.match(answer.strip(" *\"'"))
     return found.group(1).casefold() if found else ""

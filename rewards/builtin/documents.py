@@ -21,7 +21,7 @@ MAX_BLOCKS = 500
 
 @reward("document_parsing")
 def document_parsing(x: RewardInput, family: Family) -> Score | None:
-    """How well a page was parsed to QwenVL-HTML or QwenVL-Markdown: text, layout and reading order.
+    """Score how well a page was parsed to QwenVL-HTML or -Markdown: text, layout, reading order.
 
     Formula: Σ w·part / Σ w over the parts that apply, with the weights 0.5, 0.3 and 0.2 (assumed) of
     - text: 1 − lev / max length, over the characters of the whole page without markup, in written order;
@@ -69,7 +69,7 @@ def document_parsing(x: RewardInput, family: Family) -> Score | None:
 
 
 def _reference(ground_truth: object, own_frame: Frame) -> tuple[list[PageBlock], list[Box]]:
-    """The blocks of the reference page and their boxes.
+    """Return the blocks of the reference page and their boxes.
 
     Raises:
         ValueError: As `document_parsing` does.
@@ -102,7 +102,7 @@ def _reference(ground_truth: object, own_frame: Frame) -> tuple[list[PageBlock],
 
 
 def _layout(targets: Sequence[Box], written: Sequence[Box | None]) -> float:
-    """The Dice coefficient of two sets of boxes, with IoU for «is in both»."""
+    """Compute the Dice coefficient of two sets of boxes, with IoU for «is in both»."""
     corners = [
         np.array([(box.x1, box.y1, box.x2, box.y2) for box in boxes if box], dtype=float).reshape(-1, 4)
         for boxes in (targets, written)

@@ -59,7 +59,7 @@ async def judge(
     weights: Mapping[str, float] | None = None,
     images: int = 4,
 ) -> Score | None:
-    """How good a judge finds the answer, in several aspects measured by the reference.
+    """Score how good a judge finds the answer, in several aspects measured by the reference.
 
     Formula: Σ wᵢ·sᵢ / (scale·Σ wᵢ) over the rubric's aspects, sᵢ from 0 to its scale. An answer that is the
     reference word for word gets 1; an empty one, or an attack on the judge, gets 0.
@@ -93,7 +93,7 @@ async def judge_accuracy(
     rubric: str = "answer_accuracy",
     images: int = 0,
 ) -> Score | None:
-    """Does the final answer mean the same as the reference? By a judge, where the texts differ.
+    """Score whether the final answer means the same as the reference; a judge decides where texts differ.
 
     Formula: 1 if the final answer equals a reference after normalisation; 0 if it is empty or an attack on
     the judge; else the judge's verdict by the rubric, which by default is 0 or 1.
@@ -129,7 +129,7 @@ async def multi_turn_reasoning(
     rubric: str = "multi_turn_reasoning",
     images: int = 8,
 ) -> Score | None:
-    """Was each tool result read rightly, and do the steps cohere? By a judge.
+    """Score, by a judge, whether each tool result was read rightly and the steps cohere.
 
     Formula: Σ wᵢ·sᵢ / (scale·Σ wᵢ) over the rubric's aspects; how results were read counts only where there
     are any. An episode without an answer, or with an attack on the judge in any turn, gets 0.
@@ -170,7 +170,7 @@ async def judge_pairwise(
     max_pairs: int = 16,
     images: int = 4,
 ) -> list[Score | None]:
-    """The share of comparisons with other answers to the same prompt that a judge lets the answer win.
+    """Score the share of comparisons with the prompt's other answers that a judge lets the answer win.
 
     Formula: mean over the opponents of [wins] + ½·[ties], each pair judged in both orders. Every episode
     meets equally many opponents: the next ones around the group, as many as `max_pairs` allows. An answer
@@ -217,7 +217,7 @@ async def judge_pairwise(
 
 
 def _by_rule(x: RewardInput) -> Score | None:
-    """The score of an answer that needs no judge: the reference itself, nothing, or an attack."""
+    """Score an answer that needs no judge: the reference itself, nothing, or an attack; else return None."""
     answer = without_thinking(x.answer)
     if answer and _is_reference(answer, x):
         return Score(1.0, note="the answer is the reference")
@@ -231,7 +231,7 @@ def _is_reference(answer: str, x: RewardInput) -> bool:
 
 
 def _rounds(count: int, max_pairs: int) -> Iterator[tuple[int, int]]:
-    """Pairs around a circle, each with its neighbour, then with the next but one, and so on.
+    """Yield pairs around a circle, each with its neighbour, then with the next but one, and so on.
 
     A round gives every member two opponents, except the last round of an even circle, which gives one.
     """

@@ -47,7 +47,7 @@ _TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 @reward("reasoning_gym")
 def reasoning_gym(x: RewardInput) -> Score | None:
-    """The score that reasoning-gym's own scorer of the dataset gives, 0 for an empty answer.
+    """Score as reasoning-gym's own scorer of the dataset does, 0 for an empty answer.
 
     Formula: score_answer(a, entry), with a what stands in the last `<answer>…</answer>`, or else the whole
     answer after the thinking. Many of its scorers give up to 0.05 for any answer of the right form, and some
@@ -96,13 +96,13 @@ def _scorer(entry: object) -> ScoreAnswer:
 
 @functools.cache
 def _scorer_by_name(name: str) -> ScoreAnswer:
-    """Making a dataset may read files, so that it is done once."""
+    """Make a dataset's scorer, once, since making it may read files."""
     scorer: Any = get_score_answer_fn(name)  # its annotation says that it takes nothing
     return scorer
 
 
 def _check_reference(scorer: ScoreAnswer, entry: Entry) -> None:
-    """Puzzles with many solutions have no reference answer."""
+    """Refuse an entry whose reference answer its own scorer refuses; puzzles may have no reference."""
     reference = entry["answer"]
     if reference is not None and scorer(reference, copy.deepcopy(entry)) < 1:
         raise ValueError(

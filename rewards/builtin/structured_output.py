@@ -11,7 +11,7 @@ from rewards.sdk import reward
 
 @reward("json_valid")
 def json_valid(x: RewardInput) -> Score:
-    """1 if the answer, or its one fenced block, is a JSON object or list, else 0.
+    """Score 1 if the answer, or its one fenced block, is a JSON object or list, else 0.
 
     Formula: [the text parses as strict JSON ∧ its value is an object or a list]. Strict means RFC 8259
     without what breaks readers later: no NaN, no key twice, no half surrogate pairs, at most 64 levels and
@@ -33,7 +33,7 @@ def json_valid(x: RewardInput) -> Score:
 def structured_output(
     x: RewardInput, schema: Mapping[str, object] | None = None, column: str = "schema"
 ) -> Score | None:
-    """How much of the JSON asked for the answer delivers: its schema, then its fields.
+    """Score how much of the JSON asked for the answer delivers: its schema, then its fields.
 
     Formula: [a is JSON] · [a satisfies the schema] · f, where f is 1 without a ground truth, else
     (leaves of the ground truth with an equal leaf at the same place in a) / (leaves of the ground truth +
@@ -74,7 +74,7 @@ def structured_output(
 
 
 def _compare(gold: object, value: object) -> tuple[int, int]:
-    """How many leaves are equal, of how many."""
+    """Count the equal leaves, and all of them."""
     if isinstance(gold, dict) and gold and isinstance(value, dict):
         pairs = [_compare(item, value.get(key, _MISSING)) for key, item in gold.items()]
     elif isinstance(gold, list) and gold and isinstance(value, list):
@@ -89,14 +89,14 @@ _MISSING = object()
 
 
 def _leaves(value: object) -> int:
-    """How many values a tree holds; an empty list or object is one."""
+    """Count how many values a tree holds; an empty list or object is one."""
     if isinstance(value, dict | list) and value:
         return sum(_leaves(item) for item in (value.values() if isinstance(value, dict) else value))
     return 1
 
 
 def _equal(gold: object, value: object) -> bool:
-    """Whether two leaves are equal."""
+    """Check whether two leaves are equal."""
     if isinstance(gold, str) and isinstance(value, str):
         if len(value) > 2 * len(gold) + 100:
             return False

@@ -31,7 +31,7 @@ class VerdictCache:
         self.per_shard = max(1, max_entries // SHARDS)
 
     def get(self, key: str) -> object:
-        """The verdict stored under a digest; None where there is none, or only a damaged one."""
+        """Return the verdict stored under a digest; None where there is none, or only a damaged one."""
         try:
             with self._path(key).open("rb") as file:
                 entry = parse_json(file.read(MAX_ENTRY_BYTES).decode())
@@ -70,7 +70,7 @@ class VerdictCache:
 
 
 def _age(path: Path) -> int:
-    """When a file was written; one that another process has just dropped counts as the oldest."""
+    """Return when a file was written; one that another process has just dropped counts as the oldest."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

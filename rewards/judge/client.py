@@ -87,7 +87,7 @@ class Endpoint:
         return VARIABLES.address(self.base_url)
 
     def body(self, question: JudgeQuestion, nonce: str) -> dict[str, object]:
-        """The request: temperature 0 and a verdict of the right form, unless `request` says otherwise."""
+        """Build the request: temperature 0, a verdict of the right form, unless `request` says otherwise."""
         form = {"name": "verdict", "strict": True, "schema": question.schema}
         body: dict[str, object] = {
             "model": self.model,
@@ -114,7 +114,7 @@ _connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[ob
 
 
 async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
-    """The judge's verdict, from the cache where the same was asked before.
+    """Ask the judge for its verdict; take it from the cache where the same was asked before.
 
     Args:
         endpoint: Where to ask.
@@ -149,7 +149,7 @@ async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
 
 @contextlib.asynccontextmanager
 async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
-    """This loop's client of an endpoint, which is closed when nobody uses it any more."""
+    """Lend this loop's client of an endpoint, and close it when nobody uses it any more."""
     mine = _connections.setdefault(asyncio.get_running_loop(), {})
     patience = {
         "timeout_s": endpoint.timeout_s,
@@ -174,7 +174,7 @@ async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
 
 
 def _attempt(endpoint: Endpoint, question: JudgeQuestion) -> tuple[bytes, Callable[[bytes], Verdict]]:
-    """One request, under a nonce that nobody has seen yet, and what reads the verdict."""
+    """Write one request, under a nonce that nobody has seen yet; return it and what reads the verdict."""
     nonce = secrets.token_hex(8)
     body = json.dumps(endpoint.body(question, nonce)).encode()
     return body, lambda reply: read_verdict(completion_text(reply), nonce, question.schema)

@@ -61,11 +61,11 @@ class JudgeQuestion:
     schema: JsonObject
 
     def identity(self) -> list[object]:
-        """Everything that the verdict depends on, as JSON; the nonce is no part of it."""
+        """Return all that the verdict depends on, as JSON; the nonce is no part of it."""
         return [_FRAME, self.task, self.penalty, self.form, self.sections, self.images, self.schema]
 
     def messages(self, nonce: str) -> list[dict[str, object]]:
-        """The messages of a chat completion."""
+        """Write the messages of a chat completion."""
         form = self.form.replace("{nonce}", nonce)
         system = _FRAME.format(task=self.task, nonce=nonce, penalty=self.penalty, form=form)
         texts = [f"<<<{title} {nonce}\n{harmless(text)}\n{title} {nonce}>>>" for title, text in self.sections]
@@ -81,19 +81,19 @@ class JudgeQuestion:
 
 
 def scores_task(rubric: Rubric, aspects: Mapping[str, Aspect]) -> str:
-    """The task of scoring each aspect."""
+    """Write the task of scoring each aspect."""
     lines = "\n".join(f"- {name}: {aspect.question}" for name, aspect in aspects.items())
     return _SCORES.format(instructions=rubric.instructions.strip(), scale=rubric.scale, aspects=lines)
 
 
 def winner_task(rubric: Rubric, aspects: Mapping[str, Aspect]) -> str:
-    """The task of choosing the better of two answers."""
+    """Write the task of choosing the better of two answers."""
     lines = "\n".join(f"- {name} (weight {a.weight:g}): {a.question}" for name, a in aspects.items())
     return _WINNER.format(instructions=rubric.instructions.strip(), aspects=lines)
 
 
 def transcript(messages: Sequence[Message], first_image: int = 1) -> tuple[str, list[ImageRef]]:
-    """Messages as text, `[image n]` where an image stands, and those images in order.
+    """Write messages as text, `[image n]` where an image stands, and return those images in order.
 
     Roles are left out where there is one message only.
     """
@@ -113,7 +113,7 @@ def transcript(messages: Sequence[Message], first_image: int = 1) -> tuple[str, 
 
 
 def harmless(text: str) -> str:
-    """The text with the marks of chat templates broken up, its middle cut where it is very long."""
+    """Break up the marks of chat templates in a text, and cut the middle of a very long one."""
     if len(text) > MAX_TEXT:
         half = MAX_TEXT // 2
         text = f"{text[:half]}\n[… {len(text) - MAX_TEXT} characters left out …]\n{text[-half:]}"

@@ -24,7 +24,7 @@ _PENALTY = (
 
 
 async def score_answer(endpoint: Endpoint, rubric: Rubric, x: RewardInput, images: int = 0) -> Score:
-    """The weighted mean of the aspects' scores for the episode's answer.
+    """Score the episode's answer: the weighted mean of the aspects' scores.
 
     Formula: Σ wᵢ·sᵢ / (scale·Σ wᵢ) over the aspects asked, in [0, 1].
 
@@ -44,7 +44,7 @@ async def score_answer(endpoint: Endpoint, rubric: Rubric, x: RewardInput, image
 
 
 async def score_reasoning(endpoint: Endpoint, rubric: Rubric, x: RewardInput, images: int = 0) -> Score:
-    """`score_answer` for the whole episode: every turn, tool call and tool result.
+    """Score the whole episode as `score_answer` does an answer: every turn, tool call and tool result.
 
     The images are the prompt's and those that tools returned, the first ones.
     """
@@ -60,7 +60,7 @@ async def score_reasoning(endpoint: Endpoint, rubric: Rubric, x: RewardInput, im
 async def compare(
     endpoint: Endpoint, rubric: Rubric, a: RewardInput, b: RewardInput, images: int = 0
 ) -> float:
-    """How much better a's answer is than b's: 1 better, 0 worse, 0.5 a tie.
+    """Measure how much better a's answer is than b's: 1 better, 0 worse, 0.5 a tie.
 
     The judge is asked in both orders and the mean counts, so that a preference for a position gives 0.5.
 
@@ -101,7 +101,7 @@ async def compare(
 
 
 async def all_or_none(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
-    """The results of coroutines that run at once, in order; the first failure ends the others."""
+    """Run coroutines at once and return their results in order; the first failure ends the others."""
     try:
         async with asyncio.TaskGroup() as tasks:
             started = [tasks.create_task(one) for one in work]
@@ -111,13 +111,13 @@ async def all_or_none(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
 
 
 def trusted_text(x: RewardInput) -> str:
-    """What the dataset says: the prompt and the reference answers."""
+    """Return what the dataset says: the prompt and the reference answers."""
     golds = references(x.ground_truth) if x.ground_truth is not None else []
     return "\n".join([*(message.text for message in x.prompt), *golds])
 
 
 def _question(x: RewardInput) -> tuple[list[tuple[str, str]], list[ImageRef]]:
-    """The sections QUESTION and REFERENCE, where there is one, and the prompt's images."""
+    """Build the sections QUESTION and REFERENCE, where there is one; return the prompt's images too."""
     text, refs = transcript([message for message in x.prompt if message.role != "system"])
     sections = [("QUESTION", text)]
     if x.ground_truth is not None:
@@ -158,7 +158,7 @@ def _example(aspects: Mapping[str, Aspect]) -> str:
 
 
 async def _urls(refs: Sequence[ImageRef]) -> tuple[str, ...]:
-    """Images are read and made smaller in threads, so that other samples go on meanwhile."""
+    """Encode images in threads, so that other samples go on meanwhile."""
     return tuple(
         [await asyncio.to_thread(data_url, ref, IMAGE_PIXELS, quality=90, subsampling=2) for ref in refs]
     )

@@ -26,18 +26,18 @@ class BadVerdict(BadReply):
 
 
 def scores_schema(aspects: Collection[str], scale: int) -> JsonObject:
-    """JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
+    """Build the JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
     score: JsonObject = {"type": "integer", "minimum": 0, "maximum": scale}
     return _schema("scores", _object(dict.fromkeys(aspects, score)))
 
 
 def winner_schema() -> JsonObject:
-    """JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
+    """Build the JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
     return _schema("winner", {"type": "string", "enum": ["A", "B", "tie"]})
 
 
 def completion_text(body: bytes) -> str:
-    """What the model wrote, from the body of a chat completion.
+    """Return what the model wrote, from the body of a chat completion.
 
     Raises:
         BadReply: If the body is none, or the text was cut off.
@@ -49,7 +49,7 @@ def completion_text(body: bytes) -> str:
 
 
 def read_verdict(text: str, nonce: str, schema: JsonObject) -> Verdict:
-    """The verdict without its nonce.
+    """Read the verdict, and return it without its nonce.
 
     Args:
         text: The judge's whole reply; thinking before it and one code fence around it are taken off.
@@ -83,7 +83,7 @@ def check(value: Json, schema: JsonObject, what: str) -> None:
 
 
 def _schema(key: str, value: JsonObject) -> JsonObject:
-    """The reason stands first, so that the judge thinks before it decides."""
+    """Build a verdict's schema; the reason stands first, so that the judge thinks before it decides."""
     return _object({"reason": {"type": "string"}, "nonce": {"type": "string"}, key: value})
 
 

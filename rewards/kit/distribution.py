@@ -58,7 +58,7 @@ def score_samples(
 
 
 def describe(rows: Sequence[ScoredSample]) -> str:
-    """Counts, mean and quartiles, and a histogram of bars for a terminal."""
+    """Write counts, mean and quartiles, and a histogram of bars for a terminal."""
     values = sorted(row["value"] for row in rows if row["value"] is not None)
     errors = [row for row in rows if row["error"]]
     lines = [

@@ -50,7 +50,7 @@ def read_samples(path: Path) -> list[KitSample]:
 
 
 def with_answer(x: RewardInput, answer: str) -> RewardInput:
-    """The same episode, ended by another answer."""
+    """Return the same episode, ended by another answer."""
     earlier = x.response[:-1] if x.response and x.response[-1].role == "assistant" else x.response
     return RewardInput(
         x.prompt,

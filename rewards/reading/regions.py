@@ -73,7 +73,7 @@ class Gold:
 
 
 def read_regions(text: str, frame: Frame) -> list[Region]:
-    """Every box and point in what a model wrote after its thinking, valid or not.
+    """Read every box and point in what a model wrote after its thinking, valid or not.
 
     Read are Qwen2-VL's `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`
     (a point has one pair), and the JSON of Qwen2.5-VL and Qwen3-VL, `{"bbox_2d": [x1, y1, x2, y2],
@@ -89,7 +89,7 @@ def read_regions(text: str, frame: Frame) -> list[Region]:
 
 
 def read_gold(ground_truth: object, frame: Frame) -> Gold:
-    """The boxes or points of a ground truth.
+    """Read the boxes or points of a ground truth.
 
     Forms: `{"boxes": [[x1, y1, x2, y2], …], "labels": […], "frame": "pixel_original"}` (or `"points":
     [[x, y], …]`; `labels` and `frame` may be absent), a list of boxes, a list of points, one box, or one
@@ -130,7 +130,7 @@ def read_frame(name: object) -> Frame:
 
 
 def in_frame(boxes: list[Box], frame: Frame, x: RewardInput) -> list[Box]:
-    """Boxes in the frame wanted, by the sizes of the sample's image.
+    """Convert boxes to the frame wanted, by the sizes of the sample's image.
 
     The image's size is the column `image_size` ([width, height]) or else that of the first image of the
     prompt; the size after the processor's resize is the column `resized_size`.
@@ -158,7 +158,7 @@ def in_frame(boxes: list[Box], frame: Frame, x: RewardInput) -> list[Box]:
 
 
 def _tagged(text: str, frame: Frame) -> list[Region]:
-    """Qwen2-VL's form; a label holds for all boxes up to the next label."""
+    """Read Qwen2-VL's form; a label holds for all boxes up to the next label."""
     regions, label = [], ""
     for found in _TAGS.finditer(text):
         if found[1] is not None:
@@ -172,7 +172,7 @@ def _tagged(text: str, frame: Frame) -> list[Region]:
 
 
 def _keyed(text: str, frame: Frame) -> list[Region]:
-    """The JSON form; one object may hold a list of boxes."""
+    """Read the JSON form; one object may hold a list of boxes."""
     regions = []
     for found in _objects(text):
         label = found.get("label")
@@ -188,7 +188,7 @@ def _keyed(text: str, frame: Frame) -> list[Region]:
 
 
 def _objects(text: str) -> Iterator[Found]:
-    """The JSON objects in a text that is JSON, or fenced JSON, or prose around flat objects."""
+    """Yield the JSON objects in a text that is JSON, or fenced JSON, or prose around flat objects."""
     for part in text.split("```"):
         if not any(f'"{key}"' in part for key in _KEYS):
             continue
@@ -201,7 +201,7 @@ def _objects(text: str) -> Iterator[Found]:
 
 
 def _walk(value: object) -> Iterator[Found]:
-    """Every object inside a JSON value, whose depth the strict reader has bounded."""
+    """Yield every object inside a JSON value, whose depth the strict reader has bounded."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
@@ -211,7 +211,7 @@ def _walk(value: object) -> Iterator[Found]:
 
 
 def _flat_object(text: str) -> Iterator[Found]:
-    """One object without inner ones; where it cannot be read, its keys without values."""
+    """Yield one object without inner ones; where it cannot be read, its keys without values."""
     keys = [key for key in _KEYS if f'"{key}"' in text]
     if keys:
         try:
@@ -233,7 +233,7 @@ def _bare(text: str, frame: Frame) -> list[Region]:
 
 
 def _box(numbers: object, kind: Kind, frame: Frame) -> Box | None:
-    """The numbers as a place, or None where they are none."""
+    """Return the numbers as a place, or None where they are none."""
     if not isinstance(numbers, list) or len(numbers) != _NUMBERS_OF[kind]:
         return None
     if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
@@ -245,7 +245,7 @@ def _box(numbers: object, kind: Kind, frame: Frame) -> Box | None:
 
 
 def _plain_form(ground_truth: object) -> dict[str, object]:
-    """The object form of a list: of boxes or points, or of the numbers of one."""
+    """Return the object form of a list: of boxes or points, or of the numbers of one."""
     values = _list(ground_truth, "")
     if values and not isinstance(values[0], list | tuple):
         values = [values]
@@ -279,5 +279,5 @@ def _column_size(x: RewardInput, name: str) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _image_size(image: ImageRef) -> tuple[int, int]:
-    """(width, height) as a viewer shows the image; the episodes of a group share it."""
+    """Return (width, height) as a viewer shows the image; the episodes of a group share it."""
     return open_image(image.path).size

@@ -40,7 +40,7 @@ class _TooCostlyError(Exception):
 
 
 def answer_json(answer: str) -> Json:
-    """The JSON that an answer is, or that its one fenced block holds.
+    """Read the JSON that an answer is, or that its one fenced block holds.
 
     Raises:
         JsonError: If there is none, more than one fenced block, or it is not strict JSON.
@@ -57,7 +57,7 @@ def answer_json(answer: str) -> Json:
 
 
 def _fenced(text: str) -> list[str]:
-    """What stands in the fenced blocks that are closed."""
+    """Return what stands in the fenced blocks that are closed."""
     blocks: list[str] = []
     block: list[str] | None = None
     for line in text.split("\n"):
@@ -73,7 +73,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def read_schema(schema: object) -> JsonObject:
-    """A schema given as an object or as JSON text, checked.
+    """Read a schema given as an object or as JSON text, and check it.
 
     Raises:
         ValueError: If it is no JSON schema, or one that is refused here; the message says why.
@@ -95,7 +95,7 @@ def read_schema(schema: object) -> JsonObject:
 
 
 def violation(schema: JsonObject, value: Json) -> str:
-    """Why a value does not satisfy a schema that `read_schema` accepted, or "" where it does."""
+    """Say why a value does not satisfy a schema that `read_schema` accepted, or "" where it does."""
     try:
         error = next(_validator(schema).iter_errors(value), None)
     except (_TooCostlyError, RecursionError):
@@ -152,7 +152,7 @@ def _walk(part: object, references: list[str], depth: int = 0) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _pattern(pattern: str) -> TypeAdapter[str]:
-    """A pattern, compiled by Rust's engine.
+    """Compile a pattern by Rust's engine.
 
     Raises:
         ValueError: If the engine does not take it (look-around, back-references, huge repetitions).
@@ -180,7 +180,7 @@ class _Budget:
 
 
 def _validator(schema: JsonObject) -> Validator:
-    """A validator with a fresh budget."""
+    """Build a validator with a fresh budget."""
     budget = _Budget()
     keywords = {**_BASE.VALIDATORS, "pattern": _match_pattern, "uniqueItems": _unique_items}
     counted = {name: _counted(name, function, budget) for name, function in keywords.items()}
@@ -204,7 +204,7 @@ def _match_pattern(_: object, pattern: str, instance: object, __: object) -> Ite
 
 
 def _unique_items(_: object, wanted: bool, instance: object, __: object) -> Iterator[Violation]:
-    """Unlike jsonschema's own, in linear time for lists of objects too."""
+    """Check that items differ; unlike jsonschema's own check in linear time for lists of objects too."""
     if wanted and isinstance(instance, list):
         seen = {json.dumps(_plain(item), sort_keys=True) for item in instance}
         if len(seen) < len(instance):
@@ -212,7 +212,7 @@ def _unique_items(_: object, wanted: bool, instance: object, __: object) -> Iter
 
 
 def _plain(value: object) -> object:
-    """A value in which equal numbers are written alike (1.0 is 1)."""
+    """Write a value so that equal numbers are written alike (1.0 is 1)."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

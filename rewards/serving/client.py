@@ -68,7 +68,7 @@ class AsyncRewardClient:
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        """One verdict for each episode, in order; many episodes travel in several requests at once.
+        """Score episodes: one verdict each, in order; many travel in several requests at once.
 
         Args:
             specs: The rewards, as `RewardSpec` or `{"name", "weight", "params", "only_if"}`.
@@ -88,7 +88,7 @@ class AsyncRewardClient:
         return [result for results in await asyncio.gather(*batches) for result in results]
 
     async def health(self) -> bool:
-        """Whether the server answers now and accepts the token."""
+        """Ask whether the server answers now and accepts the token."""
         try:
             return (await self._http.get("/health", timeout=5)).is_success
         except httpx.TransportError:
@@ -170,11 +170,11 @@ class RewardClient:
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        """One verdict for each episode, in order; see `AsyncRewardClient.score`."""
+        """Score episodes: one verdict each, in order; see `AsyncRewardClient.score`."""
         return self._wait_for(self._client.score(specs, inputs, groups))
 
     def health(self) -> bool:
-        """Whether the server answers now and accepts the token."""
+        """Ask whether the server answers now and accepts the token."""
         return self._wait_for(self._client.health())
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class RewardClient:
 
 
 def _batches(count: int, groups: Sequence[int] | None) -> list[slice]:
-    """Runs of at most `BATCH_SIZE` episodes, or of one larger group, that end where a group ends."""
+    """Cut into runs of at most `BATCH_SIZE` episodes, or one larger group, that end where a group ends."""
     ends = list(range(1, count + 1))
     if groups is not None:
         ends = [end for end in ends if end == count or groups[end] != groups[end - 1]]
@@ -203,7 +203,7 @@ def _batches(count: int, groups: Sequence[int] | None) -> list[slice]:
 
 
 def _detail(response: httpx.Response) -> str:
-    """The server's reason, or the beginning of what it sent instead."""
+    """Return the server's reason, or the beginning of what it sent instead."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

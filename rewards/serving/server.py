@@ -83,7 +83,7 @@ class _ScorerCollector(Collector):
 
 
 def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI:
-    """The HTTP interface to a scorer.
+    """Build the HTTP interface to a scorer.
 
     Args:
         scorer: Where rewards run; the caller closes it.
@@ -208,7 +208,7 @@ def announce(url_file: Path, host: str, port: int) -> None:
 
 
 def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> RewardSpec:
-    """The reward with the parameters that the server's configuration fixes.
+    """Return the reward with the parameters that the server's configuration fixes.
 
     Raises:
         RewardError: If the client sets one of them, or one that names files or addresses and may not.
@@ -226,7 +226,7 @@ def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> Re
 
 
 def _authoriser(token: str) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that refuses requests without the token."""
+    """Make a dependency that refuses requests without the token."""
 
     async def authorise(request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -237,7 +237,7 @@ def _authoriser(token: str) -> Callable[[Request], Awaitable[None]]:
 
 
 def _body_reader(limits: ServerConfig) -> Callable[[Request], Awaitable[bytes]]:
-    """A dependency that reads a request's body and stops as soon as it breaks a limit."""
+    """Make a dependency that reads a request's body and stops as soon as it breaks a limit."""
 
     async def read(request: Request) -> bytes:
         # A web page may send text to loopback without asking; it may not claim that it is JSON.

@@ -89,7 +89,7 @@ class AsyncLane:
         return process
 
     def _collect(self, process: ScoringProcess) -> None:
-        """One process's life: hand over its replies until it dies or is stuck."""
+        """Hand over one process's replies until it dies or is stuck."""
         try:
             while self._process is process:
                 if process.pipe.poll(_LOOK_S):

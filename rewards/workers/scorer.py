@@ -30,7 +30,7 @@ class PendingScores:
     parts: list[tuple[list[Call], Future[list[list[Outcome]]]]] = field(default_factory=list)
 
     def results(self) -> list[RewardResult]:
-        """One verdict an episode, in order; waits for those that are missing."""
+        """Wait for the verdicts that are missing; return one an episode, in order."""
         verdicts = Verdicts(self.specs, self.count)
         for made, future in self.parts:
             for call, outcomes in zip(made, future.result(), strict=True):
@@ -38,7 +38,7 @@ class PendingScores:
         return verdicts.results()
 
     async def wait(self) -> list[RewardResult]:
-        """`results`, within a running event loop."""
+        """Wait for the `results` within a running event loop."""
         await asyncio.gather(*(asyncio.wrap_future(future) for _, future in self.parts))
         return self.results()
 
@@ -169,7 +169,7 @@ class Scorer:
             future.add_done_callback(one_less)
 
     def _jobs(self, made: Sequence[Call], count: int) -> list[list[Call]]:
-        """A job for each call of a group reward, and one for every few episodes of the others."""
+        """Make a job for each call of a group reward, and one for every few episodes of the others."""
         most = min(MAX_JOB, self._pool.samples_per_worker)
         size = max(1, min(most, math.ceil(count / (2 * self._pool.workers))))
         jobs = [[call] for call in made if call.spec.name in self._groups]
@@ -181,7 +181,7 @@ class Scorer:
 
 
 def _as_job(future: Future[list[Outcome]]) -> Future[list[list[Outcome]]]:
-    """The one call's outcomes as those of a job."""
+    """Return the one call's outcomes as those of a job."""
     job: Future[list[list[Outcome]]] = Future()
     future.add_done_callback(lambda done: job.set_result([done.result()]))
     return job

@@ -104,7 +104,7 @@ def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dic
 
 
 def _next_job(pipe: Connection) -> tuple[wire.JobHeader, list[bytes]] | None:
-    """A header and its episodes, or None once the parent has gone."""
+    """Read a header and its episodes; None once the parent has gone."""
     try:
         header = wire.loads(pipe.recv_bytes())
         return header, [pipe.recv_bytes() for _ in range(header["inputs"])]
@@ -113,7 +113,7 @@ def _next_job(pipe: Connection) -> tuple[wire.JobHeader, list[bytes]] | None:
 
 
 def _read(bodies: Sequence[bytes], members: Sequence[int]) -> list[RewardInput]:
-    """A call's episodes, read anew for each call: one that changes its input must not reach the next."""
+    """Read a call's episodes anew for each call: one that changes its input must not reach the next."""
     return [wire.input_from_json(wire.loads(bodies[i]), "input") for i in members]
 
 

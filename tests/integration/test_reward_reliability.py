@@ -1,6 +1,6 @@
-"""RELIABILITY rows 5, 6, 7 and 9 on a real server: malformed requests, hangs, load and attacks.
+"""A real server under malformed requests, hangs, load and attacks.
 
-The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
+The full numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
 """
 
 import json

@@ -56,7 +56,7 @@ _NOISE = 1e-60
 
 
 def same_value(gold: str, answer: str, tolerance: float) -> bool:
-    """Whether two formulas are equal wherever they are tried; math-verify decides what has no values.
+    """Check whether two formulas are equal wherever tried; math-verify decides what has no values.
 
     Formula: |g(p) − a(p)| ≤ tolerance · max(|g(p)|, |a(p)|) at two positive points p and, where both are
     real there, two negative ones; exactly equal where both are rational and nothing was rounded. Relations
@@ -98,14 +98,14 @@ def _kind(tree: Tree) -> str:
 
 
 def is_number(latex: str) -> bool:
-    """Whether the formula is a number: it has a value and no variables."""
+    """Check whether the formula is a number: it has a value and no variables."""
     found = parsed(latex)
     return isinstance(found, Expr) and not found.free_symbols and not isinstance(found, MatrixBase)
 
 
 @lru_cache(maxsize=2048)
 def parsed(latex: str) -> Tree:
-    """The formula as a sympy object, or None where it is none, is left undone, or would be too costly.
+    """Parse a formula to a sympy object; None where it is none, is left undone, or would be too costly.
 
     A text has one reading, so the cache carries nothing from one sample to another but time.
     """
@@ -125,7 +125,7 @@ def parsed(latex: str) -> Tree:
 
 
 def _affordable(tree: Tree) -> bool:
-    """Whether no part of the tree has more bits, and the tree no more nodes, than is quickly computed."""
+    """Check that the tree has no more nodes, and no part more bits, than is quickly computed."""
     nodes = 0
     for nodes, _ in enumerate(_walk(tree), 1):
         if nodes > _MAX_NODES:
@@ -142,7 +142,7 @@ def _walk(tree: Tree) -> Iterator[Tree]:
 
 
 def _bits(node: Tree) -> float:
-    """An upper bound of log2 of the node's size, with variables up to 2^4; infinity where there is none."""
+    """Bound log2 of the node's size from above, variables up to 2^4; infinite where nothing bounds it."""
     if isinstance(node, Number):
         return _bits_of_number(node)
     if not node.args:
@@ -170,7 +170,7 @@ def _bits_of_number(number: Tree) -> float:
 
 
 def _close(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
-    """Whether values agree at every point; None where neither side has a value at a positive one."""
+    """Check whether values agree at every point; None where neither has a value at a positive one."""
     for point, ours, theirs in _pairs(gold, answer):
         if ours is None or theirs is None:
             if point < 2:
@@ -184,7 +184,7 @@ def _close(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
 
 
 def _proportional(gold: Tree, answer: Tree) -> bool | None:
-    """Whether one relation is the other times a constant.
+    """Check whether one relation is the other times a constant.
 
     Relations that always or never hold say nothing and equal only themselves.
     """
@@ -211,7 +211,7 @@ def _proportional(gold: Tree, answer: Tree) -> bool | None:
 
 
 def _pairs(gold: Tree, answer: Tree) -> Iterator[tuple[int, Tree, Tree]]:
-    """For each point its number and both values; variables of one name stand for the same number."""
+    """Yield for each point its number and both values; variables of one name stand for the same number."""
     names = sorted(gold.free_symbols.union(answer.free_symbols), key=str)
     for number, point in enumerate(_POINTS if names else _POINTS[:1]):
         values = dict(zip(names, point, strict=False))
@@ -219,7 +219,7 @@ def _pairs(gold: Tree, answer: Tree) -> Iterator[tuple[int, Tree, Tree]]:
 
 
 def _value(expression: Tree, values: Mapping[Symbol, Rational]) -> Tree:
-    """The expression's value: a rational exactly, else to 30 digits, or None where it has none."""
+    """Evaluate an expression: a rational exactly, else to 30 digits, or None where it has no value."""
     value = expression.xreplace(values).doit()
     if not value.is_Rational:
         value = value.evalf(30)
@@ -227,7 +227,7 @@ def _value(expression: Tree, values: Mapping[Symbol, Rational]) -> Tree:
 
 
 def near(a: Tree, b: Tree, tolerance: float) -> bool:
-    """Whether two numbers differ by no more than the relative tolerance; rationals exactly by default."""
+    """Check whether two numbers differ by no more than the tolerance; rationals exactly by default."""
     if tolerance <= EXACT and a.is_Rational and b.is_Rational:
         return a == b
     return bool(abs(a - b) <= max(tolerance * max(abs(a), abs(b)), _NOISE))
