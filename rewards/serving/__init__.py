@@ -1,1 +1,1 @@
-"""Rewards over HTTP: the server, its replicas on a cluster, the client, and what starts a server for a run."""
+"""Rewards over HTTP: the server, its replicas on a cluster, its client, and what starts one for a run."""
