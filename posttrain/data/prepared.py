@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import __version__
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
@@ -25,6 +24,8 @@ from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.types import Sample
 
 DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"
+#: To be changed when the rewritten rows are others; a part of their folder's name.
+_FORMAT = "0.1.0"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Source:
         files = data_files(self.path, self.config.source.split)
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
-        whole = json.dumps([__version__, stamps, settings, self.config.source.split], sort_keys=True)
+        whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from posttrain.config import DpoStage, RlStage, RunConfig, SftStage, Stage, TinyModelStage
-from posttrain.data.dataset import Use
+from posttrain.data.row_index import Use
 from posttrain.data.sources import load_samples
 from posttrain.files.durable import write_atomic
 from posttrain.run.directory import RunDir
