@@ -122,7 +122,7 @@ class Dataset:
     def _compare(self, number: int, medium: Medium) -> None:
         """Refuse an image or video that is not what was checked; one of another stamp is read."""
         stamp, known = stamp_of(medium), self._index.stamp_of(number)
-        if stamp == known and stamp[1] != UNSETTLED:
+        if stamp == known and known[1] != UNSETTLED:
             return
         if content_hash(medium) != self._index.hash_of(number):
             raise DataError(f"{described(medium)} has changed since the run began; restore it, or start anew")

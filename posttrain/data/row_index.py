@@ -20,10 +20,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, TypeAlias, get_args
+from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from posttrain.data.media_stamps import Medium, Stamp, decode_medium
 from posttrain.files.durable import explaining_full_disk, sync
@@ -47,6 +46,7 @@ _MAGIC = b"posttrain row index\n"
 #: What it is, the format, the checksum of the rest, the length of the JSON object.
 _HEAD = struct.Struct("<20sIIQ")
 _CHUNK = 1 << 20
+#: Columns and the types of their numbers.
 _COLUMNS = {
     "offsets": "<u8",
     "lines": "<u4",
@@ -59,7 +59,6 @@ _COLUMNS = {
     "name_ends": "<u8",
     "names": "u1",
 }
-Column: TypeAlias = npt.NDArray[np.generic]
 
 
 def use_bit(use: Use) -> int:
@@ -137,16 +136,16 @@ class RowIndex:
     sha256: str
     fingerprint: str
     faults: tuple[Fault, ...]
-    offsets: npt.NDArray[np.uint64]
-    lines: npt.NDArray[np.uint32]
-    uses: npt.NDArray[np.uint8]
-    media_ends: npt.NDArray[np.uint32]
-    media: npt.NDArray[np.uint32]
-    sizes: npt.NDArray[np.int64]
-    times: npt.NDArray[np.int64]
-    hashes: npt.NDArray[np.uint8]
-    name_ends: npt.NDArray[np.uint64]
-    names: npt.NDArray[np.uint8]
+    offsets: np.ndarray
+    lines: np.ndarray
+    uses: np.ndarray
+    media_ends: np.ndarray
+    media: np.ndarray
+    sizes: np.ndarray
+    times: np.ndarray
+    hashes: np.ndarray
+    name_ends: np.ndarray
+    names: np.ndarray
     file: Path | None = None
     checksum: int = 0
 
@@ -237,7 +236,7 @@ class RowIndex:
         body: list[bytes | memoryview] = [text + b" " * (-(_HEAD.size + len(text)) % 8)]
         for name, column in columns.items():
             encoded = column.astype(_COLUMNS[name], copy=False)
-            body += [memoryview(encoded.reshape(-1).view(np.uint8)), bytes(-encoded.nbytes % 8)]
+            body += [encoded.reshape(-1).view(np.uint8).data, bytes(-encoded.nbytes % 8)]
         return body
 
 
@@ -284,9 +283,9 @@ def _checksum(file: IO[bytes]) -> int:
     return checksum
 
 
-def _columns(content: mmap.mmap, start: int, lengths: Mapping[str, int]) -> dict[str, Column]:
+def _columns(content: mmap.mmap, start: int, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return the columns by name; ValueError if they are not what the file holds."""
-    columns: dict[str, Column] = {}
+    columns: dict[str, np.ndarray] = {}
     for name, kind in _COLUMNS.items():
         column = np.frombuffer(content, np.dtype(kind), lengths[name], start)
         columns[name] = column

@@ -53,7 +53,7 @@ def sealed_index(path: Path, image_root: Path | None, cache: Path, look_again: b
     index = _opened(file, path, root)
     fitting = _fitting(index, look_again)
     if fitting is not None and fitting is index:
-        return index
+        return fitting
     with ExitStack() as held:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +133,12 @@ def _new_times(index: RowIndex, start: int) -> dict[int, int] | None:
     found: dict[int, int] = {}
     for number, (medium, known) in enumerate(index.media_in(start, _BATCH)):
         stamp = stamp_of(medium)
-        if stamp == known and stamp[1] != UNSETTLED:
+        if stamp is None:
+            return None
+        if stamp == known and known[1] != UNSETTLED:
             continue
         try:
-            if stamp is None or stamp[0] != known[0] or content_hash(medium) != index.hash_of(start + number):
+            if stamp[0] != known[0] or content_hash(medium) != index.hash_of(start + number):
                 return None
         except (ImageError, VideoError):
             return None
