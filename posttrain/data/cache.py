@@ -11,7 +11,7 @@ from posttrain.files.lock import file_lock
 
 
 def default_cache() -> Path:
-    """`$POSTTRAIN_CACHE`, else `~/.cache/posttrain`."""
+    """Return `$POSTTRAIN_CACHE`, else `~/.cache/posttrain`."""
     return Path(os.environ.get("POSTTRAIN_CACHE") or "~/.cache/posttrain").expanduser().absolute()
 
 

@@ -20,6 +20,7 @@ from posttrain.data.media_stamps import (
     Stamp,
     check_medium,
     encode_medium,
+    is_unchanged,
     media_of,
     stamp_of,
     unsettled_ns,
@@ -263,11 +264,10 @@ def _look(medium: Medium, known: tuple[Stamp, bytes] | None) -> tuple[Stamp, byt
         ImageError: If the image cannot be used.
         VideoError: If the video cannot be used.
     """
-    # Its stamp comes first: a change during the check then shows.
-    stamp = stamp_of(medium) or (0, UNSETTLED)
-    if known is not None and stamp == known[0] and stamp[1] != UNSETTLED:
+    if known is not None and is_unchanged(medium, known[0]):
         return known
-    return stamp, check_medium(medium)
+    # Its stamp comes first: a change during the check then shows.
+    return stamp_of(medium) or (0, UNSETTLED), check_medium(medium)
 
 
 def _settled_stamp(path: Path) -> tuple[FileStamp, bool]:

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow.parquet
 
 from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
+from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -25,7 +26,7 @@ _GAP = re.compile(r"\s*,?\s*")
 _DICT_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
 
 #: Where a row is, as `file:line`, and the row, or why there is none.
-RawRow = tuple[str, dict[str, Any] | DataError]
+RawRow = tuple[str, Row | DataError]
 
 
 def data_files(path: Path, split: str | None = None) -> list[Path]:
@@ -118,7 +119,7 @@ def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
     yield from _numbered(folder, (row for file in files for row in _arrow_rows(file)))
 
 
-def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _arrow_rows(file: Path) -> Iterator[Row]:
     try:
         with pyarrow.memory_map(str(file)) as opened, pyarrow.ipc.open_stream(opened) as batches:
             for batch in batches:
@@ -128,18 +129,23 @@ def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
-def _numbered(path: Path, values: Iterator[dict[str, Any]]) -> Iterator[RawRow]:
+def _numbered(path: Path, values: Iterator[Row]) -> Iterator[RawRow]:
     for number, row in enumerate(values, start=1):
-        yield f"{path}:{number}", _plain(row)
+        yield f"{path}:{number}", _plain_row(row)
 
 
-def _plain(value: Any) -> Any:
-    """An Arrow value as JSON has it; bytes stay, for images.
+def _plain_row(row: Row) -> Row:
+    """Return an object of Arrow's as JSON has it.
 
     Arrow gives every object every key that any of them has; those that are null were not there.
     """
+    return {key: _plain(item) for key, item in row.items() if item is not None}
+
+
+def _plain(value: object) -> object:
+    """Return a value of Arrow's as JSON has it; bytes stay, for images."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return _plain_row(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from posttrain.data.formats import DataError, parse_row
-from posttrain.data.media_stamps import UNSETTLED, Medium, content_hash, described, media_of, stamp_of
+from posttrain.data.media_stamps import Medium, content_hash, described, is_unchanged, media_of
 from posttrain.data.row_index import RowIndex, Use, use_bit
 from posttrain.media.images import ImageError
 from posttrain.media.videos import VideoError
@@ -121,8 +121,7 @@ class Dataset:
 
     def _compare(self, number: int, medium: Medium) -> None:
         """Refuse an image or video that is not what was checked; one of another stamp is read."""
-        stamp, known = stamp_of(medium), self._index.stamp_of(number)
-        if stamp == known and known[1] != UNSETTLED:
+        if is_unchanged(medium, self._index.stamp_of(number)):
             return
         if content_hash(medium) != self._index.hash_of(number):
             raise DataError(f"{described(medium)} has changed since the run began; restore it, or start anew")

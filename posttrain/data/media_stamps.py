@@ -83,6 +83,17 @@ def stamp_of(medium: Medium) -> Stamp | None:
     return size, int.from_bytes(digest) >> 1
 
 
+def is_unchanged(medium: Medium, known: Stamp) -> bool:
+    """Tell whether an image or video still has a stamp; an unsettled one tells nothing."""
+    if isinstance(medium, VideoRef):
+        return known[1] != UNSETTLED and stamp_of(medium) == known
+    try:
+        status = os.stat(medium)  # noqa: PTH116
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == known
+
+
 def unsettled_ns(mtime_ns: int) -> int:
     """Return for how many ns a file with this time of its last change may still change unseen; 0 if not."""
     tick = _TICK_NS if mtime_ns % _SECOND_NS else _COARSE_TICK_NS

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
 from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
+from posttrain.data.formats.row import Row
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.files.strict_json import JsonError, parse_json
@@ -163,7 +163,7 @@ def read_left_out(folder: Path) -> LeftOut:
     return LeftOut([(place, reason) for place, reason in stored["broken"]], stored["filtered"])
 
 
-def passes(test: FilterConfig, value: Any) -> bool:
+def passes(test: FilterConfig, value: object) -> bool:
     """Whether a filter keeps a row; one that is not there or of another kind does not pass."""
     if value is None:
         return False
@@ -183,7 +183,7 @@ def passes(test: FilterConfig, value: Any) -> bool:
     return (test.min_length or 0) <= len(value) and (test.max_length is None or len(value) <= test.max_length)
 
 
-def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> dict[str, Any]:
+def _canonical(raw: Row | DataError, place: str, source: Source) -> Row:
     if isinstance(raw, DataError):
         raise raw
     config = source.config
@@ -193,33 +193,34 @@ def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> d
     return {"id": place.removeprefix(f"{root}/")} | row
 
 
-def _value(row: dict[str, Any], column: str) -> Any:
+def _value(row: Row, column: str) -> object:
     """What a filter looks at."""
     if column not in ("prompt", "response", "messages", "images", "videos"):
         return row.get(column)
     chosen = row.get("chosen")
-    replies = [{"role": "assistant", "content": chosen}] if isinstance(chosen, str) else chosen
+    reply: Row = {"role": "assistant", "content": chosen}
+    replies = [reply] if isinstance(chosen, str) else chosen
     parts = [part for part in (row.get("messages"), replies) if isinstance(part, list)]
     messages = [message for part in parts for message in part if isinstance(message, dict)]
     if column == "messages":
         return messages
     if column in ("images", "videos"):
-        listed = row[column] if isinstance(row.get(column), list) else []
-        kind = column.removesuffix("s")
-        return listed + [block for message in messages for block in _blocks(message) if kind in block]
+        listed, kind = row.get(column), column.removesuffix("s")
+        shown = [block for message in messages for block in _blocks(message) if kind in block]
+        return [*listed, *shown] if isinstance(listed, list) else shown
     spoken = [
         message for message in messages if (message.get("role") == "assistant") == (column == "response")
     ]
     return "".join(str(block.get("text") or "") for message in spoken for block in _blocks(message))
 
 
-def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+def _blocks(message: Row) -> list[Row]:
     content = message.get("content")
     blocks = content if isinstance(content, list) else [{"text": content}]
     return [block for block in blocks if isinstance(block, dict)]
 
 
-def _same(value: Any, other: Any) -> bool:
+def _same(value: object, other: object) -> bool:
     """Equal, and not a truth that equals a number."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from posttrain.data.checking import Known, check_rows, still_broken
-from posttrain.data.media_stamps import UNSETTLED, content_hash, stamp_of, unsettled_ns
+from posttrain.data.media_stamps import content_hash, is_unchanged, stamp_of, unsettled_ns
 from posttrain.data.row_index import FileStamp, IndexFileError, RowIndex, open_index
 from posttrain.files.lock import file_lock
 from posttrain.files.progress import progress_bar
@@ -132,13 +132,11 @@ def _new_times(index: RowIndex, start: int) -> dict[int, int] | None:
     """
     found: dict[int, int] = {}
     for number, (medium, known) in enumerate(index.media_in(start, _BATCH)):
-        stamp = stamp_of(medium)
-        if stamp is None:
-            return None
-        if stamp == known and known[1] != UNSETTLED:
+        if is_unchanged(medium, known):
             continue
+        stamp = stamp_of(medium)
         try:
-            if stamp[0] != known[0] or content_hash(medium) != index.hash_of(start + number):
+            if stamp is None or stamp[0] != known[0] or content_hash(medium) != index.hash_of(start + number):
                 return None
         except (ImageError, VideoError):
             return None

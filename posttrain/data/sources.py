@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
 from posttrain.data.cache import cached_folder, default_cache
@@ -159,7 +158,7 @@ def _opened_version(opening: _Opening, version: tuple[int, int]) -> Dataset:
 
 
 def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:
-    """Tell of broken rows, and refuse a dataset with too many of them."""
+    """Warn of broken rows, and refuse a dataset with too many of them."""
     bad, total = len(dataset.broken), len(dataset.broken) + len(dataset)
     if not total:
         removed = f"; the filters removed {dataset.filtered:,}" if dataset.filtered else ""
@@ -182,12 +181,14 @@ def _generated(config: DatasetConfig, base_dir: Path, cache: Path) -> Path:
     makes a new one.
     """
     reference, params = config.source.generator or "", config.source.params
-    generate: Any = resolve(reference, "posttrain.generators", base_dir)
+    generate = resolve(reference, "posttrain.generators", base_dir)
     code = Path(getattr(inspect.getmodule(generate), "__file__", None) or os.devnull).read_bytes()
     identity = [_GENERATED_FORMAT, reference, hashlib.sha256(code).hexdigest(), params]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
     def make(folder: Path) -> None:
+        if not callable(generate):
+            raise TypeError(f"{type(generate).__name__!r} object is not callable")
         generate(folder, **params)
         sync(folder / DATA)
 

@@ -16,8 +16,9 @@ from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.data.mixing import Mixture
+from posttrain.data.row_index import Use
 from posttrain.data.sealing import INDEXES
-from posttrain.data.sources import load_samples, open_mixture
+from posttrain.data.sources import load_samples, open_mixture, row_lengths
 from posttrain.files.durable import DiskFull
 from posttrain.plugins import PluginError
 from posttrain.types import Sample
@@ -343,3 +344,25 @@ def test_a_mixture_by_tokens_counts_each_row_once(tmp_path: Path):
     assert abs(tokens[str(tmp_path / "one.yaml")] - sum(tokens.values()) / 2) < 9
     open_mixture(weights, 0, tmp_path, tmp_path / "cache", counter)
     assert counter.counted == 12
+
+
+def test_lengths_are_counted_for_each_use_and_again_where_they_are_damaged(tmp_path: Path):
+    asked = [{"role": "user", "content": "Q"}]
+    answered = [*asked, {"role": "assistant", "content": "A"}]
+    path = write_rows(tmp_path / "a.jsonl", [text_row(0), text_row(1, messages=answered)])
+    index = check_rows(path)
+
+    class Turns:
+        identity = "turns"
+
+        def __call__(self, sample: Sample) -> int:
+            return len(sample.messages)
+
+    uses: list[tuple[Use, list[int]]] = [("prompts", [1, 2]), ("dialogues", [2])]
+    for use, expected in uses:
+        lengths = row_lengths({"a": Dataset(index, use)}, Turns(), tmp_path / "cache")
+        assert list(lengths["a"]) == expected
+    for damage in (b"", b"abc", bytes(400)):
+        for file in (tmp_path / "cache").glob("lengths-*/*.bin"):
+            file.write_bytes(damage)
+        assert list(row_lengths({"a": Dataset(index)}, Turns(), tmp_path / "cache")["a"]) == [1, 2]
