@@ -30,7 +30,7 @@ RawRow = tuple[str, Row | DataError]
 
 
 def data_files(path: Path, split: str | None = None) -> list[Path]:
-    """The files of a dataset, in the order in which they are read.
+    """List the files of a dataset in the order in which they are read.
 
     A folder's files are those of one kind, Parquet before JSON lines before JSON; of a Hugging Face dataset
     on disk they are its Arrow files.
@@ -61,7 +61,7 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
-    """Every row of a dataset with its place.
+    """Read every row of a dataset with its place.
 
     Raises:
         DataError: If a file cannot be read at all, or a JSON list breaks off.
@@ -96,7 +96,7 @@ def _is_hugging_face(path: Path) -> bool:
 
 
 def _split_folder(path: Path, split: str | None) -> Path:
-    """The folder of one split."""
+    """Return the folder of one split."""
     if not (path / _DICT_FILE).is_file():
         if split is not None:
             raise DataError(f"{path} is one dataset and has no split {split!r}; remove source.split")
@@ -110,7 +110,7 @@ def _split_folder(path: Path, split: str | None) -> Path:
 
 
 def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
-    """By Arrow itself: the library takes half a second to load, and would decode every image."""
+    """Read a Hugging Face dataset by Arrow; its own library loads slowly, and would decode every image."""
     try:
         state = parse_json((folder / _STATE_FILE).read_text(encoding="utf-8"))
         files = [folder / entry["filename"] for entry in state["_data_files"]]
@@ -158,13 +158,13 @@ def _plain(value: object) -> object:
 
 
 def _is_list(file: Path) -> bool:
-    """Whether a JSON file is a list; many a file of that name holds JSON lines."""
+    """Tell whether a JSON file holds one list; many files with this suffix hold JSON lines."""
     with file.open("rb") as opened:
         return opened.read(_CHUNK).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
 
 
 def _list_rows(file: Path) -> Iterator[RawRow]:
-    """The objects of a JSON list, one in memory at a time; a place is `file:number`."""
+    """Read the objects of a JSON list, one in memory at a time; a place is `file:number`."""
     with file.open(encoding="utf-8-sig") as opened:
         try:
             for number, text in enumerate(_items(opened), start=1):
@@ -180,7 +180,7 @@ def _list_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _items(file: IO[str]) -> Iterator[str]:
-    """The text of each entry of a JSON list.
+    """Cut the text of a JSON list into those of its entries.
 
     Raises:
         JSONDecodeError: Where the list breaks off, or an entry is longer than a row may be.

@@ -38,7 +38,7 @@ class EmbeddedImages:
         self._final = final
 
     def place_all(self, row: Row) -> Row:
-        """A canonical row whose images are all paths.
+        """Return a canonical row whose images are all paths.
 
         Raises:
             DataError: If an image is neither a path nor a picture, or too large.

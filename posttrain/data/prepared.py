@@ -48,7 +48,7 @@ class Source:
         return self.config.as_it_stands and self.path.is_file() and self.path.suffix == ".jsonl"
 
     def identity(self) -> str:
-        """A digest of all that the rewritten file depends on; another version of a file changes it."""
+        """Return a digest of all that the rewritten file depends on; another version of a file changes it."""
         files = data_files(self.path, self.config.source.split)
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
@@ -70,7 +70,7 @@ class LeftOut:
 
 
 def locate(config: DatasetConfig, base_dir: Path) -> Source:
-    """The rows of a dataset that has a path.
+    """Find the rows of a dataset that has a path.
 
     Raises:
         DataError: If there is nothing at the path, or dataset_info.json does not tell of the entry.
@@ -126,7 +126,7 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
 
 
 def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
-    """The first good rows of a dataset that has a path, without preparing all of it.
+    """Read the first good rows of a dataset that has a path, without preparing all of it.
 
     Images that rows hold themselves are on disk only while the samples are being gone through.
 
@@ -158,13 +158,13 @@ def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
 
 
 def read_left_out(folder: Path) -> LeftOut:
-    """What `prepare` left out."""
+    """Read what `prepare` left out."""
     stored = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
     return LeftOut([(place, reason) for place, reason in stored["broken"]], stored["filtered"])
 
 
 def passes(test: FilterConfig, value: object) -> bool:
-    """Whether a filter keeps a row; one that is not there or of another kind does not pass."""
+    """Tell whether a filter keeps a row by a value of its; None, and a value of another kind, do not pass."""
     if value is None:
         return False
     if test.equals is not None and not _same(value, test.equals):
@@ -194,7 +194,7 @@ def _canonical(raw: Row | DataError, place: str, source: Source) -> Row:
 
 
 def _value(row: Row, column: str) -> object:
-    """What a filter looks at."""
+    """Return what a filter looks at: a column, or the texts, images, videos or messages of the dialogue."""
     if column not in ("prompt", "response", "messages", "images", "videos"):
         return row.get(column)
     chosen = row.get("chosen")
@@ -221,12 +221,12 @@ def _blocks(message: Row) -> list[Row]:
 
 
 def _same(value: object, other: object) -> bool:
-    """Equal, and not a truth that equals a number."""
+    """Compare two values; `True` is not the same as 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _from_dataset_info(path: Path, config: DatasetConfig) -> tuple[Path, DatasetConfig]:
-    """The file and the config that a dataset_info.json's entry comes to."""
+    """Return the file, and the config with what dataset_info.json says of it."""
     path = path / "dataset_info.json" if path.is_dir() else path
     try:
         info = parse_json(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A run's data before anything starts: are they whole, and those that the run began with?"""
+"""The check of a run's data before anything starts: are they whole, and those that the run began with?"""
 
 import json
 import os
@@ -16,14 +16,16 @@ BROKEN_ROWS = "broken_rows.jsonl"
 
 
 def use_of(stage: Stage) -> Use:
-    """What a stage uses the rows of its mixture for."""
+    """Return what a stage uses the rows of its mixture for."""
     if isinstance(stage, DpoStage):
         return "pairs"
     return "dialogues" if isinstance(stage, SftStage) else "prompts"
 
 
 def check_run_data(config: RunConfig, run: RunDir) -> None:
-    """Open every dataset of a run, of finished stages and of evaluations too, and list the broken rows.
+    """Check every dataset of a run, of finished stages and of evaluations too, and list the broken rows.
+
+    What was checked before is only looked at: other processes then open the indexes that this one leaves.
 
     Raises:
         DataError: If a dataset cannot be had, or more of it is broken than its `max_bad_share`.
@@ -44,7 +46,7 @@ def check_run_data(config: RunConfig, run: RunDir) -> None:
 
 
 def _uses(config: RunConfig) -> Iterator[tuple[str, Use]]:
-    """Every dataset of a run, and what it is used for."""
+    """Go through the datasets of a run, and what each is used for."""
     for stage in config.stages:
         if isinstance(stage, RlStage):
             for task in stage.tasks:

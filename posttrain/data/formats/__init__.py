@@ -46,7 +46,7 @@ def canonical_row(
     columns: Mapping[str, str | None] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Row:
-    """A row of any format in the canonical form, images as the row has them, videos by path.
+    """Rewrite a row of any format in the canonical form, images as the row has them, videos by path.
 
     Args:
         row: The row; it is not changed.
@@ -86,7 +86,7 @@ def canonical_row(
 
 
 def _mapped(row: Row, format_name: str, columns: Mapping[str, str | None]) -> tuple[Row, Row]:
-    """The columns that the format reads, by its names for them, and all others."""
+    """Return the columns that the format reads, by its names for them, and all others."""
     names = FORMAT_COLUMNS[format_name]
     taken = {path.partition(".")[0] for path in columns.values() if path is not None}
     known = {name: row[name] for name in names if name in row and name not in taken | set(columns)}
@@ -100,7 +100,7 @@ def _mapped(row: Row, format_name: str, columns: Mapping[str, str | None]) -> tu
 
 
 def _found(row: Row, path: str) -> object:
-    """What is at a dotted path, or None; a column whose own name has dots comes first."""
+    """Return what is at a dotted path, or None; a column whose own name has dots comes first."""
     if path in row:
         return row[path]
     value: object = row

@@ -78,7 +78,7 @@ def write_canonical(samples: Iterable[Sample], path: str | Path) -> None:
 
 
 def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """The lines of a file that are not blank, as (line number from 1, byte offset, bytes).
+    """Read the lines of a file that are not blank, as (line number from 1, byte offset, bytes).
 
     A line longer than the limit comes cut to one byte above it, so that `parse_row` refuses it.
     """
@@ -94,7 +94,7 @@ def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
 
 
 def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
-    """One row as a sample.
+    """Parse a row into a sample.
 
     Args:
         line: A JSON object in UTF-8.
@@ -108,7 +108,7 @@ def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
 
 
 def parse_line(line: bytes) -> Row:
-    """A line as a row of whatever format.
+    """Parse a line into a row of whatever format.
 
     Raises:
         DataError: If it is no JSON object in UTF-8, or too long.
@@ -127,7 +127,7 @@ def parse_line(line: bytes) -> Row:
 
 
 def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
-    """A row that is parsed already; see `parse_row`."""
+    """Make a sample of a row whose JSON is parsed already; see `parse_row`."""
     name = _id(row.get("id"), name)
     turns = place_media(row)
     messages = _messages(turns["messages"], folder)
@@ -150,17 +150,17 @@ def _id(written: object, name: str) -> str:
 
 
 def image_path(written: str, folder: Path) -> Path:
-    """Where a row's image is; nothing is opened.
+    """Find a row's image; nothing is opened.
 
     Raises:
         DataError: If it is a URL, does not exist, is no regular file with an image's suffix, or a relative
-            path leads out of the folder, be it by `..` or by a symbolic link.
+            path leads out of the folder, by `..` or by a symbolic link.
     """
     return _media_path("image", written, folder, IMAGE_SUFFIXES)
 
 
 def _media_path(noun: str, written: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
-    """See `image_path`; a folder of frames is a video as well."""
+    """Find an image or a video as `image_path` does; a folder of frames is a video as well."""
     if "://" in written or written.startswith("data:"):
         raise DataError(f"{noun} {written[:200]!r} is a URL; download it and give its path")
     root = folder.resolve()
@@ -209,7 +209,7 @@ def _tool_spec(schema: object) -> ToolSpec:
 
 
 def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
-    """The same blocks, with images and videos by absolute path."""
+    """Return the same blocks, with images and videos by absolute path."""
     return tuple(_located_block(block, folder) for block in blocks)
 
 
@@ -279,7 +279,7 @@ def _row(sample: Sample, root: Path) -> str:
 
 
 def _written(messages: Iterable[Message], root: Path) -> list[Row]:
-    """Messages as JSON, with images and videos inside `root` relative to it."""
+    """Write messages as JSON, with images and videos inside `root` relative to it."""
     written = [message_to_json(message) for message in messages]
     for block in (block for message in written for block in message["content"]):
         kind = block["type"]

@@ -48,7 +48,7 @@ def read_turns(
     content_key: str = "content",
     roles: Mapping[str, str] = ROLES,
 ) -> list[Row]:
-    """Messages of another tool in the canonical form.
+    """Rewrite messages of another tool in the canonical form.
 
     A call that follows an assistant's text becomes part of that turn, because the model writes both in one.
 
@@ -83,7 +83,7 @@ def read_turns(
 
 
 def read_content(value: object) -> Content:
-    """A message's content: text, or blocks whose images and videos are as the row has them.
+    """Read a message's content: a text, or blocks whose images and videos are as the row has them.
 
     Raises:
         DataError: If a block is neither text nor an image nor a video.
@@ -98,7 +98,7 @@ def read_content(value: object) -> Content:
 
 
 def read_tools(value: object) -> list[object]:
-    """Tool schemas, also where they are JSON in a text, as `{"type": "function", "function": {…}}`.
+    """Read tool schemas, also where they are JSON in a text, as `{"type": "function", "function": {…}}`.
 
     Raises:
         DataError: If it is no list of tools.
@@ -116,14 +116,14 @@ def read_tools(value: object) -> list[object]:
 
 
 def as_list(value: object) -> list[object]:
-    """None as no entries, one thing as one entry."""
+    """Return a list as it is, None as an empty one, and anything else as a list of one entry."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def read_videos(row: Mapping[str, object]) -> list[Row]:
-    """The videos that a row lists, as the canonical form has them.
+    """Read the videos that a row lists into the canonical form.
 
     Raises:
         DataError: If one is no path, nor a list of paths.
@@ -132,7 +132,7 @@ def read_videos(row: Mapping[str, object]) -> list[Row]:
 
 
 def tool_call_text(call: object) -> str:
-    """A call as the families' chat templates write it; a list of calls as one after another.
+    """Write a call as the families' chat templates do; a list of calls as one after another.
 
     Raises:
         DataError: If it names no function.
@@ -150,14 +150,14 @@ def tool_call_text(call: object) -> str:
 
 
 def reply(value: object) -> list[Row]:
-    """A preferred or rejected reply: a text, a message, or messages."""
+    """Read a preferred or rejected reply: a text, a message, or messages."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     return read_turns(as_list(value))
 
 
 def with_system(text: object, turns: list[Row]) -> list[Row]:
-    """The dialogue after a system text, where there is one and the dialogue has none itself."""
+    """Put a system text before a dialogue, where there is one and the dialogue has none itself."""
     if not text or (turns and turns[0]["role"] == "system"):
         return turns
     return [{"role": "system", "content": text}, *turns]
@@ -176,7 +176,7 @@ def show_first(turns: list[Row], kind: str, count: int) -> list[Row]:
 
 
 def _loss(item: Row, role: str) -> dict[str, bool]:
-    """Whether a turn is learned: `loss` in ms-swift, `weight` at OpenAI, `train` in the canonical form."""
+    """Read whether a turn is learned: `train` of ours, `loss` in ms-swift, `weight` at OpenAI."""
     marks = [item[key] for key in ("train", "loss", "weight") if item.get(key) is not None]
     if not marks or role != "assistant":
         return {}
@@ -186,7 +186,7 @@ def _loss(item: Row, role: str) -> dict[str, bool]:
 
 
 def _assistant(item: Row, content: Content) -> Content:
-    """An assistant's content with its thinking before and its calls after, as the templates write them."""
+    """Put an assistant's thinking before its content and its calls after, as the templates write them."""
     thinking = item.get("reasoning_content")
     if isinstance(thinking, str) and thinking:
         thought: Row = {"type": "text", "text": f"<think>\n{thinking.strip()}\n</think>\n\n"}
@@ -229,7 +229,7 @@ def _block(block: object) -> Row:
 
 
 def _video(value: object, keys: tuple[str, ...] = _VIDEO_BLOCKS["video"]) -> Row:
-    """A video's path, or its frames', and how it is to be sampled; {} of a block that is only its place."""
+    """Read a video's path, or its frames', and how to sample it; {} of a block that only marks its place."""
     options = {}
     if isinstance(value, dict):
         named = {_VIDEO_KEYS.get(key, key): item for key, item in value.items() if item is not None}

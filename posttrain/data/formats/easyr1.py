@@ -6,7 +6,7 @@ from posttrain.data.formats.row import Row
 
 
 def read_easyr1(row: Row) -> Row:
-    """The problem as a user's message, the answer as the ground truth.
+    """Read the problem as a user's message, the answer as the ground truth.
 
     Raises:
         DataError: If the problem is no text.

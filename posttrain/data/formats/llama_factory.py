@@ -41,7 +41,7 @@ _TAGS |= {"observation_tag": "tool", "function_tag": "call"}
 
 
 def read_sharegpt(row: Row, tags: Mapping[str, str]) -> Row:
-    """A row of `conversations`.
+    """Read a row of `conversations`.
 
     Args:
         row: The row.
@@ -71,7 +71,7 @@ def read_sharegpt(row: Row, tags: Mapping[str, str]) -> Row:
 
 
 def read_qwen(row: Row, tags: Mapping[str, str]) -> Row:
-    """A row as `read_sharegpt` takes it, or with the paths of its images in its texts.
+    """Read a row as `read_sharegpt` takes it, or with the paths of its images in its texts.
 
     Raises:
         DataError: If it is no such row, or has images in both ways.
@@ -94,7 +94,7 @@ def read_qwen(row: Row, tags: Mapping[str, str]) -> Row:
 
 
 def read_alpaca(row: Row) -> Row:
-    """A row of `instruction`, `input` and `output`; the first two make one question.
+    """Read a row of `instruction`, `input` and `output`; the first two make one question.
 
     Raises:
         DataError: If it is no such row.
@@ -131,7 +131,7 @@ class DatasetInfo(TypedDict):
 
 
 def entry_of(info: object, name: str) -> DatasetInfo:
-    """One data set of a dataset_info.json in our terms.
+    """Find a data set in a dataset_info.json, and return what it says in the words of a dataset's YAML.
 
     Args:
         info: The parsed file.

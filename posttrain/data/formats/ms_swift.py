@@ -20,7 +20,7 @@ from posttrain.data.formats.row import Row
 
 
 def read_ms_swift(row: Row) -> Row:
-    """A row of either kind; with `rejected_response` or `rejected_messages` its last turn is the chosen one.
+    """Read a row of either kind; where a reply was rejected, the last turn is the chosen one.
 
     Raises:
         DataError: If it is of neither, or marks places by `<bbox>` or `<ref-object>`.
@@ -28,7 +28,7 @@ def read_ms_swift(row: Row) -> Row:
     if row.get("objects") is not None:
         raise DataError(
             "<bbox> and <ref-object> depend on the family's frame of coordinates; write the boxes as the"
-            " family does (RECIPE: formats) and remove objects"
+            " family does (Qwen2-VL and Qwen3-VL: 0 to 1000; Qwen2.5-VL: pixels) and remove objects"
         )
     if row.get("label") is not None:
         raise DataError("a response with a label is half a preference pair, which no stage trains on")
@@ -56,13 +56,13 @@ def _query(row: Row) -> list[Row]:
 
 
 def _shown(row: Row, turns: list[Row]) -> list[Row]:
-    """Turns with the row's system text and with places for its images and videos."""
+    """Return the turns with the row's system text and with places for its images and videos."""
     turns = show_first(with_system(row.get("system"), turns), "video", len(as_list(row.get("videos"))))
     return show_first(turns, "image", len(as_list(row.get("images"))))
 
 
 def _rejected(row: Row, turns: list[Row]) -> list[Row] | None:
-    """The rejected turns after the last prompt, or None where the row has none."""
+    """Return the rejected turns after the last prompt, or None where the row has none."""
     if row.get("rejected_response") is not None:
         return reply(row["rejected_response"])
     if row.get("rejected_messages") is None:
@@ -75,7 +75,7 @@ def _rejected(row: Row, turns: list[Row]) -> list[Row] | None:
 
 
 def _last_prompt(turns: list[Row]) -> int:
-    """Where the last message of a user or a tool is."""
+    """Return the index of the last message of a user or a tool."""
     places = [index for index, turn in enumerate(turns) if turn["role"] in ("user", "tool")]
     if not places:
         raise DataError("the dialogue has no user message")

@@ -11,7 +11,7 @@ from posttrain.data.formats.row import Row
 
 
 def read_openai(row: Row) -> Row:
-    """A row of either kind.
+    """Read a row of either kind.
 
     Raises:
         DataError: If it is of neither.

@@ -10,7 +10,7 @@ PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
 def place_media(row: Row) -> dict[str, list[Row]]:
-    """The dialogue of a canonical row with its listed images and videos in their places.
+    """Return the dialogue of a canonical row with its listed images and videos in their places.
 
     `rejected` stands where `chosen` stands, so both take theirs from what the prompt left.
 
@@ -30,12 +30,12 @@ def place_media(row: Row) -> dict[str, list[Row]]:
 
 
 def count_places(messages: list[Row], kind: str) -> int:
-    """How many images, or videos, the messages have places for."""
+    """Count the places that messages have for images, or for videos."""
     return sum(_places(message, kind) for message in messages)
 
 
 def _listed(row: Row, key: str) -> list[Row]:
-    """What a row lists, each as what a block of it holds."""
+    """Return the images, or videos, that a row lists, each as the part of a block that names it."""
     listed = row.get(key) or []
     if not isinstance(listed, list):
         raise DataError(f'"{key}" must be a list')
@@ -86,7 +86,7 @@ def _places(message: Row, kind: str) -> int:
 
 
 def _filled(message: Row, kind: str, supply: Iterator[Row]) -> Row:
-    """A message with the next ones in its places; a message without any is returned as it is."""
+    """Put the next images, or videos, into a message's places; one without places is returned as it is."""
     if not _places(message, kind):
         return message
     content = message["content"]

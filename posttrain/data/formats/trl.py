@@ -17,7 +17,7 @@ from posttrain.data.formats.row import Row
 
 
 def read_trl(row: Row) -> Row:
-    """A row of any of TRL's types that have a prompt.
+    """Read a row of any of TRL's types that have a prompt.
 
     Raises:
         DataError: If it is of none of them.
@@ -44,7 +44,7 @@ def _prompt(value: object) -> list[Row]:
 
 
 def _pair(row: Row) -> tuple[list[Row], list[Row], list[Row]]:
-    """Prompt, chosen and rejected."""
+    """Return the prompt, and the chosen and the rejected reply."""
     chosen, rejected = reply(row.get("chosen")), reply(row.get("rejected"))
     if row.get("prompt") is not None:
         return _prompt(row["prompt"]), chosen, rejected
