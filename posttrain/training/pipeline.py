@@ -250,15 +250,15 @@ def _open_data(
 def evaluate(config: RunConfig, name: str, directory: RunDir, checkpoint: Path, services: Services) -> None:
     """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless it has been done."""
     step = _step_of(checkpoint)
-    done = {(row["stage"], row["task"], row["step"]) for row in read_evaluations(directory)}
+    done = {row.place for row in read_evaluations(directory)}
     for task in config.tasks_after(name):
         if (name, task.name, step) in done:
             continue
         pool = services.pool_with(checkpoint, config.evaluation_rollout)
         row = evaluate_task(pool, config, task, directory, name, step)
         print(
-            f"{name}  {task.name}: accuracy {row['accuracy']:.3f}"
-            f"  [{row['low']:.3f}, {row['high']:.3f}]  n {row['n']}  {row['seconds']} s",
+            f"{name}  {task.name}: accuracy {row.accuracy:.3f}"
+            f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",
             flush=True,
         )
 
