@@ -14,23 +14,23 @@ UPDATE_SKIPPED = "update/skipped"
 #: Samples that were left out since they are too long.
 DATA_LEFT_OUT = "data/left_out"
 
-#: Figures of a stage's held-out samples: this, and the name of the figure.
-HELD_OUT = "eval_"
-HELD_OUT_LOSS = "eval_loss"
-HELD_OUT_LEFT_OUT = "eval_left_out"
-#: Share of the held-out pairs whose preferred answer is the likelier one to the model. Unlike
-#: `rewards/accuracies`, which compares with the reference, it also means something before the first step.
-HELD_OUT_PREFERRED = "eval_preferred"
-HELD_OUT_PREFERENCE = "eval_rewards/"
-HELD_OUT_PREFERENCE_ACCURACIES = "eval_rewards/accuracies"
-HELD_OUT_PREFERENCE_MARGINS = "eval_rewards/margins"
-
 #: DPO's implicit rewards, β × (log-prob − the reference's), under TRL's names.
 PREFERENCE = "rewards/"
 PREFERENCE_CHOSEN = "rewards/chosen"
 PREFERENCE_REJECTED = "rewards/rejected"
 PREFERENCE_MARGINS = "rewards/margins"
 PREFERENCE_ACCURACIES = "rewards/accuracies"
+
+#: Figures of a stage's held-out samples: this, and the name of the figure.
+HELD_OUT = "eval_"
+HELD_OUT_LOSS = HELD_OUT + LOSS
+HELD_OUT_LEFT_OUT = "eval_left_out"
+#: Share of the held-out pairs whose preferred answer is the likelier one to the model. Unlike
+#: `rewards/accuracies`, which compares with the reference, it also means something before the first step.
+HELD_OUT_PREFERRED = "eval_preferred"
+HELD_OUT_PREFERENCE = HELD_OUT + PREFERENCE
+HELD_OUT_PREFERENCE_ACCURACIES = HELD_OUT + PREFERENCE_ACCURACIES
+HELD_OUT_PREFERENCE_MARGINS = HELD_OUT + PREFERENCE_MARGINS
 
 #: Share of a training stage's own checks that are right: this, and the name of the check.
 ACCURACY = "accuracy/"
