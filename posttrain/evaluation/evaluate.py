@@ -9,10 +9,10 @@ from posttrain.config import EvalTask, RunConfig
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
-from posttrain.rollout.worker import GroupJob
 from posttrain.run.directory import RunDir
 from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EVALUATION, EvaluationRow, read_rows, write_rows
