@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from posttrain.config import RlStage, RunConfig, TaskConfig
 from posttrain.data.mixing import Mixture
