@@ -148,7 +148,8 @@ class RolloutWorker:
 
     def probe(self) -> int:
         """Generate one token, the one proof that an engine works; returns the version that sampled it."""
-        self._engine.submit(Request("probe", [self._renderer.end_token_id], [], 1, 0.0, 0))
+        token_ids = [self._renderer.end_token_id]
+        self._engine.submit(Request(id="probe", token_ids=token_ids, max_tokens=1, temperature=0.0, seed=0))
         while True:
             for completion in self._engine.step():
                 return completion.version

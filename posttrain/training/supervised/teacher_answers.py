@@ -186,8 +186,13 @@ class _Teaching:
 
     def _ask_engines(self, log: AnswerLog, todo: Sequence[int], services: Services, progress: Any) -> None:
         stage, rollout, how = self.stage, self.stage.rollout, self.stage.generation
-        lengths = (rollout.max_new_tokens, rollout.max_length)
-        sampling = AnswerSampling(*lengths, how.temperature, how.top_p, stage.loss.top_k)
+        sampling = AnswerSampling(
+            max_new_tokens=rollout.max_new_tokens,
+            max_length=rollout.max_length,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_logprobs=stage.loss.top_k,
+        )
         assert self.teacher is not None
         pool = services.pool_with(self.teacher, rollout, origin=stage.teacher.checkpoint or "")
         most = ROUND_BYTES // max(1, 8 * stage.loss.top_k * rollout.max_new_tokens)
