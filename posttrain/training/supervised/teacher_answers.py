@@ -35,7 +35,7 @@ from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer, RenderError
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import MANIFEST, RunDir
 from posttrain.training.engines_and_rewards import Services
 from posttrain.training.supervised.answer_log import AnswerLog
