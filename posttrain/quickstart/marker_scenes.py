@@ -130,7 +130,7 @@ class _Zoom(Protocol):
 @functools.cache
 def _zoom() -> _Zoom:
     """Return the tool, one for all scenes because it keeps the last image that it decoded."""
-    return resolve(TOOL, "posttrain.tools")()
+    return resolve(TOOL, "posttrain.tools", type)()
 
 
 def _looked(image: ImageRef, marker: Marker, box: list[int], directory: Path) -> tuple[ImageRef, Message]:

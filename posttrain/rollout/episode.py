@@ -9,15 +9,15 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 from posttrain.inference.engine import Completion, Engine, Request, stable_seed
 from posttrain.inference.images import engine_images
+from posttrain.joints import Environment
 from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
-from posttrain.types import EnvironmentReply, Message, Sample, ToolSpec, Trajectory, text_message
+from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +28,6 @@ _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 class EpisodeError(RuntimeError):
     """An episode cannot be run; the message names its sample."""
-
-
-class Environment(Protocol):
-    """The partner of one episode's dialogue, in messages; used once (`tools_env` has the usual one)."""
-
-    def start(self, sample: Sample) -> tuple[Message, ...]:
-        """Return the messages before the model's first turn."""
-        ...
-
-    def step(self, assistant_text: str) -> EnvironmentReply:
-        """Take an assistant turn, and return what the model is shown next."""
-        ...
-
-    def close(self) -> None:
-        """End the episode; called once, however it ended."""
-        ...
 
 
 @dataclass(frozen=True)
