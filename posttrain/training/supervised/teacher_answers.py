@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from posttrain.concurrency import all_or_first_failure
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig, load_dataset_config
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.answers import AnswerCache
@@ -233,13 +234,9 @@ class _Teaching:
 
         with ExitStack() as stack:
             answers = stack.enter_context(closing(AnswerCache(cache)))
-            try:
-                async with Endpoint("teacher", settings) as endpoint, asyncio.TaskGroup() as group:
-                    model = CachedModel(endpoint, answers)
-                    for _ in range(min(settings.concurrency, len(todo))):
-                        group.create_task(work(model))
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
+            async with Endpoint("teacher", settings) as endpoint:
+                model = CachedModel(endpoint, answers)
+                await all_or_first_failure(work(model) for _ in range(min(settings.concurrency, len(todo))))
 
     def _question(self, number: int) -> Question:
         sample, name = self._prompt(number)
