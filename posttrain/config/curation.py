@@ -9,12 +9,13 @@ from pydantic import Field, ValidationError, model_validator
 from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.document import read_document
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.endpoints import CheckpointConfig, ModelEntry
 from posttrain.config.errors import ConfigError, Problem
-from posttrain.config.explain import explain
 from posttrain.config.model import ClusterConfig
-from posttrain.config.nearest import did_you_mean
+from posttrain.config.paths import LocalPath, relative_to
+from posttrain.config.problems import problems_of
 from posttrain.config.tasks import PluginRef
+from posttrain.files.nearest import did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -39,7 +40,7 @@ class FilterStep(Section):
 class QueryStep(FilterStep):
     """Drops queries without content, without an answer to verify by, and repeated ones."""
 
-    filter: Literal["query"]
+    filter: Literal["query"] = Field(description="Kind of the step.")
     min_chars: Positive = Field(default=4, description="Least letters and digits of the last user message.")
     max_chars: Positive = Field(default=100_000, description="Most characters of the whole prompt.")
     drop_repeated: bool = Field(default=True, description="Keep only the first of equal prompts and images.")
@@ -51,7 +52,7 @@ class QueryStep(FilterStep):
 class QueryReviewStep(FilterStep):
     """A model keeps, minimally rewrites or drops a query, and says how complex it is."""
 
-    filter: Literal["query_review"]
+    filter: Literal["query_review"] = Field(description="Kind of the step.")
     endpoint: Name = Field(description="Which of `endpoints` is asked.")
     min_complexity: int = Field(default=1, ge=1, le=5, description="Least complexity, from 1 to 5.")
     min_similarity: Share = Field(
@@ -62,7 +63,7 @@ class QueryReviewStep(FilterStep):
 class DomainStep(FilterStep):
     """Gives each row a domain and a sub-category of the taxonomy, as columns."""
 
-    filter: Literal["domain"]
+    filter: Literal["domain"] = Field(description="Kind of the step.")
     endpoint: Name | None = Field(
         default=None, description="Which of `endpoints` classifies; the taxonomy's keywords if absent."
     )
@@ -74,7 +75,7 @@ class DomainStep(FilterStep):
 class ResponseStep(FilterStep):
     """Rules on the form of a row's response: there, complete, of the wanted shape, not guessed."""
 
-    filter: Literal["response"]
+    filter: Literal["response"] = Field(description="Kind of the step.")
     thinking: Literal["any", "required", "forbidden"] = Field(
         default="any", description="Whether the response begins with <think>…</think>."
     )
@@ -87,7 +88,7 @@ class ResponseStep(FilterStep):
 class RewardStep(FilterStep):
     """A reward judges a row's response: rules such as `repetition`, models such as `judge`, or your own."""
 
-    filter: Literal["reward"]
+    filter: Literal["reward"] = Field(description="Kind of the step.")
     reward: PluginRef = Field(description="Reference of the reward, with its params.")
     min: float | None = Field(default=None, description="Least value that is kept.")
     max: float | None = Field(default=None, description="Greatest value that is kept.")
@@ -131,7 +132,7 @@ class AnswerCheck(Section):
 class RejectionStep(SamplingStep):
     """Rejection sampling: the row's response becomes a right answer of the model; rows without one go."""
 
-    filter: Literal["rejection_sampling"]
+    filter: Literal["rejection_sampling"] = Field(description="Kind of the step.")
     checks: list[AnswerCheck] = Field(
         default_factory=list, description="More that an answer must pass, such as `repetition`."
     )
@@ -144,7 +145,7 @@ class RejectionStep(SamplingStep):
 class PassRateStep(SamplingStep):
     """Keeps queries of the wanted difficulty: the share of answers that are right lies in a band."""
 
-    filter: Literal["pass_rate"]
+    filter: Literal["pass_rate"] = Field(description="Kind of the step.")
     min: Share = Field(default=0.0, description="Least share of right answers that is kept.")
     max: Share = Field(default=1.0, description="Greatest share of right answers that is kept.")
     long_answer_chars: Positive | None = Field(
@@ -163,7 +164,7 @@ class PassRateStep(SamplingStep):
 class ImageNeededStep(SamplingStep):
     """Multimodal necessity: drops rows with images that the model also solves without seeing them."""
 
-    filter: Literal["image_needed"]
+    filter: Literal["image_needed"] = Field(description="Kind of the step.")
     samples: Positive = Field(default=1, le=256, description="Answers to each query, without its images.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature.")
     max_pass_rate: Share = Field(default=0.0, description="Greatest share of right answers that is kept.")
@@ -197,7 +198,7 @@ class CurationConfig(Section):
     )
     data: DatasetName
     seed: Natural = Field(default=0, description="Seed of the models' sampling.")
-    taxonomy: str | None = Field(
+    taxonomy: LocalPath | None = Field(
         default=None, min_length=1, description="YAML file of domains; the shipped one if absent."
     )
     endpoints: dict[Name, ModelEntry] = Field(
@@ -286,26 +287,12 @@ def load_curation(source: str | Path, base_dir: Path | None = None) -> CurationC
     document.data.setdefault("base_dir", str(Path.cwd() if shipped else path.absolute().parent))
     if base_dir is not None:
         document.data["base_dir"] = str(base_dir)
+    # A base_dir that is no text is refused by the validation.
+    folder = Path(str(document.data["base_dir"]))
     try:
-        config = CurationConfig.model_validate(document.data)
+        return CurationConfig.model_validate(document.data, context=relative_to(folder))
     except ValidationError as error:
-        raise explain(error, document, CurationConfig) from None
-    base = Path(config.base_dir)
-    places: dict[str, Any] = {
-        "endpoints": {name: _placed(entry, base) for name, entry in config.endpoints.items()}
-    }
-    if config.taxonomy is not None:
-        places["taxonomy"] = str((base / Path(config.taxonomy).expanduser()).absolute())
-    return config.model_copy(update=places)
-
-
-def _placed(entry: ModelEntry, base: Path) -> ModelEntry:
-    """A checkpoint that is a directory, by its absolute path."""
-    if isinstance(entry, EndpointConfig):
-        return entry
-    folder = base / Path(entry.checkpoint).expanduser()
-    place = str(folder.absolute()) if folder.is_dir() else entry.checkpoint
-    return entry.model_copy(update={"checkpoint": place})
+        raise problems_of(error, document, CurationConfig) from None
 
 
 def _find(source: str, base_dir: Path) -> Path:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.model import infer_family
+from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.sft import LossConfig, SupervisedStage
 
@@ -15,7 +16,7 @@ from posttrain.config.sft import LossConfig, SupervisedStage
 class TeacherConfig(Section):
     """Who answers: exactly one of three."""
 
-    checkpoint: str | None = Field(
+    checkpoint: ModelPath | None = Field(
         default=None, min_length=1, description="Hugging Face id or local directory of the teacher."
     )
     stage: Name | None = Field(

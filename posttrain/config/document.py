@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from posttrain.config.errors import ConfigError, Problem
-from posttrain.config.nearest import did_you_mean
+from posttrain.files.nearest import did_you_mean
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32

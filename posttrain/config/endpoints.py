@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Positive, PositiveFloat, Section
 from posttrain.config.model import ModelConfig
+from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig
 from posttrain.types import ModelFamily
 
@@ -40,7 +41,7 @@ class EndpointConfig(Section):
 class CheckpointConfig(Section):
     """A model in engines of our own, which run while steps ask it."""
 
-    checkpoint: str = Field(
+    checkpoint: ModelPath = Field(
         min_length=1,
         description="Hugging Face id, or a directory, relative to the YAML file; adapters are to be merged.",
     )

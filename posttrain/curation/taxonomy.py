@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Name, Section
 from posttrain.config.document import read_document
-from posttrain.config.explain import explain
-from posttrain.config.nearest import did_you_mean
+from posttrain.config.problems import problems_of
 from posttrain.curation.outcomes import CurationError
+from posttrain.files.nearest import did_you_mean
 
 _BETWEEN_WORDS = re.compile(r"[^\w-]+")
 #: Most characters of a query that are searched for keywords.
@@ -126,7 +126,7 @@ def load_taxonomy(path: str | None = None) -> Taxonomy:
     try:
         checked = TaxonomyFile.model_validate(document.data)
     except ValidationError as error:
-        raise explain(error, document, TaxonomyFile) from None
+        raise problems_of(error, document, TaxonomyFile) from None
     members = {name: member for group in checked.domains.values() for name, member in group.items()}
     return Taxonomy(
         domains=checked.domains,

@@ -30,9 +30,9 @@ from posttrain.config import (
 )
 from posttrain.config.curation import load_curation
 from posttrain.config.document import Key, key_text
-from posttrain.config.nearest import did_you_mean
 from posttrain.config.trainer import TrainerStage
 from posttrain.data.formats import DataError, read_canonical
+from posttrain.files.nearest import did_you_mean
 from posttrain.plugins import resolve
 from posttrain.types import RewardInput, Sample, text_message
 

@@ -1,0 +1,5 @@
+"""Keys of earlier versions, so that a file written for one is told what to write now."""
+
+#: Old key → its new name as a dotted path, or a sentence that says what to do instead. A dotted path needs
+#: no more parts than tell it apart: `learning.micro_batch_size` is found in whatever section has it.
+RENAMED_KEYS: dict[str, str] = {}
