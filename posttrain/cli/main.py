@@ -11,6 +11,7 @@ from typing import Any
 from posttrain import __version__
 from posttrain.cli.commands import add_command
 from posttrain.cli.data import add_verbs as add_data_verbs
+from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
@@ -141,6 +142,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_source(
         add_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE)
+    )
+
+    add_arguments(
+        add_command(commands, "explain", explain_command, "tell what the keys of a YAML file mean", EXAMPLES)
     )
 
     doctor = add_command(commands, "doctor", doctor_command, "explain this environment", DOCTOR)

@@ -8,8 +8,16 @@ Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_ADDRESS = r"^(https?://[^\s@?#]+)?$"
+#: What a pattern means, in a word and in a sentence's end.
+PATTERNS = {
+    _NAME: ("name", "up to 64 letters, digits, '.', '_' and '-', no mark first"),
+    _ADDRESS: ("address", "an address that begins with http:// or https://, without user name and query"),
+}
 #: Names become folder names and metric prefixes.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, Field(pattern=_NAME)]
+Address = Annotated[str, Field(pattern=_ADDRESS)]
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from posttrain.config.base import MisfitError, Positive, PositiveFloat, Section
+from posttrain.config.base import Address, MisfitError, Positive, PositiveFloat, Section
 from posttrain.config.model import ModelConfig
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig
@@ -15,9 +15,8 @@ class EndpointConfig(Section):
     """A model behind an OpenAI-compatible endpoint, and how patiently it is asked."""
 
     model: str = Field(min_length=1, description="Name under which the endpoint serves the model.")
-    base_url: str = Field(
+    base_url: Address = Field(
         default="",
-        pattern=r"^(https?://[^\s@?#]+)?$",
         description="Address up to and including /v1; that of the variable POSTTRAIN_ENDPOINT_URL if absent.",
     )
     concurrency: Positive = Field(default=16, description="Requests that are under way at once.")

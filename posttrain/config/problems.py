@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from posttrain.config.base import MisfitError, Section
+from posttrain.config.base import PATTERNS, MisfitError, Section
 from posttrain.config.document import Document, Key, entry_name, key_text
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
@@ -26,7 +26,6 @@ _REASONS = {
     "float_type": "should be a number",
     "bool_type": "should be true or false",
     "string_type": "should be text",
-    "string_pattern_mismatch": "should be up to 64 letters, digits, '.', '_' and '-', no mark first",
     "finite_number": "should be a finite number",
 }
 
@@ -71,7 +70,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
     if isinstance(cause, MisfitError):
         key = (*key, *_parse_key(cause.key))
         return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
-    reason, remedy = _REASONS.get(kind, _plain(details["msg"])), ""
+    reason, remedy = _reason(details), ""
     if kind == "extra_forbidden":
         remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), place.around, root)
     elif kind == "missing":
@@ -217,9 +216,14 @@ def _better_value(value: object, details: ErrorDetails) -> str:
     return ""
 
 
-def _plain(message: str) -> str:
-    """Return pydantic's words in the tone of the others: 'should be greater than 0'."""
-    return message.removeprefix("Input ").removeprefix("Value error, ")
+def _reason(details: ErrorDetails) -> str:
+    """Return what is wrong; in pydantic's words, 'should be greater than 0', where there are no better."""
+    if details["type"] == "string_pattern_mismatch":
+        pattern = details.get("ctx", {}).get("pattern", "")
+        _, meaning = PATTERNS.get(pattern, ("", f"of the form {pattern}"))
+        return f"should be {meaning}"
+    plain = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return _REASONS.get(details["type"], plain)
 
 
 def _shown(value: object) -> str:
