@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, Section
 from posttrain.config.data import DatasetName
-from posttrain.config.document import read_document
+from posttrain.config.document import Key, read_document
 from posttrain.config.endpoints import CheckpointConfig, ModelEntry
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.model import ClusterConfig
@@ -28,6 +28,14 @@ class FilterStep(Section):
         default_factory=list,
         description="Domains or sub-categories whose rows this step looks at, the others pass; all if empty.",
     )
+
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """List the rewards that the step uses, each with the path of its key from the step."""
+        return []
+
+    def named_domains(self) -> list[tuple[Key, list[str]]]:
+        """List what has to be in the taxonomy: domains or sub-categories, with the path of their key."""
+        return [(("domains",), self.domains)]
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +79,10 @@ class DomainStep(FilterStep):
         default_factory=list, description="Domains or sub-categories that are kept; all if empty."
     )
 
+    def named_domains(self) -> list[tuple[Key, list[str]]]:
+        """List also what is kept."""
+        return [*super().named_domains(), (("keep",), self.keep)]
+
 
 class ResponseStep(FilterStep):
     """Rules on the form of a row's response: there, complete, of the wanted shape, not guessed."""
@@ -96,6 +108,10 @@ class RewardStep(FilterStep):
         default="keep", description="What becomes of rows to which the reward does not apply."
     )
 
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """Return the one that judges."""
+        return [(("reward",), self.reward)]
+
     @model_validator(mode="after")
     def _check(self) -> "RewardStep":
         if self.min is None and self.max is None:
@@ -112,6 +128,10 @@ class SamplingStep(FilterStep):
     samples: Positive = Field(default=8, le=256, description="Answers to each query.")
     temperature: NaturalFloat = Field(default=1.0, description="Sampling temperature.")
     max_new_tokens: Positive = Field(default=4096, description="Longest answer, in tokens.")
+
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """Return the one that says which answers are right."""
+        return [(("reward",), self.reward)]
 
     @model_validator(mode="after")
     def _check_samples(self) -> "SamplingStep":
@@ -140,6 +160,11 @@ class RejectionStep(SamplingStep):
     choose: Literal["first", "shortest"] = Field(
         default="first", description="Which of several right answers becomes the response."
     )
+
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """List also those of the checks."""
+        checks = [(("checks", number, "reward"), check.reward) for number, check in enumerate(self.checks)]
+        return [*super().rewards(), *checks]
 
 
 class PassRateStep(SamplingStep):

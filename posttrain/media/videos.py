@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from posttrain.media.images import check_image, check_size, open_image, open_regular
+from posttrain.media.suffixes import FRAME_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.types import VideoRef
 
 #: An hour at 25 frames a second; all frames up to the last one wanted have to be decoded.
@@ -32,7 +33,6 @@ MIN_FRAMES = 2
 MAX_FPS = 1000.0
 #: Frames a second of a series of pictures that does not tell, as in Qwen's own reader.
 FRAME_RATE = 2.0
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: How the files of each suffix begin, after the bytes that are skipped.
 _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".mp4": (4, (b"ftyp",)),
@@ -42,7 +42,7 @@ _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".webm": (0, (b"\x1a\x45\xdf\xa3",)),
     ".avi": (0, (b"RIFF",)),
 }
-VIDEO_SUFFIXES = tuple(_CONTAINERS)
+assert tuple(_CONTAINERS) == VIDEO_SUFFIXES
 #: Containers that tell how long they last, sound included, and not how many frames they have.
 _TELLS_DURATION = (".mkv", ".webm")
 
