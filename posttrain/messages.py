@@ -77,3 +77,9 @@ def _video_from_json(block: dict[str, Any]) -> VideoRef:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"a video's {key} must be a number, got {str(value)[:40]!r}")
     return VideoRef(tuple(paths), str(block.get("sha256", "")), **numbers)
+
+
+def without_thinking(text: str) -> str:
+    """Return the answer of a turn: what follows its last thought; nothing of a thought without an end."""
+    answer = text.rpartition("</think>")[2]
+    return answer.partition("<think>")[0].strip()

@@ -189,7 +189,7 @@ def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
     Raises:
         PluginError: If the reference leads nowhere, or to something that is not a reward.
     """
-    found = resolve(reference, "posttrain.rewards", base_dir)
+    found = resolve(reference, "posttrain.rewards", object, base_dir)
     if not isinstance(found, Reward):
         raise PluginError(
             f"{reference!r} is {type(found).__name__}, not a reward: put `@reward('name')` above the function"

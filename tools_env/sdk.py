@@ -159,7 +159,7 @@ def load_tools(references: Iterable[str | Mapping[str, Any]], base_dir: Path | N
 def _load(reference: str | Mapping[str, Any], base_dir: Path | None) -> Tool:
     name = reference if isinstance(reference, str) else reference["name"]
     params = {} if isinstance(reference, str) else reference.get("params") or {}
-    found = resolve(name, GROUP, base_dir)
+    found = resolve(name, GROUP, object, base_dir)
     if isinstance(found, type):
         try:
             found = found(**params)

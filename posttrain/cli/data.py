@@ -119,7 +119,8 @@ def convert_command(options: argparse.Namespace) -> int:
 
 def curate_command(options: argparse.Namespace) -> int:
     """`posttrain data curate`."""
-    from posttrain.curation import curate
+    from posttrain.curation.pipeline import curate
+    from posttrain.first_party import PLUGINS
     from posttrain.viewer.curation_page import write_curation_page
 
     recipe = load_curation(options.recipe)
@@ -127,9 +128,9 @@ def curate_command(options: argparse.Namespace) -> int:
         from posttrain.curation.engines import EngineModels
 
         with EngineModels(recipe.cluster) as models:
-            report = curate(recipe, options.resume, models.open)
+            report = curate(recipe, PLUGINS, resume=options.resume, open_checkpoint=models.open)
     else:
-        report = curate(recipe, options.resume)
+        report = curate(recipe, PLUGINS, resume=options.resume)
     print(report.table())
     print(f"{report.directory}: {report.kept:,} rows in kept.jsonl, {report.dropped:,} in dropped.jsonl")
     print(write_curation_page(report.directory))

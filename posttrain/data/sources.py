@@ -153,7 +153,7 @@ def _generated(config: DatasetConfig, base_dir: Path, cache: Path) -> Path:
     makes a new one.
     """
     reference, params = config.source.generator or "", config.source.params
-    generate: Any = resolve(reference, "posttrain.generators", base_dir)
+    generate: Any = resolve(reference, "posttrain.generators", object, base_dir)
     code = Path(getattr(inspect.getmodule(generate), "__file__", None) or os.devnull).read_bytes()
     identity = [__version__, reference, hashlib.sha256(code).hexdigest(), params]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()

@@ -46,9 +46,9 @@ stages:
     prompts_per_step: 2
     max_steps: 4
     save_steps: 2
-    warmup_steps: 1
+    warmup_ratio: 0.25
     num_workers: 1
-    micro_batch_size: 2
+    per_device_batch_size: 2
 reward_wait_s: 3
 evaluation:
   stages: [cold_start, rl]
