@@ -229,14 +229,14 @@ def load_checked(document: Document, about_to_run: bool) -> RunConfig:
 
     config = build_run(document)
     findings = examine(config, document, PLUGINS)
-    problems = findings.problems + (findings.missing_data if about_to_run else [])
+    problems = findings.problems + (findings.missing_here if about_to_run else [])
     if problems:
         raise ConfigError(problems)
     rows = [*batch_arithmetic(config), *memory_estimate(config)]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
-    for note in [*findings.notes, *(problem.reason for problem in findings.missing_data)]:
+    for note in [*findings.notes, *(problem.reason for problem in findings.missing_here)]:
         print(f"  note: {note}")
     return config
 

@@ -1,5 +1,6 @@
 """Off-policy distillation: a teacher answers prompts once, and the student learns from its answers."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from posttrain.config.model import infer_family
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.sft import LossConfig, Normalization, SupervisedStage
-from posttrain.config.stage import CheckpointUse, Content, DatasetUse, Surroundings
+from posttrain.config.stage import CheckpointUse, Content, DatasetUse, EndpointUse, Surroundings
 
 
 class TeacherConfig(Section):
@@ -147,15 +148,36 @@ class DistillationStage(SupervisedStage):
         """List the prompts of the mixture."""
         refused: dict[Content, str] = {}
         if self.text_only:
-            refused |= dict.fromkeys(("images", "videos"), "text_only trains the language model alone")
+            refused["images"] = (
+                "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, or set "
+                "text_only: false"
+            )
+            refused["videos"] = refused["images"].replace("images", "videos")
         if self.teacher.endpoint is not None:
-            refused["tools"] = "a teacher behind an endpoint is not told of tools"
-        return [DatasetUse(("data", "mixture", name), name, "prompts", refused) for name in self.data.mixture]
+            refused["tools"] = (
+                "an endpoint is not told of them; filter the dataset, or let a checkpoint or a stage teach"
+            )
+        return [
+            DatasetUse(
+                ("data", "mixture", name),
+                name,
+                "prompts",
+                refused,
+                taken=math.floor((self.num_prompts or 0) * share),
+                taken_by=f"num_prompts = {self.num_prompts}",
+            )
+            for name, share in self.data.mixture.items()
+        ]
 
     def checkpoints(self) -> list[CheckpointUse]:
         """Return the teacher, where it is named by a checkpoint."""
         name = self.teacher.checkpoint
         return [] if name is None else [CheckpointUse(("teacher", "checkpoint"), "teacher", name)]
+
+    def endpoints(self) -> list[EndpointUse]:
+        """Return the teacher, where it is behind an address."""
+        endpoint = self.teacher.endpoint
+        return [] if endpoint is None else [EndpointUse(("teacher", "endpoint"), endpoint)]
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Return the sums of batches, and who answers how many prompts."""

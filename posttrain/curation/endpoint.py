@@ -17,16 +17,15 @@ from posttrain.chat_endpoint import (
     ChatError,
     Completion,
     RefusedError,
-    Variables,
     read_completion,
 )
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
+from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
 from posttrain.media.images import ImageError, open_image
 from posttrain.types import ImageRef, Message
 
-VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
 MAX_REPLY_BYTES = 16 << 20
 MAX_REQUEST_BYTES = 64 << 20
 #: What no retry and no other row will change.
@@ -48,11 +47,9 @@ class Endpoint:
 
     def __init__(self, name: str, config: EndpointConfig):
         self._config = config
+        if reason := missing_address(config):
+            raise CurationError(f"endpoints.{name}: {reason}")
         self._url = VARIABLES.address(config.base_url)
-        if not self._url:
-            raise CurationError(
-                f"endpoints.{name}: there is no address; set its base_url, or {VARIABLES.url}"
-            )
         self._client = ChatClient(
             f"endpoint {name!r} ({self._url})",
             self._url,

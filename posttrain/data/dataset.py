@@ -6,16 +6,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from posttrain.config.data import Use
 from posttrain.data.formats import DataError, parse_row, rows
+from posttrain.data.uses import MISFITS, fits, repeated_id
 from posttrain.files.progress import progress_bar
 from posttrain.media.images import ImageError, check_image
 from posttrain.media.videos import VideoError, check_video, video_hash
 from posttrain.types import Sample, VideoRef
-
-#: What the rows of a dataset are used for, and so what each of them must have.
-Use = Literal["prompts", "episodes", "dialogues", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,10 @@ class Dataset:
             try:
                 sample = self._parsed(content, line)
                 if sample.id in ids:
-                    raise DataError(
-                        f"the id {sample.id!r} is an earlier row's; columns: {{id: null}} numbers rows"
-                    )
+                    raise DataError(repeated_id(sample.id))
                 _check_media(sample, images, update)
-                _check_use(sample, use)  # last: the digest does not depend on it
+                if not fits(sample, use):  # last: the digest does not depend on it
+                    raise DataError(MISFITS[use])
             except (DataError, ImageError, VideoError) as error:
                 self.broken.append(BrokenRow(self.place(line), str(error)))
                 continue
@@ -146,15 +144,6 @@ def file_version(path: Path) -> tuple[int, int]:
     """Size and time of the last change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _check_use(sample: Sample, use: Use) -> None:
-    if use == "pairs" and not sample.chosen:
-        raise DataError('a preference pair needs both "chosen" and "rejected"')
-    if use == "dialogues" and all(message.role != "assistant" for message in sample.messages):
-        raise DataError("the dialogue has no assistant message to learn from")
-    if use == "episodes" and any(message.videos for message in sample.messages):
-        raise DataError("the prompt shows a video; rollouts and evaluations show texts and images only")
 
 
 def _check_media(sample: Sample, checked: set[str | VideoRef], update: Callable[[bytes], object]) -> None:

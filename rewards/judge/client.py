@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, Variables, digest
+from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, digest
+from posttrain.endpoint_variables import Variables
 from rewards.judge.cache import VerdictCache
 from rewards.judge.prompts import Question
 from rewards.judge.verdicts import BadVerdict, check, completion_text, read_verdict
