@@ -1,4 +1,4 @@
-"""The curriculum by length: short samples alone, then long ones alternating with them (RECIPE 2)."""
+"""The curriculum by length of Qwen3-VL: short samples alone, then long ones alternating with them."""
 
 from array import array
 from collections.abc import Mapping, Sequence

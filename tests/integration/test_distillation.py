@@ -22,7 +22,7 @@ from posttrain.types import Sample, text_message
 from tests.stage_jobs import job_of, worker_name
 
 TOP_K = 8
-#: DESIGN asks for 1e-4 between engine and learner.
+#: Engine and learner may differ by this much in float32 before a run stops.
 TOLERANCE = 1e-4
 
 

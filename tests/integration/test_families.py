@@ -37,7 +37,7 @@ STEPS = 5
 #: Two or three dialogues of this task.
 ROW = 300
 SAMPLED = 16
-#: What DESIGN allows between an engine's log-probs and transformers' on a CPU in float32.
+#: Largest gap allowed between an engine's log-probs and transformers' on a CPU in float32.
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""RELIABILITY rows 5, 6, 7 and 9 on a real server: malformed requests, hangs, load and attacks.
+"""Rows 5, 6, 7, 9 of posttrain/RELIABILITY.md on a real server: malformed requests, hangs, load, attacks.
 
 The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
 """

@@ -22,7 +22,7 @@ SMALLEST = """
 base: quickstart
 name: smallest
 stages:
-  tiny_model: {steps: 8, batch_size: 16, num_workers: 1}
+  tiny_model: {max_steps: 8, global_batch_size: 16, num_workers: 1}
   sft: {max_steps: 8, per_device_batch_size: 8, save_steps: 4, logging_steps: 2, metric: null}
   cold_start:
     max_steps: 2

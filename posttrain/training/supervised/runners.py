@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, StageConfig
+from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, TrainingStage
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.pairs import pair_evaluations
 from posttrain.run.directory import step_of
@@ -21,7 +21,7 @@ from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.stage_curation import curated_dataset
 from posttrain.training.supervised.teacher_answers import taught_datasets
 
-S = TypeVar("S", bound=StageConfig)
+S = TypeVar("S", bound=TrainingStage)
 D = TypeVar("D", bound=DrawingStage)
 
 

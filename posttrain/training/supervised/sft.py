@@ -38,7 +38,7 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
     """SFTTrainer with our sample order, normalisation and checkpoints.
 
     Args:
-        normalization: `sqrt`, `token` or `sample` (RECIPE §2).
+        normalization: `sqrt`, `token` or `sample` (see `posttrain.objectives.sft`).
         make_optimizer: Makes the optimiser of the model; transformers' own if None.
         **kwargs: StageTrainer's and SFTTrainer's own.
     """
