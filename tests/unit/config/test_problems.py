@@ -50,3 +50,16 @@ def test_a_pattern_is_told_by_its_meaning() -> None:
     stage = {"stage": "distillation", "data": {"mixture": {"markers_zoom": 1}}, "teacher": teacher}
     assert "should be an address that begins with http://" in refusal(stages=[stage | {"max_steps": 1}])
     assert "up to 64 letters" in refusal(name="a/b")
+
+
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [
+        (RL | {"micro_batch_size": 2}, "it is called per_device_batch_size now"),
+        (RL | {"warmup_steps": 2}, "it is called warmup_ratio now"),
+        ({"stage": "tiny_model", "steps": 2}, "it is called max_steps now"),
+        ({"stage": "tiny_model", "batch_size": 2}, "it is called global_batch_size now"),
+    ],
+)
+def test_the_keys_of_earlier_versions(stage: dict, remedy: str) -> None:
+    assert remedy in refusal(stages=[stage])

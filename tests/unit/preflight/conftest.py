@@ -24,6 +24,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "lost": {"messages": [SHOW, TELL], "images": ["gone.png"]},
     "tooled": {"messages": [ASK, TELL], "tools": ["image_zoom_in"]},
     "mistooled": {"messages": [ASK, TELL], "tools": ["image_zoom_inn"]},
+    "films": {"messages": [{"role": "user", "content": "<video>What?"}], "videos": ["film.mp4"]},
     "twins": {"id": "one", "messages": [ASK, TELL]},
 }
 #: More YAML of datasets that have another's rows.
@@ -39,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
     """Datasets of four rows each, by the names of `ROWS` and `SETTINGS`."""
     datasets = tmp_path / "datasets_cfg"
     datasets.mkdir()
+    (datasets / "film.mp4").touch()
     Image.new("RGB", (40, 30)).save(datasets / "cup.png")
     for name, row in ROWS.items():
         rows = [row if "id" in row else {"id": str(number)} | row for number in range(4)]

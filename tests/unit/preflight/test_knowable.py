@@ -57,6 +57,7 @@ def test_what_is_sound_is_valid(look, stage):
         (sft("twins"), "data.mixture.twins", "twins.jsonl:2: the id 'one' is an earlier row's"),
         (sft("filtered"), "data.mixture.filtered", "has no rows; the filters remove all 4"),
         (sft("mistooled"), "data.mixture.mistooled", "did you mean 'image_zoom_in'?"),
+        (rl("films"), "tasks[0].data", "films.jsonl:1: the prompt shows a video"),
         (rl("miscolumned"), "tasks[0].data", 'the row has no "problem"'),
         (rl("goldless"), "tasks[0].rewards", "row '0' and those after it have no ground_truth"),
         (distillation("pictures", text_only=True), "data.mixture.pictures", "the stage is text_only"),
