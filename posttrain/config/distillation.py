@@ -172,7 +172,10 @@ class DistillationStage(SupervisedStage):
     def checkpoints(self) -> list[CheckpointUse]:
         """Return the teacher, where it is named by a checkpoint."""
         name = self.teacher.checkpoint
-        return [] if name is None else [CheckpointUse(("teacher", "checkpoint"), "teacher", name)]
+        if name is None:
+            return []
+        length = ("data", "max_length"), self.data.max_length
+        return [CheckpointUse(("teacher", "checkpoint"), "teacher", name, *length)]
 
     def endpoints(self) -> list[EndpointUse]:
         """Return the teacher, where it is behind an address."""

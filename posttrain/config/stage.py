@@ -77,11 +77,15 @@ class CheckpointUse:
         key: Path of the key that names it, from the stage.
         role: What it is for, such as `teacher`.
         name: Hugging Face id or local directory.
+        length_key: Path of the key that says how many tokens it takes, from the stage.
+        max_length: Most tokens of what it is shown and writes.
     """
 
     key: Key
     role: str
     name: str
+    length_key: Key
+    max_length: int
 
 
 @dataclass(frozen=True)

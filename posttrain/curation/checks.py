@@ -96,6 +96,14 @@ def missing_address(config: EndpointConfig) -> str:
     return f"there is no address; set its base_url, or {VARIABLES.url}"
 
 
+def withheld_key(config: EndpointConfig) -> str:
+    """Return why no key goes to an address that may want one; "" if one goes, or it is no https address."""
+    address = VARIABLES.address(config.base_url)
+    if not address.startswith("https://") or VARIABLES.api_key(address):
+        return ""
+    return f"no key is sent to {address}: set {VARIABLES.key}, and beside it {VARIABLES.url} to this address"
+
+
 def _idle_band(step: RewardStep, judge: Reward) -> str:
     """Return why no value of a reward lies in a step's band; "" if some may."""
     if step.min is not None and step.min > judge.high:

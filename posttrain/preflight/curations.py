@@ -4,9 +4,10 @@ from posttrain.config.curation import load_curation
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.stage import CurationUse
-from posttrain.curation.checks import VARIABLES, missing_address, recipe_faults
+from posttrain.curation.checks import VARIABLES, missing_address, recipe_faults, withheld_key
 from posttrain.curation.taxonomy import load_taxonomy
 from posttrain.preflight.findings import Examination
+from posttrain.preflight.models import checkpoint_faults, examine_length
 
 
 def examine_curations(look: Examination) -> None:
@@ -32,8 +33,13 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
         reason = f"the recipe {use.recipe!r} curates {recipe.data!r}, which is not in the stage's mixture"
         look.problem(key, reason, "put it in data.mixture, or choose another recipe")
     for name, entry in recipe.endpoints.items():
+        what = f"{use.recipe}: endpoints.{name}"
         if isinstance(entry, EndpointConfig):
-            _examine_address(look, entry, key, f"{use.recipe}: endpoints.{name}")
+            _examine_address(look, entry, key, what)
+            continue
+        for reason in checkpoint_faults(entry.checkpoint):
+            look.problem(key, f"{what}: {entry.checkpoint} {reason}", "fetch or export the checkpoint again")
+        examine_length(look, key, entry.checkpoint, entry.max_length)
     taxonomy = look.load(key, str(recipe.taxonomy), load_taxonomy, recipe.taxonomy)
     if taxonomy is not None:
         for fault in recipe_faults(recipe, taxonomy, look.plugins):
@@ -41,6 +47,8 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
 
 
 def _examine_address(look: Examination, endpoint: EndpointConfig, key: Key, what: str) -> None:
-    """Note an endpoint that has an address in no file and, on this machine, in no variable."""
+    """Note an endpoint that has no address on this machine, or to which no key goes."""
+    if note := withheld_key(endpoint):
+        look.note(f"{what}: {note}")
     if reason := missing_address(endpoint):
         look.missing(key, f"{what}: {reason}", f"set base_url, or the environment variable {VARIABLES.url}")

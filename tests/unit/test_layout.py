@@ -22,7 +22,7 @@ NO_CV2 = tuple(name for name in HEAVY if name != "cv2")
 #: from its own layer and those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("posttrain", "types"),
-    ("messages", "joints", "files", "media", "plugins", "sandbox", "chat_endpoint"),
+    ("messages", "joints", "files", "media", "plugins", "sandbox", "chat_endpoint", "endpoint_variables"),
     ("config", "doctor"),
     ("run",),
     ("data",),
@@ -36,7 +36,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 #: What rewards and tools may import of posttrain, so that a plugin stays light.
-PLUGIN_SIDE = ("types", "messages", "plugins", "media", "files", "sandbox", "chat_endpoint")
+PLUGIN_SIDE = (
+    *("types", "messages", "plugins", "media", "files", "sandbox"),
+    *("chat_endpoint", "endpoint_variables"),
+)
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {
     "vllm": ("posttrain.inference.vllm_engine",),

@@ -219,6 +219,36 @@ def test_parts_of_weights_that_are_not_there(look, folder):
     assert "lacks 1 of 2 files of weights, such as model-2.safetensors" in only(look(sft(), model=model))
 
 
+@pytest.mark.parametrize(("config", "count"), [({}, 2), ({"rope_scaling": {"factor": 2.0}}, 0)])
+def test_more_tokens_than_the_model_takes(look, folder, config, count):
+    text = {"max_position_embeddings": 4096} | config
+    model = checkpoint(folder, WEIGHTS, TOKENS, IMAGES, text_config=text)
+    teaching = distillation(teacher={"checkpoint": "./own"})
+    problems = [str(problem) for problem in look(rl(), teaching, model=model).problems]
+    assert len(problems) == count
+    keys = ("stages[0].rollout.max_length", "stages[1].data.max_length")
+    for key, problem in zip(keys, problems, strict=False):
+        assert f"mine.yaml: {key}: " in problem
+        assert "own can take (4,096, max_position_embeddings)" in problem
+
+
+def test_a_checkpoint_of_a_curation(look, folder):
+    checkpoint(folder, TOKENS, IMAGES)
+    step = {"filter": "domain", "endpoint": "own"}
+    message = only(look(recipe(folder, step, endpoints={"own": {"checkpoint": "./own"}})))
+    assert "own.yaml: endpoints.own: " in message
+    assert "has no *.safetensors weights" in message
+
+
+def test_a_key_that_goes_nowhere_is_noted(look, monkeypatch):
+    teacher = {"endpoint": {"model": "m", "base_url": "https://models.example/v1"}}
+    monkeypatch.setenv("POSTTRAIN_ENDPOINT_API_KEY", "secret")
+    stage = distillation(teacher=teacher)
+    assert "no key is sent to https://models.example/v1" in " ".join(look(stage).notes)
+    monkeypatch.setenv("POSTTRAIN_ENDPOINT_URL", "https://models.example/v1")
+    assert "no key" not in " ".join(look(stage).notes)
+
+
 def test_adapters_of_a_model_that_is_gone(look, folder):
     (folder / "own").mkdir()
     (folder / "own" / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/qwen3-vl"}')
