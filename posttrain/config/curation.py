@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -39,7 +39,7 @@ class FilterStep(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_filter(cls, value: Any) -> Any:
+    def _name_after_filter(cls, value: object) -> object:
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("filter"), str):
             return {**value, "name": value["filter"]}
         return value

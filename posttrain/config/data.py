@@ -1,6 +1,6 @@
 """Datasets, and what a stage draws from them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,7 +66,7 @@ class SourceConfig(Section):
     generator: str | None = Field(
         default=None, min_length=1, description="Reference of a function that writes the dataset."
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of the generator.")
+    params: dict[str, object] = Field(default_factory=dict, description="Arguments of the generator.")
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":

@@ -121,7 +121,7 @@ class _Builder:
         self.document = document
         self.nodes = 0
 
-    def build(self, node: yaml.Node, key: Key) -> Any:
+    def build(self, node: yaml.Node, key: Key) -> object:
         self.nodes += 1
         self.document.places.setdefault(key, f"{self.document.label}:{node.start_mark.line + 1}")
         if self.nodes > MAX_NODES:
@@ -138,8 +138,8 @@ class _Builder:
         unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
         return parse_scalar(node.value) if unquoted else node.value
 
-    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, object]:
+        result: dict[str, object] = {}
         for name_node, child in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
                 raise self.document.error(
@@ -185,7 +185,7 @@ def merge(base: Document, layer: Document) -> Document:
     return result
 
 
-def _merge(old: Any, new: Any, old_key: Key, new_key: Key, layer: Document, result: Document) -> Any:
+def _merge(old: object, new: object, old_key: Key, new_key: Key, layer: Document, result: Document) -> object:
     """Merge at one key; keys of a layer differ from the result's where it names list entries."""
     if isinstance(new, dict) and isinstance(old, dict):
         merged = dict(old)
@@ -241,7 +241,7 @@ def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
     )
 
 
-def entry_name(entry: Any) -> str:
+def entry_name(entry: object) -> str:
     """What a list's entry is called in overrides; "" if it has no name."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("name", "stage", "data") if key in entry), "")

@@ -1,6 +1,6 @@
 """Models that are asked: behind an endpoint, or in engines of our own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -25,7 +25,7 @@ class EndpointConfig(Section):
     image_max_pixels: Positive = Field(
         default=1 << 21, description="Larger images are made smaller to so many pixels before they are sent."
     )
-    request: dict[str, Any] = Field(
+    request: dict[str, object] = Field(
         default_factory=dict,
         description="More fields of every request, such as top_p; null takes a field out, such as seed.",
     )
@@ -74,7 +74,7 @@ class CheckpointConfig(Section):
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
-def _kind_of_model(value: Any) -> str:
+def _kind_of_model(value: object) -> str:
     """By its name, which of the two a recipe's entry is."""
     is_own = isinstance(value, CheckpointConfig) or (isinstance(value, dict) and "checkpoint" in value)
     return CheckpointConfig.__name__ if is_own else EndpointConfig.__name__

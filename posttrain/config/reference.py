@@ -8,7 +8,7 @@ import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -30,7 +30,7 @@ FILES: dict[str, tuple[type[Section], str]] = {
     "dataset": (DatasetConfig, "a dataset: a file of datasets_cfg/"),
     "curation": (CurationConfig, "a curation: what `posttrain data curate` takes"),
 }
-_SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
+_SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 #: Stands in a path for a name that the writer of the file chooses.
 ANY_NAME = "<name>"
@@ -246,9 +246,9 @@ def _scalar(annotation: object, bounds: Mapping[str, object]) -> str:
     return f"{word} {' and '.join(limits)}".rstrip()
 
 
-def _bounds(metadata: Sequence[object]) -> dict[str, Any]:
+def _bounds(metadata: Sequence[object]) -> dict[str, float | str]:
     """Return the bounds that a type's metadata set, by pydantic's names for them."""
-    bounds: dict[str, Any] = {}
+    bounds: dict[str, float | str] = {}
     for each in metadata:
         if isinstance(each, FieldInfo):
             bounds |= _bounds(each.metadata)

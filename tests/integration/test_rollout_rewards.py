@@ -15,7 +15,8 @@ from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.worker import RewardAccess, RolloutSetup, RolloutWorker, reward_input
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import Sample, Trajectory, text_message
-from rewards.serving.client import RewardServer, RewardServerUnavailable, start_server
+from rewards.serving.client import RewardServerUnavailable
+from rewards.serving.launch import RewardServer, start_server
 
 LIMITS = Limits(max_new_tokens=100, max_length=500)
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
