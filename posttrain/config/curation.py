@@ -287,7 +287,7 @@ def _check_band(low: float | None, high: float | None) -> None:
 
 
 def curation_names() -> list[str]:
-    """The curation recipes that ship with the package."""
+    """List the curation recipes that ship with the package."""
     return sorted(path.stem for path in _shipped().glob("*.yaml"))
 
 

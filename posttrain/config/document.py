@@ -30,7 +30,7 @@ _FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves no scalars, so that this module alone says what a plain word means."""
+    """A loader that resolves no scalars, so that this module alone says what a plain word means."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
 
@@ -50,19 +50,19 @@ class Document:
     places: dict[Key, str] = field(default_factory=dict)
 
     def place(self, key: Key) -> str:
-        """`file:line` of a key, or of the nearest key around it."""
+        """Return `file:line` of a key, or of the nearest key around it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.places:
                 return self.places[key[:length]]
         return self.label
 
     def error(self, key: Key, reason: str, remedy: str = "") -> ConfigError:
-        """A single problem as an error."""
+        """Return a single problem as an error."""
         return ConfigError([Problem(self.place(key), key_text(key), reason, remedy)])
 
 
 def key_text(key: Iterable[str | int]) -> str:
-    """A key path as people write it: `stages[1].learning_rate`."""
+    """Write a key path as people do: `stages[1].learning_rate`."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -115,7 +115,7 @@ def parse_document(text: str, label: str) -> Document:
 
 
 class _Builder:
-    """Turns YAML nodes into data, counting them, so that aliases cannot multiply without end."""
+    """A builder that turns YAML nodes into data, counting them, so that aliases cannot multiply without end."""
 
     def __init__(self, document: Document):
         self.document = document
@@ -158,7 +158,7 @@ class _Builder:
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:
-    """What an unquoted word means in YAML 1.2's core schema."""
+    """Return what an unquoted word means in YAML 1.2's core schema."""
     if text in _NULL:
         return None
     if text in _BOOLEANS:
@@ -229,7 +229,7 @@ def _forget(removed: set[int], key: Key, result: Document) -> None:
 
 
 def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
-    """The index of a list's entry by its name or number."""
+    """Return the index of a list's entry by its name or number."""
     names = [entry_name(entry) for entry in entries]
     if name in names:
         return names.index(name)
@@ -242,7 +242,7 @@ def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
 
 
 def entry_name(entry: object) -> str:
-    """What a list's entry is called in overrides; "" if it has no name."""
+    """Return what a list's entry is called in overrides; "" if it has no name."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("name", "stage", "data") if key in entry), "")
     return entry if isinstance(entry, str) else ""

@@ -39,7 +39,7 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """The data of a run before they are checked, with the place of every key; see `load_run`."""
+    """Read the data of a run without checking them, with the place of every key; see `load_run`."""
     path = _find_run(str(source), Path())
     document = _with_bases(path, ())
     for override in overrides:
@@ -90,17 +90,17 @@ def missing_variable(dataset: DatasetConfig) -> str | None:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """List the recipes that ship with the package."""
     return sorted(path.stem for path in _package_folder("posttrain", "recipes").glob("*.yaml"))
 
 
 def dataset_names() -> list[str]:
-    """The datasets that ship with the package."""
+    """List the datasets that ship with the package."""
     return sorted(path.stem for path in _package_folder("datasets_cfg").glob("*.yaml"))
 
 
 def _find_run(source: str, base_dir: Path) -> Path:
-    """The file behind a recipe's name or a path."""
+    """Find the file behind a recipe's name or a path."""
     if "/" in source or source.endswith((".yaml", ".yml")):
         return base_dir / Path(source).expanduser()
     if source in recipe_names():
@@ -111,7 +111,7 @@ def _find_run(source: str, base_dir: Path) -> Path:
 
 
 def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
-    """The file behind a dataset's name or path."""
+    """Find the file behind a dataset's name or path."""
     if name_or_path.endswith((".yaml", ".yml")):
         return base_dir / Path(name_or_path).expanduser()
     own = base_dir / "datasets_cfg" / f"{name_or_path}.yaml"
@@ -138,7 +138,7 @@ def _package_folder(package: str, *parts: str) -> Path:
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> Document:
-    """A file laid over the file that its `base:` names, and so on."""
+    """Read a file, and lay it over the file that its `base:` names, and so on."""
     document = _mapping(read_document(path))
     base = document.data.pop("base", None)
     if base is None:
@@ -163,7 +163,7 @@ def _mapping(document: Document) -> Document:
 
 
 def _override(text: str) -> Document:
-    """`stages.rl.max_steps=20` as a document of one value."""
+    """Read an override, `stages.rl.max_steps=20`, as a document of one value."""
     dotted, equals, value = text.partition("=")
     key: Key = tuple(part for part in re.split(r"[.\[\]]+", dotted.strip()) if part)
     document = Document(None, COMMAND_LINE)
