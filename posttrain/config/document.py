@@ -115,7 +115,7 @@ def parse_document(text: str, label: str) -> Document:
 
 
 class _Builder:
-    """A builder that turns YAML nodes into data, counting them, so that aliases cannot multiply without end."""
+    """A builder of data from YAML nodes; it counts them, so that aliases cannot multiply without end."""
 
     def __init__(self, document: Document):
         self.document = document
