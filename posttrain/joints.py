@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from posttrain.types import Message, RewardInput, RewardResult, Sample, Score, ToolCall, ToolSpec
 
@@ -163,6 +163,15 @@ class RewardServerStarter(Protocol):
 
     def __call__(self, references: Sequence[str], *, token: str, base_dir: Path, log: Path) -> RewardServer:
         """Start a server of these rewards and no others; its output goes to `log`."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Draws a dataset."""
+
+    def __call__(self, folder: Path, **params: Any) -> object:
+        """Write `data.jsonl` and its images into a folder."""
         ...
 
 

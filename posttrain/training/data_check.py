@@ -1,4 +1,4 @@
-"""A run's data before anything starts: are they whole, and those that the run began with?"""
+"""The check of a run's data before anything starts: are they whole, and those that the run began with?"""
 
 import json
 import os
@@ -14,7 +14,9 @@ BROKEN_ROWS = "broken_rows.jsonl"
 
 
 def check_run_data(config: RunConfig, run: RunDir) -> None:
-    """Open every dataset of a run, of finished stages and of evaluations too, and list the broken rows.
+    """Check every dataset of a run, of finished stages and of evaluations too, and list the broken rows.
+
+    What was checked before is only looked at: other processes then open the indexes that this one leaves.
 
     Raises:
         DataError: If a dataset cannot be had, or more of it is broken than its `max_bad_share`.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import DatasetConfig
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import (
     DataError,
@@ -198,7 +199,7 @@ def test_broken_videos_are_set_aside_with_their_place(folder: Path):
         {"id": str(number), "messages": [*shown(name)["messages"], TURN]} for number, name in enumerate(names)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dataset = Dataset(folder / "rows.jsonl")
+    dataset = Dataset(check_rows(folder / "rows.jsonl"))
     assert [sample.id for sample in dataset] == ["0", "2", "5"]  # pyright: ignore[reportGeneralTypeIssues]
     lines = [(row.place.rpartition(":")[2], row.reason) for row in dataset.broken]
     assert [line for line, _ in lines] == ["2", "4", "5"]
@@ -207,7 +208,7 @@ def test_broken_videos_are_set_aside_with_their_place(folder: Path):
     assert "has no .png" in lines[2][1]
     fingerprint = dataset.fingerprint
     (folder / "a.mp4").write_bytes((folder / "b.mp4").read_bytes() + b"\0" * 8)
-    assert Dataset(folder / "rows.jsonl").fingerprint != fingerprint
+    assert Dataset(check_rows(folder / "rows.jsonl")).fingerprint != fingerprint
 
 
 def test_rollouts_and_evaluations_refuse_videos_early(folder: Path):
