@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from posttrain.config import DatasetConfig
 from posttrain.data import checking, dataset, sealing
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, parse_row, rows
 from posttrain.data.row_index import MISFITS, USES, IndexFileError, RowIndex, Use, open_index
 from posttrain.data.sealing import INDEXES, sealed_index
+from posttrain.data.sources import forget_opened, load_samples
 from posttrain.files.durable import DiskFull
 from posttrain.media.images import ImageError, check_image
 from posttrain.types import Sample, VideoRef
@@ -263,6 +265,28 @@ def test_an_index_of_another_format_is_made_again(
     open_index(index_file(cache))
 
 
+def test_a_process_looks_at_images_once_whatever_the_use(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"path": str(folder / "rows.jsonl")}
+    config = DatasetConfig.model_validate(
+        {"name": "rows", "description": "Rows.", "licence": "MIT", "source": source, "max_bad_share": 1.0}
+    )
+    load_samples(config, folder)
+    forget_opened()
+    looks: list[int] = []
+    look = sealing._new_times
+    monkeypatch.setattr(sealing, "_new_times", lambda *batch: looks.append(1) or look(*batch))
+    loaded = {use: load_samples(config, folder, use=use) for use in USES}
+    assert looks == [1]
+    assert {use: len(each) for use, each in loaded.items()} == {
+        "prompts": 6,
+        "episodes": 4,
+        "dialogues": 5,
+        "pairs": 1,
+    }
+
+
 def test_nothing_in_an_index_is_executed(folder: Path, cache: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[object, ...]:
@@ -320,9 +344,25 @@ def test_an_index_goes_to_another_process_by_its_name(folder: Path, cache: Path)
         pickle.loads(sent)
 
 
+def test_old_indexes_go_when_their_data_are_gone(folder: Path, cache: Path, tmp_path: Path) -> None:
+    for name in ("gone", "there", "young"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text(json.dumps(row(0)) + "\n")
+        opened(tmp_path / name, cache)
+        for file in (cache / INDEXES).glob("*.index"):
+            if name != "young":
+                os.utime(file, (0, 0))
+    for name in ("gone", "young"):
+        shutil.rmtree(tmp_path / name)
+    opened(folder, cache)
+    kept = {open_index(file).path.parent.name for file in (cache / INDEXES).iterdir()}
+    assert kept == {"there", "young", folder.name}
+
+
 OPEN = """
 import sys, time
 from pathlib import Path
+from posttrain.config import DatasetConfig
 from posttrain.data import checking, sealing
 folder, check = Path(sys.argv[1]), checking.check_medium
 def told(medium):
