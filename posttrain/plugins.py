@@ -18,35 +18,39 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _ATTRIBUTE = re.compile(r"[A-Za-z]\w*")
+
+T = TypeVar("T")
 
 
 class PluginError(ValueError):
     """A reference that leads nowhere, or to code that cannot be loaded; the message says what to do."""
 
 
-def resolve(reference: str, group: str, base_dir: Path | None = None) -> object:
-    """The object that a reference names; loads the module or file that holds it.
+def resolve(reference: str, group: str, kind: type[T], base_dir: Path | None = None) -> T:
+    """Return the object that a reference names; load the module or file that holds it.
 
     Args:
         reference: A name, `file.py:attribute` or `package.module:attribute`.
         group: Entry-point group in which names are looked up: `posttrain.rewards`,
             `posttrain.tools` or `posttrain.generators`.
+        kind: What it has to be: a class, or a protocol that is checked at run time; `object` for anything.
         base_dir: Folder against which file references are resolved; the working directory if None.
 
     Raises:
         PluginError: With the nearest right name, where the reference is malformed, nothing is there,
-            or loading it failed.
+            loading it failed, or it is something else than asked for.
 
     Example:
-        resolve("my_rewards.py:neatness", "posttrain.rewards", Path("recipes"))
+        resolve("my_rewards.py:neatness", "posttrain.rewards", Reward, Path("recipes"))
     """
     source, colon, attribute = reference.rpartition(":")
     if not colon:
-        return _declared(reference, group, base_dir)
+        return _declared(reference, group, kind, base_dir)
     if not _ATTRIBUTE.fullmatch(attribute):
         raise PluginError(f"{reference!r} must name one public attribute after the ':', got {attribute!r}")
     if source.endswith(".py"):
@@ -56,7 +60,10 @@ def resolve(reference: str, group: str, base_dir: Path | None = None) -> object:
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise PluginError(f"{reference!r}: {source} has no {attribute!r}{_nearest(attribute, public)}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    if not isinstance(found, kind):
+        raise PluginError(f"{reference!r} is {type(found).__name__}, not {kind.__name__}")
+    return found
 
 
 @functools.cache
@@ -77,7 +84,7 @@ def declared(group: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _declared(name: str, group: str, base_dir: Path | None) -> object:
+def _declared(name: str, group: str, kind: type[T], base_dir: Path | None) -> T:
     """Follow a declared name to the code behind it."""
     if not _NAME.fullmatch(name):
         raise PluginError(
@@ -90,7 +97,7 @@ def _declared(name: str, group: str, base_dir: Path | None) -> object:
             f"no plugin {name!r} in {group}{_nearest(name, names)}. Declared: {known}. "
             "Your own code is named as file.py:attribute"
         )
-    return resolve(names[name], group, base_dir)
+    return resolve(names[name], group, kind, base_dir)
 
 
 def _load_module(source: str, reference: str) -> ModuleType:

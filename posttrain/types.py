@@ -15,7 +15,7 @@ Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 #: What can be trained: a Qwen-VL, or a causal language model, which is shown no images.
 ModelFamily = Literal[Family, "text"]
 
-#: The frame in which each family writes its boxes and points (RECIPE: formats).
+#: The frame in which each family writes its boxes and points, as the families' model cards document it.
 FAMILY_FRAMES: dict[Family, Frame] = {
     "qwen2_vl": "norm_1000",
     "qwen2_5_vl": "pixel_resized",
@@ -305,10 +305,10 @@ class TrajectoryImage:
 
 @dataclass
 class Trajectory:
-    """The ledger of one episode: what was shown, what was sampled, by whom.
+    """The ledger of one episode: which tokens it has, and which of them the policy sampled.
 
-    The four lists have one entry a token; ids are only ever appended (RELIABILITY: re-tokenised
-    turns are the field's commonest silent bug).
+    The four lists have one entry per token. Ids are only ever appended: a turn that is decoded and
+    tokenised again may get other ids than were sampled, and training on those would be silently wrong.
 
     Attributes:
         sample_id: The prompt's id.

@@ -120,7 +120,8 @@ def convert_command(options: argparse.Namespace) -> int:
 
 def curate_command(options: argparse.Namespace) -> int:
     """Run `posttrain data curate`: pass a dataset's rows through the filters of a recipe."""
-    from posttrain.curation import curate
+    from posttrain.curation.pipeline import curate
+    from posttrain.first_party import PLUGINS
     from posttrain.viewer.curation_page import write_curation_page
 
     recipe = load_curation(options.recipe)
@@ -128,9 +129,9 @@ def curate_command(options: argparse.Namespace) -> int:
         from posttrain.curation.engines import EngineModels
 
         with EngineModels(recipe.cluster) as models:
-            report = curate(recipe, options.resume, models.open)
+            report = curate(recipe, PLUGINS, resume=options.resume, open_checkpoint=models.open)
     else:
-        report = curate(recipe, options.resume)
+        report = curate(recipe, PLUGINS, resume=options.resume)
     print(report.table())
     print(f"{report.directory}: {report.kept:,} rows in kept.jsonl, {report.dropped:,} in dropped.jsonl")
     print(write_curation_page(report.directory))

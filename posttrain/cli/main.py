@@ -219,10 +219,11 @@ def load_checked(document: Document, about_to_run: bool) -> RunConfig:
     Raises:
         ConfigError: With every problem found.
     """
+    from posttrain.first_party import PLUGINS
     from posttrain.preflight.examination import examine
 
     config = build_run(document)
-    findings = examine(config, document)
+    findings = examine(config, document, PLUGINS)
     problems = findings.problems + (findings.missing_data if about_to_run else [])
     if problems:
         raise ConfigError(problems)

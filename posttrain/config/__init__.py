@@ -5,6 +5,7 @@ from posttrain.config.distillation import DistillationStage
 from posttrain.config.document import Document
 from posttrain.config.dpo import DpoStage
 from posttrain.config.errors import ConfigError, Problem
+from posttrain.config.learning import DrawingStage, LearningStage
 from posttrain.config.loader import (
     build_run,
     dataset_names,
@@ -19,8 +20,10 @@ from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
-from posttrain.config.sft import LossConfig, SftStage, SupervisedStage, TinyModelStage
+from posttrain.config.sft import LossConfig, SftStage, SupervisedStage
+from posttrain.config.stage import StageConfig, TrainingStage
 from posttrain.config.tasks import EvalTask, EvaluationConfig, PluginRef, RewardRef, RlTask, TaskConfig
+from posttrain.config.tiny_model import TinyModelStage
 
 __all__ = [
     "AlgorithmConfig",
@@ -31,11 +34,13 @@ __all__ = [
     "DistillationStage",
     "Document",
     "DpoStage",
+    "DrawingStage",
     "EngineConfig",
     "EvalTask",
     "EvaluationConfig",
     "Grpo",
     "Gspo",
+    "LearningStage",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
@@ -50,9 +55,11 @@ __all__ = [
     "SftStage",
     "SourceConfig",
     "Stage",
+    "StageConfig",
     "SupervisedStage",
     "TaskConfig",
     "TinyModelStage",
+    "TrainingStage",
     "build_run",
     "dataset_names",
     "load_dataset_config",

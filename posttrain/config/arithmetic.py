@@ -1,15 +1,10 @@
 """The sums behind a run: batches, updates, and roughly how much memory they take."""
 
-import math
 from typing import Any
 
-from posttrain.config.distillation import DistillationStage
-from posttrain.config.dpo import DpoStage
 from posttrain.config.model import ModelConfig, read_model_config
-from posttrain.config.rl import RlStage
 from posttrain.config.run import RunConfig
-from posttrain.config.sft import SftData, SupervisedStage, TinyModelStage
-from posttrain.config.trainer import TrainerStage
+from posttrain.config.stage import ModelBytes
 
 #: (all, vision tower) parameters of the published models, in billions.
 KNOWN_SIZES: dict[str, tuple[float, float]] = {
@@ -31,7 +26,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
-    """What each stage's batch settings come to.
+    """Return what each stage's batch settings come to.
 
     Returns:
         Rows of (stage and quantity, sum), for a table of two columns.
@@ -39,84 +34,15 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     Example:
         [("rl: episodes a step", "16 prompts × 8 = 128"), …]
     """
-    rows: list[tuple[str, str]] = []
-    for stage in config.stages:
-        if isinstance(stage, TinyModelStage):
-            own = [
-                ("images", f"{stage.steps} steps × {stage.batch_size} = {stage.steps * stage.batch_size:,}")
-            ]
-        elif isinstance(stage, SupervisedStage | DpoStage):
-            own = _trainer_rows(stage)
-            if isinstance(stage, SupervisedStage):
-                own += _length_rows(stage.data)
-            if isinstance(stage, DistillationStage):
-                own.append(("answers", _answers(stage)))
-        else:
-            own = _rl_rows(stage)
-        rows += [(f"{stage.name}: {quantity}", text) for quantity, text in own]
-    return rows
-
-
-def _trainer_rows(stage: SupervisedStage | DpoStage) -> list[tuple[str, str]]:
-    size = stage.global_batch_size
-    sizes = f"{stage.per_device_batch_size} × {stage.gradient_accumulation_steps} accumulated"
-    total = (
-        f"{stage.num_train_epochs or 1:g} × the data"
-        if stage.max_steps is None
-        else f"{stage.max_steps} steps × {size} = {stage.max_steps * size:,}"
-    )
-    mixture = ", ".join(f"{name} {share:.0%}" for name, share in stage.data.mixture.items())
     return [
-        ("samples a step", f"{sizes} × {stage.num_workers} workers = {size}"),
-        ("samples", total),
-        ("mixture", mixture),
-    ]
-
-
-def _length_rows(data: SftData) -> list[tuple[str, str]]:
-    """Packing, and the phases of a curriculum."""
-    rows, curriculum = [], data.curriculum
-    if data.packing:
-        phases = "" if curriculum is None else f", in the first phase {curriculum.short_length:,}"
-        rows.append(("packing", f"a step's samples in rows of up to {data.max_length:,} tokens{phases}"))
-    if curriculum is not None:
-        text = f"{curriculum.short_phase:.0%} of the steps up to {curriculum.short_length:,} tokens, then"
-        long = f"{curriculum.long_share:.0%} of the samples longer, up to {data.max_length:,}"
-        rows.append(("curriculum", f"{text} {long}"))
-    return rows
-
-
-def _answers(stage: DistillationStage) -> str:
-    """Who answers how often."""
-    teacher, samples = stage.teacher, stage.generation.samples_per_prompt
-    name = teacher.checkpoint or teacher.stage or (teacher.endpoint and teacher.endpoint.model)
-    if stage.num_prompts is None:
-        return f"every prompt × {samples}, by {name}"
-    return f"{stage.num_prompts} prompts × {samples} = {stage.num_prompts * samples:,}, by {name}"
-
-
-def _rl_rows(stage: RlStage) -> list[tuple[str, str]]:
-    algorithm, episodes = stage.algorithm, stage.episodes_per_step
-    part = episodes // algorithm.mini_batches
-    share = math.ceil(part / stage.num_workers)
-    pieces = math.ceil(share / stage.micro_batch_size)
-    prompts = ", ".join(f"{task.name} {task.ratio * stage.prompts_per_step:g}" for task in stage.tasks)
-    updates = stage.max_steps * algorithm.mini_batches
-    return [
-        ("prompts a step", prompts),
-        ("episodes a step", f"{stage.prompts_per_step} prompts × {algorithm.group_size} = {episodes}"),
-        (
-            "episodes an update",
-            f"{episodes} / {algorithm.mini_batches} mini-batches = {part}; {share} a learner process, "
-            f"in {pieces} of {min(share, stage.micro_batch_size)}",
-        ),
-        ("updates", f"{stage.max_steps} steps × {algorithm.mini_batches} = {updates:,}"),
-        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}"),
+        (f"{stage.name}: {quantity}", text)
+        for stage in config.stages
+        for quantity, text in stage.arithmetic()
     ]
 
 
 def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
-    """Roughly what weights, gradients and optimiser take; activations and the engine's cache come on top.
+    """Estimate what weights, gradients and optimiser take; activations and the engine's cache come on top.
 
     Returns:
         Rows of (what, how much); empty where the model's size is not known.
@@ -125,37 +51,18 @@ def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
     if sizes is None:
         return []
     total, vision = sizes
-    width = BYTES[config.model.dtype]
     trainable = total - vision if config.model.freeze_vision_tower else total
+    model = ModelBytes(total, trainable, BYTES[config.model.dtype])
     rows = [
         ("model", f"{_count(total)} parameters, {_count(trainable)} of them trained, {config.model.dtype}")
     ]
     for stage in config.stages:
-        states = 1 if isinstance(stage, TrainerStage) and stage.optimizer == "muon" else 2
-        # Adapters weigh next to nothing.
-        with_lora = isinstance(stage, TrainerStage) and stage.lora is not None
-        is_sharded = isinstance(stage, TrainerStage) and stage.sharding != "none"
-        if with_lora:
-            learner = width * total
-        else:  # accelerate trains shards in float32
-            trained = BYTES["float32"] if is_sharded else width
-            learner = width * (total - trainable) + trained * trainable * (2 + states)
-        if isinstance(stage, DpoStage) and not with_lora:
-            learner += width * total  # the reference
-        learner /= stage.num_workers if is_sharded else 1
-        rows.append(
-            (
-                f"{stage.name}: each of {stage.num_workers} learner processes",
-                f"{_amount(learner)} and activations",
-            )
-        )
-        if isinstance(stage, RlStage):
-            rows.append(
-                (
-                    f"{stage.name}: each of {stage.rollout.actors} engines",
-                    f"{_amount(width * total)} and the cache",
-                )
-            )
+        if stage.learners:
+            learner = f"{_amount(stage.learner_bytes(model))} and activations"
+            rows.append((f"{stage.name}: each of {stage.learners} learner processes", learner))
+        if stage.engines:
+            engine = f"{_amount(model.width * total)} and the cache"
+            rows.append((f"{stage.name}: each of {stage.engines} engines", engine))
     return rows
 
 

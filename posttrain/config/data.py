@@ -28,6 +28,9 @@ FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
     "openai": ("messages", "input", "preferred_output", "non_preferred_output", *_COMMON),
     "easyr1": ("problem", "answer", *_COMMON),
 }
+#: What a stage or an evaluation uses a dataset's rows for.
+Use = Literal["prompts", "episodes", "dialogues", "pairs"]
+
 #: What LLaMA-Factory's tags may be called.
 TAGS = (
     *("role_tag", "content_tag", "user_tag", "assistant_tag"),

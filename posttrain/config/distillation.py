@@ -1,15 +1,17 @@
 """Off-policy distillation: a teacher answers prompts once, and the student learns from its answers."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
+from posttrain.config.data import Use
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.model import infer_family
 from posttrain.config.rollout import EngineConfig, RolloutConfig
-from posttrain.config.sft import LossConfig, SupervisedStage
+from posttrain.config.sft import LossConfig, Normalization, SupervisedStage
+from posttrain.config.stage import CheckpointUse, Content, DatasetUse, Surroundings
 
 
 class TeacherConfig(Section):
@@ -104,6 +106,9 @@ class DistillationStage(SupervisedStage):
     Rows of the datasets are prompts: what follows the last user or tool turn is dropped.
     """
 
+    runner: ClassVar[str] = "posttrain.training.supervised.runners:DistillationRunner"
+    use: ClassVar[Use] = "prompts"
+
     stage: Literal["distillation"] = Field(description="Kind of the stage.")
     name: Name = Field(default="distillation", description="Name of the stage's folder and of its metrics.")
     teacher: TeacherConfig = Field(description="Who answers the prompts.")
@@ -122,8 +127,13 @@ class DistillationStage(SupervisedStage):
     )
 
     @property
-    def rollout(self) -> RolloutConfig:
-        """The engines of a teacher that is a checkpoint."""
+    def normalization(self) -> Normalization:
+        """How the losses of a sample's tokens are weighted."""
+        return self.loss.normalization
+
+    @property
+    def teacher_engines(self) -> RolloutConfig:
+        """How a teacher that is a checkpoint is served."""
         settings = self.generation
         return RolloutConfig(
             actors=settings.actors,
@@ -131,6 +141,48 @@ class DistillationStage(SupervisedStage):
             max_length=self.data.max_length,
             engine=settings.engine,
         )
+
+    def datasets(self) -> list[DatasetUse]:
+        """List the prompts of the mixture."""
+        refused: dict[Content, str] = {}
+        if self.text_only:
+            refused |= dict.fromkeys(("images", "videos"), "text_only trains the language model alone")
+        if self.teacher.endpoint is not None:
+            refused["tools"] = "a teacher behind an endpoint is not told of tools"
+        return [DatasetUse(("data", "mixture", name), name, "prompts", refused) for name in self.data.mixture]
+
+    def checkpoints(self) -> list[CheckpointUse]:
+        """Return the teacher, where it is named by a checkpoint."""
+        name = self.teacher.checkpoint
+        return [] if name is None else [CheckpointUse(("teacher", "checkpoint"), "teacher", name)]
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return the sums of batches, and who answers how many prompts."""
+        teacher, samples = self.teacher, self.generation.samples_per_prompt
+        name = teacher.checkpoint or teacher.stage or (teacher.endpoint and teacher.endpoint.model)
+        if self.num_prompts is None:
+            answers = f"every prompt × {samples}, by {name}"
+        else:
+            answers = f"{self.num_prompts} prompts × {samples} = {self.num_prompts * samples:,}, by {name}"
+        return [*super().arithmetic(), ("answers", answers)]
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check also that the teacher is there, and the GPUs of its engines."""
+        if self.teacher.stage not in (None, *around.earlier):
+            raise MisfitError(
+                "teacher.stage",
+                f"there is no stage {self.teacher.stage!r} before this one",
+                f"name an earlier stage ({', '.join(sorted(around.earlier)) or 'there is none'}), or a "
+                "checkpoint",
+            )
+        # A teacher's engines are gone before the student trains.
+        if around.gpus and self.generation.actors > around.gpus:
+            raise MisfitError(
+                "generation.actors",
+                f"{self.generation.actors} take one GPU each, and cluster.num_gpus is {around.gpus}",
+                "lower it, or raise cluster.num_gpus",
+            )
+        super().check_in_run(around)
 
     @model_validator(mode="after")
     def _check_teacher(self) -> "DistillationStage":

@@ -1,12 +1,13 @@
 """Direct preference optimisation: pairs of answers, one preferred to the other."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
-from posttrain.config.data import DatasetName
-from posttrain.config.trainer import TrainerStage
+from posttrain.config.data import DatasetName, Use
+from posttrain.config.learning import DrawingStage
+from posttrain.config.stage import DatasetUse, ModelBytes
 
 
 class PreferenceData(Section):
@@ -27,12 +28,15 @@ class PreferenceData(Section):
         return self
 
 
-class DpoStage(TrainerStage):
+class DpoStage(DrawingStage):
     """Direct preference optimisation: TRL's trainer on Ray Train.
 
     The reference is the checkpoint that the stage begins with: a frozen copy of it, or with `lora` the model
     itself with its adapters off, which takes no memory.
     """
+
+    runner: ClassVar[str] = "posttrain.training.supervised.runners:DpoRunner"
+    use: ClassVar[Use] = "pairs"
 
     stage: Literal["dpo"] = Field(description="Kind of the stage.")
     name: Name = Field(default="dpo", description="Name of the stage's folder and of its metrics.")
@@ -52,6 +56,27 @@ class DpoStage(TrainerStage):
     eval_steps: Positive | None = Field(
         default=None, description="Steps between measurements on eval_dataset; only first and last if absent."
     )
+
+    def datasets(self) -> list[DatasetUse]:
+        """List the pairs that are learned from, and the held-out ones."""
+        mixture = [DatasetUse(("data", "mixture", name), name, "pairs") for name in self.data.mixture]
+        held_out = [] if self.eval_dataset is None else [self.eval_dataset]
+        return mixture + [DatasetUse(("eval_dataset",), name, "pairs") for name in held_out]
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Share of each dataset in every stretch of training."""
+        return self.data.mixture
+
+    def learner_bytes(self, model: ModelBytes) -> float:
+        """Estimate what the policy takes, and beside it the reference where it is a model of its own."""
+        reference = model.width * model.parameters if self.lora is None else 0
+        parts = self.num_workers if self.sharding != "none" else 1
+        return super().learner_bytes(model) + reference / parts
+
+    def measured_by_itself(self) -> frozenset[str]:
+        """Return the held-out pairs."""
+        return frozenset() if self.eval_dataset is None else frozenset({self.eval_dataset})
 
     @model_validator(mode="after")
     def _check(self) -> "DpoStage":

@@ -1,23 +1,23 @@
 """Reinforcement learning: objective, tasks, batch and learner."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import (
     MisfitError,
     Name,
-    Natural,
     NaturalFloat,
     Positive,
     PositiveFloat,
     Section,
     check_shares,
 )
+from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.rollout import RolloutConfig
+from posttrain.config.stage import TaskUse
 from posttrain.config.tasks import RlTask
-from posttrain.config.trainer import Scheduler, TrainedStage
 
 
 class _Algorithm(Section):
@@ -56,11 +56,34 @@ class Gspo(_Algorithm):
     clip_high: PositiveFloat = Field(default=4e-4, description="Ratios are clipped above 1 + clip_high.")
 
 
+#: By a model's type, the gap that rounding explains between engine and learner.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+
 AlgorithmConfig = Annotated[Sapo | Grpo | Gspo, Field(discriminator="name")]
 
 
-class RlStage(TrainedStage):
+class RlStage(LearningStage):
     """Group-relative RL on episodes, with tools where a task offers them."""
+
+    runner: ClassVar[str] = "posttrain.training.on_policy.controller:OnPolicyRunner"
+    unsupported: ClassVar[dict[str, tuple[str, str]]] = {
+        "lora": (
+            "rl learners train whole models: adapters are not published to engines yet",
+            "remove it, or train adapters in an sft, distillation or dpo stage",
+        ),
+        "sharding": ("each rl learner holds the whole model", "remove it"),
+        "num_train_epochs": ("the length of an rl stage is counted in rollout batches", "write max_steps"),
+        "gradient_accumulation_steps": (
+            "how many batches a learner takes one after another follows from prompts_per_step, "
+            "algorithm.group_size and algorithm.mini_batches",
+            "remove it; per_device_batch_size says how many episodes are taken at once",
+        ),
+        "global_batch_size": (
+            "an rl stage learns from prompts_per_step × algorithm.group_size episodes a step",
+            "write prompts_per_step",
+        ),
+        "logging_steps": ("every rollout batch has its row of metrics", "remove it"),
+    }
 
     stage: Literal["rl"] = Field(description="Kind of the stage.")
     name: Name = Field(default="rl", description="Name of the stage's folder and of its metrics.")
@@ -69,23 +92,59 @@ class RlStage(TrainedStage):
     )
     tasks: list[RlTask] = Field(min_length=1, description="What is learned, in fixed shares of every batch.")
     prompts_per_step: Positive = Field(default=64, description="Prompts of a rollout batch.")
-    max_steps: Positive = Field(description="Rollout batches in total.")
-    learning_rate: PositiveFloat = Field(default=1e-6, description="Peak rate of AdamW.")
-    lr_scheduler_type: Scheduler = Field(default="constant", description="How the rate falls after warm-up.")
-    warmup_steps: Natural = Field(default=0, description="Rollout batches during which the rate rises.")
-    weight_decay: NaturalFloat = Field(default=0.0, description="Decoupled weight decay.")
-    max_grad_norm: PositiveFloat = Field(default=1.0, description="Norm to which gradients are clipped.")
-    micro_batch_size: Positive = Field(
-        default=1, description="Sequences that a learner process takes at once."
+    max_steps: Positive = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        description="Rollout batches in total."
     )
-    num_workers: Positive = Field(default=1, description="Learner processes.")
+    learning_rate: PositiveFloat = Field(default=1e-6, description="Peak learning rate.")
+    lr_scheduler_type: Scheduler = Field(default="constant", description="How the rate falls after warm-up.")
+    warmup_ratio: NaturalFloat = Field(
+        default=0.0, le=1, description="Share of the rollout batches during which the rate rises."
+    )
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How episodes are generated.")
     save_steps: Positive = Field(default=50, description="Rollout batches between checkpoints.")
-    logprob_tolerance: PositiveFloat = Field(
-        default=1e-4,
-        description="Largest gap between engine's and learner's log-probabilities before the run stops: "
-        "of any token in float32 (1e-4), in the mean in bfloat16 (0.05 if absent).",
+    logprob_tolerance: PositiveFloat | None = Field(
+        default=None,
+        description="Largest gap between engine's and learner's log-probabilities before the run stops. If "
+        "absent, 1e-4 for any token of a float32 model, and 0.05 in the mean of a bfloat16 model's.",
     )
+
+    @property
+    def engines(self) -> int:
+        """Number of engines that generate episodes."""
+        return self.rollout.actors
+
+    @property
+    def episodes(self) -> RolloutConfig:
+        """How the stage generates episodes."""
+        return self.rollout
+
+    def tasks_played(self) -> list[TaskUse]:
+        """List the tasks that are learned."""
+        return [TaskUse(("tasks", number), task) for number, task in enumerate(self.tasks)]
+
+    def tolerance(self, dtype: str) -> float:
+        """Return `logprob_tolerance`, or what is usual for a model's type."""
+        return self.logprob_tolerance or TOLERANCES[dtype]
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return the sums of prompts, episodes and updates."""
+        algorithm, episodes = self.algorithm, self.episodes_per_step
+        part = episodes // algorithm.mini_batches
+        share = math.ceil(part / self.num_workers)
+        pieces = math.ceil(share / self.per_device_batch_size)
+        prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
+        updates = self.max_steps * algorithm.mini_batches
+        return [
+            ("prompts a step", prompts),
+            ("episodes a step", f"{self.prompts_per_step} prompts × {algorithm.group_size} = {episodes}"),
+            (
+                "episodes an update",
+                f"{episodes} / {algorithm.mini_batches} mini-batches = {part}; {share} a learner process, "
+                f"in {pieces} of {min(share, self.per_device_batch_size)}",
+            ),
+            ("updates", f"{self.max_steps} steps × {algorithm.mini_batches} = {updates:,}"),
+            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
+        ]
 
     @property
     def episodes_per_step(self) -> int:
@@ -110,18 +169,12 @@ class RlStage(TrainedStage):
                 f"use {math.ceil(self.prompts_per_step / parts) * parts}, or another algorithm.mini_batches",
             )
         share = self.episodes_per_step // parts / self.num_workers
-        if self.micro_batch_size > max(1, share):
+        if self.per_device_batch_size > max(1, share):
             raise MisfitError(
-                "micro_batch_size",
+                "per_device_batch_size",
                 f"a learner process has only {share:g} sequences in a mini-batch "
                 f"({self.episodes_per_step} episodes / {parts} mini_batches / {self.num_workers} workers), "
-                f"fewer than {self.micro_batch_size}",
+                f"fewer than {self.per_device_batch_size}",
                 f"use {max(1, int(share))} or less",
-            )
-        if self.warmup_steps >= self.max_steps:
-            raise MisfitError(
-                "warmup_steps",
-                f"{self.warmup_steps} warm-up steps fill the {self.max_steps} steps of the stage",
-                f"use less than {self.max_steps}",
             )
         return self

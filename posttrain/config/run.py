@@ -1,8 +1,10 @@
 """A run: one model, a list of stages, and what is measured between them."""
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Natural, PositiveFloat, Section
 from posttrain.config.distillation import DistillationStage
@@ -10,9 +12,10 @@ from posttrain.config.dpo import DpoStage
 from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
-from posttrain.config.sft import SftStage, TinyModelStage
+from posttrain.config.sft import SftStage
+from posttrain.config.stage import DatasetUse, Surroundings, TaskUse
 from posttrain.config.tasks import EvalTask, EvaluationConfig
-from posttrain.config.trainer import TrainedStage, TrainerStage
+from posttrain.config.tiny_model import TinyModelStage
 
 Stage = Annotated[
     TinyModelStage | SftStage | DistillationStage | DpoStage | RlStage, Field(discriminator="stage")
@@ -20,7 +23,6 @@ Stage = Annotated[
 
 #: Names that no stage may take: folders of a run's directory, and words of `evaluation.stages`.
 RESERVED_NAMES = ("all", "base", "data", "images", "rollouts")
-BFLOAT16_TOLERANCE = 0.05
 
 
 class RunConfig(Section):
@@ -45,14 +47,6 @@ class RunConfig(Section):
     trackers: list[Literal["console", "tensorboard", "wandb", "trackio"]] = Field(
         default_factory=lambda: ["console"], description="Where metrics go besides metrics.jsonl."
     )
-    reward_client: str = Field(
-        default="rewards.serving.client:RewardClient", description="Reference of the reward server's client."
-    )
-    reward_server: str = Field(
-        default="rewards.serving.client:start_server",
-        description="Reference of what starts the reward server.",
-    )
-
     reward_wait_s: PositiveFloat = Field(
         default=60, description="Seconds to wait for a reward server that does not answer before stopping."
     )
@@ -62,37 +56,38 @@ class RunConfig(Section):
         """How answers are generated when checkpoints are measured."""
         if self.evaluation is not None and self.evaluation.rollout is not None:
             return self.evaluation.rollout
-        return next((stage.rollout for stage in self.stages if isinstance(stage, RlStage)), RolloutConfig())
+        played = (stage.episodes for stage in self.stages)
+        return next((rollout for rollout in played if rollout is not None), RolloutConfig())
 
     @property
     def origins(self) -> dict[str, str]:
-        """By stage, whose checkpoint it starts from: an earlier stage's, or `base`; a tiny_model has none."""
+        """By stage, whose checkpoint it starts from: an earlier stage's, or `base`; none for a new model."""
         befores = ["base", *(stage.name for stage in self.stages)]
-        return {
-            stage.name: stage.start_from or before
-            for before, stage in zip(befores, self.stages, strict=False)
-            if isinstance(stage, TrainedStage)
-        }
+        starts = ((stage, stage.origin(before)) for before, stage in zip(befores, self.stages, strict=False))
+        return {stage.name: start for stage, start in starts if start is not None}
+
+    def tasks(self) -> Iterator[TaskUse]:
+        """Yield every task, of stages and of the evaluation, with its path in the run."""
+        for index, stage in enumerate(self.stages):
+            yield from (TaskUse(("stages", index, *use.key), use.task) for use in stage.tasks_played())
+        if self.evaluation is not None:
+            for number, task in enumerate(self.evaluation.tasks):
+                yield TaskUse(("evaluation", "tasks", number), task)
+
+    def datasets(self) -> Iterator[DatasetUse]:
+        """Yield every dataset, of stages, tasks and evaluation, with its path in the run."""
+        for index, stage in enumerate(self.stages):
+            for use in stage.datasets():
+                yield dataclasses.replace(use, key=("stages", index, *use.key))
+        unseen = "rollouts and evaluations show texts and images only"
+        for task in self.tasks():
+            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", {"videos": unseen})
 
     def tasks_after(self, stage: str) -> list[EvalTask]:
-        """What the final checkpoint of a stage (or `base`) is to be measured on."""
+        """Return what the final checkpoint of a stage (or `base`) is to be measured on."""
         if self.evaluation is None or {"all", stage}.isdisjoint(self.evaluation.stages):
             return []
         return [task for task in self.evaluation.tasks if not {"all", stage}.isdisjoint(task.stages)]
-
-    @field_validator("stages", mode="after")
-    @classmethod
-    def _tolerances_by_dtype(cls, stages: list[Stage], info: ValidationInfo) -> list[Stage]:
-        """The engines of a bfloat16 model agree with the learner less closely than those of a float32 one."""
-        model = info.data.get("model")
-        if model is None or model.dtype == "float32":
-            return stages
-        return [
-            stage.model_copy(update={"logprob_tolerance": BFLOAT16_TOLERANCE})
-            if isinstance(stage, RlStage) and "logprob_tolerance" not in stage.model_fields_set
-            else stage
-            for stage in stages
-        ]
 
     @model_validator(mode="after")
     def _check_stages(self) -> "RunConfig":
@@ -105,35 +100,21 @@ class RunConfig(Section):
                     f"the name {stage.name!r} is {taken}",
                     "give the stage another `name`",
                 )
-            if isinstance(stage, DistillationStage) and stage.teacher.stage not in (None, *seen):
-                raise MisfitError(
-                    f"stages[{index}].teacher.stage",
-                    f"there is no stage {stage.teacher.stage!r} before this one",
-                    f"name an earlier stage ({', '.join(sorted(seen)) or 'there is none'}), or a checkpoint",
-                )
-            start = stage.start_from if isinstance(stage, TrainedStage) else None
-            known = [*sorted(seen), *["base"] * (self.model.name_or_path is not None)]
-            if start is not None and start not in known:
-                raise MisfitError(
-                    f"stages[{index}].start_from",
-                    f"there is no {start!r} before this stage",
-                    f"choose among {', '.join(known)}" if known else "remove it",
-                )
             seen.add(stage.name)
-            if stage.stage == "tiny_model" and index:
+            if stage.makes_model and index:
                 raise MisfitError(
                     f"stages[{index}].stage",
-                    "tiny_model makes a new model",
+                    f"{stage.kind} makes a new model",
                     "make it the first stage, or remove it",
                 )
         if not self.stages and self.evaluation is None:
             raise MisfitError("stages", "there is nothing to do", "add a stage, or an evaluation")
-        builds = bool(self.stages) and self.stages[0].stage == "tiny_model"
+        builds = bool(self.stages) and self.stages[0].makes_model
         if builds and self.model.name_or_path:
             raise MisfitError(
                 "model.name_or_path",
                 f"the first stage makes the model, so {self.model.name_or_path!r} would go unused",
-                "remove it, or remove the tiny_model stage",
+                f"remove it, or remove the {self.stages[0].kind} stage",
             )
         if not builds and not self.model.name_or_path:
             raise MisfitError(
@@ -141,38 +122,6 @@ class RunConfig(Section):
                 "there is no model to start from",
                 "name one, such as Qwen/Qwen3-VL-8B-Instruct, or begin with `stage: tiny_model`",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_gpus(self) -> "RunConfig":
-        offered = self.cluster.num_gpus
-        for index, stage in enumerate(self.stages):
-            if isinstance(stage, TrainerStage) and stage.sharding != "none" and not offered:
-                raise MisfitError(
-                    f"stages[{index}].sharding",
-                    "accelerate shards models over GPUs, and cluster.num_gpus is 0",
-                    "remove it, or set cluster.num_gpus",
-                )
-        if not offered or self.cluster.address is not None:
-            return self
-        for index, stage in enumerate(self.stages):
-            # A teacher's engines are gone before the student trains.
-            if isinstance(stage, DistillationStage) and stage.generation.actors > offered:
-                raise MisfitError(
-                    f"stages[{index}].generation.actors",
-                    f"{stage.generation.actors} take one GPU each, and cluster.num_gpus is {offered}",
-                    "lower it, or raise cluster.num_gpus",
-                )
-            engines = stage.rollout.actors if isinstance(stage, RlStage) else 0
-            if stage.num_workers + engines > offered:
-                parts = f"{stage.num_workers} num_workers" + (
-                    f" + {engines} rollout.actors" if engines else ""
-                )
-                raise MisfitError(
-                    f"stages[{index}].num_workers",
-                    f"{parts} take one GPU each, and cluster.num_gpus is {offered}",
-                    "lower them, or raise cluster.num_gpus",
-                )
         return self
 
     @model_validator(mode="after")
@@ -195,28 +144,24 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_measured(self) -> "RunConfig":
-        """A stage's metric is measured before it and after it; a dpo stage measures its pairs itself."""
+    def _check_stages_in_run(self) -> "RunConfig":
         for index, stage in enumerate(self.stages):
-            on_the_way = isinstance(stage, SftStage) and stage.eval_epochs is not None
-            if on_the_way and not self.tasks_after(stage.name):
-                raise MisfitError(
-                    f"stages[{index}].eval_epochs",
-                    "nothing is measured after this stage",
-                    "add a task to `evaluation`, or remove it",
-                )
-            metric = stage.metric if isinstance(stage, TrainedStage) else None
-            if metric is None or (isinstance(stage, DpoStage) and metric == stage.eval_dataset):
-                continue
-            before, after = (
-                {task.name for task in self.tasks_after(name)}
-                for name in (self.origins[stage.name], stage.name)
-            )
-            if metric not in before & after:
-                both = ", ".join(sorted(before & after)) or "no task"
-                raise MisfitError(
-                    f"stages[{index}].metric",
-                    f"{metric!r} is not measured both before and after the stage ({both} is)",
-                    "name a task of `evaluation`, and both stages in its `stages`",
-                )
+            try:
+                stage.check_in_run(self._surroundings(index))
+            except MisfitError as misfit:
+                raise MisfitError(f"stages[{index}].{misfit.key}", misfit.reason, misfit.remedy) from None
         return self
+
+    def _surroundings(self, index: int) -> Surroundings:
+        stage, gpus = self.stages[index], self.cluster.num_gpus
+        return Surroundings(
+            earlier=tuple(each.name for each in self.stages[:index]),
+            has_base=self.model.name_or_path is not None,
+            gpus=gpus if gpus and self.cluster.address is None else None,
+            shares_gpus=gpus > 0,
+            measured_before=self._measured(self.origins.get(stage.name, "")),
+            measured_after=self._measured(stage.name),
+        )
+
+    def _measured(self, stage: str) -> frozenset[str]:
+        return frozenset(task.name for task in self.tasks_after(stage))

@@ -1,56 +1,21 @@
-"""The supervised stages: a tiny model's beginnings, and fine-tuning on dialogues."""
+"""Supervised fine-tuning on dialogues."""
 
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section
-from posttrain.config.data import DataConfig
-from posttrain.config.trainer import TrainerStage
-from posttrain.types import Family
+from posttrain.config.data import DataConfig, Use
+from posttrain.config.learning import DrawingStage
+from posttrain.config.stage import CurationUse, DatasetUse, Surroundings
 
-
-class TinyModelStage(Section):
-    """Build a tiny, real Qwen-VL and teach its vision tower to see; only as a run's first stage."""
-
-    stage: Literal["tiny_model"] = Field(description="Kind of the stage.")
-    name: Name = Field(default="tiny_model", description="Name of the stage's folder and of its metrics.")
-    model_type: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"] = Field(
-        default="qwen3_vl", description="Architecture, by transformers' name."
-    )
-    steps: Positive = Field(default=300, description="Optimiser steps.")
-    batch_size: Positive = Field(default=64, description="Images a step, over all workers.")
-    learning_rate: PositiveFloat = Field(default=4e-3, description="Peak rate of Muon.")
-    num_workers: Positive = Field(default=2, description="Data-parallel processes.")
-    max_skipped_updates: Positive = Field(
-        default=5,
-        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
-        "are skipped and counted.",
-    )
-    save_steps: Positive = Field(default=100, description="Steps between checkpoints.")
-    logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
-
-    @property
-    def family(self) -> Family:
-        """The family that the tiny model belongs to."""
-        return "qwen3_vl" if self.model_type == "qwen3_vl_moe" else self.model_type
-
-    @model_validator(mode="after")
-    def _check(self) -> "TinyModelStage":
-        if self.batch_size % self.num_workers:
-            raise MisfitError(
-                "batch_size",
-                f"{self.batch_size} images cannot be dealt evenly to {self.num_workers} workers",
-                f"use {_next_multiple(self.batch_size, self.num_workers)}",
-            )
-        return self
+Normalization = Literal["sqrt", "token", "sample"]
 
 
 class LossConfig(Section):
     """How the tokens' losses become one number."""
 
-    normalization: Literal["sqrt", "token", "sample"] = Field(
+    normalization: Normalization = Field(
         default="sqrt",
         description="Weight of a sample with T supervised tokens in the mean: √T, T, or the same for all.",
     )
@@ -85,6 +50,18 @@ class SftData(DataConfig):
         "first phase hold up to short_length tokens. Samples of all lengths are mixed if absent.",
     )
 
+    def length_rows(self) -> list[tuple[str, str]]:
+        """Return the rows of batch arithmetic about packing, and about the phases of a curriculum."""
+        rows, curriculum = [], self.curriculum
+        if self.packing:
+            phases = "" if curriculum is None else f", in the first phase {curriculum.short_length:,}"
+            rows.append(("packing", f"a step's samples in rows of up to {self.max_length:,} tokens{phases}"))
+        if curriculum is not None:
+            text = f"{curriculum.short_phase:.0%} of the steps up to {curriculum.short_length:,} tokens, then"
+            long = f"{curriculum.long_share:.0%} of the samples longer, up to {self.max_length:,}"
+            rows.append(("curriculum", f"{text} {long}"))
+        return rows
+
     @model_validator(mode="after")
     def _check_curriculum(self) -> "SftData":
         if self.curriculum is not None and self.curriculum.short_length >= self.max_length:
@@ -97,15 +74,34 @@ class SftData(DataConfig):
         return self
 
 
-class SupervisedStage(TrainerStage):
+class SupervisedStage(DrawingStage):
     """What the stages share that learn from dialogues: TRL's SFTTrainer and how it is fed."""
 
     data: SftData = Field(description="What is learned from.")
 
+    @property
+    def normalization(self) -> Normalization:
+        """How the losses of a sample's tokens are weighted."""
+        raise NotImplementedError
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Share of each dataset in every stretch of training."""
+        return self.data.mixture
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether the shares are shares of tokens and not of samples."""
+        return self.data.mixture_by == "tokens"
+
     def long_samples_from(self, rows: int) -> int:
-        """The first draw of the curriculum's second phase, given the rows of one epoch: that of a step."""
+        """Return the first draw of the curriculum's second phase, given the rows of one epoch."""
         assert self.data.curriculum is not None
         return round(self.data.curriculum.short_phase * self.steps_for(rows)) * self.global_batch_size
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return the sums of batches, packing and curriculum."""
+        return super().arithmetic() + self.data.length_rows()
 
     @model_validator(mode="after")
     def _check_length_and_packing(self) -> "SupervisedStage":
@@ -128,6 +124,9 @@ class SupervisedStage(TrainerStage):
 class SftStage(SupervisedStage):
     """Supervised fine-tuning: TRL's trainer on Ray Train."""
 
+    runner: ClassVar[str] = "posttrain.training.supervised.runners:SftRunner"
+    use: ClassVar[Use] = "dialogues"
+
     stage: Literal["sft"] = Field(description="Kind of the stage.")
     name: Name = Field(default="sft", description="Name of the stage's folder and of its metrics.")
     loss: LossConfig = Field(default_factory=LossConfig, description="The loss.")
@@ -143,13 +142,35 @@ class SftStage(SupervisedStage):
         "measured on anyway; only at its end if absent.",
     )
 
+    @property
+    def normalization(self) -> Normalization:
+        """How the losses of a sample's tokens are weighted."""
+        return self.loss.normalization
+
+    def datasets(self) -> list[DatasetUse]:
+        """List the mixture: dialogues, or prompts where curation writes the answers first."""
+        use: Use = "dialogues" if self.curation is None else "prompts"
+        return [DatasetUse(("data", "mixture", name), name, use) for name in self.data.mixture]
+
+    def curations(self) -> list[CurationUse]:
+        """Return the recipe that `curation` names."""
+        if self.curation is None:
+            return []
+        return [CurationUse(("curation",), self.curation, list(self.data.mixture))]
+
     def evaluation_steps(self, rows: int) -> list[int]:
-        """Steps after which checkpoints are measured on the way, given the rows of one epoch."""
+        """Return the steps after which checkpoints are measured on the way, given the rows of one epoch."""
         if self.eval_epochs is None:
             return []
         every = max(1, round(self.eval_epochs * rows / self.global_batch_size))
         return list(range(every, self.steps_for(rows), every))
 
-
-def _next_multiple(value: int, of: int) -> int:
-    return math.ceil(value / of) * of
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check also that something is measured where `eval_epochs` asks for it."""
+        if self.eval_epochs is not None and not around.measured_after:
+            raise MisfitError(
+                "eval_epochs",
+                "nothing is measured after this stage",
+                "add a task to `evaluation`, or remove it",
+            )
+        super().check_in_run(around)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.rollout import RolloutConfig
+from posttrain.reward_spec import reward_list_fault
 
 
 class PluginRef(Section):
@@ -59,18 +60,11 @@ class TaskConfig(Section):
             )
         if self.max_turns > 1 and not self.tools:
             raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
-        for key, plugins in (("tools", self.tools), ("rewards", self.rewards)):
-            names = [plugin.name for plugin in plugins]
-            if repeated := next((name for name in names if names.count(name) > 1), None):
-                raise MisfitError(key, f"{repeated!r} is listed more than once", "list it once")
-        names = [reward.name for reward in self.rewards]
-        for reward in self.rewards:
-            if wrong := next((g for g in reward.only_if if g not in names or g == reward.name), None):
-                raise MisfitError(
-                    "rewards",
-                    f"{reward.name!r} has only_if {wrong!r}, which is not another reward of the task",
-                    "list that reward too, with weight 0 if it is only a condition",
-                )
+        tools = [tool.name for tool in self.tools]
+        if repeated := next((name for name in tools if tools.count(name) > 1), None):
+            raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if fault := reward_list_fault(self.rewards):
+            raise MisfitError("rewards", *fault)
         if all(reward.weight == 0 for reward in self.rewards):
             raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
         return self

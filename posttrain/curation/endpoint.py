@@ -4,9 +4,7 @@ The API key is read from the environment variable POSTTRAIN_ENDPOINT_API_KEY, an
 that stands beside it in POSTTRAIN_ENDPOINT_URL, so that no recipe can send it elsewhere.
 """
 
-import base64
 import functools
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,12 +16,13 @@ from posttrain.chat_endpoint import (
     Completion,
     RefusedError,
     Variables,
+    data_url,
     read_completion,
 )
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.media.images import ImageError, open_image
+from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
 VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
@@ -123,17 +122,3 @@ class Endpoint:
         body: dict[str, Any] = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}
-
-
-def data_url(image: ImageRef, max_pixels: int) -> str:
-    """The image as a JPEG in base64, made smaller where it has too many pixels.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
-    picture = open_image(image.path)
-    if (shrink := (max_pixels / (picture.width * picture.height)) ** 0.5) < 1:
-        picture = picture.resize([max(1, int(side * shrink)) for side in picture.size])  # pyright: ignore
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=95, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""A curation's checkpoints in engines of our own: the rollout pool answers its questions, batch after batch.
+"""A curation's checkpoints in engines of our own: a pool answers its questions, batch after batch.
 
 The pool is asked directly and not through Ray Data: it already divides, watches and repeats the work of lost
 engines, renders as training does, and gives the same answer to the same seed; the rows themselves come from a
@@ -22,9 +22,8 @@ from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_d
 from posttrain.curation.outcomes import CurationError, RowError
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutPool
-from posttrain.rollout.episode import Limits
-from posttrain.rollout.worker import WorkerSetup
+from posttrain.inference.pool import InferencePool
+from posttrain.inference.worker import EngineSetup
 from posttrain.run.cluster import cluster
 from posttrain.types import Message
 
@@ -47,7 +46,7 @@ class EngineModels:
 
     Example:
         with EngineModels(recipe.cluster) as models:
-            report = curate(recipe, open_checkpoint=models.open)
+            report = curate(recipe, PLUGINS, open_checkpoint=models.open)
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class EngineModels:
     ) -> None:
         self._settings, self._engine = settings, engine
         self._stack = ExitStack()
-        self._pool: RolloutPool | None = None
+        self._pool: InferencePool | None = None
         self._served: CheckpointConfig | None = None
 
     def __enter__(self) -> "EngineModels":
@@ -80,23 +79,21 @@ class EngineModels:
             name, entry, lambda questions, sampling: self._pool_of(entry).answer(questions, sampling)
         )
 
-    def _pool_of(self, entry: CheckpointConfig) -> RolloutPool:
+    def _pool_of(self, entry: CheckpointConfig) -> InferencePool:
         """The pool, serving a checkpoint."""
         if self._pool is None or entry != self._served:
             self._close_pool()
             if not ray.is_initialized():
                 self._stack.enter_context(cluster(**self._settings.model_dump()))
-            setup = WorkerSetup(
+            setup = EngineSetup(
                 model=entry.as_model,
                 checkpoint=Path(entry.checkpoint),
                 engine_config=entry.engine,
-                tasks=(),
-                limits=Limits(1, entry.max_length),
-                image_dir=Path(),
+                max_length=entry.max_length,
                 engine=self._engine,
             )
             use_gpu = bool(ray.cluster_resources().get("GPU"))
-            self._pool, self._served = RolloutPool(setup, actors=entry.actors, use_gpu=use_gpu), entry
+            self._pool, self._served = InferencePool(setup, actors=entry.actors, use_gpu=use_gpu), entry
         return self._pool
 
     def _close_pool(self) -> None:

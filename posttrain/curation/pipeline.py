@@ -31,12 +31,13 @@ from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import CurationError, Outcome, RowError
 from posttrain.curation.registry import FILTERS
 from posttrain.curation.rows import changed
-from posttrain.curation.scoring import Scoring
+from posttrain.curation.scoring import Scoring, load_judges
 from posttrain.curation.taxonomy import Taxonomy, load_taxonomy
 from posttrain.curation.writing import write_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.sources import load_samples
 from posttrain.files.durable import write_atomic
+from posttrain.joints import Plugins
 from posttrain.types import Sample
 
 #: Rows under way in a step that asks no endpoint of ours; a judge reward bounds its own requests.
@@ -44,12 +45,17 @@ ROWS_AT_ONCE = 64
 
 
 def curate(
-    config: CurationConfig, resume: bool = False, open_checkpoint: OpenCheckpoint | None = None
+    config: CurationConfig,
+    plugins: Plugins,
+    *,
+    resume: bool = False,
+    open_checkpoint: OpenCheckpoint | None = None,
 ) -> CurationReport:
     """Run a curation, or go on with one that was interrupted.
 
     Args:
         config: The recipe.
+        plugins: Load and run its rewards.
         resume: Go on where it stopped; rows that failed are tried again.
         open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
 
@@ -64,23 +70,27 @@ def curate(
         DiskFull: If there is no space; what was decided before is kept.
 
     Example:
-        print(curate(load_curation("cold_start.yaml"), resume=True).table())
+        print(curate(load_curation("cold_start.yaml"), PLUGINS, resume=True).table())
     """
     taxonomy = load_taxonomy(config.taxonomy)
-    _check(config, taxonomy)
+    check_recipe(config, taxonomy, plugins)
     dataset = load_samples(config.data, config.base_dir)
     with claimed(config, dataset, resume) as directory:
-        return asyncio.run(_Curation(config, dataset, taxonomy, directory, open_checkpoint).run())
+        return asyncio.run(_Curation(config, plugins, dataset, taxonomy, directory, open_checkpoint).run())
 
 
-def _check(config: CurationConfig, taxonomy: Taxonomy) -> None:
-    """Find what can be known to fail before anything is asked: domains, rewards, params and checkpoints."""
+def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -> None:
+    """Find what can be known to fail before anything is asked: domains, rewards, params and checkpoints.
+
+    Raises:
+        CurationError: Naming the key at fault.
+    """
     for index, step in enumerate(config.steps):
         taxonomy.check(step.domains, f"steps[{index}].domains")
         if isinstance(step, DomainStep):
             taxonomy.check(step.keep, f"steps[{index}].keep")
         try:
-            Scoring(rewards_of(step), Path(config.base_dir))
+            load_judges(rewards_of(step), plugins, Path(config.base_dir))
         except ValueError as error:  # PluginError, and a reward's refusal of its params
             raise CurationError(f"steps[{index}].reward: {error}") from None
     for name, entry in config.endpoints.items():
@@ -97,6 +107,7 @@ class _Curation:
     def __init__(
         self,
         config: CurationConfig,
+        plugins: Plugins,
         dataset: Dataset,
         taxonomy: Taxonomy,
         directory: Path,
@@ -104,6 +115,7 @@ class _Curation:
     ):
         self.config, self.dataset, self.taxonomy, self.directory = config, dataset, taxonomy, directory
         self.journals: list[Journal] = []
+        self._plugins = plugins
         self._open_checkpoint = open_checkpoint
 
     async def run(self) -> CurationReport:
@@ -112,7 +124,7 @@ class _Curation:
             cache = AnswerCache(self.directory.parent / "answers.sqlite")
             stack.callback(cache.close)
             rewards = [reward for step in self.config.steps for reward in rewards_of(step)]
-            scoring = stack.enter_context(Scoring(rewards, Path(self.config.base_dir)))
+            scoring = stack.enter_context(Scoring(rewards, self._plugins, Path(self.config.base_dir)))
             for index, step in enumerate(self.config.steps):
                 path = self.directory / "steps" / f"{index:02}-{step.name}.jsonl"
                 journal = Journal(path, len(self.dataset))

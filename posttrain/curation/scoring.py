@@ -1,22 +1,15 @@
-"""Rewards in the service of filters: reached by reference, run in processes that can be killed."""
+"""The rewards of a curation's steps, run in processes of their own as in training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from posttrain.config import PluginRef
+from posttrain.config.tasks import PluginRef
 from posttrain.curation.outcomes import RowError
-from posttrain.plugins import PluginError, resolve
+from posttrain.joints import Plugins, Reward, RewardScorer
+from posttrain.plugins import PluginError
 from posttrain.types import RewardInput
-
-#: Where the reward package offers what is needed here (posttrain does not import it).
-LOAD_REWARD, SCORER, SPEC = (
-    "rewards.sdk:load_reward",
-    "rewards.workers.scorer:Scorer",
-    "rewards.manager:RewardSpec",
-)
-_GROUP = "posttrain.rewards"
 
 
 @dataclass(frozen=True)
@@ -34,42 +27,51 @@ class Verdict:
     note: str
 
 
-class Scoring:
-    """The rewards of a curation; a context manager whose processes start when first used.
-
-    Args:
-        rewards: References with their params.
-        base_dir: Folder against which file references are resolved.
+def load_judges(rewards: Sequence[PluginRef], plugins: Plugins, base_dir: Path) -> Mapping[str, Reward]:
+    """Load the rewards that a curation's step names, by reference.
 
     Raises:
         PluginError: If a reference does not lead to a reward, or to one that judges only groups.
         ValueError: If a reward does not take its params.
     """
+    loaded = {ref.name: plugins.load_reward(ref.name, base_dir) for ref in rewards}
+    for ref in rewards:
+        if loaded[ref.name].group:
+            raise PluginError(f"reward {ref.name!r} judges groups of answers, a filter judges one")
+        loaded[ref.name].check(ref.params)
+    return loaded
 
-    def __init__(self, rewards: Sequence[PluginRef], base_dir: Path):
-        self._base_dir = base_dir
-        load: Any = resolve(LOAD_REWARD, _GROUP)
-        self._loaded = {ref.name: load(ref.name, base_dir) for ref in rewards}
-        for ref in rewards:
-            reward = self._loaded[ref.name]
-            if reward.group:
-                raise PluginError(f"reward {ref.name!r} judges groups of answers, a filter judges one")
-            reward.check(ref.params)
-        self._scorer: Any = None
+
+class Scoring:
+    """The rewards of a curation; a context manager whose processes start when first used.
+
+    Args:
+        rewards: References with their params.
+        plugins: Load and run them.
+        base_dir: Folder against which file references are resolved.
+
+    Raises:
+        PluginError, ValueError: As `load_judges` says.
+    """
+
+    def __init__(self, rewards: Sequence[PluginRef], plugins: Plugins, base_dir: Path):
+        self._base_dir, self._plugins = base_dir, plugins
+        self._loaded = load_judges(rewards, plugins, base_dir)
+        self._stack = ExitStack()
+        self._scorer: RewardScorer | None = None
 
     def __enter__(self) -> "Scoring":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._scorer is not None:
-            self._scorer.close()
+        self._stack.close()
 
     def full(self, reward: PluginRef) -> float:
-        """The value that a perfect answer gets."""
+        """Return the value that a perfect answer gets."""
         return self._loaded[reward.name].high
 
     async def score(self, reward: PluginRef, inputs: Sequence[RewardInput]) -> list[Verdict]:
-        """One verdict an answer, in order.
+        """Return one verdict an answer, in order.
 
         Raises:
             RowError: If the reward failed on one of them; a failure is no verdict.
@@ -77,15 +79,14 @@ class Scoring:
         if not inputs:
             return []
         if self._scorer is None:
-            scorer: Any = resolve(SCORER, _GROUP)
-            self._scorer = scorer(list(self._loaded), base_dir=self._base_dir)
-        spec: Any = resolve(SPEC, _GROUP)
+            scorer = self._plugins.make_scorer(list(self._loaded), self._base_dir)
+            self._scorer = self._stack.enter_context(scorer)
         try:
-            scoring = self._scorer.submit([spec(reward.name, params=reward.params)], inputs)
+            results = await self._scorer.score(reward.name, reward.params, inputs)
         except ValueError as error:
             raise RowError(f"reward {reward.name!r}: {error}") from None
         verdicts = []
-        for result in await scoring.wait():
+        for result in results:
             if reward.name in result.errors:
                 raise RowError(f"reward {reward.name!r}: {result.errors[reward.name]}")
             parts, note = result.parts.get(reward.name, {}), result.notes.get(reward.name, "")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from posttrain.config.data import Use
 from posttrain.data.formats import DataError, parse_row
 from posttrain.data.media_stamps import Medium, content_hash, described, is_unchanged, media_of
-from posttrain.data.row_index import RowIndex, Use, use_bit
+from posttrain.data.row_index import RowIndex, use_bit
 from posttrain.media.images import ImageError
 from posttrain.media.videos import VideoError
 from posttrain.types import Sample

@@ -20,16 +20,16 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, get_args
+from typing import IO, NamedTuple, get_args
 
 import numpy as np
 
+from posttrain.config.data import Use
 from posttrain.data.media_stamps import Medium, Stamp, decode_medium
 from posttrain.files.durable import explaining_full_disk, sync
 from posttrain.files.strict_json import Json
 
 #: What the rows of a dataset are used for, and so what each of them must have.
-Use = Literal["prompts", "episodes", "dialogues", "pairs"]
 USES: tuple[Use, ...] = get_args(Use)
 #: A set of uses: the bit of each of them, in the order of `USES`.
 ALL_USES = (1 << len(USES)) - 1

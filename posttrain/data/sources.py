@@ -12,15 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
+from posttrain.config.data import Use
 from posttrain.data.cache import cached_folder, default_cache
 from posttrain.data.dataset import BrokenRow, Dataset, file_version
 from posttrain.data.formats import DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
-from posttrain.data.row_index import RowIndex, Use
+from posttrain.data.row_index import RowIndex
 from posttrain.data.sealing import sealed_index
 from posttrain.files.durable import DiskFull, sync
+from posttrain.joints import Generator
 from posttrain.plugins import resolve
 
 logger = logging.getLogger(__name__)
@@ -191,14 +193,12 @@ def _generated(config: DatasetConfig, base_dir: Path, cache: Path) -> Path:
     makes a new one.
     """
     reference, params = config.source.generator or "", config.source.params
-    generate = resolve(reference, "posttrain.generators", base_dir)
+    generate = resolve(reference, "posttrain.generators", Generator, base_dir)
     code = Path(getattr(inspect.getmodule(generate), "__file__", None) or os.devnull).read_bytes()
     identity = [_GENERATED_FORMAT, reference, hashlib.sha256(code).hexdigest(), params]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
     def make(folder: Path) -> None:
-        if not callable(generate):
-            raise TypeError(f"{type(generate).__name__!r} object is not callable")
         generate(folder, **params)
         sync(folder / DATA)
 

@@ -11,10 +11,10 @@ from posttrain.data.sources import load_samples
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.files.durable import write_atomic
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
-from posttrain.rollout.worker import GroupJob
 from posttrain.run.directory import RunDir
 from posttrain.types import Trajectory
 

@@ -1,30 +1,30 @@
-"""The rollout pool: N workers as Ray actors, kept alive, and all on the same policy version."""
+"""A pool of inference workers: Ray actors, kept alive, and all on the same policy version."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
-from posttrain.rollout.episode import Limits
-from posttrain.rollout.worker import GroupJob, Rollout, RolloutWorker, WorkerSetup
+from posttrain.inference.worker import AnswerQuestions, EngineSetup, InferenceWorker
 
 logger = logging.getLogger(__name__)
 
+W = TypeVar("W", bound=InferenceWorker)
+J = TypeVar("J")
+R = TypeVar("R")
 
-#: One call at a time, and beside it the watcher's question of how the engine is.
-_RolloutActor: Any = ray.remote(concurrency_groups={"watch": 1})(RolloutWorker)  # pyright: ignore[reportCallIssue]
 
-
-class RolloutError(RuntimeError):
+class PoolError(RuntimeError):
     """The pool could not do what was asked; the message names the worker."""
 
 
-class WorkerLostError(RolloutError):
+class WorkerLostError(PoolError):
     """A worker died, or does not answer."""
 
 
@@ -44,23 +44,26 @@ class Timeouts:
     probe: float = 30.0
 
 
-class RolloutPool:
-    """N workers that divide the groups of a rollout between them.
+class InferencePool:
+    """N workers that divide the jobs they are given between them.
 
     A worker that dies, or whose engine hangs, is replaced; its successor takes the current weights before it
-    serves and repeats the whole share. So each episode is returned exactly once, and is the one that an
-    undisturbed rollout returns.
+    serves and repeats the whole share. So each result is returned exactly once, and is the one that an
+    undisturbed pool returns.
 
     Example:
-        pool = RolloutPool(setup, actors=2, use_gpu=False)
+        pool = InferencePool(setup, actors=2, use_gpu=False)
         pool.publish(path, version=1)
-        trajectories = pool.rollout(groups, limits).trajectories
+        answers = pool.answer(questions, sampling)
         pool.close()
     """
 
+    #: What each actor of the pool runs.
+    worker_class: ClassVar[type[InferenceWorker]] = InferenceWorker
+
     def __init__(
         self,
-        setup: WorkerSetup,
+        setup: EngineSetup,
         *,
         actors: int,
         use_gpu: bool,
@@ -74,7 +77,7 @@ class RolloutPool:
             actors: How many.
             use_gpu: Whether each takes a GPU; else they divide the cores between them.
             timeouts: No wait is unbounded.
-            max_restarts: How often workers may be replaced during one rollout.
+            max_restarts: How often workers may be replaced while they share one list of jobs.
         """
         cores = int(ray.cluster_resources().get("CPU", 1))
         options = {
@@ -91,23 +94,12 @@ class RolloutPool:
         }
         self._max_restarts = max_restarts
         self._published: tuple[Path, int] | None = None
-        self._workers = [_Worker(index, setup, options, timeouts) for index in range(actors)]
-
-    def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
-        """Run groups of episodes and score them.
-
-        Args:
-            groups: With distinct indices.
-            limits: Lengths and temperature of this rollout.
-
-        Returns:
-            The trajectories by (group, episode), and the longest wait for rewards.
-
-        Raises:
-            RolloutError: If workers were lost more than `max_restarts` times.
-            Exception: What a worker raised, such as the reward client's error when its server stays away.
-        """
-        return _gather(groups, self._divide("rollout", groups, limits))
+        # One call at a time, and beside it the watcher's question of how the engine is.
+        actor = ray.remote(concurrency_groups={"watch": 1})(self.worker_class)  # pyright: ignore[reportCallIssue]
+        self._workers = [
+            _Worker(index, partial(actor.options(**options).remote), setup, timeouts)
+            for index in range(actors)
+        ]
 
     def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
         """Have questions answered, once each.
@@ -120,19 +112,32 @@ class RolloutPool:
             The answers by index.
 
         Raises:
-            RolloutError: If workers were lost more than `max_restarts` times.
+            PoolError: If workers were lost more than `max_restarts` times.
         """
-        parts = self._divide("answer", questions, sampling)
+        parts = self.divide(partial(AnswerQuestions, sampling=sampling), questions)
         answers = sorted((answer for part in parts for answer in part), key=lambda answer: answer.index)
         if [answer.index for answer in answers] != sorted(question.index for question in questions):
-            raise RolloutError("the workers answered other questions than they were asked")
+            raise PoolError("the workers answered other questions than they were asked")
         return answers
 
-    def _divide(self, method: str, jobs: Sequence[Any], settings: Any) -> list[Any]:
-        """What the workers' method says of their shares of the jobs; a lost worker's share is repeated."""
+    def divide(self, make_job: Callable[[Sequence[J]], Callable[[W], R]], items: Sequence[J]) -> list[R]:
+        """Give every worker a job with its share of the items; a lost worker's share is repeated.
+
+        Args:
+            make_job: Makes the job of a share; it is pickled and called with the worker.
+            items: What is to be shared out.
+
+        Returns:
+            The results of the workers that had a share.
+
+        Raises:
+            PoolError: If workers were lost more than `max_restarts` times.
+            Exception: What a job raised.
+        """
         count = len(self._workers)
         for worker in self._workers:
-            worker.assign(method, list(jobs[worker.index :: count]), settings)
+            share = list(items[worker.index :: count])
+            worker.assign(make_job(share) if share else None)
         losses = 0
         while busy := [worker for worker in self._workers if not worker.done]:
             for worker in busy:
@@ -141,9 +146,7 @@ class RolloutPool:
                 except WorkerLostError as loss:
                     losses += 1
                     if losses > self._max_restarts:
-                        raise RolloutError(
-                            f"gave up after losing {losses} workers; the last: {loss}"
-                        ) from loss
+                        raise PoolError(f"gave up after losing {losses} workers; the last: {loss}") from loss
                     logger.warning("%s; it is replaced and its share is repeated", loss)
                     worker.restart(self._published)
             _wait_for_any(busy)
@@ -159,7 +162,7 @@ class RolloutPool:
             version: The policy version of these weights.
 
         Raises:
-            RolloutError: Naming the worker that did not load them in time.
+            PoolError: Naming the worker that did not load them in time.
         """
         self._ready()
         self._published = (path, version)
@@ -200,24 +203,26 @@ class RolloutPool:
 class _Worker:
     """One worker's place in the pool: its present actor, and what that has been asked."""
 
-    def __init__(self, index: int, setup: WorkerSetup, options: dict[str, Any], timeouts: Timeouts) -> None:
+    def __init__(
+        self, index: int, make_actor: Callable[[], Any], setup: EngineSetup, timeouts: Timeouts
+    ) -> None:
         self.index = index
         self.timeouts = timeouts
         self.actor: Any = None
         self.result: Any = None
         self.done = True
+        self._make_actor = make_actor
         self._setup = setup
-        self._options = options
         self._starting: Any = None
         self.answer: Any = None
-        self._task: tuple[str, list[Any], Any] = ("", [], None)
+        self._job: Callable[..., object] | None = None
         self.restart(None)
 
     def restart(self, published: tuple[Path, int] | None) -> None:
         """Put a new actor in this place, which takes the published weights as it starts."""
         if self.actor is not None:
             ray.kill(self.actor)
-        self.actor = _RolloutActor.options(**self._options).remote()
+        self.actor = self._make_actor()
         self._starting = self.actor.start.remote(self._setup, published)
         self.answer = None
 
@@ -227,18 +232,17 @@ class _Worker:
             self.get(self._starting, self.timeouts.start, "loading the model")
             self._starting = None
 
-    def assign(self, method: str, jobs: list[Any], settings: Any) -> None:
-        """Set what to do next; `advance` does the rest, until it is `done`."""
-        self._task = (method, jobs, settings)
+    def assign(self, job: Callable[..., object] | None) -> None:
+        """Set what to do next, if anything; `advance` does the rest, until it is `done`."""
+        self._job = job
         self.answer = self.result = None
-        self.done = not jobs
+        self.done = job is None
 
     def advance(self) -> None:
         """Ask for the result, or collect it, or see whether the worker is alive."""
         if self.answer is None:
             self.ready()
-            method, *arguments = self._task
-            self.answer = getattr(self.actor, method).remote(*arguments)
+            self.answer = self.actor.do.remote(self._job)
         elif ray.wait([self.answer], timeout=0)[0]:
             self.result = self.get(self.answer, self.timeouts.publish, "handing its results over")
             self.done = True
@@ -247,7 +251,8 @@ class _Worker:
             seconds = self.get(watch, self.timeouts.probe, "at work")
             if seconds > self.timeouts.probe:
                 raise WorkerLostError(
-                    f"rollout worker {self.index} hangs: its engine has been in one step for {seconds:.0f} s"
+                    f"inference worker {self.index} hangs: its engine has been in one step for"
+                    f" {seconds:.0f} s"
                 )
 
     def get(self, answer: Any, timeout: float, doing: str) -> Any:
@@ -255,13 +260,13 @@ class _Worker:
         try:
             return ray.get(answer, timeout=timeout)
         except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else RolloutError(str(error))) from None
+            raise (error.cause if isinstance(error.cause, Exception) else PoolError(str(error))) from None
         except GetTimeoutError as error:
             raise WorkerLostError(
-                f"rollout worker {self.index} did not answer within {timeout:g} s while {doing}"
+                f"inference worker {self.index} did not answer within {timeout:g} s while {doing}"
             ) from error
         except RayError as error:
-            raise WorkerLostError(f"rollout worker {self.index} died while {doing}: {error}") from error
+            raise WorkerLostError(f"inference worker {self.index} died while {doing}: {error}") from error
 
 
 def _wait_for_any(busy: Sequence[_Worker]) -> None:
@@ -269,13 +274,3 @@ def _wait_for_any(busy: Sequence[_Worker]) -> None:
     answers = [worker.answer for worker in busy if worker.answer is not None and not worker.done]
     if answers:
         ray.wait(answers, timeout=busy[0].timeouts.probe)
-
-
-def _gather(groups: Sequence[GroupJob], parts: Sequence[Rollout]) -> Rollout:
-    """Put the workers' parts together; every episode asked for must be there exactly once."""
-    trajectories = [trajectory for part in parts for trajectory in part.trajectories]
-    trajectories.sort(key=lambda trajectory: (trajectory.group, trajectory.episode))
-    expected = sorted((group.group, episode) for group in groups for episode in range(group.size))
-    if [(trajectory.group, trajectory.episode) for trajectory in trajectories] != expected:
-        raise RolloutError("the workers returned other episodes than they were asked for")
-    return Rollout(trajectories, max((part.reward_seconds for part in parts), default=0.0))

@@ -15,24 +15,19 @@ from typing import Any
 from posttrain.config import (
     ConfigError,
     DatasetConfig,
-    DistillationStage,
     Document,
-    DpoStage,
-    EvalTask,
     Problem,
-    RlStage,
-    RlTask,
     RunConfig,
-    SftStage,
-    SupervisedStage,
+    TaskConfig,
     load_dataset_config,
     missing_variable,
 )
 from posttrain.config.curation import load_curation
 from posttrain.config.document import Key, key_text
 from posttrain.config.nearest import did_you_mean
-from posttrain.config.trainer import TrainerStage
+from posttrain.config.stage import CurationUse
 from posttrain.data.formats import DataError, read_canonical
+from posttrain.joints import Plugins, Reward
 from posttrain.plugins import resolve
 from posttrain.types import RewardInput, Sample, text_message
 
@@ -56,21 +51,23 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def examine(config: RunConfig, document: Document) -> Findings:
+def examine(config: RunConfig, document: Document, plugins: Plugins) -> Findings:
     """Look for everything that can be known to fail.
 
     Args:
         config: The run.
         document: What it was built from; tells the file and line of each key.
+        plugins: Load its rewards and tools.
     """
-    return _Examination(config, document).run()
+    return _Examination(config, document, plugins).run()
 
 
 class _Examination:
     """One look at one run."""
 
-    def __init__(self, config: RunConfig, document: Document):
+    def __init__(self, config: RunConfig, document: Document, plugins: Plugins):
         self.config = config
+        self.plugins = plugins
         self.document = document
         self.base_dir = Path(config.base_dir)
         self.findings = Findings()
@@ -80,39 +77,32 @@ class _Examination:
     def run(self) -> Findings:
         """Look at data, tasks, plugins and model, in this order."""
         config, datasets = self.config, {}
-        for key, name in _dataset_uses(config):
-            if name not in datasets:
-                datasets[name] = self.dataset(name, key)
+        for use in config.datasets():
+            if use.name not in datasets:
+                datasets[use.name] = self.dataset(use.name, use.key)
         for index, stage in enumerate(config.stages):
-            if isinstance(stage, SftStage) and stage.curation is not None:
-                self.curation(stage.curation, stage, ("stages", index, "curation"))
-        for index, stage in enumerate(config.stages):
-            if isinstance(stage, TrainerStage) and stage.lora and stage.lora.quantization:
-                self.quantization(("stages", index, "lora", "quantization"))
-        for key, task in _tasks(config):
-            self.task(task, datasets[task.data], key)
+            place = ("stages", index)
+            for curation in stage.curations():
+                self.curation(curation, (*place, *curation.key))
+            for package in stage.packages():
+                if importlib.util.find_spec(package.module) is None:
+                    remedy = f"pip install 'posttrain[{package.extra}]', or remove the key"
+                    reason = f"{package.module} is not installed"
+                    self.findings.problems.append(self.problem((*place, *package.key), reason, remedy))
+        for task in config.tasks():
+            self.task(task.task, datasets[task.task.data], task.key)
         if self.ungauged:
             names = ", ".join(dict.fromkeys(self.ungauged))
             self.findings.notes.append(
                 f"gold answers are not tried here of what is generated when the run starts: {names}"
             )
-        for name in ("reward_client", "reward_server"):
-            self.attempt((name,), resolve, getattr(config, name), "posttrain.rewards")
-        teachers = [
-            stage.teacher.checkpoint for stage in config.stages if isinstance(stage, DistillationStage)
-        ]
-        for role, model in (("model", config.model.name_or_path), *(("teacher", each) for each in teachers)):
+        others = [(each.role, each.name) for stage in config.stages for each in stage.checkpoints()]
+        for role, model in (("model", config.model.name_or_path), *others):
             if model is not None and not Path(model).is_dir():
                 self.findings.notes.append(
                     f"{role}: {model} is not on this machine; it is fetched from the hub at the start"
                 )
         return self.findings
-
-    def quantization(self, key: Key) -> None:
-        """Look whether the package is there that holds weights in few bits."""
-        if importlib.util.find_spec("bitsandbytes") is None:
-            remedy = "pip install 'posttrain[qlora]', or remove the key"
-            self.findings.problems.append(self.problem(key, "bitsandbytes is not installed", remedy))
 
     def problem(self, key: Key, reason: str, remedy: str = "") -> Problem:
         """A problem with the place of its key."""
@@ -155,29 +145,28 @@ class _Examination:
             )
             self.findings.problems.append(self.problem(key, reason, found.remedy))
 
-    def curation(self, name: str, stage: SftStage, key: Key) -> None:
+    def curation(self, use: CurationUse, key: Key) -> None:
         """Load a stage's curation recipe, and look whether the stage learns from what it curates."""
+        name = use.recipe
         try:
             recipe = load_curation(name, self.base_dir)
         except ConfigError as error:
             self.problems_of(error, name, key)
             return
-        if recipe.data not in stage.data.mixture:
+        if recipe.data not in use.datasets:
             reason = f"the recipe {name!r} curates {recipe.data!r}, which is not in the stage's mixture"
             self.findings.problems.append(
                 self.problem(key, reason, "put it in data.mixture, or choose another recipe")
             )
 
-    def task(self, task: RlTask | EvalTask, dataset: DatasetConfig | None, key: Key) -> None:
+    def task(self, task: TaskConfig, dataset: DatasetConfig | None, key: Key) -> None:
         """Load a task's tools and rewards, and try the rewards on gold answers where the data are on disk."""
-        load_tools: Any = resolve("tools_env.sdk:load_tools", "posttrain.tools")
-        load_reward: Any = resolve("rewards.sdk:load_reward", "posttrain.rewards")
         for index, tool in enumerate(task.tools):
-            self.attempt((*key, "tools", index), load_tools, [tool.model_dump()], self.base_dir)
-        rewards: list[tuple[Any, dict[str, Any]]] = []
+            self.attempt((*key, "tools", index), self.plugins.load_tools, [tool.model_dump()], self.base_dir)
+        rewards: list[tuple[Reward, dict[str, Any]]] = []
         for index, ref in enumerate(task.rewards):
             place = (*key, "rewards", index)
-            reward = self.attempt(place, load_reward, ref.name, self.base_dir)
+            reward = self.attempt(place, self.plugins.load_reward, ref.name, self.base_dir)
             if reward is not None:
                 self.attempt(place, reward.check, ref.params)
                 if not (reward.is_async or reward.group):  # those ask a service, or compare episodes
@@ -191,34 +180,13 @@ class _Examination:
                 self.attempt((*key, "rewards"), _check_golds, dataset, rewards)
 
 
-def _tasks(config: RunConfig) -> Iterator[tuple[Key, RlTask | EvalTask]]:
-    """Every task with the path of its section."""
-    for index, stage in enumerate(config.stages):
-        if isinstance(stage, RlStage):
-            yield from ((("stages", index, "tasks", number), task) for number, task in enumerate(stage.tasks))
-    if config.evaluation is not None:
-        yield from (
-            (("evaluation", "tasks", number), task) for number, task in enumerate(config.evaluation.tasks)
-        )
-
-
-def _dataset_uses(config: RunConfig) -> Iterator[tuple[Key, str]]:
-    """Every dataset's name with the path of the key that names it."""
-    for index, stage in enumerate(config.stages):
-        if isinstance(stage, SupervisedStage | DpoStage):
-            yield from ((("stages", index, "data", "mixture", name), name) for name in stage.data.mixture)
-        if isinstance(stage, DpoStage) and stage.eval_dataset is not None:
-            yield ("stages", index, "eval_dataset"), stage.eval_dataset
-    yield from (((*key, "data"), task.data) for key, task in _tasks(config))
-
-
 def _check_generator(dataset: DatasetConfig, base_dir: Path) -> None:
     """Refuse a generator that is not there, or params that it does not take.
 
     Raises:
         ValueError: Naming what it takes.
     """
-    generator: Any = resolve(str(dataset.source.generator), "posttrain.generators", base_dir)
+    generator: Any = resolve(str(dataset.source.generator), "posttrain.generators", object, base_dir)
     signature = inspect.signature(generator)
     try:
         signature.bind(Path(), **dataset.source.params)
@@ -233,7 +201,7 @@ def _first_rows(dataset: DatasetConfig) -> Iterator[Sample]:
     if dataset.as_it_stands and path.suffix == ".jsonl" and path.is_file():
         return itertools.islice(read_canonical(path), GOLD_ROWS)
     # By reference, so that Arrow is loaded only for those who need it.
-    first_samples: Any = resolve("posttrain.data.prepared:first_samples", "posttrain.data")
+    first_samples: Any = resolve("posttrain.data.prepared:first_samples", "posttrain.data", object)
     return first_samples(dataset, GOLD_ROWS)
 
 
@@ -250,7 +218,7 @@ def _refuse_videos(dataset: DatasetConfig) -> None:
                 raise ValueError(f"{dataset.source.path}: row {sample.id!r} {shown}")
 
 
-def _check_golds(dataset: DatasetConfig, rewards: list[tuple[Any, dict[str, Any]]]) -> None:
+def _check_golds(dataset: DatasetConfig, rewards: list[tuple[Reward, dict[str, Any]]]) -> None:
     """A gold answer must earn full marks from at least one of its task's rewards.
 
     A ground truth that is no text, such as boxes, must only be one that the rewards can read.
@@ -278,7 +246,7 @@ def _check_golds(dataset: DatasetConfig, rewards: list[tuple[Any, dict[str, Any]
             )
 
 
-def _earned(sample: Sample, reward: Any, params: dict[str, Any]) -> bool:
+def _earned(sample: Sample, reward: Reward, params: dict[str, Any]) -> bool:
     """Whether a sample's own ground truth, given as the answer, earns a reward's full marks."""
     gold = str(_first(sample.ground_truth))
     score = reward(

@@ -211,7 +211,7 @@ def _thinking(thought: str, said: str) -> str:
 @functools.cache
 def _zoom() -> Any:
     """The tool; one for all scenes, because it keeps the last image that it decoded."""
-    zoom: Any = resolve(TOOL, "posttrain.tools")
+    zoom: Any = resolve(TOOL, "posttrain.tools", object)
     return zoom()
 
 

@@ -16,35 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel
 
-from posttrain.config import RunConfig, TinyModelStage
+from posttrain.config import TinyModelStage
 from posttrain.models.load import load_model, save_model
 from posttrain.quickstart.dense_views import IGNORED, DenseViews, dense_views
 from posttrain.quickstart.marker_scenes import COLOURS, COORDINATE_STEP, LETTERS
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendering import Renderer
-from posttrain.run.directory import RunDir, step_of
+from posttrain.run.directory import step_of
 from posttrain.run.process import stop_requested
 from posttrain.run.tracking import Tracker
-from posttrain.training.core.distributed import (
-    any_over_ranks,
-    rank,
-    sum_gradients,
-    sum_over_ranks,
-    world_size,
-)
+from posttrain.training.core.distributed import any_over_ranks, barrier, rank, world_size
 from posttrain.training.core.optimizers import build_optimizer
+from posttrain.training.core.policy import CHECKPOINTS_KEPT, STATE, Updates
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.supervised.trl_stage import CHECKPOINTS_KEPT, SKIPPED
+from posttrain.training.stage_job import StageJob
+from posttrain.training.supervised.trl_stage import SKIPPED
 
 TEST_SCENES = 60
 #: Scenes drawn for each step of training; a view is seen about six times at the defaults.
 SCENES_PER_STEP = 1.5
 WARMUP_STEPS = 50
-#: Where a checkpoint keeps read-outs, optimiser and schedule.
-STATE = Path("state") / "trainer.pt"
 
 
 class DenseReadout(nn.Module):
@@ -114,12 +107,13 @@ class DenseTrainer:
         torch.manual_seed(seed)
         self.readout = DenseReadout(embeddings, [word(c) for c in COLOURS], [word(c) for c in LETTERS])
         self.tower: Any = model.base_model.visual
-        self.modules = (self.tower, self.readout)
-        self.guard = UpdateGuard(stage.max_skipped_updates, "Lower learning_rate")
-        self.skipped = 0  # since the last row of metrics
-        self.optimizer = build_optimizer(self.modules, "muon", stage.learning_rate, 0.01)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.95 * step / stage.steps)
+        modules = (self.tower, self.readout)
+        self.updates = Updates(
+            modules,
+            build_optimizer(modules, "muon", stage.learning_rate, 0.01),
+            lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.95 * step / stage.max_steps),
+            UpdateGuard(stage.max_skipped_updates, "Lower learning_rate"),
+            max_grad_norm=None,
         )
 
     def losses(self, batch: LabelledPixels) -> tuple[Tensor, dict[str, float]]:
@@ -144,53 +138,32 @@ class DenseTrainer:
         """One update on this rank's share of a batch, skipped if it is not finite; returns its loss."""
         loss, _ = self.losses(batch)
         (loss / world_size()).backward()
-        named = [item for module in self.modules for item in module.named_parameters()]
-        sum_gradients(parameter for _, parameter in named)
-        norm = get_total_norm([parameter.grad for _, parameter in named if parameter.grad is not None])
-        [skip] = any_over_ranks(not (math.isfinite(loss.item()) and math.isfinite(norm)))
-        if self.guard.admits(not skip, self.guard.broken(named)):
-            self.optimizer.step()
-        else:
-            self.skipped += 1
-        self.optimizer.zero_grad()
-        self.schedule.step()
+        self.updates.step(math.isfinite(loss.item()))
         return loss.item()
 
     def state(self) -> dict[str, Any]:
-        """What going on takes besides the model."""
-        return {
-            "readout": self.readout.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.guard.in_a_row,
-        }
+        """Return what going on takes besides the model."""
+        return {"readout": self.readout.state_dict(), "updates": self.updates.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.readout.load_state_dict(state["readout"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.skipped = state["skipped"]
-        self.guard.in_a_row = state["skipped_in_a_row"]
+        self.updates.load_state_dict(state["updates"])
 
 
 class DenseStage:
     """One worker's part of the stage, from its beginning or from its newest checkpoint.
 
     Args:
-        arguments: As `pretrain_worker` takes them.
+        job: The stage's work.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.config: RunConfig = arguments["config"]
-        self.stage: TinyModelStage = arguments["stage"]
-        self.run: RunDir = arguments["run"]
-        resume: Path | None = arguments["resume"]
+    def __init__(self, job: StageJob[TinyModelStage]) -> None:
+        self.config, self.stage, self.run, resume = job.config, job.stage, job.run, job.resume
         initial = self.run.scratch(self.stage.name) / "initial"
         if rank() == 0 and resume is None:
             build_tiny(self.stage.model_type, initial, self.config.seed)
-        sum_over_ranks(torch.zeros(1))  # nobody loads before rank 0 has written
+        barrier()  # nobody loads before rank 0 has written
         start = resume or initial
         self.done = step_of(resume) if resume else 0
         self.renderer = Renderer.from_pretrained(start, self.stage.family)
@@ -201,16 +174,16 @@ class DenseStage:
         self.tracker = Tracker(self.run, self.config.trackers) if rank() == 0 else None
         if self.tracker is not None:
             self.tracker.rewind(self.stage.name, self.done)
-            self.tracker.start(self.stage.name, self.stage.steps)
+            self.tracker.start(self.stage.name, self.stage.max_steps)
 
     def train(self) -> None:
         """Take the steps that are left, or those up to a SIGTERM."""
-        seed, steps = 1000 * self.config.seed + rank(), self.stage.steps
+        seed, steps = 1000 * self.config.seed + rank(), self.stage.max_steps
         scenes = math.ceil(steps * SCENES_PER_STEP / world_size())
         views = dense_views(scenes, seed=1 + rank() + 1000 * self.config.seed)
         data = LabelledPixels.of(views, self.renderer.processor.image_processor)
         draw = torch.Generator().manual_seed(seed)
-        size = (self.stage.batch_size // world_size(),)
+        size = (self.stage.global_batch_size // world_size(),)
         batches = (torch.randint(len(data.pixels), size, generator=draw) for _ in range(steps))
         stop = False
         # Those of the steps that are done are drawn again, so that the generator needs no state.
@@ -229,9 +202,10 @@ class DenseStage:
         """A row of metrics, after the last step with the accuracies on scenes that were not trained on."""
         if self.tracker is None:
             return
-        self.tracker.log(self.stage.name, number, metrics | {SKIPPED: float(self.trainer.skipped)})
-        self.trainer.skipped = 0
-        if number == self.stage.steps:
+        self.tracker.log(
+            self.stage.name, number, metrics | {SKIPPED: float(self.trainer.updates.take_skipped())}
+        )
+        if number == self.stage.max_steps:
             views = dense_views(TEST_SCENES, seed=0)
             with torch.no_grad():
                 _, held_out = self.trainer.losses(
@@ -251,14 +225,13 @@ class DenseStage:
             self.run.save_checkpoint(self.stage.name, number, write, keep=CHECKPOINTS_KEPT)
 
 
-def pretrain_worker(arguments: dict[str, Any]) -> None:
-    """What each worker of the stage runs (see `run_workers`).
+def pretrain_worker(job: StageJob[TinyModelStage]) -> None:
+    """Train in one worker of the stage (see `run_workers`).
 
     Args:
-        arguments: `config` (RunConfig), `stage` (TinyModelStage), `run` (RunDir) and `resume` (Path of this
-            stage's own newest checkpoint, or None).
+        job: The stage's work.
     """
-    stage = DenseStage(arguments)
+    stage = DenseStage(job)
     stage.train()
     if stage.tracker is not None:
         stage.tracker.close()

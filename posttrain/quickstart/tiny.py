@@ -276,7 +276,7 @@ def _build_tokenizer() -> Qwen2Tokenizer:
     )
     _add_whole(tokenizer, CONTROL_TOKENS, special=True)
     _add_whole(tokenizer, MARKUP_TOKENS)
-    zoom: ToolSpec = resolve(marker_scenes.TOOL, "posttrain.tools")().spec  # pyright: ignore[reportCallIssue]
+    zoom: ToolSpec = resolve(marker_scenes.TOOL, "posttrain.tools", object)().spec  # pyright: ignore[reportCallIssue]
     description = _tool_description(tokenizer, zoom)
     _add_whole(tokenizer, [description, *marker_scenes.phrases()])
     return tokenizer

@@ -67,5 +67,5 @@ def tool_specs(sample: Sample) -> list[ToolSpec]:
 
 @functools.cache
 def _declared_spec(name: str) -> ToolSpec:
-    tool: Any = resolve(name, "posttrain.tools")
+    tool: Any = resolve(name, "posttrain.tools", object)
     return (tool() if isinstance(tool, type) else tool).spec

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from posttrain.inference.engine import Completion, Engine, EngineImage, Request, stable_seed
+from posttrain.joints import Environment
 from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Rendered, Renderer, RenderError
@@ -27,22 +27,6 @@ _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 class EpisodeError(RuntimeError):
     """An episode that cannot be run; the message names its sample."""
-
-
-class Environment(Protocol):
-    """One episode's dialogue partner, in messages; good for one use (`tools_env` has the usual one)."""
-
-    def start(self, sample: Sample) -> tuple[Message, ...]:
-        """The messages before the model's first turn."""
-        ...
-
-    def step(self, assistant_text: str) -> Any:
-        """What follows a turn: an object with `message` (or None), `calls` and `done`."""
-        ...
-
-    def close(self) -> None:
-        """End the episode; called once, however it ended."""
-        ...
 
 
 @dataclass(frozen=True)

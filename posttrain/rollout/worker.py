@@ -1,25 +1,23 @@
 """One process of the rollout pool: an engine, its episodes, and their rewards."""
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from posttrain.config import EngineConfig, ModelConfig, TaskConfig
-from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.inference.engine import Engine, Request, stable_seed
-from posttrain.plugins import resolve
-from posttrain.rendering.rendering import Renderer
-from posttrain.rollout.episode import Environment, EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.config import TaskConfig
+from posttrain.inference.engine import stable_seed
+from posttrain.inference.worker import EngineSetup, InferenceWorker
+from posttrain.joints import Environment, EnvironmentFactory, RewardClient, RewardClientFactory, ToolLoader
+from posttrain.messages import without_thinking
+from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.rollout.jobs import GroupJob, Rollout
 from posttrain.types import RewardInput, Sample, Trajectory
 
 #: Groups that are scored at the same time.
 REWARD_THREADS = 4
-_THINKING = re.compile(r"<think>.*?(</think>|\Z)", flags=re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,134 +27,52 @@ class RewardAccess:
     Attributes:
         url: Such as "http://127.0.0.1:8901".
         token: The bearer token.
+        make_client: Connects to it.
         wait: Seconds to keep trying while the server does not answer.
         timeout: Seconds that scoring one group may take.
-        client: Reference of the client's class.
     """
 
     url: str
     token: str
+    make_client: RewardClientFactory
     wait: float = 60.0
     timeout: float = 1200.0
-    client: str = "rewards.serving.client:RewardClient"
 
 
-@dataclass(frozen=True)
-class WorkerSetup:
-    """What every worker of a pool is made from; plain data that each resolves by itself.
+@dataclass(frozen=True, kw_only=True)
+class RolloutSetup(EngineSetup):
+    """What every worker of a rollout pool is made from.
 
     Attributes:
-        model: How the model is loaded.
-        checkpoint: Directory with model and processor.
-        engine_config: Memory and batch size of the engine.
         tasks: Every task that groups may belong to.
-        limits: Lengths of turns and episodes.
-        image_dir: Where tools store their images.
+        image_dir: Folder in which tools store their images.
+        load_tools: Makes a task's tools.
+        make_environment: Makes the environment of an episode.
         rewards: The reward server, or None where nothing is to be scored.
         base_dir: Folder against which references to files are resolved.
-        environment: Reference of the environment's class.
-        tool_loader: Reference of the function that makes a task's tools.
-        engine: Reference of the engine's class.
     """
 
-    model: ModelConfig
-    checkpoint: Path
-    engine_config: EngineConfig
     tasks: Sequence[TaskConfig]
-    limits: Limits
     image_dir: Path
+    load_tools: ToolLoader
+    make_environment: EnvironmentFactory
     rewards: RewardAccess | None = None
     base_dir: Path | None = None
-    environment: str = "tools_env.environment:ToolEnvironment"
-    tool_loader: str = "tools_env.sdk:load_tools"
-    engine: str = "posttrain.inference.vllm_engine:VllmEngine"
 
 
-@dataclass(frozen=True)
-class GroupJob:
-    """The episodes of one prompt.
-
-    Attributes:
-        group: Index of the prompt in its batch.
-        task: Name of its task.
-        sample: The prompt.
-        size: How many episodes to sample.
-        seed: Of the group; see `stable_seed`.
-
-    Example:
-        GroupJob(3, "markers", sample, size=8, seed=stable_seed(run_seed, step, 3))
-    """
-
-    group: int
-    task: str
-    sample: Sample
-    size: int
-    seed: int
-
-
-@dataclass
-class Rollout:
-    """Finished groups.
-
-    Attributes:
-        trajectories: Checked, and scored where the setup has rewards.
-        reward_seconds: Time spent waiting for rewards after the last episode was over.
-    """
-
-    trajectories: list[Trajectory] = field(default_factory=list)
-    reward_seconds: float = 0.0
-
-
-class RolloutWorker:
+class RolloutWorker(InferenceWorker):
     """Runs groups of episodes and has each group scored while the others still run."""
 
-    def start(self, setup: WorkerSetup, published: tuple[Path, int] | None) -> int:
-        """Load engine, renderer, tools and reward client.
-
-        Args:
-            setup: What the worker is made from.
-            published: Weights to take before the first use, and their version; else the checkpoint's, as 0.
-
-        Returns:
-            The version served.
-        """
-        self._renderer = Renderer.from_config(setup.checkpoint, setup.model)
+    def start(self, setup: EngineSetup, published: tuple[Path, int] | None) -> int:
+        """Load tools, reward client, renderer and engine; see `InferenceWorker.start`."""
+        assert isinstance(setup, RolloutSetup)
         names = [task.name for task in setup.tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"tasks must have names of their own; repeated: {', '.join(sorted(repeated))}")
         self._environments = {task.name: _environments(task, setup) for task in setup.tasks}
         self._rewards = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
         self._client = _client(setup.rewards)
-        make_engine: Any = resolve(setup.engine, "posttrain.engines")
-        self._engine: Engine = make_engine(
-            setup.checkpoint,
-            self._renderer.end_token_id,
-            self._renderer.banned_token_ids,
-            max_length=setup.limits.max_length,
-            dtype=setup.model.dtype,
-            config=setup.engine_config,
-        )
-
-        if published is not None:
-            self._engine.load_weights(*published)
-        return self._engine.version
-
-    def load_weights(self, path: Path, version: int) -> int:
-        """Take a checkpoint's weights; returns the version now served."""
-        self._engine.load_weights(path, version)
-        return self._engine.version
-
-    def probe(self) -> int:
-        """Generate one token, the one proof that an engine works; returns the version that sampled it."""
-        self._engine.submit(Request("probe", [self._renderer.end_token_id], [], 1, 0.0, 0))
-        while True:
-            for completion in self._engine.step():
-                return completion.version
-
-    def step_seconds(self) -> float:
-        """For how long the engine has been in its present step (may be called while a rollout runs)."""
-        began = self._engine.step_began
-        return 0.0 if began is None else time.monotonic() - began
+        return super().start(setup, published)
 
     def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
         """Run and score whole groups.
@@ -190,16 +106,12 @@ class RolloutWorker:
                         future.result()
 
             trajectories = run_episodes(
-                self._engine, self._renderer, self._environments, jobs, limits, on_finished
+                self.engine, self.renderer, self._environments, jobs, limits, on_finished
             )
             waiting_since = time.perf_counter()
             for future in scoring:
                 future.result()
         return Rollout(trajectories, time.perf_counter() - waiting_since)
-
-    def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
-        """Answer questions, in their order; nothing is scored."""
-        return sample_answers(self._engine, self._renderer, questions, sampling)
 
     def _score(self, members: list[Trajectory], sample: Sample) -> None:
         """Score a finished group in one request."""
@@ -218,7 +130,7 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
     return RewardInput(
         prompt=trajectory.prompt,
         response=tuple(trajectory.response),
-        answer=_THINKING.sub("", turns[-1].text).strip() if turns else "",
+        answer=without_thinking(turns[-1].text) if turns else "",
         ground_truth=sample.ground_truth,
         columns=sample.columns,
         tool_calls=tuple(trajectory.tool_calls),
@@ -226,20 +138,17 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
     )
 
 
-def _environments(task: TaskConfig, setup: WorkerSetup) -> TaskEnvironments:
-    """Resolve a task's tools and environment; tools are shared by its episodes, environments are not."""
-    load_tools: Any = resolve(setup.tool_loader, "posttrain.tools")
-    make_environment: Any = resolve(setup.environment, "posttrain.tools", setup.base_dir)
-    tools = load_tools([tool.model_dump() for tool in task.tools], setup.base_dir)
+def _environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
+    """Load a task's tools, which its episodes share; environments are made one an episode."""
+    tools = setup.load_tools([tool.model_dump() for tool in task.tools], setup.base_dir)
 
     def create() -> Environment:
-        return make_environment(tools, task.max_turns, setup.image_dir)
+        return setup.make_environment(tools, task.max_turns, setup.image_dir)
 
     return TaskEnvironments([tool.spec for tool in tools], create)
 
 
-def _client(access: RewardAccess | None) -> Any:
+def _client(access: RewardAccess | None) -> RewardClient | None:
     if access is None:
         return None
-    make_client: Any = resolve(access.client, "posttrain.rewards")
-    return make_client(access.url, access.token, timeout=access.timeout, wait=access.wait)
+    return access.make_client(access.url, access.token, timeout=access.timeout, wait=access.wait)

@@ -1,6 +1,6 @@
 """A run's directory: who may use it, and checkpoints that are whole or absent.
 
-Layout (DESIGN §10); everything that must not be half written goes to a temporary name first::
+Layout; everything that must not be half written goes to a temporary name first::
 
     <output_dir>/<name>/
         config.yaml  resolved.json  environment.json  data.json  metrics.jsonl  report.html

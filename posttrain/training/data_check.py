@@ -2,24 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from posttrain.config import DpoStage, RlStage, RunConfig, SftStage, Stage, TinyModelStage
-from posttrain.data.row_index import Use
+from posttrain.config import RunConfig
 from posttrain.data.sources import load_samples
 from posttrain.files.durable import write_atomic
 from posttrain.run.directory import RunDir
 
 #: In a run's directory: a line for each row that was left out, as `{"dataset", "place", "reason"}`.
 BROKEN_ROWS = "broken_rows.jsonl"
-
-
-def use_of(stage: Stage) -> Use:
-    """Return what a stage uses the rows of its mixture for."""
-    if isinstance(stage, DpoStage):
-        return "pairs"
-    return "dialogues" if isinstance(stage, SftStage) else "prompts"
 
 
 def check_run_data(config: RunConfig, run: RunDir) -> None:
@@ -32,7 +23,7 @@ def check_run_data(config: RunConfig, run: RunDir) -> None:
         ChangedRun: If one is not what it was when the run began.
         DiskFull: If there is no space for the list.
     """
-    uses = list(dict.fromkeys(_uses(config)))
+    uses = list(dict.fromkeys((each.name, each.use) for each in config.datasets()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # pictures are packed and read outside of Python's lock
         opened = pool.map(lambda each: load_samples(each[0], config.base_dir, use=each[1]), uses)
         datasets = dict(zip(uses, opened, strict=True))
@@ -43,21 +34,3 @@ def check_run_data(config: RunConfig, run: RunDir) -> None:
         for row in dataset.broken
     ]
     write_atomic(run.path / BROKEN_ROWS, "".join(json.dumps(row) + "\n" for row in broken))
-
-
-def _uses(config: RunConfig) -> Iterator[tuple[str, Use]]:
-    """Go through the datasets of a run, and what each is used for."""
-    for stage in config.stages:
-        if isinstance(stage, RlStage):
-            for task in stage.tasks:
-                yield task.data, "episodes"
-        elif not isinstance(stage, TinyModelStage):
-            curated = isinstance(stage, SftStage) and stage.curation is not None  # answers are yet to come
-            use: Use = "prompts" if curated else use_of(stage)
-            for name in stage.data.mixture:
-                yield name, use
-        if isinstance(stage, DpoStage) and stage.eval_dataset is not None:
-            yield stage.eval_dataset, "pairs"
-    if config.evaluation is not None:
-        for task in config.evaluation.tasks:
-            yield task.data, "episodes"

@@ -7,29 +7,33 @@ stage only changes its weights.
 import secrets
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from posttrain.config import RlStage, RolloutConfig, RunConfig, TaskConfig
+from posttrain.config import RolloutConfig, RunConfig
 from posttrain.config.model import infer_family
-from posttrain.inference.pool import RolloutPool
-from posttrain.plugins import resolve
-from posttrain.rollout.episode import Limits
-from posttrain.rollout.worker import RewardAccess, WorkerSetup
+from posttrain.joints import Plugins
+from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.directory import RunDir
 
 
-class Services:
+class EnginesAndRewards:
     """Engine pool and reward server of a run; a context manager that ends them.
 
+    Args:
+        config: The run's settings.
+        run: The run's directory.
+        plugins: Rewards and tools.
+
     Example:
-        with Services(config, run) as services:
+        with EnginesAndRewards(config, run, plugins) as services:
             pool = services.pool_with(checkpoint, config.evaluation_rollout)
     """
 
-    def __init__(self, config: RunConfig, run: RunDir) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, plugins: Plugins) -> None:
         self._config = config
         self._run = run
-        self._tasks = all_tasks(config)
+        self._plugins = plugins
+        self._tasks = [use.task for use in config.tasks()]
         self._stack = ExitStack()
         self._rewards: RewardAccess | None = None
         self._pool: RolloutPool | None = None
@@ -37,7 +41,7 @@ class Services:
         self._serving: Path | None = None
         self._version = 0
 
-    def __enter__(self) -> "Services":
+    def __enter__(self) -> "EnginesAndRewards":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,8 +60,10 @@ class Services:
             self.close_pool()
             self._pool = self._start_pool(checkpoint, rollout, origin)
             self._kind, self._version = (rollout, origin), 0
-        elif checkpoint != self._serving:
-            self._pool.publish(checkpoint, self.next_version())
+        else:
+            self._pool.probe()  # an engine that has hung or died since the last use is replaced
+            if checkpoint != self._serving:
+                self._pool.publish(checkpoint, self.next_version())
         self._serving = checkpoint
         return self._pool
 
@@ -80,13 +86,15 @@ class Services:
             self._rewards = self._start_rewards()
         config = self._config
         family = infer_family(checkpoint) if origin else config.model.family
-        setup = WorkerSetup(
+        setup = RolloutSetup(
             model=config.model.model_copy(update={"family": family}),
             checkpoint=checkpoint,
             engine_config=rollout.engine,
+            max_length=rollout.max_length,
             tasks=tasks,
-            limits=Limits(rollout.max_new_tokens, rollout.max_length),
             image_dir=self._run.path / "images",
+            load_tools=self._plugins.load_tools,
+            make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
         )
@@ -95,19 +103,12 @@ class Services:
     def _start_rewards(self) -> RewardAccess:
         """A reward server process that serves the run's rewards and no others."""
         references = sorted({reward.name for task in self._tasks for reward in task.rewards})
-        start: Any = resolve(self._config.reward_server, "posttrain.rewards")
         token = secrets.token_urlsafe(24)
         log = self._run.path / "reward-server.log"
-        server = start(references, token=token, base_dir=Path(self._config.base_dir), log=log)
+        server = self._plugins.start_reward_server(
+            references, token=token, base_dir=Path(self._config.base_dir), log=log
+        )
         self._stack.callback(server.close)
         return RewardAccess(
-            server.url, token, wait=self._config.reward_wait_s, client=self._config.reward_client
+            server.url, token, self._plugins.make_reward_client, wait=self._config.reward_wait_s
         )
-
-
-def all_tasks(config: RunConfig) -> list[TaskConfig]:
-    """Every task of a run, of its RL stages and of its evaluation."""
-    tasks: list[TaskConfig] = [
-        t for stage in config.stages if isinstance(stage, RlStage) for t in stage.tasks
-    ]
-    return tasks + list(config.evaluation.tasks if config.evaluation else [])

@@ -60,7 +60,7 @@ def serve_replicas(
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         serve.start(http_options={"host": host, "port": port})
-        deployment = RewardReplica.options(
+        deployment = RewardReplica.options(  # pyright: ignore[reportFunctionMemberAccess]  # as Ray declares it
             num_replicas=replicas, ray_actor_options={"num_cpus": config.workers or 1}
         )
         serve.run(deployment.bind(config, token), name="rewards", route_prefix="/")

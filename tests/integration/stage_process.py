@@ -21,14 +21,12 @@ import torch.distributed as dist
 from transformers import Trainer
 
 from posttrain.config import RunConfig
-from posttrain.quickstart.pretrain import DenseTrainer, pretrain_worker
+from posttrain.quickstart.pretrain import DenseTrainer
 from posttrain.run.directory import RunDir
 from posttrain.run.process import STOP
-from posttrain.training.supervised.dpo import dpo_worker
-from posttrain.training.supervised.sft import sft_worker
 from posttrain.training.supervised.trl_stage import StageTrainer
+from tests.stage_jobs import job_of, worker_of
 
-WORKERS = {"tiny_model": pretrain_worker, "sft": sft_worker, "dpo": dpo_worker}
 FILE_OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 TIMEOUT = 300
 #: What keeps libraries from starting threads where they are loaded.
@@ -132,9 +130,8 @@ def _work(job: dict[str, Any], config: RunConfig, rank: int, store: Path) -> Non
     _note_what_is_seen(run, rank, job["attempt"], job.get("stop_at", -1))
     _die_within_a_save(run.path / "operations", job.get("kill_at", -1))
     _leave_out(job.get("without", ""))
-    arguments = {"config": config, "stage": stage, "run": run, "checkpoint": Path(job["checkpoint"])}
     try:
-        WORKERS[stage.stage](arguments | {"resume": run.newest_checkpoint(stage.name)})
+        worker_of(stage)(job_of(config, run, Path(job["checkpoint"])))
     except BaseException as error:
         (run.path / "error").write_text(f"{type(error).__name__}: {error}")
         os._exit(1)

@@ -36,8 +36,8 @@ DPO = {
 }
 TINY_MODEL = {
     "stage": "tiny_model",
-    "steps": 9,
-    "batch_size": 8,
+    "max_steps": 9,
+    "global_batch_size": 8,
     "num_workers": 1,
     "save_steps": 4,
     "logging_steps": 2,

@@ -15,6 +15,7 @@ from posttrain.config.curation import load_curation
 from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation import CurationError, curate
 from posttrain.curation.engines import EngineModel, EngineModels
+from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Sample
@@ -91,7 +92,9 @@ def test_a_curation_goes_on_without_asking_again(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = Engines(vllm_engine, renderer)
     report = curate(
-        load_curation(write_curation(whole, samples, endpoints, steps)), open_checkpoint=undisturbed.open
+        load_curation(write_curation(whole, samples, endpoints, steps)),
+        PLUGINS,
+        open_checkpoint=undisturbed.open,
     )
     assert 3 < report.kept < ROWS
     assert undisturbed.asked.total() == 4 * ROWS  # the second step finds its answers in the cache
@@ -99,18 +102,20 @@ def test_a_curation_goes_on_without_asking_again(
     recipe = load_curation(write_curation(killed, samples, endpoints, steps))
     first, rest = Engines(vllm_engine, renderer, end_before=3), Engines(vllm_engine, renderer)
     with pytest.raises(KeyboardInterrupt):
-        curate(recipe, open_checkpoint=first.open)
+        curate(recipe, PLUGINS, open_checkpoint=first.open)
     vllm_engine.abort()
-    curate(recipe, resume=True, open_checkpoint=rest.open)
+    curate(recipe, PLUGINS, resume=True, open_checkpoint=rest.open)
     assert len(first.batches) == 3
     assert not first.asked & rest.asked
     assert first.asked + rest.asked == undisturbed.asked
     assert files(killed) == files(whole)
-    assert curate(recipe, resume=True, open_checkpoint=Engines(None, renderer).open).kept == report.kept
+    assert (
+        curate(recipe, PLUGINS, resume=True, open_checkpoint=Engines(None, renderer).open).kept == report.kept
+    )
     shutil.copytree(talker, tmp_path / "other")
     entry = recipe.endpoints["talker"].model_copy(update={"checkpoint": str(tmp_path / "other")})
     with pytest.raises(CurationError, match=r"recipe.endpoints.talker.checkpoint"):
-        curate(recipe.model_copy(update={"endpoints": {"talker": entry}}), resume=True)
+        curate(recipe.model_copy(update={"endpoints": {"talker": entry}}), PLUGINS, resume=True)
 
 
 def test_engines_start_when_asked_and_outlive_their_actors(
@@ -132,14 +137,14 @@ def test_engines_start_when_asked_and_outlive_their_actors(
     (tmp_path / "baseline" / "faults" / "die").write_text("1")
     with EngineModels(ClusterConfig(), engine=f"{SCRIPTED}:ScriptedEngine") as models:
         caplog.set_level(logging.WARNING)
-        report = curate(recipe, open_checkpoint=models.open)
+        report = curate(recipe, PLUGINS, open_checkpoint=models.open)
         assert "died while" in caplog.text
         pool = models._pool
-        again = curate(recipe, resume=True, open_checkpoint=models.open)
+        again = curate(recipe, PLUGINS, resume=True, open_checkpoint=models.open)
         assert models._pool is pool
     assert [step.kept for step in report.steps] == [step.kept for step in again.steps]
     # The scripted engine says the last digit of the seed, which a query and the recipe decide.
     _, first, second = report.steps
     assert 3 < first.kept == second.kept < ROWS
     with pytest.raises(CurationError, match="a checkpoint needs engines"):
-        curate(recipe.model_copy(update={"name": "d"}))
+        curate(recipe.model_copy(update={"name": "d"}), PLUGINS)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,14 +29,15 @@ from posttrain.quickstart.tiny import TINY_TYPES, build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.run.directory import RunDir
-from posttrain.training.pipeline import WORKERS, standalone
+from posttrain.training.run_at_work import standalone
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
+from tests.stage_jobs import job_of, worker_of
 
 STEPS = 5
 #: Two or three dialogues of this task.
 ROW = 300
 SAMPLED = 16
-#: What DESIGN allows between an engine's log-probs and transformers' on a CPU in float32.
+#: Largest gap allowed between an engine's log-probs and transformers' on a CPU in float32.
 TOLERANCE = 1e-4
 
 
@@ -107,13 +107,14 @@ def run_stages(start: Path, folder: Path, output: Path) -> tuple[Path, Path]:
         }
     )
     run, checkpoint = RunDir.create(config, resume=False), start
-    for stage in config.stages:
-        arguments = {"config": config, "stage": stage, "run": run, "checkpoint": checkpoint, "resume": None}
-        pkgutil.resolve_name(WORKERS[stage.stage])(arguments)
+    final = None
+    for place, stage in enumerate(config.stages):
+        worker_of(stage)(job_of(config, run, checkpoint, place))
         final = run.newest_checkpoint(stage.name)
         assert final is not None
         checkpoint = standalone(final, final.parent / "merged" / final.name)
-    return run.path, final  # pyright: ignore[reportPossiblyUnbound]
+    assert final is not None
+    return run.path, final
 
 
 @pytest.fixture(scope="module", params=TINY_TYPES)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import ModelConfig, RlStage, TaskConfig
-from posttrain.inference.pool import RolloutPool
+from posttrain.first_party import PLUGINS
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.worker import GroupJob, WorkerSetup
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.worker import RolloutSetup
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
@@ -22,13 +24,15 @@ TASK = {"data": "markers_train", "rewards": [{"name": "answer_accuracy"}]}
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutPool]:
-    setup = WorkerSetup(
+    setup = RolloutSetup(
         model=ModelConfig(dtype="float32"),
         checkpoint=talker,
         engine_config=ENGINE_CONFIG,
         tasks=[TaskConfig.model_validate(TASK)],
-        limits=LIMITS,
+        max_length=LIMITS.max_length,
         image_dir=tmp_path_factory.mktemp("images"),
+        load_tools=PLUGINS.load_tools,
+        make_environment=PLUGINS.make_environment,
     )
     pool = RolloutPool(setup, actors=1, use_gpu=False)
     yield pool
@@ -45,7 +49,7 @@ def learners(ray_cluster: None, talker: Path) -> Iterator[LearnerGroup]:
             "prompts_per_step": 4,
             "max_steps": 10,
             "learning_rate": 1e-3,
-            "micro_batch_size": 8,
+            "per_device_batch_size": 8,
         }
     )
     group = LearnerGroup(ModelConfig(dtype="float32"), stage, talker, resume=False, use_gpu=False)

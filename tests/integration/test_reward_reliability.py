@@ -1,6 +1,6 @@
-"""RELIABILITY rows 5, 6, 7 and 9 on a real server: malformed requests, hangs, load and attacks.
+"""Rows 5, 6, 7, 9 of posttrain/RELIABILITY.md on a real server: malformed requests, hangs, load, attacks.
 
-The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
+The full numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
 """
 
 import json
@@ -17,7 +17,8 @@ import pytest
 
 from posttrain.types import RewardInput
 from rewards.kit.attacks import ATTACKS
-from rewards.serving.client import RewardClient, RewardServer, start_server
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import RewardServer, start_server
 
 PLUGIN = """
 import re, time

@@ -13,11 +13,14 @@ import pytest
 import ray
 
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
+from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutError, RolloutPool, Timeouts
+from posttrain.inference.pool import PoolError, Timeouts
 from posttrain.rollout.episode import EpisodeError, Limits
-from posttrain.rollout.worker import GroupJob, WorkerSetup
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.worker import RolloutSetup
 from posttrain.types import Sample, Trajectory
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
@@ -25,7 +28,7 @@ SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
 
 
 @pytest.fixture(scope="session")
-def setup(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> WorkerSetup:
+def setup(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> RolloutSetup:
     task = TaskConfig.model_validate(
         {
             "data": "markers",
@@ -34,13 +37,15 @@ def setup(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFact
             "rewards": [{"name": "answer_accuracy"}],
         }
     )
-    return WorkerSetup(
+    return RolloutSetup(
         model=ModelConfig(family="qwen3_vl", dtype="float32"),
         checkpoint=talker,
         engine_config=EngineConfig(kv_cache_gb=0.25, max_num_seqs=64),
         tasks=[task],
-        limits=Limits(24, 400),
+        max_length=400,
         image_dir=tmp_path_factory.mktemp("images"),
+        load_tools=PLUGINS.load_tools,
+        make_environment=PLUGINS.make_environment,
     )
 
 
@@ -50,7 +55,7 @@ def groups(samples: list[Sample]) -> list[GroupJob]:
 
 
 @pytest.fixture(scope="session")
-def pool(setup: WorkerSetup) -> Iterator[RolloutPool]:
+def pool(setup: RolloutSetup) -> Iterator[RolloutPool]:
     started = RolloutPool(setup, actors=2, use_gpu=False)
     yield started
     started.close()
@@ -137,7 +142,7 @@ def faults(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scripted_pool(setup: WorkerSetup, faults: Path) -> Iterator[RolloutPool]:
+def scripted_pool(setup: RolloutSetup, faults: Path) -> Iterator[RolloutPool]:
     scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
     started = RolloutPool(
         scripted, actors=1, use_gpu=False, timeouts=Timeouts(publish=5.0, probe=3.0), max_restarts=1
@@ -182,7 +187,7 @@ def test_workers_that_keep_dying_end_the_rollout(
     scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
 ) -> None:
     (faults / "die").write_text("2")
-    with pytest.raises(RolloutError, match="gave up after losing 2 workers; the last: rollout worker 0 died"):
+    with pytest.raises(PoolError, match="gave up after losing 2 workers; the last: inference worker 0 died"):
         scripted_pool.rollout(groups, LIMITS)
 
 
@@ -192,7 +197,7 @@ def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
     scripted_pool.probe()
     (faults / "stall").write_text("1")
     begun = time.monotonic()
-    with pytest.raises(RolloutError, match="worker 0 did not answer within 5 s while loading version 9"):
+    with pytest.raises(PoolError, match="worker 0 did not answer within 5 s while loading version 9"):
         scripted_pool.publish(faults.parent, 9)
     assert time.monotonic() - begun < 8
     assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {9}

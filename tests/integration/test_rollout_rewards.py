@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from posttrain.config import EngineConfig, ModelConfig, TaskConfig
+from posttrain.first_party import PLUGINS
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.worker import GroupJob, RewardAccess, RolloutWorker, WorkerSetup, reward_input
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.worker import RewardAccess, RolloutSetup, RolloutWorker, reward_input
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import Sample, Trajectory, text_message
-from rewards.serving.client import RewardServer, RewardServerUnavailable, start_server
+from rewards.serving.client import RewardServerUnavailable
+from rewards.serving.launch import RewardServer, start_server
 
 LIMITS = Limits(max_new_tokens=100, max_length=500)
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
@@ -26,16 +29,18 @@ def server() -> Iterator[RewardServer]:
 
 
 @pytest.fixture
-def setup(server: RewardServer, talker: Path, tmp_path: Path) -> WorkerSetup:
+def setup(server: RewardServer, talker: Path, tmp_path: Path) -> RolloutSetup:
     task = {"data": "markers", "tools": ["image_zoom_in"], "max_turns": 3, "rewards": ["answer_accuracy"]}
-    return WorkerSetup(
+    return RolloutSetup(
         model=ModelConfig(family="qwen3_vl", dtype="float32"),
         checkpoint=talker,
         engine_config=EngineConfig(),
         tasks=[TaskConfig.model_validate(task)],
-        limits=LIMITS,
+        max_length=LIMITS.max_length,
         image_dir=tmp_path,
-        rewards=RewardAccess(server.url, server.token, wait=1.0),
+        load_tools=PLUGINS.load_tools,
+        make_environment=PLUGINS.make_environment,
+        rewards=RewardAccess(server.url, server.token, PLUGINS.make_reward_client, wait=1.0),
         engine=f"{SCRIPTED}:ScriptedEngine",
     )
 
@@ -48,7 +53,7 @@ def groups(samples: list[Sample]) -> list[GroupJob]:
     ]
 
 
-def test_every_episode_gets_its_verdict(setup: WorkerSetup, groups: list[GroupJob]) -> None:
+def test_every_episode_gets_its_verdict(setup: RolloutSetup, groups: list[GroupJob]) -> None:
     worker = RolloutWorker()
     worker.start(setup, None)
     trajectories = worker.rollout(groups, LIMITS).trajectories
@@ -60,7 +65,7 @@ def test_every_episode_gets_its_verdict(setup: WorkerSetup, groups: list[GroupJo
 
 
 def test_a_server_that_stays_away_fails_the_rollout_with_its_message(
-    ray_cluster: None, setup: WorkerSetup, groups: list[GroupJob]
+    ray_cluster: None, setup: RolloutSetup, groups: list[GroupJob]
 ) -> None:
     assert setup.rewards is not None
     away = dataclasses.replace(setup.rewards, url="http://127.0.0.1:9")

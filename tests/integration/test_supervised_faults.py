@@ -15,22 +15,18 @@ import pytest
 import torch
 
 from posttrain.files.durable import DiskFull
-from posttrain.quickstart.pretrain import DenseTrainer, pretrain_worker
+from posttrain.quickstart.pretrain import DenseTrainer
 from posttrain.run.directory import MANIFEST, RunDir, _seal, newest_checkpoint, verify_checkpoint
 from posttrain.training.core.update_guard import NonFiniteUpdates
-from posttrain.training.supervised.dpo import PreferenceTrainer, dpo_worker
-from posttrain.training.supervised.sft import SupervisedTrainer, sft_worker
+from posttrain.training.supervised.dpo import PreferenceTrainer
+from posttrain.training.supervised.sft import SupervisedTrainer
 from posttrain.training.supervised.trl_stage import StageTrainer, _move_into
 from tests.integration.supervised_stages import DPO, SFT, TINY_MODEL, config_of, write_data
+from tests.stage_jobs import job_of, worker_of
 from tests.unit.run.test_checkpoints import lose_power, until_killed
 
 pytestmark = pytest.mark.slow
 
-WORKERS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "tiny_model": pretrain_worker,
-    "sft": sft_worker,
-    "dpo": dpo_worker,
-}
 SHORT = SFT | {"max_steps": 4, "save_steps": 2, "logging_steps": 1}
 #: Steps whose updates are spoilt.
 SPOILT = {2, 3}
@@ -50,8 +46,7 @@ def work(folder: Path, output: Path, checkpoint: Path, stage: dict[str, Any]) ->
     """Begin a run's only stage in this process, or go on with it."""
     config = config_of(folder, output, checkpoint, stage)
     run = RunDir.create(config, resume=True)
-    arguments = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": checkpoint}
-    WORKERS[stage["stage"]](arguments | {"resume": run.newest_checkpoint(stage["stage"])})
+    worker_of(config.stages[0])(job_of(config, run, checkpoint))
     return run
 
 
@@ -221,7 +216,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
     tiny_checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    stage = {"tiny_model": TINY_MODEL | {"steps": 5}, "sft": SHORT, "dpo": DPO}[name]
+    stage = {"tiny_model": TINY_MODEL | {"max_steps": 5}, "sft": SHORT, "dpo": DPO}[name]
     stage = stage | (
         {} if name == "tiny_model" else {"max_steps": 5, "eval_steps": None, "eval_dataset": None}
     )
@@ -348,14 +343,8 @@ def test_a_hostile_state_runs_nothing(
     run = checkpoint.parents[1]
     (run / "resolved.json").unlink()
     config = config_of(folder, run.parent, tiny_checkpoint, stage)
-    arguments = {
-        "config": config,
-        "stage": config.stages[0],
-        "run": RunDir(run),
-        "checkpoint": tiny_checkpoint,
-    }
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        WORKERS[stage["stage"]](arguments | {"resume": checkpoint})
+        worker_of(config.stages[0])(job_of(config, RunDir(run), tiny_checkpoint, resume=checkpoint))
     assert not canary.exists()
 
 

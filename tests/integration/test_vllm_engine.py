@@ -18,7 +18,7 @@ from tools_env.environment import ToolEnvironment
 from tools_env.zoom import ImageZoomIn
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
-#: DESIGN asks for 1e-4; a larger gap than this would be worth a look already.
+#: A run stops at 1e-4; a larger gap than this would be worth a look already.
 TOLERANCE = 1e-5
 
 

@@ -22,7 +22,7 @@ SMALLEST = """
 base: quickstart
 name: smallest
 stages:
-  tiny_model: {steps: 8, batch_size: 16, num_workers: 1}
+  tiny_model: {max_steps: 8, global_batch_size: 16, num_workers: 1}
   sft: {max_steps: 8, per_device_batch_size: 8, save_steps: 4, logging_steps: 2, metric: null}
   cold_start:
     max_steps: 2
@@ -46,9 +46,9 @@ stages:
     prompts_per_step: 2
     max_steps: 4
     save_steps: 2
-    warmup_steps: 1
+    warmup_ratio: 0.25
     num_workers: 1
-    micro_batch_size: 2
+    per_device_batch_size: 2
 reward_wait_s: 3
 evaluation:
   stages: [cold_start, rl]

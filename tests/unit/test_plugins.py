@@ -25,22 +25,24 @@ def test_every_declared_plugin_resolves(group: str) -> None:
     for name in set(declared(group)) - {
         "reasoning_gym"
     }:  # needs an optional package; it has tests of its own
-        assert callable(resolve(name, group))
+        assert callable(resolve(name, group, object))
 
 
 def test_a_file_is_loaded_once_and_relative_to_its_base(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function = resolve("mine.py:neat", REWARDS, folder)
+    function = resolve("mine.py:neat", REWARDS, object, folder)
     assert callable(function)
     assert function(None) == 1.0
-    assert resolve("mine.py:loads", REWARDS, folder) is resolve(f"{folder}/mine.py:loads", REWARDS)
+    assert resolve("mine.py:loads", REWARDS, object, folder) is resolve(
+        f"{folder}/mine.py:loads", REWARDS, object
+    )
     monkeypatch.chdir(folder)
-    assert resolve("mine.py:neat", REWARDS) is function
+    assert resolve("mine.py:neat", REWARDS, object) is function
 
 
 def test_a_module_attribute() -> None:
-    assert resolve("posttrain.plugins:resolve", REWARDS) is resolve
+    assert resolve("posttrain.plugins:resolve", REWARDS, object) is resolve
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_module_attribute() -> None:
 )
 def test_refusals_say_what_is_right(folder: Path, reference: str, hint: str) -> None:
     with pytest.raises(PluginError) as caught:
-        resolve(reference, REWARDS, folder)
+        resolve(reference, REWARDS, object, folder)
     assert hint in str(caught.value)
 
 
@@ -80,7 +82,7 @@ def test_refusals_say_what_is_right(folder: Path, reference: str, hint: str) -> 
 )
 def test_a_strangers_reference_executes_nothing(reference: str, tmp_path: Path) -> None:
     with pytest.raises(PluginError):
-        resolve(reference, REWARDS, tmp_path)
+        resolve(reference, REWARDS, object, tmp_path)
 
 
 def test_a_name_clash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

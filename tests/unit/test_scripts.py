@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = [ROOT / "scripts" / name for name in ("setup.sh", "quickstart.sh", "test.sh")] + [
@@ -107,3 +108,18 @@ def test_a_failed_install_says_what_to_do_and_is_tried_again(checkout: Path, rec
         assert ended.returncode == 1
         assert "no matching torch" in ended.stderr
         assert "POSTTRAIN_TORCH_INDEX=" in ended.stderr
+
+
+def test_the_workflow_runs_what_every_commit_must_pass() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+
+
+def test_the_hooks_run_the_linter_of_the_environment() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0][
+        "hooks"
+    ]
+    assert [hook["entry"].split()[:2] for hook in hooks] == [
+        [".venv/bin/ruff", v] for v in ("check", "format")
+    ]

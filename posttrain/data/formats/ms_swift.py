@@ -28,7 +28,8 @@ def read_ms_swift(row: Row) -> Row:
     if row.get("objects") is not None:
         raise DataError(
             "<bbox> and <ref-object> depend on the family's frame of coordinates; write the boxes as the"
-            " family does (Qwen2-VL and Qwen3-VL: 0 to 1000; Qwen2.5-VL: pixels) and remove objects"
+            " family does (0 to 1000 for Qwen2-VL and Qwen3-VL, pixels of the resized image for Qwen2.5-VL)"
+            " and remove objects"
         )
     if row.get("label") is not None:
         raise DataError("a response with a label is half a preference pair, which no stage trains on")

@@ -29,6 +29,11 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    sum_over_ranks(torch.zeros(1))
+
+
 def max_over_ranks(tensor: Tensor) -> Tensor:
     """The largest of a tensor's values over all ranks, in place."""
     if world_size() > 1:
@@ -44,7 +49,7 @@ def any_over_ranks(*flags: bool) -> list[bool]:
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up every gradient over the ranks, in one collective.
 
-    Losses are sums with global normalisers (DESIGN §7), so the sum over ranks is the gradient of the
+    Losses are sums with global normalisers, so the sum over ranks is the gradient of the
     whole batch. A parameter without a gradient on this rank counts as zero.
     """
     if world_size() == 1:

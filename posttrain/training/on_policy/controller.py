@@ -15,81 +15,88 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from posttrain.config import RlStage, RunConfig, TaskConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import RolloutPool
 from posttrain.rollout.episode import Limits
+from posttrain.rollout.jobs import GroupJob
+from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
-from posttrain.rollout.worker import GroupJob
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.tracking import Tracker
-from posttrain.training.engines_and_rewards import Services
+from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
 from posttrain.training.on_policy.weight_sync import WeightSync
+from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
-#: Checkpoints of a stage that are kept: the newest, and one to fall back to.
-CHECKPOINTS_KEPT = 2
 
-
-def run_rl(config: RunConfig, stage: RlStage, run: RunDir, checkpoint: Path, services: Services) -> Path:
-    """Train a stage from a checkpoint, or go on from the stage's own newest one.
+class OnPolicyRunner:
+    """Runs an rl stage: makes learners and controller, publishes after each step, saves and stops.
 
     Args:
-        config: The run's settings.
-        stage: The stage's.
-        run: The run's directory.
-        checkpoint: Where the stage starts from.
-        services: Engine pool and reward server.
-
-    Returns:
-        The stage's final checkpoint.
+        work: The run.
+        stage: The stage.
     """
-    newest = run.newest_checkpoint(stage.name)
-    done = step_of(newest) if newest else 0
-    start = newest or checkpoint
-    pool = services.pool_with(start, stage.rollout)
-    learners = LearnerGroup(
-        config.model, stage, start, resume=newest is not None, use_gpu=config.cluster.num_gpus > 0
-    )
-    sync = WeightSync(learners, pool)
-    tracker = Tracker(run, config.trackers)
-    tracker.rewind(stage.name, done)
-    tracker.start(stage.name, stage.max_steps)
-    controller = Controller(config, stage, run, pool, learners)
-    try:
-        with saving_on_sigterm(run):
-            for step in range(done + 1, stage.max_steps + 1):
-                begun = time.perf_counter()
-                metrics = step_or_repeat(
-                    lambda step=step: controller.step(step), lambda: sync.publish(services.next_version())
-                )
-                published = time.perf_counter()
-                sync.publish(services.next_version())
-                metrics["time/publish"] = time.perf_counter() - published
-                metrics["time/step"] = time.perf_counter() - begun
-                tracker.log(stage.name, step, metrics)
-                stop = stop_requested(run)
-                if step % stage.save_steps == 0 or step == stage.max_steps or stop:
-                    newest = run.save_checkpoint(
-                        stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
-                    )
-                if stop:
-                    break
-    finally:
-        tracker.close()
-        sync.close()
-        learners.close()
-    assert newest is not None
-    return newest
+
+    def __init__(self, work: RunAtWork, stage: RlStage) -> None:
+        self._work, self._stage = work, stage
+
+    def measurements(self) -> Sequence[dict[str, Any]]:
+        """Return nothing: an rl stage measures nothing by itself."""
+        return []
+
+    def run(self) -> Path:
+        """Train from the stage's start, or go on from its own newest checkpoint; return the final one."""
+        work, stage = self._work, self._stage
+        newest = work.run.newest_checkpoint(stage.name)
+        done = step_of(newest) if newest else 0
+        start = newest or work.start_of(stage)
+        assert start is not None
+        pool = work.services.pool_with(start, stage.rollout)
+        learners = LearnerGroup(
+            work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
+        )
+        sync = WeightSync(learners, pool)
+        tracker = Tracker(work.run, work.config.trackers)
+        tracker.rewind(stage.name, done)
+        tracker.start(stage.name, stage.max_steps)
+        controller = Controller(work.config, stage, work.run, pool, learners)
+        try:
+            with saving_on_sigterm(work.run):
+                for step in range(done + 1, stage.max_steps + 1):
+                    tracker.log(stage.name, step, self._step(step, controller, sync))
+                    stop = stop_requested(work.run)
+                    if step % stage.save_steps == 0 or step == stage.max_steps or stop:
+                        newest = work.run.save_checkpoint(
+                            stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
+                        )
+                    if stop:
+                        break
+        finally:
+            tracker.close()
+            sync.close()
+            learners.close()
+        assert newest is not None
+        return newest
+
+    def _step(self, step: int, controller: "Controller", sync: WeightSync) -> dict[str, float]:
+        """Take one step and publish its weights; return the step's metrics."""
+        services = self._work.services
+        begun = time.perf_counter()
+        metrics = step_or_repeat(lambda: controller.step(step), lambda: sync.publish(services.next_version()))
+        published = time.perf_counter()
+        sync.publish(services.next_version())
+        ended = time.perf_counter()
+        return metrics | {"time/publish": ended - published, "time/step": ended - begun}
 
 
 def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], None]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 One `Learner` a rank, all with the same weights; each takes a share of every mini-batch that is
 balanced by tokens, and gradients are summed. Losses are sums with global normalisers, so the number
-of ranks and of micro-batches changes nothing but the speed (DESIGN §7).
+of ranks and of micro-batches changes nothing but the speed.
 """
 
 import functools
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import AlgorithmConfig, ModelConfig, RlStage
-from posttrain.models.load import forward_hidden, load_model, save_model
+from posttrain.models.load import forward_hidden, save_model
 from posttrain.models.logprobs import token_logprobs
 from posttrain.objectives.packed import truncated_importance_weights
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
@@ -28,11 +28,11 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.training.core.distributed import (
     max_over_ranks,
     rank,
-    sum_gradients,
     sum_over_ranks,
     world_size,
 )
 from posttrain.training.core.optimizers import build_optimizer
+from posttrain.training.core.policy import STATE, Updates, load_policy
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.types import Trajectory
 
@@ -96,27 +96,30 @@ class Learner:
         self.stage = stage
         self.renderer = Renderer.from_config(checkpoint, model_config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = load_model(
-            checkpoint,
-            dtype=model_config.dtype,
-            freeze_vision_tower=model_config.freeze_vision_tower,
-            freeze_merger=model_config.freeze_merger,
-        )
+        self.model: Any = load_policy(model_config, checkpoint)
         self.model.to(self.device)
-        self.optimizer = build_optimizer([self.model], "adamw", stage.learning_rate, stage.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        if stage.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.objective = objective_of(stage.algorithm)
-        self.guard = UpdateGuard(
-            stage.max_skipped_updates,
-            "Lower learning_rate, or look for a reward that is not finite in rollouts/",
+        self.tolerance = stage.tolerance(model_config.dtype)
+        self.updates = Updates(
+            [self.model],
+            build_optimizer([self.model], stage.optimizer, stage.learning_rate, stage.weight_decay),
+            self._rate,
+            UpdateGuard(
+                stage.max_skipped_updates,
+                "Lower learning_rate, or look for a reward that is not finite in rollouts/",
+            ),
+            stage.max_grad_norm,
         )
         if resume:
-            self._restore(checkpoint / "state")
+            state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
+            self.updates.load_state_dict(state)
 
     def _rate(self, update: int) -> float:
         """Warm-up, then the stage's decay, as a factor of the learning rate."""
         total = self.stage.max_steps * self.stage.algorithm.mini_batches
-        warmup = self.stage.warmup_steps * self.stage.algorithm.mini_batches
+        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.algorithm.mini_batches
         if update < warmup:
             return (update + 1) / warmup
         progress = (update - warmup) / max(1, total - warmup)
@@ -147,7 +150,7 @@ class Learner:
         pieces: list[dict[str, Tensor]] = []
         norms = [self._mini_batch_update(share, old, pieces) for share in mini_batches]
         metrics |= self._summary(norms, pieces)
-        metrics["learning_rate"] = float(self.schedule.get_last_lr()[0])
+        metrics["learning_rate"] = self.updates.learning_rate
         metrics["time/learner"] = time.perf_counter() - begun
         return metrics
 
@@ -157,7 +160,7 @@ class Learner:
         count = min(self.stage.algorithm.mini_batches, len(groups))
         place = {group: number * count // len(groups) for number, group in enumerate(groups)}
         split = [[t for t in trajectories if place[t.group] == part] for part in range(count)]
-        return [share_of(part, self.stage.micro_batch_size, rank(), world_size()) for part in split]
+        return [share_of(part, self.stage.per_device_batch_size, rank(), world_size()) for part in split]
 
     def _logprobs(self, micro: list[Trajectory]) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of a micro-batch's sampled tokens, each [T], in sequence order."""
@@ -191,10 +194,10 @@ class Learner:
         }
         exact = self.model.dtype == torch.float32
         measured = largest if exact else metrics["logprob_gap/mean"]
-        if not measured <= self.stage.logprob_tolerance:
+        if not measured <= self.tolerance:
             raise PolicyMismatch(
                 f"engine and learner log-probs of the sampled tokens differ by {measured:.2e}, more than"
-                f" logprob_tolerance = {self.stage.logprob_tolerance:g}. The engine sampled from other"
+                f" logprob_tolerance = {self.tolerance:g}. The engine sampled from other"
                 " weights (a publish that was skipped or half done), saw other pixels (compare image hashes"
                 " and max_pixels), or uses another precision than the learner (model.dtype)"
             )
@@ -226,14 +229,7 @@ class Learner:
             )
             loss.backward()
             pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
-        sum_gradients(self.model.parameters())
-        broken = self.guard.broken(self.model.named_parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.max_grad_norm).item()
-        if self.guard.admits(math.isfinite(norm), broken):
-            self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        return norm
+        return self.updates.step()
 
     def _summary(self, norms: list[float], pieces: list[dict[str, Tensor]]) -> dict[str, float]:
         """Means over the tokens of all ranks; the gate's quantiles are this rank's."""
@@ -248,7 +244,7 @@ class Learner:
             "entropy": total["entropy_sum"] / tokens,
             "kl/old_new": total["kl_sum"] / tokens,
             "grad_norm": sum(finite) / len(finite) if finite else math.nan,
-            "update/skipped": float(len(norms) - len(finite)),
+            "update/skipped": float(self.updates.take_skipped()),
         }
         if self.stage.algorithm.name == "sapo":
             return metrics | gate_quantiles(pieces)
@@ -262,12 +258,5 @@ class Learner:
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, with what resuming needs in `state/` (rank 0)."""
         save_model(self.model, self.renderer.processor, directory)
-        state = directory / "state"
-        state.mkdir()
-        torch.save(self.optimizer.state_dict(), state / "optimizer.pt")
-        torch.save(self.schedule.state_dict(), state / "schedule.pt")
-
-    def _restore(self, state: Path) -> None:
-        load = {"map_location": self.device, "weights_only": True}
-        self.optimizer.load_state_dict(torch.load(state / "optimizer.pt", **load))
-        self.schedule.load_state_dict(torch.load(state / "schedule.pt", **load))
+        (directory / STATE).parent.mkdir()
+        torch.save(self.updates.state_dict(), directory / STATE)

@@ -55,9 +55,17 @@ class LearnerActor:
             )
         self._learner = Learner(config, stage, checkpoint, resume)
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Call one of the learner's methods."""
-        return getattr(self._learner, method)(*arguments)
+    def update(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        """Learn from a rollout batch; see `Learner.update`."""
+        return self._learner.update(trajectories)
+
+    def write_weights(self, directory: Path) -> None:
+        """Write the weights alone; see `Learner.write_weights`."""
+        self._learner.write_weights(directory)
+
+    def write_checkpoint(self, directory: Path) -> None:
+        """Write a checkpoint; see `Learner.write_checkpoint`."""
+        self._learner.write_checkpoint(directory)
 
 
 class LearnerGroup:
@@ -85,15 +93,15 @@ class LearnerGroup:
     def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """One rollout batch; see `Learner.update`."""
         batch = ray.put(list(trajectories))
-        return self._wait([a.call.remote("update", batch) for a in self._actors], STEP_TIMEOUT)[0]
+        return self._wait([a.update.remote(batch) for a in self._actors], STEP_TIMEOUT)[0]
 
     def write_weights(self, directory: Path) -> None:
         """Write the weights alone, for the engines."""
-        self._wait([self._actors[0].call.remote("write_weights", directory)], STEP_TIMEOUT)
+        self._wait([self._actors[0].write_weights.remote(directory)], STEP_TIMEOUT)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
-        self._wait([self._actors[0].call.remote("write_checkpoint", directory)], STEP_TIMEOUT)
+        self._wait([self._actors[0].write_checkpoint.remote(directory)], STEP_TIMEOUT)
 
     def close(self) -> None:
         """End the processes."""
@@ -117,5 +125,5 @@ class LearnerGroup:
         except RayActorError as error:
             raise LearnerFailed(
                 f"a learner's process died ({error}); out of memory is the usual cause: lower"
-                " micro_batch_size. Go on with --resume"
+                " per_device_batch_size. Go on with --resume"
             ) from error

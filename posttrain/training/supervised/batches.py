@@ -56,17 +56,14 @@ class RenderedDraws:
         """
         dataset, row = self._mixture.index(draw)
         left_out = 0
-        for turn in itertools.count(1):
-            rendered = self._render(dataset, row)
-            if len(rendered.token_ids) <= self._max_length:
-                break
+        while len((rendered := self._render(dataset, row)).token_ids) > self._max_length:
             left_out += 1
             if left_out > REPLACEMENTS:
                 raise DataError(
                     f"dataset {dataset}: {left_out} samples one after another have more tokens than"
                     f" data.max_length = {self._max_length}; raise it, or filter the dataset"
                 )
-            row = self._replacement(dataset, draw, turn)
+            row = self._replacement(dataset, draw, left_out)
         return rendered, left_out
 
     def fits(self, draw: int) -> bool:

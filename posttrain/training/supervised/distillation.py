@@ -4,6 +4,7 @@ Without log-probs of the teacher it is supervised fine-tuning on the answers. Wi
 are used as the teacher sampled them, because its log-probs are of these and of no others.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from posttrain.objectives.distill import TopLogprobs, distillation_loss, top_k_k
 from posttrain.rendering.rendering import Rendered
 from posttrain.rendering.sample_tokens import tool_specs
 from posttrain.training.core.distributed import sum_over_ranks, world_size
+from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.batches import RenderedDraws
 from posttrain.training.supervised.sft import SupervisedTrainer, sft_worker
@@ -108,7 +110,7 @@ class DistillationTrainer(SupervisedTrainer):
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The normalised loss of a micro-batch; DDP averages gradients, so it is scaled by the ranks."""
         arguments = dict(inputs)
@@ -118,7 +120,7 @@ class DistillationTrainer(SupervisedTrainer):
         sums = [divergences.detach().double().sum().item(), float(len(divergences))]
         total, tokens = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         self._metrics["train"][KL].append(total / max(1.0, tokens))
-        assert num_items_in_batch is not None, "the loss needs the normaliser of the whole step"
+        assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
         loss = distillation_loss(
             logprobs,
             divergences,
@@ -131,23 +133,21 @@ class DistillationTrainer(SupervisedTrainer):
         return (loss, logprobs) if return_outputs else loss
 
 
-def distillation_worker(arguments: dict[str, Any]) -> None:
-    """What each worker of the stage runs (see `run_workers`).
+def distillation_worker(job: StageJob[DistillationStage]) -> None:
+    """Train in one worker of the stage (see `run_workers`).
 
     Args:
-        arguments: As `sft_worker` takes them; `replaced` are the datasets with the teacher's answers.
+        job: The stage's work; what is `replaced` are the prompts, by datasets with the teacher's answers.
     """
-    config: RunConfig = arguments["config"]
-    stage: DistillationStage = arguments["stage"]
-    checkpoint: Path = arguments["checkpoint"]
+    stage = job.stage
     if stage.text_only:
-        arguments = arguments | {"config": with_language_model_alone(config, checkpoint)}
+        job = dataclasses.replace(job, config=with_language_model_alone(job.config, job.checkpoint))
     if not stage.loss.top_k:
-        sft_worker(arguments)
+        sft_worker(job)
         return
-    model = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
+    model = AutoConfig.from_pretrained(str(job.checkpoint), trust_remote_code=False)
     sft_worker(
-        arguments,
+        job,
         functools.partial(TaughtDraws, vocabulary=model.get_text_config().vocab_size),
         functools.partial(DistillationTrainer, top_k_weight=stage.loss.top_k_weight),
         (KL,),

@@ -29,15 +29,15 @@ from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.rendering.sample_tokens import tool_specs
-from posttrain.run.directory import RunDir
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
+from posttrain.training.core.policy import load_policy
+from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import RenderedDraws
 from posttrain.training.supervised.trl_stage import (
     LEFT_OUT,
     StageTrainer,
     TrackerCallback,
-    load_stage_model,
     stage_parts,
     trainer_arguments,
 )
@@ -171,11 +171,11 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The normalised loss of a micro-batch; DDP averages gradients, so it is scaled by the ranks."""
         pairs = self.log_ratios(model, inputs)
-        assert num_items_in_batch is not None, "the loss needs the normaliser of the whole step"
+        assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
         figures = self._summed(dpo_metrics(pairs, self._stage.beta), len(pairs.chosen))
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
@@ -282,7 +282,7 @@ def training_arguments(
 
 def frozen_copy(config: RunConfig, checkpoint: Path) -> PreTrainedModel:
     """The reference of a stage without LoRA."""
-    model = load_stage_model(config, checkpoint)
+    model = load_policy(config.model, checkpoint)
     add_supervised_head(model)
     return model.requires_grad_(False).eval()
 
@@ -310,17 +310,14 @@ def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> di
     }
 
 
-def dpo_worker(arguments: dict[str, Any]) -> None:
-    """What each worker of the stage runs (see `run_workers`).
+def dpo_worker(job: StageJob[DpoStage]) -> None:
+    """Train in one worker of the stage (see `run_workers`).
 
     Args:
-        arguments: As `stage_parts` takes them.
+        job: The stage's work.
     """
-    config: RunConfig = arguments["config"]
-    stage: DpoStage = arguments["stage"]
-    run: RunDir = arguments["run"]
-    resume: Path | None = arguments["resume"]
-    with stage_parts(arguments) as parts:
+    config, stage, run, resume = job.config, job.stage, job.run, job.resume
+    with stage_parts(job) as parts:
         add_supervised_head(parts.model)
         draws = parts.steps * stage.global_batch_size
         pairs = RenderedPairs(parts.mixture, parts.renderer, stage.data.max_length, draws)
@@ -329,7 +326,7 @@ def dpo_worker(arguments: dict[str, Any]) -> None:
             run=run,
             stage=stage,
             model=parts.model,
-            ref_model=None if stage.lora else frozen_copy(config, arguments["checkpoint"]),
+            ref_model=None if stage.lora else frozen_copy(config, job.checkpoint),
             peft_config=lora_config(parts.model, stage.lora) if stage.lora else None,
             args=training_arguments(
                 config, stage, run.scratch(stage.name), parts.steps, resumed=resume is not None

@@ -10,7 +10,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from posttrain.config import StageConfig
 from posttrain.training.core.distributed import process_group_backend
+from posttrain.training.stage_job import StageJob
 
 
 class StageFailed(RuntimeError):
@@ -19,19 +21,19 @@ class StageFailed(RuntimeError):
 
 def run_workers(
     function: str,
-    arguments: dict[str, Any],
+    job: StageJob[StageConfig],
     *,
     num_workers: int,
     use_gpu: bool,
     scratch: Path,
 ) -> None:
-    """Call `function(arguments)` in every worker and wait for all of them.
+    """Call `function(job)` in every worker and wait for all of them.
 
     Args:
         function: What each worker runs, as `package.module:name`; `torch.distributed` is initialised (gloo,
             or NCCL on GPUs). By name, since Ray Train's controller opens what it hands on: before any worker
             starts it would spend seconds on importing TRL.
-        arguments: Given to each worker; must pickle.
+        job: Given to each worker.
         num_workers: Number of processes: one GPU each, or one core each.
         use_gpu: Whether each worker takes a GPU.
         scratch: Folder for Ray Train's own bookkeeping.
@@ -42,7 +44,7 @@ def run_workers(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         _call,
-        train_loop_config={"function": function, "arguments": arguments},
+        train_loop_config={"function": function, "job": job},
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         torch_config=TorchConfig(backend=process_group_backend(use_gpu), timeout_s=600),
         run_config=RunConfig(
@@ -61,4 +63,4 @@ def run_workers(
 
 
 def _call(work: dict[str, Any]) -> None:
-    pkgutil.resolve_name(work["function"])(work["arguments"])
+    pkgutil.resolve_name(work["function"])(work["job"])

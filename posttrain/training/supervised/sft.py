@@ -14,14 +14,14 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from posttrain.config import DistillationStage, RunConfig, SftStage, SupervisedStage
+from posttrain.config import RunConfig, SupervisedStage
 from posttrain.models.lora import with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.sft import Normalization, sft_loss, sft_normalizer
-from posttrain.run.directory import RunDir
 from posttrain.training.core.distributed import sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
+from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import PackedBatches, PaddedBatches, RenderedDraws, sequence_ids
 from posttrain.training.supervised.trl_stage import (
     LEFT_OUT,
@@ -38,7 +38,7 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
     """SFTTrainer with our sample order, normalisation and checkpoints.
 
     Args:
-        normalization: `sqrt`, `token` or `sample` (RECIPE §2).
+        normalization: `sqrt`, `token` or `sample` (see `posttrain.objectives.sft`).
         make_optimizer: Makes the optimiser of the model; transformers' own if None.
         **kwargs: StageTrainer's and SFTTrainer's own.
     """
@@ -91,14 +91,14 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The normalised loss of a micro-batch; DDP averages gradients, so it is scaled by the ranks."""
         arguments = dict(inputs)
         labels = arguments.pop("labels")
         logprobs = model(**arguments, supervised_labels=labels)
         samples = self.samples_of(inputs)
-        assert num_items_in_batch is not None, "the loss needs the normaliser of the whole step"
+        assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
         loss = sft_loss(logprobs, samples, num_items_in_batch, self._normalization) * world_size()
         return (loss, logprobs) if return_outputs else loss
 
@@ -133,35 +133,32 @@ def sft_batches(
 
 
 def sft_worker(
-    arguments: dict[str, Any],
+    job: StageJob[SupervisedStage],
     make_draws: Callable[..., RenderedDraws] = RenderedDraws,
     make_trainer: Callable[..., SupervisedTrainer] = SupervisedTrainer,
     figures: tuple[str, ...] = (),
 ) -> None:
-    """What each worker of the stage runs (see `run_workers`).
+    """Train in one worker of the stage (see `run_workers`).
 
     Args:
-        arguments: As `stage_parts` takes them; and perhaps `until`, the step at which to stop for now.
+        job: The stage's work.
         make_draws: Makes what renders the samples.
         make_trainer: Makes the trainer.
         figures: More figures that the trainer logs.
     """
-    config: RunConfig = arguments["config"]
-    stage: SftStage | DistillationStage = arguments["stage"]
-    run: RunDir = arguments["run"]
-    resume: Path | None = arguments["resume"]
-    with stage_parts(arguments) as parts:
+    config, stage, run, resume = job.config, job.stage, job.run, job.resume
+    with stage_parts(job) as parts:
         batches, draws = sft_batches(stage, parts, parts.steps * stage.global_batch_size, make_draws)
         add_supervised_head(parts.model)
         if stage.data.packing:
             use_packed_attention(parts.model)
         model: Any = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, config.seed)
         tracker = parts.tracker
-        callbacks: list[TrainerCallback] = [StopAt(arguments.get("until", parts.steps))]
+        callbacks: list[TrainerCallback] = [StopAt(job.until or parts.steps)]
         if tracker is not None:
             callbacks.append(TrackerCallback(tracker, stage.name, figures))
         trainer = make_trainer(
-            normalization=stage.loss.normalization,
+            normalization=stage.normalization,
             run=run,
             stage_name=stage.name,
             max_skipped_updates=stage.max_skipped_updates,

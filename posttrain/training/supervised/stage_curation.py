@@ -6,22 +6,21 @@ from posttrain.config import DatasetConfig, SftStage, SourceConfig, load_dataset
 from posttrain.config.curation import load_curation
 from posttrain.curation.engines import EngineModels
 from posttrain.curation.pipeline import curate
-from posttrain.run.directory import RunDir
+from posttrain.training.run_at_work import RunAtWork
 from posttrain.viewer.curation_page import write_curation_page
 
 #: Folder of a stage's curation within the stage's own.
 CURATION = "curation"
 
 
-def curated_dataset(stage: SftStage, base_dir: str, run: RunDir) -> tuple[DatasetConfig, str] | None:
+def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[DatasetConfig, str] | None:
     """Curate a stage's data, or go on with a curation that was interrupted.
 
     Its rows, kept and dropped, its funnel and its page are in `<run>/<stage>/curation`.
 
     Args:
         stage: Its `curation` names the recipe.
-        base_dir: The run's.
-        run: The run's directory.
+        work: The run.
 
     Returns:
         The kept rows, under the name of the dataset that they are of, and the funnel's table; None where the
@@ -32,12 +31,12 @@ def curated_dataset(stage: SftStage, base_dir: str, run: RunDir) -> tuple[Datase
     """
     if stage.curation is None:
         return None
-    places = {"name": CURATION, "output_dir": str(run.stage_dir(stage.name))}
-    recipe = load_curation(stage.curation, Path(base_dir)).model_copy(update=places)
+    places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
+    recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
     with EngineModels(recipe.cluster) as models:
-        report = curate(recipe, resume=True, open_checkpoint=models.open)
+        report = curate(recipe, work.plugins, resume=True, open_checkpoint=models.open)
     write_curation_page(report.directory)
-    whole = load_dataset_config(recipe.data, base_dir)
+    whole = load_dataset_config(recipe.data, work.config.base_dir)
     kept = DatasetConfig(
         name=whole.name,
         description=whole.description,

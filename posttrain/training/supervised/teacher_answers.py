@@ -37,7 +37,7 @@ from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer, RenderError
 from posttrain.rendering.sample_tokens import tool_specs
 from posttrain.run.directory import MANIFEST, RunDir
-from posttrain.training.engines_and_rewards import Services
+from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.answer_log import AnswerLog
 from posttrain.types import Message, Sample, text_message
 
@@ -62,7 +62,7 @@ def taught_datasets(
     run: RunDir,
     student: Path,
     teacher: Path | None,
-    services: Services,
+    services: EnginesAndRewards,
 ) -> tuple[dict[str, DatasetConfig], str]:
     """Have a stage's prompts answered, or go on with that; answers that are there are used again.
 
@@ -140,7 +140,7 @@ class _Teaching:
             return json.loads(manifest.read_text("utf-8"))["digest"]
         return checkpoint_version(str(self.teacher))
 
-    def ask(self, log: AnswerLog, services: Services, cache: Path) -> None:
+    def ask(self, log: AnswerLog, services: EnginesAndRewards, cache: Path) -> None:
         """Ask whatever has no answer yet.
 
         Raises:
@@ -184,8 +184,10 @@ class _Teaching:
                     " let a checkpoint or a stage teach"
                 )
 
-    def _ask_engines(self, log: AnswerLog, todo: Sequence[int], services: Services, progress: Any) -> None:
-        stage, rollout, how = self.stage, self.stage.rollout, self.stage.generation
+    def _ask_engines(
+        self, log: AnswerLog, todo: Sequence[int], services: EnginesAndRewards, progress: Any
+    ) -> None:
+        stage, rollout, how = self.stage, self.stage.teacher_engines, self.stage.generation
         lengths = (rollout.max_new_tokens, rollout.max_length)
         sampling = AnswerSampling(*lengths, how.temperature, how.top_p, stage.loss.top_k)
         assert self.teacher is not None

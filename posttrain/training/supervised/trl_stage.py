@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +26,22 @@ from transformers import (
 )
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from posttrain.config import DataConfig, RunConfig, SupervisedStage
-from posttrain.config.lora import Quantization
-from posttrain.config.sft import SftData
-from posttrain.config.trainer import TrainerStage
+from posttrain.config import DrawingStage, RunConfig, SupervisedStage
 from posttrain.data.curriculum import CurriculumMixture, LengthPhases
 from posttrain.data.lengths import TokenCounter
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import open_mixture, row_lengths
 from posttrain.files.durable import explaining_full_disk
-from posttrain.models.load import load_model
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.sample_tokens import SampleTokens
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.process import stop_requested
 from posttrain.run.tracking import Tracker
-from posttrain.training.core.distributed import any_over_ranks, rank, sum_over_ranks
+from posttrain.training.core.distributed import any_over_ranks, barrier, rank
+from posttrain.training.core.policy import CHECKPOINTS_KEPT, load_policy
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.data_check import use_of
+from posttrain.training.stage_job import StageJob
 
-#: Checkpoints of a stage that are kept: the newest, and one to fall back to.
-CHECKPOINTS_KEPT = 2
 #: Metric: updates since the row before that were skipped, their loss or gradient not being finite.
 SKIPPED = "update/skipped"
 #: Metric: samples with more than `data.max_length` tokens that were drawn since the row before.
@@ -129,7 +124,7 @@ class StageTrainer(Trainer):
         try:
             with explaining_full_disk(self._run.stage_dir(self._stage_name) / written.name):
                 super()._save_checkpoint(model, trial)
-            sum_over_ranks(torch.zeros(1))  # every rank has written its random state
+            barrier()  # every rank has written its random state
             if rank() == 0:
                 (written / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should load
                 self._run.save_checkpoint(
@@ -138,7 +133,7 @@ class StageTrainer(Trainer):
         finally:
             if rank() == 0:
                 shutil.rmtree(written, ignore_errors=True)
-        sum_over_ranks(torch.zeros(1))
+        barrier()
 
     def _save_rng_state(self, output_dir: str) -> None:
         """With the figures that no row has told yet, or the first row after resuming would differ."""
@@ -221,8 +216,8 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def trainer_arguments(config: RunConfig, stage: TrainerStage, output_dir: Path, steps: int) -> dict[str, Any]:
-    """Our keys as those that all of transformers' trainers take."""
+def trainer_arguments(config: RunConfig, stage: DrawingStage, output_dir: Path, steps: int) -> dict[str, Any]:
+    """Translate a stage's keys into those that all of transformers' trainers take."""
     return {
         "output_dir": str(output_dir),
         "max_steps": steps,
@@ -230,7 +225,7 @@ def trainer_arguments(config: RunConfig, stage: TrainerStage, output_dir: Path, 
         "gradient_accumulation_steps": stage.gradient_accumulation_steps,
         "learning_rate": stage.learning_rate,
         "lr_scheduler_type": stage.lr_scheduler_type,
-        "warmup_steps": round(stage.warmup_ratio * steps),
+        "warmup_steps": stage.warmup_steps(steps),
         "weight_decay": stage.weight_decay,
         "max_grad_norm": stage.max_grad_norm,
         "logging_steps": stage.logging_steps,
@@ -269,43 +264,40 @@ class StageParts:
 
 
 @contextmanager
-def stage_parts(arguments: Mapping[str, Any]) -> Iterator[StageParts]:
-    """Open what a worker of a stage needs.
-
-    Args:
-        arguments: `config` (RunConfig), `stage` (SftStage or DpoStage), `run` (RunDir), `checkpoint` (Path
-            to start from) and `resume` (Path of this stage's own newest checkpoint, or None); perhaps
-            `replaced` (see `open_mixture`).
-    """
-    config: RunConfig = arguments["config"]
-    stage: Any = arguments["stage"]
-    resume: Path | None = arguments["resume"]
-    checkpoint: Path = arguments["checkpoint"]
-    renderer = Renderer.from_config(checkpoint, config.model)
-    by_tokens = isinstance(stage.data, DataConfig) and stage.data.mixture_by == "tokens"
-    mixture = open_mixture(
-        stage.data.mixture,
-        config.seed,
-        config.base_dir,
-        counter=SampleTokens(renderer) if by_tokens else None,
-        replaced=arguments.get("replaced", {}),
-        use=use_of(stage),
-    )
-    if isinstance(stage.data, SftData) and stage.data.curriculum is not None:
-        mixture = curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))
+def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
+    """Open what a worker of a stage needs, and end it afterwards."""
+    config, stage = job.config, job.stage
+    renderer = Renderer.from_config(job.checkpoint, config.model)
+    mixture = stage_mixture(job, renderer)
     parts = StageParts(
         renderer=renderer,
-        model=load_stage_model(config, checkpoint, stage.lora.quantization if stage.lora else None),
         mixture=mixture,
+        model=load_policy(config.model, job.checkpoint, stage.lora.quantization if stage.lora else None),
         steps=stage.steps_for(len(mixture)),
-        tracker=Tracker(arguments["run"], config.trackers) if rank() == 0 else None,
+        tracker=Tracker(job.run, config.trackers) if rank() == 0 else None,
     )
     if parts.tracker is not None:
-        parts.tracker.rewind(stage.name, step_of(resume) if resume else -1)
+        parts.tracker.rewind(stage.name, step_of(job.resume) if job.resume else -1)
         parts.tracker.start(stage.name, parts.steps)
     yield parts
     if parts.tracker is not None:
         parts.tracker.close()
+
+
+def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
+    """Open a stage's datasets as one mixture, in the order of its curriculum if it has one."""
+    config, stage = job.config, job.stage
+    mixture = open_mixture(
+        stage.mixture,
+        config.seed,
+        config.base_dir,
+        counter=SampleTokens(renderer) if stage.by_tokens else None,
+        replaced=job.replaced,
+        use=stage.use,
+    )
+    if isinstance(stage, SupervisedStage) and stage.data.curriculum is not None:
+        return curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))
+    return mixture
 
 
 def curriculum_mixture(
@@ -322,16 +314,3 @@ def curriculum_mixture(
     )
     lengths = row_lengths(mixture.datasets, counter, cache_dir)
     return CurriculumMixture(mixture, data.mixture, seed, lengths, phases, data.mixture_by == "tokens")
-
-
-def load_stage_model(
-    config: RunConfig, checkpoint: Path, quantization: Quantization | None = None
-) -> PreTrainedModel:
-    """A checkpoint's weights, frozen as the run says."""
-    return load_model(
-        checkpoint,
-        dtype=config.model.dtype,
-        freeze_vision_tower=config.model.freeze_vision_tower,
-        freeze_merger=config.model.freeze_merger,
-        quantization=quantization,
-    )

@@ -38,7 +38,7 @@ QWEN3_VL_8B = {
 
 
 def test_batches_of_the_quickstart() -> None:
-    settings = ["prompts_per_step=16", "max_steps=60", "micro_batch_size=32", "num_workers=1"]
+    settings = ["prompts_per_step=16", "max_steps=60", "per_device_batch_size=32", "num_workers=1"]
     rows = dict(batch_arithmetic(load_run("quickstart", [f"stages.rl.{setting}" for setting in settings])))
     assert rows["rl: episodes a step"] == "16 prompts × 8 = 128"
     assert rows["rl: episodes an update"] == "128 / 2 mini-batches = 64; 64 a learner process, in 2 of 32"

@@ -71,7 +71,8 @@ def test_the_teachers_engines_must_fit_the_machine() -> None:
 
 def test_engines_take_whole_samples() -> None:
     stage = build(data={"mixture": {"a": 1.0}, "max_length": 4096}, generation={"actors": 3})
-    assert (stage.rollout.actors, stage.rollout.max_length, stage.rollout.max_new_tokens) == (3, 4096, 1024)
+    engines = stage.teacher_engines
+    assert (engines.actors, engines.max_length, engines.max_new_tokens) == (3, 4096, 1024)
 
 
 def test_the_answers_are_counted() -> None:

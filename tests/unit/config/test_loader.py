@@ -78,15 +78,22 @@ def test_values_and_defaults(run_file: Path) -> None:
     assert isinstance(sft, SftStage)
     assert isinstance(rl, RlStage)
     assert (sft.name, sft.learning_rate, sft.global_batch_size) == ("sft", 1e-4, 1)
-    assert (rl.algorithm.name, rl.episodes_per_step, rl.logprob_tolerance) == ("sapo", 512, 0.05)
+    assert (rl.algorithm.name, rl.episodes_per_step, rl.tolerance(config.model.dtype)) == ("sapo", 512, 0.05)
     assert rl.tasks[0].name == "markers_train"
     assert config.base_dir == str(run_file.parent)
     assert config.evaluation_rollout == rl.rollout
 
 
 def test_tolerance_follows_the_precision_unless_set(run_file: Path) -> None:
-    assert load_run(run_file, ["model.dtype=float32"]).stages[1].logprob_tolerance == 1e-4  # type: ignore[union-attr]
-    assert load_run(run_file, ["stages.rl.logprob_tolerance=0.01"]).stages[1].logprob_tolerance == 0.01  # type: ignore[union-attr]
+    def tolerance(*overrides: str) -> float:
+        config = load_run(run_file, overrides)
+        stage = config.stages[1]
+        assert isinstance(stage, RlStage)
+        return stage.tolerance(config.model.dtype)
+
+    assert tolerance() == 0.05
+    assert tolerance("model.dtype=float32") == 1e-4
+    assert tolerance("stages.rl.logprob_tolerance=0.01") == 0.01
 
 
 def test_a_loaded_run_loads_again_from_its_own_dump(run_file: Path) -> None:
@@ -156,9 +163,16 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.sft.global_batch_size=12", "1 × 1 × 1 (per_device_batch_size ×"),
         ("stages.sft.data.mixture.markers_list=1", "sum to 2, not to 1 → scale them"),
         ("stages.rl.prompts_per_step=15", "cannot be split evenly into 2 mini_batches"),
-        ("stages.rl.micro_batch_size=1000", "only 256 sequences in a mini-batch"),
+        ("stages.rl.per_device_batch_size=1000", "only 256 sequences in a mini-batch"),
+        ("stages.rl.micro_batch_size=8", "it is called per_device_batch_size"),
+        ("stages.rl.lora.rank=8", "adapters are not published to engines yet"),
+        ("stages.rl.sharding=fsdp2", "each rl learner holds the whole model"),
+        ("stages.rl.num_train_epochs=1.0", "write max_steps"),
+        ("stages.rl.gradient_accumulation_steps=2", "follows from prompts_per_step"),
+        ("stages.rl.global_batch_size=99", "write prompts_per_step"),
+        ("stages.rl.logging_steps=5", "every rollout batch has its row"),
         ("stages.rl.rollout.max_new_tokens=8192", "leaves no room for a prompt"),
-        ("stages.rl.warmup_steps=5", "fill the 5 steps"),
+        ("stages.rl.warmup_steps=5", "it is called warmup_ratio"),
         ("stages.rl.name=sft", "the name 'sft' is taken by another stage"),
         ("stages.rl.name=images", "the name 'images' is reserved"),
         ("name=../../etc", "name: should be up to 64 letters, digits"),

@@ -9,6 +9,7 @@ from PIL import Image
 
 from posttrain.config.curation import CurationConfig, load_curation
 from posttrain.curation import curate
+from posttrain.first_party import PLUGINS
 
 SAMPLES = 4
 THOUGHT = "<think>\nThe first number and the second together, step by step.\n</think>\n\n"
@@ -142,4 +143,4 @@ def load(path: Path, **changes: Any) -> CurationConfig:
 
 
 if __name__ == "__main__":
-    curate(load_curation(sys.argv[1]), resume=True)
+    curate(load_curation(sys.argv[1]), PLUGINS, resume=True)

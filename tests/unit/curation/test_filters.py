@@ -16,6 +16,7 @@ from posttrain.curation.outcomes import CurationError, Outcome, RowError
 from posttrain.curation.registry import FILTERS
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import load_taxonomy
+from posttrain.first_party import PLUGINS
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
 
 REPETITION = "rewards.builtin.repetition:repetition"
@@ -38,7 +39,7 @@ def row(response: str | None = None, query: str = "How long is BC?", images: int
 def outcomes(step: dict[str, Any], rows: Sequence[Sample]) -> list[Outcome]:
     """What a filter says of rows."""
     checked = TypeAdapter(Step).validate_python(step)
-    with Scoring(rewards_of(checked), Path()) as scoring:
+    with Scoring(rewards_of(checked), PLUGINS, Path()) as scoring:
         context = Context(load_taxonomy(), scoring, lambda: iter(enumerate(rows)))
         judge = FILTERS[checked.filter](checked, context).judge
 

@@ -22,16 +22,17 @@ from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import Changes, Outcome
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.files.line_log import LineLogError
+from posttrain.first_party import PLUGINS
 from posttrain.plugins import resolve
 
 RECIPE = Path(__file__).with_name("recipe.py")
-recipe: Any = resolve("recipe.py:write_recipe", "tests", RECIPE.parent)
+recipe: Any = resolve("recipe.py:write_recipe", "tests", object, RECIPE.parent)
 #: Of the curation that several tests look at, and of those that each test runs for itself.
 ROWS, FEW = 120, 50
 
 
 def part(name: str) -> Any:
-    return resolve(f"recipe.py:{name}", "tests", RECIPE.parent)
+    return resolve(f"recipe.py:{name}", "tests", object, RECIPE.parent)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def finished(shared_endpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("finished")
     part("write_data")(folder, ROWS)
     shared_endpoint.answer = part("answer")
-    report = curate(load_curation(recipe(folder, shared_endpoint.url)))
+    report = curate(load_curation(recipe(folder, shared_endpoint.url)), PLUGINS)
     return SimpleNamespace(folder=folder, report=report, endpoint=shared_endpoint)
 
 
@@ -110,10 +111,13 @@ def test_answers_serve_a_second_recipe(finished: Any) -> None:
     asked = len(endpoint.requests)
     sampled = sum(body["model"] == "solver" and body["temperature"] == 1 for body in endpoint.requests)
     # pass_rate and rejection_sampling ask the same, so it was asked once.
-    entered = {step.name: step.entered for step in curate(load_curation(folder / "c.yaml"), True).steps}
+    entered = {
+        step.name: step.entered
+        for step in curate(load_curation(folder / "c.yaml"), PLUGINS, resume=True).steps
+    }
     assert sampled == 4 * entered["pass_rate"]
     steps = part("STEPS").replace("max: 0.75", "max: 0.5")
-    report = curate(load_curation(recipe(folder, endpoint.url, "stricter", steps)))
+    report = curate(load_curation(recipe(folder, endpoint.url, "stricter", steps)), PLUGINS)
     assert len(endpoint.requests) == asked
     assert report.kept < entered["final"]
 
@@ -123,20 +127,20 @@ def test_a_used_directory_is_refused_and_so_is_a_changed_recipe(finished: Any, t
     shutil.copytree(finished.folder, folder)
     config = load_curation(recipe(folder, endpoint.url))
     with pytest.raises(CurationError, match="--resume"):
-        curate(config)
+        curate(config, PLUGINS)
     changed = recipe(folder, endpoint.url, "c", part("STEPS").replace("max: 0.75", "max: 0.5"))
     with pytest.raises(CurationError, match=r"recipe.steps\[3\].max: 0.75 → 0.5"):
-        curate(load_curation(changed), resume=True)
+        curate(load_curation(changed), PLUGINS, resume=True)
     # Where the endpoint is and how fast it may be asked is no part of what a curation is.
     quicker = recipe(folder, endpoint.url + "/", "c").read_text().replace("concurrency: 8", "concurrency: 2")
     (folder / "c.yaml").write_text(quicker)
     asked = len(endpoint.requests)
-    curate(load_curation(folder / "c.yaml"), resume=True)
+    curate(load_curation(folder / "c.yaml"), PLUGINS, resume=True)
     assert len(endpoint.requests) == asked
     with (folder / "data.jsonl").open("a") as file:
         file.write('{"id": "new", "messages": [{"role": "user", "content": "What is 1 + 1?"}]}\n')
     with pytest.raises(CurationError, match=r"data.rows: 120 → 121"):
-        curate(load_curation(folder / "c.yaml"), resume=True)
+        curate(load_curation(folder / "c.yaml"), PLUGINS, resume=True)
 
 
 def test_a_changed_plugin_file_is_a_changed_recipe(folder: Path, endpoint: Any) -> None:
@@ -147,25 +151,25 @@ def test_a_changed_plugin_file_is_a_changed_recipe(folder: Path, endpoint: Any) 
     )
     steps = "steps:\n  - {filter: reward, reward: 'own.py:even', min: 1}\n"
     config = load_curation(recipe(folder, endpoint.url, "own", steps))
-    assert curate(config).kept == FEW // 2
+    assert curate(config, PLUGINS).kept == FEW // 2
     own.write_text(own.read_text().replace("== 0", "== 1"))
     with pytest.raises(CurationError, match=r"code.own.py"):
-        curate(config, resume=True)
+        curate(config, PLUGINS, resume=True)
 
 
 def test_rows_without_a_verdict_stop_it_and_are_tried_again(folder: Path, endpoint: Any) -> None:
     endpoint.fault = lambda body, before: "400" if "[4]" in json.dumps(body) else ""
     config = load_curation(folder / "c.yaml").model_copy(update={"max_error_share": 0.0})
     with pytest.raises(CurationError, match="query_review: 1 rows could not be judged"):
-        curate(config)
+        curate(config, PLUGINS)
     lenient = config.model_copy(update={"max_error_share": 0.05})
-    report = curate(lenient, resume=True)
+    report = curate(lenient, PLUGINS, resume=True)
     assert [step.failed for step in report.steps] == [0, 0, 1, 0, 0, 0, 0, 0, 0]
     [row] = [row for row in read(folder / "out/c/dropped.jsonl") if row["dropped"]["reason"] == "failed"]
     assert row["id"] == "r4"
     assert "400" in row["dropped"]["note"]
     endpoint.fault = lambda body, before: ""
-    curate(lenient, resume=True)
+    curate(lenient, PLUGINS, resume=True)
     found = {row["id"] for row in read(folder / "out/c/kept.jsonl")}
     assert found == {name for name, fate in part("expected")(FEW).items() if fate == ("", "")}
 
@@ -173,14 +177,14 @@ def test_rows_without_a_verdict_stop_it_and_are_tried_again(folder: Path, endpoi
 def test_faults_change_nothing(folder: Path, endpoint: Any) -> None:
     faults = ("429", "503", "nonsense", "hang up", "")
     endpoint.fault = lambda body, before: faults[(len(json.dumps(body)) + before) % 5] if before < 2 else ""
-    curate(load_curation(folder / "c.yaml"))
+    curate(load_curation(folder / "c.yaml"), PLUGINS)
     assert fates(folder) == part("expected")(FEW)
 
 
 def test_killed_at_any_time_it_goes_on_where_it_stopped(
     folder: Path, endpoint: Any, soak: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    curate(load_curation(folder / "c.yaml"))
+    curate(load_curation(folder / "c.yaml"), PLUGINS)
     whole = {name: (folder / "out/c" / name).read_bytes() for name in ("kept.jsonl", "dropped.jsonl")}
     asked = Counter(json.dumps(body, sort_keys=True) for body in endpoint.requests)
     assert max(asked.values()) == 1
@@ -204,7 +208,7 @@ def test_killed_at_any_time_it_goes_on_where_it_stopped(
         process.wait()
         kills += 1
     endpoint.delay = 0.0
-    curate(load_curation(path), resume=True)
+    curate(load_curation(path), PLUGINS, resume=True)
     assert kills >= (20 if soak else 3)
     for name, content in whole.items():
         found = (other / "out/c" / name).read_bytes()
@@ -222,7 +226,7 @@ def test_another_process_is_refused_meanwhile(folder: Path, endpoint: Any) -> No
         while not endpoint.requests and process.poll() is None:
             time.sleep(0.01)
         with pytest.raises(CurationError, match="another process"):
-            curate(load_curation(folder / "c.yaml"), resume=True)
+            curate(load_curation(folder / "c.yaml"), PLUGINS, resume=True)
     finally:
         process.kill()
         process.wait()
@@ -233,7 +237,7 @@ def test_broken_rows_are_counted_and_kept(folder: Path, endpoint: Any) -> None:
     with (folder / "data.jsonl").open("a") as file:
         file.write('{"id": "bad", "messages": []}\nnot json\n')
     steps = "steps:\n  - {filter: query}\n"
-    report = curate(load_curation(recipe(folder, endpoint.url, "b", steps)))
+    report = curate(load_curation(recipe(folder, endpoint.url, "b", steps)), PLUGINS)
     dropped = read(folder / "out/b/dropped.jsonl")
     assert report.read == 202 == report.kept + len(dropped)
     assert report.steps[0].dropped == 2
@@ -242,7 +246,7 @@ def test_broken_rows_are_counted_and_kept(folder: Path, endpoint: Any) -> None:
     with (folder / "data.jsonl").open("a") as file:
         file.write("not json\n" * 10)
     with pytest.raises(DataError, match="12 of 212 rows are broken"):
-        curate(load_curation(recipe(folder, endpoint.url, "b2", steps)))
+        curate(load_curation(recipe(folder, endpoint.url, "b2", steps)), PLUGINS)
 
 
 def test_rows_are_not_held_in_memory(folder: Path, endpoint: Any) -> None:
@@ -253,7 +257,7 @@ def test_rows_are_not_held_in_memory(folder: Path, endpoint: Any) -> None:
     steps = "steps:\n  - {filter: query, max_chars: 1000000}\n  - {filter: domain}\n"
     config = load_curation(recipe(folder, endpoint.url, "m", steps))
     tracemalloc.start()
-    assert curate(config).kept == 60
+    assert curate(config, PLUGINS).kept == 60
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (folder / "data.jsonl").stat().st_size > 22e6
@@ -340,17 +344,17 @@ def test_an_endpoint_may_be_a_checkpoint(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"endpoints.solver.dtype: should be 'float32' or 'bfloat16'"):
         load("{checkpoint: m, dtype: float16}")
     with pytest.raises(CurationError, match=r"endpoints.solver: .*'some/model' does not tell its family"):
-        curate(load("{checkpoint: some/model}"))
+        curate(load("{checkpoint: some/model}"), PLUGINS)
 
 
 def test_names_that_only_the_taxonomy_knows_are_checked_first(folder: Path, endpoint: Any) -> None:
     path = folder / "c.yaml"
     path.write_text(path.read_text().replace("arithmetic_algebra", "arithmetics"))
     with pytest.raises(CurationError, match=r"steps\[4\].domains: 'arithmetics' .* did you mean"):
-        curate(load_curation(path))
+        curate(load_curation(path), PLUGINS)
     path.write_text(
         path.read_text().replace("arithmetics", "mathematics").replace("math, min: 1", "meth, min: 1")
     )
     with pytest.raises(CurationError, match=r"steps\[7\].reward: no plugin 'meth'.*did you mean 'math'"):
-        curate(load_curation(path))
+        curate(load_curation(path), PLUGINS)
     assert not endpoint.requests

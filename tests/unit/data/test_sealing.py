@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.config import DatasetConfig
+from posttrain.config.data import Use
 from posttrain.data import checking, dataset, sealing
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.data.row_index import MISFITS, USES, IndexFileError, RowIndex, Use, open_index
+from posttrain.data.row_index import MISFITS, USES, IndexFileError, RowIndex, open_index
 from posttrain.data.sealing import INDEXES, sealed_index
 from posttrain.data.sources import forget_opened, load_samples
 from posttrain.files.durable import DiskFull
@@ -363,6 +364,7 @@ OPEN = """
 import sys, time
 from pathlib import Path
 from posttrain.config import DatasetConfig
+from posttrain.config.data import Use
 from posttrain.data import checking, sealing
 folder, check = Path(sys.argv[1]), checking.check_medium
 def told(medium):

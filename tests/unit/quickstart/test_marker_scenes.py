@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from posttrain.config.curation import load_curation
 from posttrain.curation.pipeline import curate
 from posttrain.data.formats import read_canonical
+from posttrain.first_party import PLUGINS
 from posttrain.media.images import open_image
 from posttrain.quickstart import marker_scenes
 from posttrain.quickstart.dense_views import IGNORED, NO_MARKER, dense_views
@@ -74,7 +75,7 @@ def test_the_recipe_for_thinking_drops_the_flawed_and_no_others(tmp_path: Path):
     (tmp_path / "datasets_cfg").mkdir()
     (tmp_path / "datasets_cfg" / "markers_thinking.yaml").write_text(json.dumps(dataset))
     recipe = load_curation("thinking", tmp_path).model_copy(update={"output_dir": str(tmp_path)})
-    report = curate(recipe)
+    report = curate(recipe, PLUGINS)
     reasons = {reason for step in report.steps for reason in step.reasons}
     assert reasons == {"no answer", "bad format", "below 0", "below 1"}  # one for each of FLAWS
     kept = {sample.id: sample for sample in read_canonical(report.directory / "kept.jsonl")}

@@ -38,7 +38,7 @@ async def score_all(reward: Any, xs: list[RewardInput], **params: Any) -> list[A
     return [one if isinstance(one, BaseException) else one[0] for one in done]
 
 
-# Failures are never scores (RELIABILITY row 10)
+# Failures are never scores (row 10 of posttrain/RELIABILITY.md)
 
 FAULTS = (
     "429",

@@ -1,4 +1,4 @@
-"""Every pair of tests/labelled, judged by the built-in rewards (RELIABILITY: graders against pairs)."""
+"""Every pair of tests/labelled, judged by the built-in rewards (row 24 of posttrain/RELIABILITY.md)."""
 
 import json
 from collections import Counter

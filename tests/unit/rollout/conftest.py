@@ -23,7 +23,9 @@ def renderer(tiny_checkpoint: Path) -> Renderer:
 
 @pytest.fixture
 def engine(tiny_checkpoint: Path, renderer: Renderer) -> Any:
-    make: Any = resolve("scripted_engine.py:ScriptedEngine", "posttrain.engines", Path(__file__).parent)
+    make: Any = resolve(
+        "scripted_engine.py:ScriptedEngine", "posttrain.engines", object, Path(__file__).parent
+    )
     return make(tiny_checkpoint, renderer.end_token_id, renderer.banned_token_ids)
 
 

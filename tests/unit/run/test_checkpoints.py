@@ -32,7 +32,7 @@ KILLED = 9
 
 
 def config_of(folder: Path, **changes: Any) -> RunConfig:
-    stage = {"stage": "tiny_model", "steps": 10, "batch_size": 4, "learning_rate": 0.01}
+    stage = {"stage": "tiny_model", "max_steps": 10, "global_batch_size": 4, "learning_rate": 0.01}
     settings = {"name": "demo", "output_dir": str(folder), "seed": 0, "model": {}, "stages": [stage]}
     return RunConfig.model_validate(settings | changes)
 

@@ -20,7 +20,7 @@ from posttrain.run.directory import (
 
 
 def config_of(folder: Path, **changes: Any) -> RunConfig:
-    stage = {"stage": "tiny_model", "steps": 10, "batch_size": 4, "learning_rate": 0.01}
+    stage = {"stage": "tiny_model", "max_steps": 10, "global_batch_size": 4, "learning_rate": 0.01}
     settings = {"name": "demo", "output_dir": str(folder), "seed": 0, "model": {}, "stages": [stage]}
     return RunConfig.model_validate(settings | changes)
 
@@ -70,9 +70,9 @@ def test_a_changed_config_is_refused_and_the_keys_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     RunDir.create(config_of(tmp_path), resume=False)
-    stage = {"stage": "tiny_model", "steps": 20, "batch_size": 4, "learning_rate": 0.01}
+    stage = {"stage": "tiny_model", "max_steps": 20, "global_batch_size": 4, "learning_rate": 0.01}
     changed = config_of(tmp_path, seed=1, stages=[stage])
-    with pytest.raises(ChangedRun, match=r"seed: 0 → 1; stages\[0\]\.steps: 10 → 20\)"):
+    with pytest.raises(ChangedRun, match=r"seed: 0 → 1; stages\[0\]\.max_steps: 10 → 20\)"):
         RunDir.create(changed, resume=True)
     run = RunDir.create(changed, resume=True, allow_changes=True)
     assert "changed config" in caplog.text

@@ -32,7 +32,7 @@ def stage() -> RlStage:
             "prompts_per_step": GROUPS,
             "max_steps": 10,
             "learning_rate": 1e-3,
-            "micro_batch_size": 4,
+            "per_device_batch_size": 4,
         }
     )
 

@@ -48,10 +48,12 @@ def test_micro_batches_change_nothing(
     micro_batch_size: int,
     algorithm: str,
 ):
-    settings = stage.model_dump() | {"algorithm": {"name": algorithm, "group_size": 4, "mini_batches": 1}}
+    settings = stage.model_dump(exclude={"global_batch_size"}) | {
+        "algorithm": {"name": algorithm, "group_size": 4, "mini_batches": 1}
+    }
     results = []
     for size in (12, micro_batch_size):
-        sized = RlStage.model_validate(settings | {"micro_batch_size": size})
+        sized = RlStage.model_validate(settings | {"per_device_batch_size": size})
         learner = Learner(model_config, sized, tiny_checkpoint, resume=False)
         metrics = learner.update(trajectories)
         results.append((metrics["loss"], metrics["grad_norm"], metrics["entropy"]))

@@ -38,6 +38,7 @@ from posttrain.training.supervised.sft import sft_batches, training_arguments
 from posttrain.training.supervised.teacher_answers import COLUMN
 from posttrain.training.supervised.trl_stage import StageParts
 from posttrain.types import Block, Message, Sample, text_message
+from tests.stage_jobs import job_of
 from tests.unit.training.supervised import test_sft
 from tests.unit.training.supervised.test_sft import assert_same, config_of, float64_rotation, in_float64, step
 
@@ -200,9 +201,8 @@ def test_a_stage_resumes_where_it_was_and_trains_the_language_model_alone(
         licence="CC0-1.0",
         source=SourceConfig(path=str(answers / "words.jsonl")),
     )
-    arguments = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": tiny_checkpoint}
-    arguments |= {"replaced": {"taught": taught}}
-    distillation_worker(arguments | {"resume": None})
+    replaced = {"taught": taught}
+    distillation_worker(job_of(config, run, tiny_checkpoint, replaced=replaced))
     newest = run.newest_checkpoint("distillation")
     assert newest is not None
     assert newest.name == "checkpoint-4"
@@ -212,7 +212,7 @@ def test_a_stage_resumes_where_it_was_and_trains_the_language_model_alone(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1][KL] < rows[0][KL]
     shutil.rmtree(newest)
-    distillation_worker(arguments | {"resume": run.newest_checkpoint("distillation")})
+    distillation_worker(job_of(config, run, tiny_checkpoint, replaced=replaced))
     again = load_file(newest / weights)
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
     if lora is not None:

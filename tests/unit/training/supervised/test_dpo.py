@@ -37,8 +37,8 @@ from posttrain.training.supervised.dpo import (
 from posttrain.types import Block, Message, Sample, text_message
 from tests.unit.ranks import on_two_ranks
 
-in_float64: Any = resolve("float64.py:in_float64", "tests", Path(__file__).parent)
-rotation: Any = resolve("float64.py:rotation", "tests", Path(__file__).parent)
+in_float64: Any = resolve("float64.py:in_float64", "tests", object, Path(__file__).parent)
+rotation: Any = resolve("float64.py:rotation", "tests", object, Path(__file__).parent)
 
 BETA = 0.3
 

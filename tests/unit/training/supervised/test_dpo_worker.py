@@ -19,8 +19,10 @@ from posttrain.models.lora import base_of, is_adapter
 from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
 from posttrain.training.pipeline import standalone
+from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.dpo import dpo_worker
 from posttrain.types import Block, Message, Sample, text_message
+from tests.stage_jobs import job_of
 
 HELD_OUT = 7
 
@@ -57,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(checkpoint: Path, folder: Path, output: Path, **stage: Any) -> dict[str, Any]:
+def work(checkpoint: Path, folder: Path, output: Path, **stage: Any) -> StageJob[Any]:
     settings = {
         "stage": "dpo",
         "data": {"mixture": {"pairs": 1.0}},
@@ -76,14 +78,7 @@ def arguments(checkpoint: Path, folder: Path, output: Path, **stage: Any) -> dic
             "stages": [settings | stage],
         }
     )
-    run = RunDir.create(config, resume=True)
-    return {
-        "config": config,
-        "stage": config.stages[0],
-        "run": run,
-        "checkpoint": checkpoint,
-        "resume": run.newest_checkpoint("dpo"),
-    }
+    return job_of(config, RunDir.create(config, resume=True), checkpoint)
 
 
 def weights(run: RunDir, step: int) -> dict[str, torch.Tensor]:
@@ -98,9 +93,9 @@ def weights(run: RunDir, step: int) -> dict[str, torch.Tensor]:
     ],
 )
 def test_it_learns_what_is_preferred_and_resumes_exactly(tiny_checkpoint, folder, tmp_path, stage):
-    given = arguments(tiny_checkpoint, folder, tmp_path, **stage)
+    given = work(tiny_checkpoint, folder, tmp_path, **stage)
     dpo_worker(given)
-    run: RunDir = given["run"]
+    run = given.run
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     held_out = [(row["step"], row["eval_rewards/margins"], row["eval_rewards/accuracies"])
                 for row in rows if "eval_loss" in row]  # fmt: skip
@@ -116,8 +111,9 @@ def test_it_learns_what_is_preferred_and_resumes_exactly(tiny_checkpoint, folder
 
     whole = weights(run, 4)
     shutil.rmtree(run.path / "dpo" / "checkpoint-4")
-    again = arguments(tiny_checkpoint, folder, tmp_path, **stage)
-    assert again["resume"].name == "checkpoint-2"
+    again = work(tiny_checkpoint, folder, tmp_path, **stage)
+    assert again.resume is not None
+    assert again.resume.name == "checkpoint-2"
     dpo_worker(again)
     resumed = weights(run, 4)
     assert whole.keys() == resumed.keys()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from posttrain.models.load import LoadError, load_model
 from posttrain.models.lora import base_of, is_adapter, load_merged
 from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
-from posttrain.training.pipeline import WORKERS
 from posttrain.types import Sample, text_message
+from tests.stage_jobs import job_of, worker_of
 
 STEPS = 4
 
@@ -78,8 +77,7 @@ def test_a_stage_trains_adapters_over_quantised_weights(
         }
     )
     run = RunDir.create(config, resume=False)
-    given = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": tiny_checkpoint}
-    pkgutil.resolve_name(WORKERS[kind])(given | {"resume": None})
+    worker_of(config.stages[0])(job_of(config, run, tiny_checkpoint))
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == STEPS

@@ -31,10 +31,11 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.sft import SupervisedTrainer, sft_batches, sft_worker, training_arguments
 from posttrain.training.supervised.trl_stage import StageParts
+from tests.stage_jobs import job_of
 from tests.unit.ranks import on_two_ranks
 
-in_float64: Any = resolve("float64.py:in_float64", "tests", Path(__file__).parent)
-rotation: Any = resolve("float64.py:rotation", "tests", Path(__file__).parent)
+in_float64: Any = resolve("float64.py:in_float64", "tests", object, Path(__file__).parent)
+rotation: Any = resolve("float64.py:rotation", "tests", object, Path(__file__).parent)
 
 NORMALIZATIONS = ["sqrt", "token", "sample"]
 SAMPLES = 8
@@ -333,21 +334,19 @@ def test_a_packed_stage_resumes_where_it_was(tiny_checkpoint: Path, folder: Path
         }
     )
     run = RunDir.create(config, resume=False)
-    arguments = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": tiny_checkpoint}
-    sft_worker(arguments | {"resume": None})
+    sft_worker(job_of(config, run, tiny_checkpoint))
     newest = run.newest_checkpoint("sft")
     assert newest is not None
     assert newest.name.endswith("4")
     first = load_file(newest / "model.safetensors")
     shutil.rmtree(newest)
-    sft_worker(arguments | {"resume": run.newest_checkpoint("sft")})
+    sft_worker(job_of(config, run, tiny_checkpoint))
     again = load_file(newest / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
 
     stopped = RunDir.create(config.model_copy(update={"name": "stopped"}), resume=False)
     for until in (1, 3, 4):  # as for evaluations between epochs, in which checkpoints fall on other steps
-        resume = stopped.newest_checkpoint("sft")
-        sft_worker(arguments | {"run": stopped, "resume": resume, "until": until})
+        sft_worker(job_of(config, stopped, tiny_checkpoint, until=until))
         assert stopped.newest_checkpoint("sft") == stopped.path / "sft" / f"checkpoint-{until}"
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
         ours, whole = (directory / "sft" / "checkpoint-4" / name for directory in (stopped.path, run.path))

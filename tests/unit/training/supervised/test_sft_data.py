@@ -13,6 +13,7 @@ from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.batches import RenderedDraws
 from posttrain.training.supervised.sft import sft_worker
+from tests.stage_jobs import job_of
 
 STEPS, SIZE = 6, 4
 #: Dialogues of `zoom` have 77 to 83 tokens, those of `list` 48 to 60.
@@ -53,13 +54,12 @@ class Stage:
             }
         )
         self.run = RunDir.create(config, resume=False)
-        self.arguments = {"config": config, "stage": config.stages[0], "checkpoint": checkpoint}
+        self.config, self.start = config, checkpoint
 
     def train(self) -> tuple[dict[int, tuple[str, tuple[int, ...]]], dict[int, float]]:
         drawn: dict[int, tuple[str, tuple[int, ...]]] = {}
         draws = type("Draws", (RecordedDraws,), {"drawn": drawn})
-        resume = self.run.newest_checkpoint("sft")
-        sft_worker(self.arguments | {"run": self.run, "resume": resume}, make_draws=draws)
+        sft_worker(job_of(self.config, self.run, self.start), make_draws=draws)
         rows = map(json.loads, (self.run.path / "metrics.jsonl").read_text().splitlines())
         return drawn, {row["step"]: row["loss"] for row in rows if "loss" in row}
 

@@ -12,6 +12,7 @@ from posttrain.quickstart.tiny import build_tiny
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.sft import sft_worker
 from posttrain.types import Family, VideoRef
+from tests.stage_jobs import job_of
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -57,8 +58,7 @@ def test_packed_and_padded_stages_learn_the_same(
             }
         )
         run = RunDir.create(config, resume=False)
-        arguments = {"config": config, "stage": config.stages[0], "checkpoint": tmp_path / "model"}
-        sft_worker(arguments | {"run": run, "resume": None})
+        sft_worker(job_of(config, run, tmp_path / "model"))
         metrics = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
         losses.append([row["loss"] for row in metrics if "loss" in row])
     padded, packed = losses

@@ -21,14 +21,16 @@ from posttrain.models.export import export
 from posttrain.models.load import load_model
 from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
+from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised import sft
 from posttrain.training.supervised.sft import sft_worker
+from tests.stage_jobs import job_of
 from tests.unit.ranks import on_two_ranks
 
 STEPS = 4
 
 
-def arguments(checkpoint: Path, folder: Path, output: Path, ranks: int) -> dict[str, Any]:
+def work(checkpoint: Path, folder: Path, output: Path, ranks: int) -> StageJob[Any]:
     stage = {
         "stage": "sft",
         "data": {"mixture": {"scenes.yaml": 1.0}},
@@ -52,18 +54,11 @@ def arguments(checkpoint: Path, folder: Path, output: Path, ranks: int) -> dict[
             "trackers": [],
         }
     )
-    run = RunDir(output / config.name)
-    return {
-        "config": config,
-        "stage": config.stages[0],
-        "run": run,
-        "checkpoint": checkpoint,
-        "resume": run.newest_checkpoint("sft"),
-    }
+    return job_of(config, RunDir(output / config.name), checkpoint)
 
 
-def begin(given: dict[str, Any]) -> dict[str, Any]:
-    RunDir.create(given["config"], resume=True)
+def begin(given: StageJob[Any]) -> StageJob[Any]:
+    RunDir.create(given.config, resume=True)
     return given
 
 
@@ -86,13 +81,13 @@ def one_rank(rank: int, checkpoint: Path, folder: Path, output: Path) -> None:
         return made
 
     sft.training_arguments = on_a_gpu
-    sft_worker(arguments(checkpoint, folder, output, 2))
+    sft_worker(work(checkpoint, folder, output, 2))
     dist.barrier()
     if dist.get_rank() == 0:
         stage = output / "ranks-2" / "sft"
         (stage / f"checkpoint-{STEPS}").rename(stage / "whole")
     dist.barrier()
-    sft_worker(arguments(checkpoint, folder, output, 2))
+    sft_worker(work(checkpoint, folder, output, 2))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -110,19 +105,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_shards_learn_what_a_whole_model_does_and_are_saved_whole(tiny_checkpoint, folder, tmp_path):
-    whole = begin(arguments(tiny_checkpoint, folder, tmp_path, 1))
+    whole = begin(work(tiny_checkpoint, folder, tmp_path, 1))
     sft_worker(whole)
-    sharded = begin(arguments(tiny_checkpoint, folder, tmp_path, 2))["run"]
+    sharded = begin(work(tiny_checkpoint, folder, tmp_path, 2)).run
     on_two_ranks(one_rank, tiny_checkpoint, folder, tmp_path)
-    assert losses(sharded) == pytest.approx(losses(whole["run"]), rel=1e-6)
+    assert losses(sharded) == pytest.approx(losses(whole.run), rel=1e-6)
     final = sharded.newest_checkpoint("sft")
+    alone = whole.run.newest_checkpoint("sft")
     assert final is not None
+    assert alone is not None
     weights = {
         name: load_file(path / "model.safetensors")
         for name, path in (
             ("resumed", final),
             ("at once", final.parent / "whole"),
-            ("one rank", whole["run"].newest_checkpoint("sft")),
+            ("one rank", alone),
         )
     }
     for name, tensor in weights["one rank"].items():

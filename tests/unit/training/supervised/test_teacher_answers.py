@@ -14,13 +14,14 @@ from posttrain.config import DistillationStage, RunConfig
 from posttrain.curation.outcomes import CurationError
 from posttrain.data.formats import read_canonical, write_canonical
 from posttrain.data.sources import load_samples
+from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.media.images import save_image
 from posttrain.plugins import resolve
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
-from posttrain.training.engines_and_rewards import Services
+from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.teacher_answers import (
     COLUMN,
     TeachingError,
@@ -86,7 +87,7 @@ class Teaching:
         """The files of the answered prompts, by dataset."""
         stage = self.config.stages[0]
         assert isinstance(stage, DistillationStage)
-        unused = Services(self.config, self.run)
+        unused = EnginesAndRewards(self.config, self.run, PLUGINS)
         found, self.summary = taught_datasets(
             self.config, stage, self.run, self.checkpoint, teacher, services or unused
         )
@@ -255,7 +256,7 @@ class InProcess:
 
     def __init__(self, checkpoint: Path, batches: float = float("inf")) -> None:
         renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
-        make: Any = resolve(SCRIPTED, "posttrain.engines")
+        make: Any = resolve(SCRIPTED, "posttrain.engines", object)
         self.engine = make(checkpoint, renderer.end_token_id, renderer.banned_token_ids)
         self.engine.say = lambda request: f"{request.seed % 1000}" + " and" * (len(request.token_ids) % 5)
         self.renderer, self.left = renderer, batches
@@ -266,7 +267,7 @@ class InProcess:
         return self
 
     def close_pool(self) -> None:
-        """As Services has it."""
+        """As EnginesAndRewards has it."""
 
     def answer(self, questions: list[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
         if not self.left:

@@ -1,0 +1,209 @@
+"""The settings of everything that learns: one vocabulary for SFT, distillation, DPO and RL."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat
+from posttrain.config.data import Use
+from posttrain.config.lora import LoraConfig
+from posttrain.config.stage import ModelBytes, PackageUse, Surroundings, TrainingStage
+
+Scheduler = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "muon"]
+
+
+def _product(settled: dict[str, Any]) -> int:
+    """Multiply the sizes validated before (a missing one is reported by itself)."""
+    keys = ("per_device_batch_size", "gradient_accumulation_steps", "num_workers")
+    return math.prod(settled.get(key, 1) for key in keys)
+
+
+class LearningStage(TrainingStage):
+    """A stage that goes on from a checkpoint and changes its weights."""
+
+    #: Keys of this section that a kind of stage cannot obey: key → (reason, remedy).
+    unsupported: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    start_from: Name | None = Field(
+        default=None,
+        description="Earlier stage whose final checkpoint this one starts from, or base, which is the run's "
+        "model. The stage before if absent.",
+    )
+    metric: Name | None = Field(
+        default=None,
+        description="Evaluation task that the stage is meant to get better at, or of a dpo stage its "
+        "eval_dataset: the report shows it before and after.",
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="Train low-rank adapters and keep all other weights fixed; off if absent."
+    )
+    optimizer: Optimizer = Field(
+        default="adamw", description="AdamW, or Muon for matrices with AdamW for the rest."
+    )
+    learning_rate: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
+    lr_scheduler_type: Scheduler = Field(default="cosine", description="How the rate falls after warm-up.")
+    warmup_ratio: NaturalFloat = Field(
+        default=0.03, le=1, description="Share of the steps during which the rate rises."
+    )
+    weight_decay: NaturalFloat = Field(default=0.0, description="Decoupled weight decay.")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="Norm to which gradients are clipped.")
+    max_steps: Positive | None = Field(default=None, description="Optimiser steps in total.")
+    num_train_epochs: PositiveFloat | None = Field(
+        default=None, description="Passes over the data, in place of max_steps."
+    )
+    per_device_batch_size: Positive = Field(
+        default=1, description="Samples (in an rl stage: episodes) that a worker takes at once."
+    )
+    gradient_accumulation_steps: Positive = Field(default=1, description="Such batches before each step.")
+    global_batch_size: Positive = Field(
+        default_factory=_product,
+        description="Samples a step: per_device_batch_size × gradient_accumulation_steps × num_workers. "
+        "Computed if absent, checked if given.",
+    )
+    sharding: Literal["none", "fsdp2"] = Field(
+        default="none",
+        description="What a worker holds: the whole model, or a part of weights, gradients and optimiser "
+        "(fsdp2, through accelerate: on GPUs, with adamw). Checkpoints are whole models either way.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations twice to hold fewer of them."
+    )
+
+    def origin(self, before: str) -> str | None:
+        """Return `start_from`, or the stage before."""
+        return self.start_from or before
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return the steps during which the learning rate rises, of all the stage's steps."""
+        return round(self.warmup_ratio * steps)
+
+    def packages(self) -> list[PackageUse]:
+        """Return bitsandbytes where it holds the fixed weights."""
+        if self.lora is None or self.lora.quantization is None:
+            return []
+        return [PackageUse(("lora", "quantization"), "bitsandbytes", "qlora")]
+
+    def learner_bytes(self, model: ModelBytes) -> float:
+        """Estimate weights, gradients and the optimiser's states; adapters weigh next to nothing."""
+        if self.lora is not None:
+            return model.width * model.parameters
+        states = 1 if self.optimizer == "muon" else 2
+        sharded = self.sharding != "none"
+        trained = 4 if sharded else model.width  # accelerate trains shards in float32
+        fixed = model.width * (model.parameters - model.trainable)
+        return (fixed + trained * model.trainable * (2 + states)) / (self.num_workers if sharded else 1)
+
+    def measured_by_itself(self) -> frozenset[str]:
+        """Return what `metric` may name besides evaluation tasks: what the stage measures on its own."""
+        return frozenset()
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check where the stage starts, the GPUs that it takes, and that its metric is measured."""
+        self._check_start(around)
+        if self.sharding != "none" and not around.shares_gpus:
+            raise MisfitError(
+                "sharding",
+                "accelerate shards models over GPUs, and cluster.num_gpus is 0",
+                "remove it, or set cluster.num_gpus",
+            )
+        super().check_in_run(around)
+        if self.metric is None or self.metric in self.measured_by_itself():
+            return
+        measured = around.measured_before & around.measured_after
+        if self.metric not in measured:
+            both = ", ".join(sorted(measured)) or "no task"
+            raise MisfitError(
+                "metric",
+                f"{self.metric!r} is not measured both before and after the stage ({both} is)",
+                "name a task of `evaluation`, and both stages in its `stages`",
+            )
+
+    def _check_start(self, around: Surroundings) -> None:
+        known = [*sorted(around.earlier), *["base"] * around.has_base]
+        if self.start_from is not None and self.start_from not in known:
+            raise MisfitError(
+                "start_from",
+                f"there is no {self.start_from!r} before this stage",
+                f"choose among {', '.join(known)}" if known else "remove it",
+            )
+
+    @model_validator(mode="after")
+    def _check_supported(self) -> "LearningStage":
+        """Refuse a value that this kind of stage would not obey; a default written out does no harm."""
+        for key, (reason, remedy) in self.unsupported.items():
+            default = (
+                type(self).model_fields[key].get_default(call_default_factory=True, validated_data=vars(self))
+            )
+            if key in self.model_fields_set and getattr(self, key) != default:
+                raise MisfitError(key, reason, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> "LearningStage":
+        if self.sharding == "none":
+            return self
+        if self.num_workers == 1:
+            raise MisfitError("sharding", "one worker shares nothing", "raise num_workers, or remove it")
+        if self.optimizer == "muon":
+            raise MisfitError("sharding", "muon needs whole matrices", "set optimizer: adamw, or remove it")
+        if self.lora is not None and self.lora.quantization is not None:
+            raise MisfitError(
+                "sharding", "weights held by bitsandbytes are not split", "remove it, or lora.quantization"
+            )
+        return self
+
+
+class DrawingStage(LearningStage):
+    """A learning stage that draws samples from datasets, batch by batch."""
+
+    #: What the rows that are drawn are used for.
+    use: ClassVar[Use]
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Share of each dataset in every stretch of training."""
+        raise NotImplementedError
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether the shares are shares of tokens and not of samples."""
+        return False
+
+    def steps_for(self, rows: int) -> int:
+        """Return the optimiser steps of the whole stage, given the number of rows of one epoch."""
+        epochs = self.num_train_epochs or 1
+        return self.max_steps or math.ceil(epochs * rows / self.global_batch_size)
+
+    def evaluation_steps(self, rows: int) -> list[int]:
+        """Return the steps after which checkpoints are measured on the way, given the rows of one epoch."""
+        return []
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return the sums of batches."""
+        size = self.global_batch_size
+        sizes = f"{self.per_device_batch_size} × {self.gradient_accumulation_steps} accumulated"
+        total = (
+            f"{self.num_train_epochs or 1:g} × the data"
+            if self.max_steps is None
+            else f"{self.max_steps} steps × {size} = {self.max_steps * size:,}"
+        )
+        return [
+            ("samples a step", f"{sizes} × {self.num_workers} workers = {size}"),
+            ("samples", total),
+            ("mixture", ", ".join(f"{name} {share:.0%}" for name, share in self.mixture.items())),
+        ]
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> "DrawingStage":
+        sizes = (self.per_device_batch_size, self.gradient_accumulation_steps, self.num_workers)
+        if self.global_batch_size != math.prod(sizes):
+            raise MisfitError(
+                "global_batch_size",
+                "{} × {} × {}".format(*sizes)
+                + f" (per_device_batch_size × gradient_accumulation_steps × num_workers) "
+                f"is {math.prod(sizes)}, not {self.global_batch_size}",
+                f"write {math.prod(sizes)}, or leave it out",
+            )
+        return self

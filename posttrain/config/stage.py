@@ -1,0 +1,237 @@
+"""What every kind of stage answers about itself.
+
+A kind of stage is one config class, derived from `StageConfig` or `LearningStage`, and one runner, which its
+`runner` names. Everything else (validation, the check of data, batch arithmetic, the memory estimate, the
+pipeline) asks the stage and knows no kinds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.config.base import MisfitError, Name, Positive, Section
+from posttrain.config.data import Use
+from posttrain.config.document import Key
+from posttrain.config.rollout import RolloutConfig
+from posttrain.config.tasks import TaskConfig
+
+#: What a row may hold beside text and that not every use can take.
+Content = Literal["images", "videos", "tools"]
+
+
+@dataclass(frozen=True)
+class DatasetUse:
+    """A dataset as a stage or an evaluation uses it.
+
+    Attributes:
+        key: Path of the key that names the dataset, from the section that uses it.
+        name: Name or path of the dataset.
+        use: What its rows are used for.
+        refused: What a row must not hold, each with the reason.
+
+    Example:
+        DatasetUse(("data", "mixture", "chat"), "chat", "dialogues")
+    """
+
+    key: Key
+    name: str
+    use: Use
+    refused: Mapping[Content, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskUse:
+    """A task, and the path of its section from the section that lists it."""
+
+    key: Key
+    task: TaskConfig
+
+
+@dataclass(frozen=True)
+class CurationUse:
+    """A curation recipe that a stage's data go through first.
+
+    Attributes:
+        key: Path of the key that names the recipe, from the stage.
+        recipe: Name or path of the recipe.
+        datasets: Datasets of the stage, one of which the recipe has to curate.
+    """
+
+    key: Key
+    recipe: str
+    datasets: Sequence[str]
+
+
+@dataclass(frozen=True)
+class CheckpointUse:
+    """A model that a stage needs besides the one that it trains.
+
+    Attributes:
+        key: Path of the key that names it, from the stage.
+        role: What it is for, such as `teacher`.
+        name: Hugging Face id or local directory.
+    """
+
+    key: Key
+    role: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PackageUse:
+    """An optional package that a setting needs.
+
+    Attributes:
+        key: Path of the key that needs it, from the stage.
+        module: Name under which it is imported.
+        extra: Extra of this project that installs it.
+    """
+
+    key: Key
+    module: str
+    extra: str
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """What the weights of the run's model take, for the estimate of memory.
+
+    Attributes:
+        parameters: Number of all parameters.
+        trainable: Number of those that a stage without adapters trains.
+        width: Bytes of a parameter in the model's own type.
+    """
+
+    parameters: float
+    trainable: float
+    width: int
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands around a stage in its run, for checks that go across sections.
+
+    Attributes:
+        earlier: Names of the stages before it.
+        has_base: Whether the run names a model to start from.
+        gpus: GPUs that the run's cluster offers; None where a cluster is joined, which offers its own.
+        shares_gpus: Whether the stage may split a model over GPUs at all.
+        measured_before: Evaluation tasks that are measured on the checkpoint the stage starts from.
+        measured_after: Evaluation tasks that are measured on the stage's own checkpoint.
+    """
+
+    earlier: tuple[str, ...]
+    has_base: bool
+    gpus: int | None
+    shares_gpus: bool
+    measured_before: frozenset[str]
+    measured_after: frozenset[str]
+
+
+class StageConfig(Section):
+    """What every kind of stage has, whether or not it goes on from a checkpoint."""
+
+    #: Reference of the class that runs the stage (see `posttrain.training.pipeline.StageRunner`).
+    runner: ClassVar[str]
+    #: Whether the stage makes a new model, so that it can only be a run's first.
+    makes_model: ClassVar[bool] = False
+
+    name: Name = Field(description="Name of the stage's folder and of its metrics.")
+
+    @property
+    def kind(self) -> str:
+        """Kind of the stage, as the key `stage` of each class says it."""
+        return vars(self)["stage"]
+
+    @property
+    def learners(self) -> int:
+        """Number of processes that train the model."""
+        return 0
+
+    @property
+    def engines(self) -> int:
+        """Number of inference engines that run beside the learners."""
+        return 0
+
+    @property
+    def episodes(self) -> RolloutConfig | None:
+        """How the stage generates episodes; None if it generates none."""
+        return None
+
+    def origin(self, before: str) -> str | None:
+        """Return whose checkpoint the stage starts from: a stage's name, `base`, or None for a new model.
+
+        Args:
+            before: Name of the stage before, or `base`.
+        """
+        return None
+
+    def datasets(self) -> list[DatasetUse]:
+        """List the datasets whose rows the stage reads, except those of its tasks."""
+        return []
+
+    def tasks_played(self) -> list[TaskUse]:
+        """List the tasks on which the stage plays episodes."""
+        return []
+
+    def curations(self) -> list[CurationUse]:
+        """List the curation recipes that the stage's data go through first."""
+        return []
+
+    def checkpoints(self) -> list[CheckpointUse]:
+        """List the models that the stage needs besides the one that it trains."""
+        return []
+
+    def packages(self) -> list[PackageUse]:
+        """List the optional packages that the stage's settings need."""
+        return []
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return rows of (quantity, sum) that say what the batch settings come to."""
+        return []
+
+    def learner_bytes(self, model: ModelBytes) -> float:
+        """Estimate the bytes that weights, gradients and optimiser take in each learner process."""
+        return 0.0
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check what only the whole run can tell.
+
+        Raises:
+            MisfitError: With a key relative to the stage.
+        """
+
+
+class TrainingStage(StageConfig):
+    """A stage whose workers take optimiser steps."""
+
+    num_workers: Positive = Field(default=1, description="Data-parallel processes that train the model.")
+    max_skipped_updates: Positive = Field(
+        default=5,
+        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
+        "are skipped and counted.",
+    )
+    save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
+    logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
+
+    @property
+    def learners(self) -> int:
+        """Number of processes that train the model."""
+        return self.num_workers
+
+    def learner_bytes(self, model: ModelBytes) -> float:
+        """Estimate what the weights, their gradients and AdamW's two states take."""
+        return model.width * (model.parameters + 3 * model.trainable)
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check that there are GPUs for every worker and every engine beside them."""
+        if around.gpus and self.num_workers + self.engines > around.gpus:
+            engines = f" + {self.engines} rollout.actors" if self.engines else ""
+            raise MisfitError(
+                "num_workers",
+                f"{self.num_workers} num_workers{engines} take one GPU each, and cluster.num_gpus is "
+                f"{around.gpus}",
+                "lower them, or raise cluster.num_gpus",
+            )

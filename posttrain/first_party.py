@@ -1,0 +1,56 @@
+"""The rewards and tools that ship with posttrain, as what the rest of it is handed.
+
+Only the top (the command line and whoever starts a run) imports this module; everything below knows the
+protocols of `posttrain.joints` alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from posttrain.joints import Plugins
+from posttrain.reward_spec import RewardSpec
+from posttrain.types import RewardInput, RewardResult
+from rewards.sdk import load_reward
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import start_server
+from rewards.workers.scorer import Scorer
+from tools_env.environment import ToolEnvironment
+from tools_env.sdk import load_tools
+
+
+class SingleScorer:
+    """Scores answers by one reward at a time; a context manager that ends its processes.
+
+    Args:
+        references: The rewards that may be asked for.
+        base_dir: Folder against which file references are resolved.
+    """
+
+    def __init__(self, references: Sequence[str], base_dir: Path) -> None:
+        self._scorer = Scorer(references, base_dir=base_dir)
+
+    def __enter__(self) -> "SingleScorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scorer.close()
+
+    async def score(
+        self, name: str, params: Mapping[str, object], inputs: Sequence[RewardInput]
+    ) -> list[RewardResult]:
+        """Score answers, each by itself, in their order.
+
+        Raises:
+            ValueError: If an answer cannot be handed to the reward.
+        """
+        return await self._scorer.submit([RewardSpec(name, params=dict(params))], inputs).wait()
+
+
+PLUGINS = Plugins(
+    load_tools=load_tools,
+    make_environment=ToolEnvironment,
+    load_reward=load_reward,
+    start_reward_server=start_server,
+    make_reward_client=RewardClient,
+    make_scorer=SingleScorer,
+)

@@ -1,0 +1,163 @@
+"""Runners of the stages whose whole work happens in Ray Train workers.
+
+Their data are made ready first (curated, or answered by a teacher); then the workers run, stopping where a
+checkpoint is to be measured on the way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, TrainingStage
+from posttrain.data.sources import load_samples
+from posttrain.evaluation.pairs import pair_evaluations
+from posttrain.run.directory import step_of
+from posttrain.run.process import saving_on_sigterm
+from posttrain.run.tracking import showing_progress
+from posttrain.training.run_at_work import RunAtWork, standalone, step_in_name
+from posttrain.training.stage_job import StageJob
+from posttrain.training.supervised.ray_workers import run_workers
+from posttrain.training.supervised.stage_curation import curated_dataset
+from posttrain.training.supervised.teacher_answers import taught_datasets
+
+S = TypeVar("S", bound=TrainingStage)
+D = TypeVar("D", bound=DrawingStage)
+
+
+class WorkersRunner(Generic[S]):
+    """Runs a stage's workers from step to step.
+
+    Args:
+        work: The run.
+        stage: The stage.
+    """
+
+    #: What each worker runs, as `package.module:function`: it is given a StageJob.
+    worker: ClassVar[str]
+
+    def __init__(self, work: RunAtWork, stage: S) -> None:
+        self.work, self.stage = work, stage
+
+    def run_until(self, make_job: Callable[..., StageJob[S]], stops: Sequence[int], steps: int) -> Path:
+        """Run the workers up to each stop and to the end, measuring the checkpoint at each stop.
+
+        Args:
+            make_job: Makes the workers' job, given `resume` and `until`.
+            stops: Steps after which a checkpoint is measured, in order.
+            steps: Steps in total.
+
+        Returns:
+            The final checkpoint.
+        """
+        work, name = self.work, self.stage.name
+        with showing_progress(work.run, name, steps):
+            for until in [*stops, steps]:
+                newest = work.run.newest_checkpoint(name)
+                if newest is None or step_of(newest) < until:
+                    self._run_workers(make_job(resume=newest, until=until))
+                    newest = work.run.newest_checkpoint(name)
+                if newest is not None and step_of(newest) == until < steps:
+                    whole = standalone(newest, work.run.scratch(name) / "merged" / newest.name)
+                    work.evaluate(name, whole)
+        final = work.run.newest_checkpoint(name)
+        assert final is not None
+        return final
+
+    def _run_workers(self, job: StageJob[S]) -> None:
+        """Run the workers once; engines make room for them where GPUs are needed."""
+        if self.work.use_gpu:
+            self.work.services.close_pool()
+        with saving_on_sigterm(self.work.run):
+            run_workers(
+                self.worker,
+                job,
+                num_workers=self.stage.num_workers,
+                use_gpu=self.work.use_gpu,
+                scratch=self.work.run.scratch(self.stage.name),
+            )
+
+    def measurements(self) -> Sequence[dict[str, Any]]:
+        """Return nothing: such a stage measures nothing by itself."""
+        return []
+
+
+class DrawingRunner(WorkersRunner[D]):
+    """Runs a stage that draws from the mixture of its data."""
+
+    def prepared(self) -> Mapping[str, DatasetConfig]:
+        """Make the stage's data ready; return the datasets that replace names of its mixture."""
+        return {}
+
+    def run(self) -> Path:
+        """Make the data ready, then run the workers to the stage's end."""
+        work, stage = self.work, self.stage
+        replaced = self.prepared()
+        if work.use_gpu:
+            work.services.close_pool()  # engines that made the data ready leave the room to the workers
+        datasets = [
+            load_samples(replaced.get(name, name), work.config.base_dir, use=stage.use)
+            for name in stage.mixture
+        ]
+        rows = sum(map(len, datasets))
+        job = partial(
+            StageJob[D],
+            config=work.config,
+            stage=stage,
+            run=work.run,
+            start=work.start_of(stage),
+            replaced=replaced,
+        )
+        return self.run_until(job, stage.evaluation_steps(rows), stage.steps_for(rows))
+
+
+class SftRunner(DrawingRunner[SftStage]):
+    """Runs supervised fine-tuning, after curation where the stage names a recipe."""
+
+    worker = "posttrain.training.supervised.sft:sft_worker"
+
+    def prepared(self) -> Mapping[str, DatasetConfig]:
+        """Curate the dataset that the recipe names, or go on with that."""
+        found = curated_dataset(self.stage, self.work)
+        if found is None:
+            return {}
+        curated, funnel = found
+        print(funnel, flush=True)
+        return {curated.name: curated}
+
+
+class DistillationRunner(DrawingRunner[DistillationStage]):
+    """Runs off-policy distillation, after the teacher has answered."""
+
+    worker = "posttrain.training.supervised.distillation:distillation_worker"
+
+    def prepared(self) -> Mapping[str, DatasetConfig]:
+        """Have the teacher answer the prompts, or go on with that."""
+        work, stage = self.work, self.stage
+        teacher: Path | None = None
+        if stage.teacher.stage is not None:
+            teacher = work.checkpoints[stage.teacher.stage]
+        elif stage.teacher.checkpoint is not None:
+            given = Path(stage.teacher.checkpoint)
+            teacher = standalone(given, work.run.path / stage.name / "teacher" / "checkpoint-0")
+        student = work.start_of(stage)
+        assert student is not None
+        datasets, summary = taught_datasets(work.config, stage, work.run, student, teacher, work.services)
+        print(f"{stage.name}: {summary}", flush=True)
+        return datasets
+
+
+class DpoRunner(DrawingRunner[DpoStage]):
+    """Runs direct preference optimisation."""
+
+    worker = "posttrain.training.supervised.dpo:dpo_worker"
+
+    def measurements(self) -> Sequence[dict[str, Any]]:
+        """Return what the stage measured on its held-out pairs, before and after."""
+        work, stage = self.work, self.stage
+        if stage.eval_dataset is None:
+            return []
+        pairs = len(load_samples(stage.eval_dataset, work.config.base_dir, use="pairs"))
+        start = work.config.origins[stage.name]
+        origin = (start, step_in_name(work.checkpoints[start]))
+        return pair_evaluations(work.run, stage.name, stage.eval_dataset, pairs, origin)
