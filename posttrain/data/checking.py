@@ -25,11 +25,12 @@ from posttrain.data.media_stamps import (
     stamp_of,
     unsettled_ns,
 )
-from posttrain.data.row_index import ALL_USES, Fault, FileStamp, RowIndex, use_bit
+from posttrain.data.row_index import ALL_USES, USES, Fault, FileStamp, RowIndex, use_bit
+from posttrain.data.uses import fits, repeated_id
 from posttrain.files.progress import progress_bar
 from posttrain.media.images import ImageError
 from posttrain.media.videos import VideoError
-from posttrain.types import Sample, VideoRef
+from posttrain.types import VideoRef
 
 #: Stamps and SHA-256 of images and videos that were found good before.
 Known: TypeAlias = Mapping[Medium, tuple[Stamp, bytes]]
@@ -145,22 +146,11 @@ def _read_ahead(file: BinaryIO, name: str, root: Path, table: "_MediaTable") -> 
         else:
             media = media_of(sample)
             table.request(media)
-            ahead.append(_Row(line, offset, len(content), sample.id, media, _uses(sample)))
+            uses = sum(use_bit(use) for use in USES if fits(sample, use))
+            ahead.append(_Row(line, offset, len(content), sample.id, media, uses))
         if len(ahead) > _AHEAD:
             yield ahead.popleft()
     yield from ahead
-
-
-def _uses(sample: Sample) -> int:
-    """Return the uses that a sample's form allows, as bits; `MISFITS` says what it lacks for the others."""
-    uses = ALL_USES
-    if not sample.chosen:
-        uses &= ~use_bit("pairs")
-    if all(message.role != "assistant" for message in sample.messages):
-        uses &= ~use_bit("dialogues")
-    if any(message.videos for message in sample.messages):
-        uses &= ~use_bit("episodes")
-    return uses
 
 
 class _RowTable:
@@ -181,8 +171,7 @@ class _RowTable:
             return
         taken = self._ids.get(row.id, 0)
         if taken:
-            reason = f"the id {row.id!r} is an earlier row's; columns: {{id: null}} numbers rows"
-            self._fault(row, taken, reason)
+            self._fault(row, taken, repeated_id(row.id))
         if taken == ALL_USES:
             return
         try:

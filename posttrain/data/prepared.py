@@ -126,7 +126,7 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
 
 
 def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
-    """Read the first good rows of a dataset that has a path, without preparing all of it.
+    """The first good rows of a dataset that has a path, without preparing all of it.
 
     Images that rows hold themselves are on disk only while the samples are being gone through.
 

@@ -23,9 +23,10 @@ from posttrain.data import checking, dataset, sealing
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.data.row_index import MISFITS, USES, IndexFileError, RowIndex, open_index
+from posttrain.data.row_index import USES, IndexFileError, RowIndex, open_index
 from posttrain.data.sealing import INDEXES, sealed_index
 from posttrain.data.sources import forget_opened, load_samples
+from posttrain.data.uses import MISFITS
 from posttrain.files.durable import DiskFull
 from posttrain.media.images import ImageError, check_image
 from posttrain.types import Sample, VideoRef
