@@ -62,6 +62,11 @@ class Reward(Protocol):
     """A loaded reward."""
 
     @property
+    def low(self) -> float:
+        """The least value."""
+        ...
+
+    @property
     def high(self) -> float:
         """The value of a perfect answer."""
         ...

@@ -15,18 +15,17 @@ from posttrain.chat_endpoint import (
     ChatError,
     Completion,
     RefusedError,
-    Variables,
     data_url,
     read_completion,
 )
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
+from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.files.strict_json import Json, JsonObject
+from posttrain.files.strict_json import Json
 from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
-VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
 MAX_REPLY_BYTES = 16 << 20
 MAX_REQUEST_BYTES = 64 << 20
 #: HTTP statuses that every other request would get as well.
@@ -48,11 +47,9 @@ class Endpoint:
 
     def __init__(self, name: str, config: EndpointConfig):
         self._config = config
+        if reason := missing_address(config):
+            raise CurationError(f"endpoints.{name}: {reason}")
         self._url = VARIABLES.address(config.base_url)
-        if not self._url:
-            raise CurationError(
-                f"endpoints.{name}: there is no address; set its base_url, or {VARIABLES.url}"
-            )
         self._client = ChatClient(
             f"endpoint {name!r} ({self._url})",
             self._url,
@@ -122,8 +119,8 @@ class Endpoint:
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
-    ) -> JsonObject:
+    ) -> dict[str, object]:
         """Make the body of a request."""
-        body: JsonObject = {"model": self._config.model, "messages": chat(messages, encode)}
+        body: dict[str, object] = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}

@@ -25,7 +25,8 @@ from posttrain.data.media_stamps import (
     stamp_of,
     unsettled_ns,
 )
-from posttrain.data.row_index import ALL_USES, Fault, FileStamp, RowIndex, use_bit
+from posttrain.data.row_index import ALL_USES, USES, Fault, FileStamp, RowIndex, use_bit
+from posttrain.data.uses import fits, repeated_id
 from posttrain.files.progress import progress_bar
 from posttrain.media.images import ImageError
 from posttrain.media.videos import VideoError
@@ -153,14 +154,7 @@ def _read_ahead(file: BinaryIO, name: str, root: Path, table: "_MediaTable") -> 
 
 def _uses(sample: Sample) -> int:
     """Return the uses that a sample's form allows, as bits; `MISFITS` says what it lacks for the others."""
-    uses = ALL_USES
-    if not sample.chosen:
-        uses &= ~use_bit("pairs")
-    if all(message.role != "assistant" for message in sample.messages):
-        uses &= ~use_bit("dialogues")
-    if any(message.videos for message in sample.messages):
-        uses &= ~use_bit("episodes")
-    return uses
+    return sum(use_bit(use) for use in USES if fits(sample, use))
 
 
 class _RowTable:
@@ -181,8 +175,7 @@ class _RowTable:
             return
         taken = self._ids.get(row.id, 0)
         if taken:
-            reason = f"the id {row.id!r} is an earlier row's; columns: {{id: null}} numbers rows"
-            self._fault(row, taken, reason)
+            self._fault(row, taken, repeated_id(row.id))
         if taken == ALL_USES:
             return
         try:

@@ -26,6 +26,7 @@ import numpy as np
 
 from posttrain.config.data import Use
 from posttrain.data.media_stamps import Medium, Stamp, decode_medium
+from posttrain.data.uses import MISFITS
 from posttrain.files.durable import explaining_full_disk, sync
 from posttrain.files.strict_json import Json
 
@@ -33,12 +34,6 @@ from posttrain.files.strict_json import Json
 USES: tuple[Use, ...] = get_args(Use)
 #: A set of uses: the bit of each of them, in the order of `USES`.
 ALL_USES = (1 << len(USES)) - 1
-#: What a row lacks that is whole and yet cannot be used so.
-MISFITS: Mapping[Use, str] = {
-    "episodes": "the prompt shows a video; rollouts and evaluations show texts and images only",
-    "dialogues": "the dialogue has no assistant message to learn from",
-    "pairs": 'a preference pair needs both "chosen" and "rejected"',
-}
 #: To be raised when the file's form changes, or the rules by which rows, images and videos are checked.
 FORMAT = 1
 

@@ -32,6 +32,7 @@ from posttrain.data.dataset import Dataset
 from posttrain.data.formats import write_canonical
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples
+from posttrain.data.uses import refusal, too_few_rows
 from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
@@ -167,23 +168,11 @@ class _Teaching:
         """Refuse a teacher or prompts that the stage cannot learn from, before any is asked."""
         if self.teacher is not None and self.stage.loss.top_k:
             check_same_tokens(self._renderer, self.teacher, self.config)
-        if not self.stage.text_only and self.teacher is not None:
-            return
-        for name, row in self.prompts:
+        refused = {use.name: use.refused for use in self.stage.datasets() if use.refused}
+        for name, row in self.prompts if refused else ():
             sample = self.datasets[name][row]
-            where = f"dataset {name}, sample {sample.id}"
-            if self.stage.text_only and any(
-                block.type != "text" for message in sample.messages for block in message.content
-            ):
-                raise TeachingError(
-                    f"{where}: the prompt has an image, and the stage is text_only; filter the dataset by"
-                    " `{column: images, max_length: 0}`, or set text_only: false"
-                )
-            if self.teacher is None and sample.tools:
-                raise TeachingError(
-                    f"{where}: the prompt has tools, of which an endpoint is not told; filter the dataset, or"
-                    " let a checkpoint or a stage teach"
-                )
+            if reason := refusal(sample, refused[name]):
+                raise TeachingError(f"dataset {name}, sample {sample.id}: {reason}")
 
     def _ask_engines(
         self, log: AnswerLog, todo: Sequence[int], services: EnginesAndRewards, progress: Any
@@ -359,11 +348,8 @@ def chosen_prompts(
     drawn = [mixture.index(draw) for draw in range(stage.num_prompts)]
     for name, count in Counter(name for name, _ in drawn).items():
         if count > len(datasets[name]):
-            raise TeachingError(
-                f"stage {stage.name}: num_prompts = {stage.num_prompts} takes {count:,} prompts of dataset"
-                f" {name}, which has {len(datasets[name]):,}; lower it, or raise"
-                " generation.samples_per_prompt"
-            )
+            reason = too_few_rows(f"num_prompts = {stage.num_prompts}", name, count, len(datasets[name]))
+            raise TeachingError(f"stage {stage.name}: {reason}")
     return drawn
 
 
