@@ -11,7 +11,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import random
 import ssl
 import time
@@ -36,7 +35,7 @@ class BadReply(ValueError):
 
 
 class ChatError(RuntimeError):
-    """There was no usable reply; the message tells the last reason."""
+    """There was no usable reply; the message has the last reason."""
 
 
 class RefusedError(ChatError):
@@ -61,29 +60,6 @@ class _Failure(Exception):
     def __init__(self, reason: str, wait_s: float = 0.0):
         super().__init__(reason)
         self.wait_s = wait_s
-
-
-@dataclass(frozen=True)
-class Variables:
-    """Environment variables of an address, and of the key that is sent to this address and no other.
-
-    So no configuration can send the key elsewhere.
-
-    Attributes:
-        url: Name of the address's.
-        key: Name of the key's.
-    """
-
-    url: str
-    key: str
-
-    def address(self, base_url: str) -> str:
-        """Return the address in use: as configured, else the environment's; "" if neither is set."""
-        return (base_url or os.environ.get(self.url, "")).rstrip("/")
-
-    def api_key(self, address: str) -> str:
-        """Return the key, where the address is the one that it is for."""
-        return os.environ.get(self.key, "").strip() if self.address("") == address else ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
@@ -16,11 +14,11 @@ class PluginRef(Section):
     name: str = Field(
         min_length=1, description="A declared name, file.py:attribute or package.module:attribute."
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of the plugin.")
+    params: dict[str, object] = Field(default_factory=dict, description="Arguments of the plugin.")
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, value: Any) -> Any:
+    def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
 
@@ -47,7 +45,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_data(cls, value: Any) -> Any:
+    def _name_after_data(cls, value: object) -> object:
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
             return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
         return value

@@ -16,7 +16,7 @@ from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
-from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
+from posttrain.data.formats import DataError, canonical_row, entry_of, parse_row, rows, sample_of
 from posttrain.data.formats.row import Row
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
@@ -125,36 +125,62 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
         sync(folder / name)
 
 
-def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
-    """The first good rows of a dataset that has a path, without preparing all of it.
+@dataclass(frozen=True)
+class FirstRow:
+    """A row as it is found when the beginning of a dataset is looked at.
 
-    Images that rows hold themselves are on disk only while the samples are being gone through.
+    Attributes:
+        place: Where it is, as `file:line`.
+        sample: What it says; None if it is broken, or a filter removes it.
+        error: Why it is broken; "" if it is not.
+    """
+
+    place: str
+    sample: Sample | None = None
+    error: str = ""
+
+
+def first_rows(config: DatasetConfig, count: int) -> Iterator[FirstRow]:
+    """Read the beginning of a dataset that has a path, without preparing all of it.
+
+    Images that rows hold themselves are on disk only while the rows are being gone through.
 
     Args:
         config: The dataset; its path is absolute.
         count: Most rows that are read, those that are broken or filtered included.
 
     Raises:
-        DataError: If it cannot be read, or none of these rows can.
+        DataError: If it cannot be read at all.
     """
     source = locate(config, Path())
-    error: DataError | None = None
-    good = 0
     with tempfile.TemporaryDirectory() as folder:
         images = EmbeddedImages(Path(folder), Path(folder))
+        if source.as_it_stands:
+            yield from itertools.islice(_lines(source), count)
+            return
         for place, raw in itertools.islice(raw_rows(source.path, source.config.source.split), count):
             try:
                 row = images.place_all(_canonical(raw, place, source))
-                if not all(passes(each, _value(row, each.column)) for each in source.config.filters):
-                    continue
-                sample = sample_of(row, source.image_root)
+                if all(passes(each, _value(row, each.column)) for each in source.config.filters):
+                    yield FirstRow(place, sample_of(row, source.image_root))
+                else:
+                    yield FirstRow(place)
             except DataError as reason:
-                error = error or DataError(f"{place}: {reason}")
-                continue
-            good += 1
-            yield sample
-    if error is not None and not good:
-        raise error
+                yield FirstRow(place, error=str(reason))
+
+
+def _lines(source: Source) -> Iterator[FirstRow]:
+    """Read a canonical file, whose rows need no rewriting."""
+    try:
+        with source.path.open("rb") as file:
+            for number, _, line in rows(file):
+                place = f"{source.path}:{number}"
+                try:
+                    yield FirstRow(place, parse_row(line, source.image_root, f"{source.path.name}:{number}"))
+                except DataError as reason:
+                    yield FirstRow(place, error=str(reason))
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read: {error.strerror}") from error
 
 
 def read_left_out(folder: Path) -> LeftOut:

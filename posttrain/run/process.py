@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain.files.durable import make_directory
 from posttrain.run.directory import LOCK, RunDir, RunDirError
+from posttrain.run.record import RESOLVED
 
 #: Appears in a run's directory when SIGTERM came; whoever trains looks for it after every step.
 STOP = ".stop"
@@ -64,13 +65,13 @@ def working_on(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not (directory / "resolved.json").exists():  # it was refused, and is somebody else's
+            if not (directory / RESOLVED).exists():  # it was refused, and is somebody else's
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises `RunStopped`, so that everything open is closed on the way out."""
+    """Raise `RunStopped` where SIGTERM comes within it, so that everything open is closed on the way out."""
 
     def end() -> None:
         raise RunStopped("ended by SIGTERM; go on with --resume")
@@ -81,7 +82,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def saving_on_sigterm(run: RunDir) -> Iterator[None]:
-    """Within it SIGTERM lets the step under way end, asks for a checkpoint, and then raises `RunStopped`.
+    """Let the step under way end where SIGTERM comes within it, ask for a checkpoint, raise `RunStopped`.
 
     The training loop within, in whichever process, asks `stop_requested` after every step. A second SIGTERM
     ends the run at once.
@@ -117,7 +118,7 @@ def saving_on_sigterm(run: RunDir) -> Iterator[None]:
 
 
 def stop_requested(run: RunDir) -> bool:
-    """Whether the training loop is to save and end (see `saving_on_sigterm`)."""
+    """Return whether the training loop is to save and end (see `saving_on_sigterm`)."""
     return (run.path / STOP).exists()
 
 

@@ -10,6 +10,7 @@ from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
 from posttrain.joints import Plugins
 from posttrain.models.lora import is_adapter, write_merged
 from posttrain.run.directory import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
+from posttrain.run.rows import EvaluationRow
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 
 
@@ -43,15 +44,15 @@ class RunAtWork:
     def evaluate(self, name: str, checkpoint: Path) -> None:
         """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless it has been done."""
         step = step_in_name(checkpoint)
-        done = {(row["stage"], row["task"], row["step"]) for row in read_evaluations(self.run)}
+        done = {row.place for row in read_evaluations(self.run)}
         for task in self.config.tasks_after(name):
             if (name, task.name, step) in done:
                 continue
             pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
             row = evaluate_task(pool, self.config, task, self.run, name, step)
             print(
-                f"{name}  {task.name}: accuracy {row['accuracy']:.3f}"
-                f"  [{row['low']:.3f}, {row['high']:.3f}]  n {row['n']}  {row['seconds']} s",
+                f"{name}  {task.name}: accuracy {row.accuracy:.3f}"
+                f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",
                 flush=True,
             )
 
@@ -63,7 +64,7 @@ class StageRunner(Protocol):
         """Run the stage from its start, or from its newest checkpoint; return its final checkpoint."""
         ...
 
-    def measurements(self) -> Sequence[dict[str, Any]]:
+    def measurements(self) -> Sequence[EvaluationRow]:
         """Return rows of evaluation.jsonl that the finished stage has measured by itself."""
         ...
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, Variables, digest
+from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, digest
+from posttrain.endpoint_variables import Variables
 from rewards.judge.cache import VerdictCache
 from rewards.judge.prompts import JudgeQuestion
 from rewards.judge.verdicts import BadVerdict, Verdict, check, completion_text, read_verdict

@@ -27,13 +27,12 @@ from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import PLACEHOLDERS, place_media
 from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
-from posttrain.media.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES
+from posttrain.media.suffixes import FRAME_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
 
 #: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
 MAX_ROW_BYTES = 16 * 2**20
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Keys of a row that are no columns.
 OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected")
 

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from posttrain.concurrency import all_or_first_failure
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig, load_dataset_config
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.answers import AnswerCache
@@ -31,11 +32,12 @@ from posttrain.data.dataset import Dataset
 from posttrain.data.formats import write_canonical
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples
+from posttrain.data.uses import refusal, too_few_rows
 from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer, RenderError
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import MANIFEST, RunDir
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.answer_log import AnswerLog
@@ -166,30 +168,23 @@ class _Teaching:
         """Refuse a teacher or prompts that the stage cannot learn from, before any is asked."""
         if self.teacher is not None and self.stage.loss.top_k:
             check_same_tokens(self._renderer, self.teacher, self.config)
-        if not self.stage.text_only and self.teacher is not None:
-            return
-        for name, row in self.prompts:
+        refused = {use.name: use.refused for use in self.stage.datasets() if use.refused}
+        for name, row in self.prompts if refused else ():
             sample = self.datasets[name][row]
-            where = f"dataset {name}, sample {sample.id}"
-            if self.stage.text_only and any(
-                block.type != "text" for message in sample.messages for block in message.content
-            ):
-                raise TeachingError(
-                    f"{where}: the prompt has an image, and the stage is text_only; filter the dataset by"
-                    " `{column: images, max_length: 0}`, or set text_only: false"
-                )
-            if self.teacher is None and sample.tools:
-                raise TeachingError(
-                    f"{where}: the prompt has tools, of which an endpoint is not told; filter the dataset, or"
-                    " let a checkpoint or a stage teach"
-                )
+            if reason := refusal(sample, refused[name]):
+                raise TeachingError(f"dataset {name}, sample {sample.id}: {reason}")
 
     def _ask_engines(
         self, log: AnswerLog, todo: Sequence[int], services: EnginesAndRewards, progress: Any
     ) -> None:
         stage, rollout, how = self.stage, self.stage.teacher_engines, self.stage.generation
-        lengths = (rollout.max_new_tokens, rollout.max_length)
-        sampling = AnswerSampling(*lengths, how.temperature, how.top_p, stage.loss.top_k)
+        sampling = AnswerSampling(
+            max_new_tokens=rollout.max_new_tokens,
+            max_length=rollout.max_length,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_logprobs=stage.loss.top_k,
+        )
         assert self.teacher is not None
         pool = services.pool_with(self.teacher, rollout, origin=stage.teacher.checkpoint or "")
         most = ROUND_BYTES // max(1, 8 * stage.loss.top_k * rollout.max_new_tokens)
@@ -228,13 +223,9 @@ class _Teaching:
 
         with ExitStack() as stack:
             answers = stack.enter_context(closing(AnswerCache(cache)))
-            try:
-                async with Endpoint("teacher", settings) as endpoint, asyncio.TaskGroup() as group:
-                    model = CachedModel(endpoint, answers)
-                    for _ in range(min(settings.concurrency, len(todo))):
-                        group.create_task(work(model))
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
+            async with Endpoint("teacher", settings) as endpoint:
+                model = CachedModel(endpoint, answers)
+                await all_or_first_failure(work(model) for _ in range(min(settings.concurrency, len(todo))))
 
     def _question(self, number: int) -> Question:
         sample, name = self._prompt(number)
@@ -357,11 +348,8 @@ def chosen_prompts(
     drawn = [mixture.index(draw) for draw in range(stage.num_prompts)]
     for name, count in Counter(name for name, _ in drawn).items():
         if count > len(datasets[name]):
-            raise TeachingError(
-                f"stage {stage.name}: num_prompts = {stage.num_prompts} takes {count:,} prompts of dataset"
-                f" {name}, which has {len(datasets[name]):,}; lower it, or raise"
-                " generation.samples_per_prompt"
-            )
+            reason = too_few_rows(f"num_prompts = {stage.num_prompts}", name, count, len(datasets[name]))
+            raise TeachingError(f"stage {stage.name}: {reason}")
     return drawn
 
 
