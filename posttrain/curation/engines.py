@@ -132,13 +132,13 @@ class EngineModel:
             await self._batches
 
     def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-        """Return what an answer depends on: the checkpoint's files, how it sees images, dialogue and sampling."""
+        """Return what an answer depends on: checkpoint, how it sees images, dialogue and sampling."""
         return [self._identity, chat(messages, file_digest), asdict(sampling)]
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
     ) -> tuple[Completion, T]:
-        """Ask for a new answer. The same seed gives the same one, so one that `read` refuses is not asked for again.
+        """Ask for a new answer; the same seed gives the same one, so one that `read` refuses is final.
 
         Raises:
             RowError: If the dialogue cannot be shown to the model, or `read` cannot use the answer.
@@ -198,5 +198,5 @@ class EngineModel:
 
 
 def _seed(messages: Sequence[Message], sampling: Sampling) -> int:
-    """Return the seed of an answer, another for every dialogue, so that one chance does not decide on all rows."""
+    """Return a seed of the dialogue's own, so that the same luck does not decide on all rows."""
     return stable_seed(sampling.seed, *(message.text for message in messages))
