@@ -37,8 +37,8 @@ class Sampling:
 class Model(Protocol):
     """A model that answers: behind an endpoint, or in engines of this run."""
 
-    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Json:
-        """Return everything that an answer depends on; called in a thread.
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> object:
+        """Return everything that an answer depends on, as a JSON value; called in a thread.
 
         Raises:
             RowError: If the messages cannot be sent.

@@ -22,7 +22,6 @@ from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
 from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.files.strict_json import Json
 from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
@@ -66,7 +65,7 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Json:
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> object:
         """Return address and request, with the hashes of images in the place of their pixels."""
         return [self._url, self._config.image_max_pixels, self._body(messages, sampling, file_digest)]
 
