@@ -35,7 +35,7 @@ class BadReply(ValueError):
 
 
 class ChatError(RuntimeError):
-    """There was no usable reply; the message tells the last reason."""
+    """There was no usable reply; the message has the last reason."""
 
 
 class RefusedError(ChatError):

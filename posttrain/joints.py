@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from posttrain.types import Message, RewardInput, RewardResult, Sample, Score, ToolCall, ToolSpec
+from posttrain.types import EnvironmentReply, Message, RewardInput, RewardResult, Sample, Score, ToolSpec
 
 #: A plugin's reference and parameters, and for a reward its weight and conditions, as plain data.
 PluginSettings = Mapping[str, object]
@@ -34,34 +34,15 @@ class ToolLoader(Protocol):
         ...
 
 
-class EnvironmentStep(Protocol):
-    """What follows a turn of the model."""
-
-    @property
-    def message(self) -> Message | None:
-        """The observation to show the model; None where the episode is over."""
-        ...
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The turn's calls, run or refused."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether the episode is over."""
-        ...
-
-
 class Environment(Protocol):
-    """One episode's dialogue partner, in messages; good for one use."""
+    """The partner of one episode's dialogue, in messages; used once."""
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
         """Return the messages before the model's first turn."""
         ...
 
-    def step(self, assistant_text: str) -> EnvironmentStep:
-        """Answer a turn of the model."""
+    def step(self, assistant_text: str) -> EnvironmentReply:
+        """Take a turn of the model, and return what it is shown next."""
         ...
 
     def close(self) -> None:

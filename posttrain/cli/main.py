@@ -54,7 +54,7 @@ examples:
 
 DOCTOR = """\
 example:
-  posttrain doctor --fix               mend what can be mended, then look again
+  posttrain doctor --fix               fix what can be fixed, then look again
 """
 
 EVAL = """\
@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     doctor = add_command(commands, "doctor", doctor_command, "explain this environment", DOCTOR)
-    doctor.add_argument("--fix", action="store_true", help="mend what can be mended")
+    doctor.add_argument("--fix", action="store_true", help="fix what can be fixed")
 
     _add_eval_options(add_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
 

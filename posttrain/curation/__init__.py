@@ -1,1 +1,1 @@
-"""Curation: rows pass filters in order; what each one dropped, and why, stays to be looked at."""
+"""Curation: rows pass filters in order, and it stays on record which filter dropped which row, and why."""

@@ -98,7 +98,7 @@ class Supervisor:
         open_pipes = set(collected)
         if ended >= 0:
             waiting.register(ended, select.POLLIN)
-            waiting.register(self._jobs, 0)  # tells only that nobody wants the answer any more
+            waiting.register(self._jobs, 0)  # says only that nobody wants the answer any more
         while open_pipes or ended >= 0:
             left = deadline - time.monotonic()
             ready = dict(waiting.poll(max(0.0, left) * 1000))

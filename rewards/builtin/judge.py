@@ -15,13 +15,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from posttrain.concurrency import all_or_first_failure
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint
 from rewards.judge.guards import attack
 from rewards.judge.rubric import load_rubric
-from rewards.judge.scoring import all_or_none, compare, score_answer, score_reasoning, trusted_text
+from rewards.judge.scoring import compare, score_answer, score_reasoning, trusted_text
 from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import group_reward, reward
 
@@ -208,7 +209,7 @@ async def judge_pairwise(
 
     pairs = list(_rounds(len(xs), max_pairs))
     shares: list[list[float]] = [[] for _ in xs]
-    outcomes = await all_or_none([won(*pair) for pair in pairs])
+    outcomes = await all_or_first_failure([won(*pair) for pair in pairs])
     for (i, j), (mine, theirs) in zip(pairs, outcomes, strict=True):
         shares[i].append(mine)
         shares[j].append(theirs)

@@ -100,7 +100,7 @@ def language_mixing(x: RewardInput, thinking: bool = False) -> Score:
 
 
 def _wanted(x: RewardInput) -> frozenset[str]:
-    """Return the languages that an answer may be in; none where nothing tells."""
+    """Return the languages that an answer may be in; none where nothing says so."""
     code = x.columns.get("language")
     if code is not None:
         if code not in CODES:

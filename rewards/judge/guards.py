@@ -1,4 +1,4 @@
-"""Answers that attack a judge, as far as a rule can tell them; they are not shown to it.
+"""Answers that attack a judge, as far as a rule can find them; they are not shown to it.
 
 Two kinds: texts that say nothing but move judges to say yes ("master keys": Zhao et al., "One Token to Fool
 LLM-as-a-Judge", arXiv 2507.08794), and texts that speak to the judge instead of answering. What the question

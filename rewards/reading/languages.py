@@ -1,4 +1,4 @@
-"""Which languages a text can be in, told only where it is sure.
+"""Which languages a text can be in, named only where that is sure.
 
 Writing systems are told apart by their characters, with no model. Languages that share one are told apart by
 lingua's trigram models, which are loaded when first needed, and only those of the writing system seen.
@@ -49,7 +49,7 @@ _CLOSE = ({"da", "nb"}, {"id", "ms"}, {"cs", "sk"})
 
 #: A Han, kana or hangul character says about as much as three letters.
 _WIDE = {"han": 3, "kana": 3, "hangul": 3}
-#: Text of fewer letters abstains; with fewer than `_MODEL_LETTERS` only the writing system is told.
+#: Text of fewer letters abstains; with fewer than `_MODEL_LETTERS` only the writing system counts.
 MIN_LETTERS = 12
 _MODEL_LETTERS = 30
 #: lingua's low-accuracy mode is overconfident on short texts: a language is ruled out only below this.

@@ -42,7 +42,7 @@ def serve_replicas(
     """Serve rewards from several replicas until a signal says stop.
 
     They run on the cluster that `RAY_ADDRESS` names, else on one of this machine. Each keeps as many cores as
-    it has workers. Ray Serve adds the routes `/-/healthz` and `/-/routes`, which ask for no token and tell
+    it has workers. Ray Serve adds the routes `/-/healthz` and `/-/routes`, which ask for no token and say
     only that something is served.
 
     Args:

@@ -83,7 +83,7 @@ def test_a_server_that_stays_away_fails_the_rollout_with_its_message(
         ("It is K.", "It is K."),
         ("<think>A? No.</think>\nK", "K"),
         ("<think>A", ""),
-        ("x <think>a</think> y <think>b</think> z", "x  y  z"),
+        ("x <think>a</think> y <think>b</think> z", "z"),
     ],
 )
 def test_the_answer_is_the_last_turn_without_its_thinking(text: str, answer: str) -> None:

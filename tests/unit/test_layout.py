@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("posttrain", "types"),
     (
         *("messages", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
-        *("chat_endpoint", "endpoint_variables"),
+        *("chat_endpoint", "endpoint_variables", "concurrency"),
     ),
     ("config", "doctor"),
     ("run",),
@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 #: What rewards and tools may import of posttrain, so that a plugin stays light.
 PLUGIN_SIDE = (
     *("types", "messages", "reward_spec", "plugins", "media", "files", "sandbox"),
-    *("chat_endpoint", "endpoint_variables"),
+    *("chat_endpoint", "endpoint_variables", "concurrency"),
 )
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from posttrain.concurrency import all_or_first_failure
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig, load_dataset_config
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.answers import AnswerCache
@@ -36,7 +37,7 @@ from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer, RenderError
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import MANIFEST, RunDir
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.answer_log import AnswerLog
@@ -177,8 +178,13 @@ class _Teaching:
         self, log: AnswerLog, todo: Sequence[int], services: EnginesAndRewards, progress: Any
     ) -> None:
         stage, rollout, how = self.stage, self.stage.teacher_engines, self.stage.generation
-        lengths = (rollout.max_new_tokens, rollout.max_length)
-        sampling = AnswerSampling(*lengths, how.temperature, how.top_p, stage.loss.top_k)
+        sampling = AnswerSampling(
+            max_new_tokens=rollout.max_new_tokens,
+            max_length=rollout.max_length,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_logprobs=stage.loss.top_k,
+        )
         assert self.teacher is not None
         pool = services.pool_with(self.teacher, rollout, origin=stage.teacher.checkpoint or "")
         most = ROUND_BYTES // max(1, 8 * stage.loss.top_k * rollout.max_new_tokens)
@@ -217,13 +223,9 @@ class _Teaching:
 
         with ExitStack() as stack:
             answers = stack.enter_context(closing(AnswerCache(cache)))
-            try:
-                async with Endpoint("teacher", settings) as endpoint, asyncio.TaskGroup() as group:
-                    model = CachedModel(endpoint, answers)
-                    for _ in range(min(settings.concurrency, len(todo))):
-                        group.create_task(work(model))
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
+            async with Endpoint("teacher", settings) as endpoint:
+                model = CachedModel(endpoint, answers)
+                await all_or_first_failure(work(model) for _ in range(min(settings.concurrency, len(todo))))
 
     def _question(self, number: int) -> Question:
         sample, name = self._prompt(number)
