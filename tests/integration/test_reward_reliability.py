@@ -125,7 +125,8 @@ def test_row_7_answers_come_in_time_under_load(tmp_path: Path, soak: bool) -> No
     """Whatever else the machine does can only add time, so one round within the limits will do."""
     found = tmp_path / "figures.json"
     seconds = ["--seconds", "20" if soak else "3"]
-    rounds = []
+    rounds: list[dict[str, float]] = []
+    goals: dict[str, float] = {}
     for _ in range(6):
         allowed = slowdown()
         subprocess.run([sys.executable, BENCHMARK, "--only", "load", *seconds, "--json", found], check=True)

@@ -167,7 +167,7 @@ class Moody(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode() if status == 200 else b"not now")
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Keep the test's output clean."""
 
 
