@@ -115,7 +115,7 @@ def test_a_curation_that_cannot_be_is_found(folder: Path, recipe: str, message: 
         ("path: photo.jsonl", "there is no file"),
         ("path: ${POSTTRAIN_TEST_DATA}", None),
         ("generator: markers", "no plugin 'markers'"),
-        ("generator: marker_scenes\n  params: {kind: zom, split: sft, count: 3}", "'zom' is none of zoom"),
+        (
             "generator: marker_scenes\n  params: {kind: zoomm, split: sft, count: 3}",
             "'zoomm' is none of zoom",
         ),
