@@ -22,7 +22,7 @@ from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
 from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.files.strict_json import Json
+from posttrain.files.strict_json import Json, JsonObject
 from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
@@ -119,8 +119,8 @@ class Endpoint:
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
-    ) -> dict[str, object]:
+    ) -> JsonObject:
         """Make the body of a request."""
-        body: dict[str, object] = {"model": self._config.model, "messages": chat(messages, encode)}
+        body: JsonObject = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}
