@@ -17,7 +17,7 @@ from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.ray_workers import run_workers
-from posttrain.training.supervised.teacher_answers import COLUMN, prompt_of, taught_datasets
+from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets, teacher_prompt
 from posttrain.types import Sample, text_message
 from tests.stage_jobs import job_of, worker_name
 
@@ -107,7 +107,7 @@ def sequences(dataset: DatasetConfig, renderer: Renderer) -> list[tuple[Sample, 
     """Every answered prompt, with the tokens of its dialogue; those of the answer are supervised."""
     found = []
     for sample in read_canonical(str(dataset.source.path)):
-        prompt = renderer.render(prompt_of(sample), add_generation_prompt=True)
+        prompt = renderer.render(teacher_prompt(sample), add_generation_prompt=True)
         answer = sample.columns[COLUMN]["token_ids"]
         prompt.supervised = [False] * len(prompt.token_ids) + [True] * len(answer)
         prompt.token_ids += answer

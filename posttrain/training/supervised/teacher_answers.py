@@ -230,7 +230,7 @@ class _Teaching:
     def _question(self, number: int) -> Question:
         sample, name = self._prompt(number)
         seed = stable_seed(self.config.seed, self.stage.name, name, sample.id, number % self._samples)
-        return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
+        return Question(number, teacher_prompt(sample), tuple(tool_specs(sample)), seed)
 
     def _prompt(self, number: int) -> tuple[Sample, str]:
         name, row = self.prompts[number // self._samples]
@@ -309,7 +309,7 @@ class _Teaching:
             yield dataclasses.replace(
                 sample,
                 id=f"{sample.id}/{number % self._samples}",
-                messages=(*prompt_of(sample), answer),
+                messages=(*teacher_prompt(sample), answer),
                 chosen=(),
                 rejected=(),
                 columns=sample.columns | {COLUMN: {"name": self._teacher_name(), **about}},
@@ -353,8 +353,8 @@ def chosen_prompts(
     return drawn
 
 
-def prompt_of(sample: Sample) -> tuple[Message, ...]:
-    """A row's dialogue up to its last user or tool turn; the turns before are not learned from."""
+def teacher_prompt(sample: Sample) -> tuple[Message, ...]:
+    """Return a row's dialogue up to its last user or tool turn; the turns before are not learned from."""
     last = max(place for place, each in enumerate(sample.messages) if each.role in ("user", "tool"))
     return tuple(
         dataclasses.replace(message, train=False) if message.role == "assistant" else message
