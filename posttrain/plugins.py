@@ -12,12 +12,13 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from posttrain.files.nearest import nearest
 
@@ -153,6 +154,31 @@ def _load_file(path: Path, reference: str) -> ModuleType:
 
 def _failed_to_load(reference: str, source: str, error: BaseException) -> PluginError:
     return PluginError(f"{reference!r}: loading {source} failed with {type(error).__name__}: {error}")
+
+
+def misfit(function: Callable[..., object], params: Mapping[str, object]) -> str:
+    """Return why a function does not take some params beside its first argument; "" if it does.
+
+    Names are compared with its signature, and values with its annotations where these list the choices.
+
+    Example:
+        misfit(counting, {"how": "boxes"})  # "params: how: 'boxes' is none of number, box"
+    """
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, **params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[1:]) or "none"
+        return f"params: {error} (it takes: {takes})"
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # annotations that only a type checker can read
+        return ""
+    for name, value in params.items():
+        choices = get_args(hints[name]) if get_origin(hints.get(name)) is Literal else ()
+        if choices and value not in choices:
+            return f"params: {name}: {value!r} is none of {', '.join(map(str, choices))}"
+    return ""
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from posttrain.plugins import PluginError, resolve
+from posttrain.plugins import PluginError, misfit, resolve
 from posttrain.types import RewardInput, Score
 
 Verdict = float | Score | None
@@ -78,14 +78,10 @@ class Reward:
         """Refuse parameters that the function does not take, before anything is scored.
 
         Raises:
-            RewardError: Naming the parameters that it takes.
+            RewardError: Naming the parameters that it takes, or the choices of a wrong value.
         """
-        signature = inspect.signature(self.function)
-        try:
-            signature.bind(None, **params)
-        except TypeError as error:
-            takes = ", ".join(list(signature.parameters)[1:]) or "none"
-            raise RewardError(f"reward {self.name!r}: params: {error} (it takes: {takes})") from None
+        if reason := misfit(self.function, params):
+            raise RewardError(f"reward {self.name!r}: {reason}")
 
     @property
     def is_async(self) -> bool:

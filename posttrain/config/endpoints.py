@@ -1,6 +1,6 @@
 """Models that are asked: behind an endpoint, or in engines of our own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -25,7 +25,7 @@ class EndpointConfig(Section):
     image_max_pixels: Positive = Field(
         default=1 << 21, description="Larger images are made smaller to so many pixels before they are sent."
     )
-    request: dict[str, object] = Field(
+    request: dict[str, Any] = Field(
         default_factory=dict,
         description="More fields of every request, such as top_p; null takes a field out, such as seed.",
     )

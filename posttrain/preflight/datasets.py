@@ -1,6 +1,5 @@
 """The datasets of a run: are they there, and can their first rows be used for what they are used for?"""
 
-import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from posttrain.data.formats import DataError, rows
 from posttrain.data.prepared import FirstRow, first_rows
 from posttrain.data.uses import MISFITS, fits, refusal, repeated_id, too_few_rows
 from posttrain.files.nearest import did_you_mean
-from posttrain.plugins import resolve
+from posttrain.plugins import misfit, resolve
 from posttrain.preflight.findings import Examination
 from posttrain.types import Sample
 
@@ -160,9 +159,5 @@ def _check_generator(config: DatasetConfig, base_dir: Path) -> None:
     generator = resolve(str(config.source.generator), "posttrain.generators", object, base_dir)
     if not callable(generator):
         raise ValueError(f"dataset {config.name!r}: {config.source.generator} is no function")
-    signature = inspect.signature(generator)
-    try:
-        signature.bind(Path(), **config.source.params)
-    except TypeError as error:
-        takes = ", ".join(list(signature.parameters)[1:])
-        raise ValueError(f"dataset {config.name!r}: source.params: {error} (it takes: {takes})") from None
+    if reason := misfit(generator, config.source.params):
+        raise ValueError(f"dataset {config.name!r}: source.{reason}")

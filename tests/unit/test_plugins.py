@@ -2,11 +2,12 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from posttrain import plugins
-from posttrain.plugins import PluginError, declared, resolve
+from posttrain.plugins import PluginError, declared, misfit, resolve
 
 REWARDS = "posttrain.rewards"
 
@@ -94,3 +95,21 @@ def test_a_name_clash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             declared(REWARDS)
     finally:
         plugins.declared.cache_clear()
+
+
+def judged(x: object, how: Literal["number", "box"] = "number", least: int = 0) -> None:
+    """Stand for a plugin with params."""
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({}, ""),
+        ({"how": "box", "least": 1}, ""),
+        ({"how": "boxes"}, "params: how: 'boxes' is none of number, box"),
+        ({"how": ["box"]}, "params: how: ['box'] is none of number, box"),
+        ({"most": 1}, "params: got an unexpected keyword argument 'most' (it takes: how, least)"),
+    ],
+)
+def test_params_that_a_plugin_does_not_take(params: dict[str, object], reason: str) -> None:
+    assert misfit(judged, params) == reason

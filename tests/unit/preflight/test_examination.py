@@ -116,6 +116,10 @@ def test_a_curation_that_cannot_be_is_found(folder: Path, recipe: str, message: 
         ("path: ${POSTTRAIN_TEST_DATA}", None),
         ("generator: markers", "no plugin 'markers'"),
         (
+            "generator: marker_scenes\n  params: {kind: zoomm, split: sft, count: 3}",
+            "'zoomm' is none of zoom",
+        ),
+        (
             "generator: marker_scenes\n  params: {kind: zoom, split: sft, cuont: 3}",
             "it takes: kind, split, count",
         ),

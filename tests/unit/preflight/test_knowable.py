@@ -156,6 +156,19 @@ def test_an_endpoint_without_an_address_is_missing_on_this_machine(look, folder,
     assert look(*stages).missing_here == []
 
 
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        ({"name": "counting", "params": {"how": "boxs"}}, "params: how: 'boxs' is none of number, "),
+        ({"name": "tool_calls", "params": {"goal": 2}}, "it takes: target"),
+    ],
+)
+def test_params_of_rewards_by_name_and_by_choice(look, reward, reason):
+    message = only(look(rl(rewards=["answer_accuracy", reward])))
+    assert "stages[0].tasks[0].rewards[1]: " in message
+    assert reason in message
+
+
 UNEVEN = {"data": {"mixture": {"dialogues": 0.99995, "pictures": 5e-5}}}
 
 
