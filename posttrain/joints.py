@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain.types import Message, RewardInput, RewardResult, Sample, Score, ToolCall, ToolSpec
+from posttrain.types import EnvironmentReply, Message, RewardInput, RewardResult, Sample, Score, ToolSpec
 
 #: A plugin's reference and parameters, and for a reward its weight and conditions, as plain data.
 PluginSettings = Mapping[str, object]
@@ -34,25 +34,6 @@ class ToolLoader(Protocol):
         ...
 
 
-class EnvironmentStep(Protocol):
-    """What follows a turn of the model."""
-
-    @property
-    def message(self) -> Message | None:
-        """The observation to show the model; None where the episode is over."""
-        ...
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The turn's calls, run or refused."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether the episode is over."""
-        ...
-
-
 class Environment(Protocol):
     """One episode's dialogue partner, in messages; good for one use."""
 
@@ -60,7 +41,7 @@ class Environment(Protocol):
         """Return the messages before the model's first turn."""
         ...
 
-    def step(self, assistant_text: str) -> EnvironmentStep:
+    def step(self, assistant_text: str) -> EnvironmentReply:
         """Answer a turn of the model."""
         ...
 

@@ -6,6 +6,7 @@ loading torch. Everything here is plain data that survives a round trip through 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,9 +48,10 @@ class VideoRef:
     Attributes:
         paths: Absolute path of the video file or of the folder; or those of the frames.
         sha256: Hash of the files' bytes, or "" while unknown.
-        fps: Frames sampled a second, instead of the run's `model.video_fps`.
-        frame_rate: Of frames, how many there are a second; a video file tells itself.
-        start, end: The part of the video that is shown, in seconds; to its end if None.
+        fps: Frames to sample per second, in place of the run's `model.video_fps`.
+        frame_rate: Frames per second of a series of frames; a video file has its own, so None there.
+        start: Second at which the part that is shown begins.
+        end: Second at which it ends; the end of the video if None.
 
     Example:
         VideoRef(("/data/clip.mp4",), start=2.0, end=9.5)
@@ -96,8 +98,8 @@ class Message:
 
     Attributes:
         role: Who speaks.
-        content: What is said.
-        train: Whether a supervised stage learns an assistant's turn; None leaves it to the renderer's rule.
+        content: The blocks of the message, in reading order.
+        train: Whether a supervised stage learns this assistant turn; None leaves it to the renderer's rule.
     """
 
     role: Role
@@ -125,7 +127,7 @@ class Message:
 
 
 def text_message(role: Role, text: str) -> Message:
-    """A message of one text block."""
+    """Make a message of one text block."""
     return Message(role, (Block("text", text=text),))
 
 
@@ -155,7 +157,7 @@ class Box:
         original: tuple[int, int],
         resized: tuple[int, int] | None = None,
     ) -> "Box":
-        """Convert to another frame.
+        """Convert the box to another frame.
 
         Args:
             frame: The frame wanted.
@@ -182,9 +184,9 @@ class Sample:
     Attributes:
         id: Unique within its dataset.
         messages: The prompt; for supervised data the assistant turns as well.
-        ground_truth: What rewards compare with; None where there is none.
-        tools: The tools that the dialogue uses (supervised data): names of ours, or what the model is told
-            of tools that are only in the data.
+        ground_truth: The reference answer that rewards compare with, of any JSON type; None if there is none.
+        tools: The tools that the dialogue uses (supervised data): names of installed tools, or the
+            specifications of tools that exist only in the data.
         columns: Every other column of the row, for rewards and environments.
         chosen: Preference data: the preferred turns that follow `messages`; empty where there are none.
         rejected: Preference data: the turns that lost to `chosen`.
@@ -201,44 +203,65 @@ class Sample:
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """What a model is told of a tool: the JSON-schema form that chat templates render."""
+    """What a model is told about a tool: the form that chat templates render.
+
+    Attributes:
+        name: The name by which the model calls it.
+        description: What it does.
+        parameters: JSON schema of its arguments, an object schema.
+    """
 
     name: str
     description: str
     parameters: dict[str, Any]
 
-    def as_openai(self) -> dict[str, Any]:
-        """The `{"type": "function", …}` form that Qwen's chat templates expect."""
+    def as_openai(self) -> dict[str, object]:
+        """Return the `{"type": "function", …}` form that Qwen's chat templates expect."""
         return {"type": "function", "function": dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call that a model wrote and what came of it.
+    """One call that a model wrote, and its result.
 
     Attributes:
-        name: The tool's name as written ("" where the call could not be read).
-        arguments: The arguments as parsed ({} where they could not be read).
+        name: The tool's name as written ("" if the call could not be read).
+        arguments: The arguments as parsed ({} if they could not be read).
         ok: Whether the tool ran.
-        error: What the model was told where it did not run.
-        images: How many images came back.
+        error: The error message that the model was shown if it did not run.
+        images: Number of images that the tool returned.
     """
 
     name: str
-    arguments: dict[str, Any]
+    arguments: Mapping[str, object]
     ok: bool
     error: str = ""
     images: int = 0
 
 
 @dataclass(frozen=True)
+class EnvironmentReply:
+    """An environment's reply to one assistant turn.
+
+    Attributes:
+        message: What the model is shown next, text and images; None if the episode is over.
+        calls: The tool calls of the turn, run or refused.
+        done: Whether the episode is over: with an answer if the turn has no calls, else at the turn limit.
+    """
+
+    message: Message | None
+    calls: tuple[ToolCall, ...]
+    done: bool
+
+
+@dataclass(frozen=True)
 class Score:
-    """A reward's verdict.
+    """What a reward says of one episode.
 
     Attributes:
         value: The score, in [0, 1] unless the reward declares another range.
-        parts: Named components, kept for the viewer.
-        note: One line on why.
+        parts: Named components of the score, kept for the viewer.
+        note: One line that gives the reason.
     """
 
     value: float
@@ -252,7 +275,7 @@ class RewardInput:
 
     Attributes:
         prompt: The messages before the model's first turn.
-        response: Everything after: assistant turns and tool observations.
+        response: Everything that followed: assistant turns and tool observations.
         answer: The final assistant turn's text without its thinking.
         ground_truth: The sample's reference answer.
         columns: The sample's other columns.
@@ -271,14 +294,15 @@ class RewardInput:
 
 @dataclass
 class RewardResult:
-    """The manager's verdict on one episode: the weighted sum and every part of it.
+    """The scores of one episode: the weighted sum, and every part of it.
 
     Attributes:
         total: The weighted sum, or None where any reward failed (an error is never a zero).
-        values: Raw value by reward name; None where the reward does not apply.
-        parts: The rewards' own components by reward name.
-        notes: One line by reward name.
-        errors: Reason by reward name; non-empty means the episode leaves its group's baseline.
+        values: Unweighted value by reward name; None where the reward does not apply.
+        parts: The components of each reward, by reward name.
+        notes: One line that gives the reason, by reward name.
+        errors: Why a reward failed, by reward name. An episode with an error does not enter its group's
+            baseline.
     """
 
     total: float | None
@@ -313,18 +337,18 @@ class Trajectory:
     Attributes:
         sample_id: The prompt's id.
         task: Name of the task that the prompt came from.
-        group: Index of the prompt in its rollout batch; a group's episodes share it.
+        group: Index of the prompt in its rollout batch, shared by the episodes of a group.
         episode: Index of the episode within its group.
         token_ids: [T] prompt, sampled and observation tokens, placeholders expanded.
         sampled: [T] True exactly where the policy sampled the token.
         logprobs: [T] the engine's log-prob where sampled, else 0.0.
         versions: [T] the policy version where sampled, else -1.
-        images: In order of their placeholders.
+        images: The images, in the order of their placeholders.
         prompt: The messages before the model's first turn.
         response: The turns that followed.
-        tool_calls: Every call, in order.
+        tool_calls: Every tool call, in order.
         stop_reason: `answer`, `max_turns`, `max_tokens` or `error`.
-        reward: The verdict, once scored.
+        reward: The scores, once the episode was scored.
         advantage: The group-relative advantage, once computed.
     """
 

@@ -1,13 +1,12 @@
 """Tools that a model can call, and the environment that runs them."""
 
-from tools_env.environment import Step, ToolEnvironment
+from tools_env.environment import ToolEnvironment
 from tools_env.sdk import FunctionTool, Tool, ToolError, ToolResult, load_tools, tool
 from tools_env.zoom import ImageZoomIn
 
 __all__ = [
     "FunctionTool",
     "ImageZoomIn",
-    "Step",
     "Tool",
     "ToolEnvironment",
     "ToolError",

@@ -4,7 +4,6 @@ import copy
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jsonschema.exceptions import best_match
 from PIL import Image
 
 from posttrain.media.images import check_size, save_image
-from posttrain.types import Block, ImageRef, Message, Sample, ToolCall
+from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample, ToolCall
 from tools_env.deadline import DeadlineError, call_with_deadline
 from tools_env.hermes import ParsedCall, parse_calls
 from tools_env.sdk import Tool, ToolError, ToolResult
@@ -26,21 +25,6 @@ MAX_TEXT = 4_000
 MAX_IMAGES = 4
 # What would pass for the template's own markup: `<|im_end|>`, `</tool_response>` …
 _MARKUP = re.compile(r"<(?=\||/?(?:tool_call|tool_response|tools|think)>)")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What follows an assistant turn.
-
-    Attributes:
-        message: The observation to show the model, or None where the episode is over.
-        calls: The turn's calls, run or refused; at the turn limit none of them was run.
-        done: Whether the episode is over: with an answer where there are no calls, else at the turn limit.
-    """
-
-    message: Message | None
-    calls: tuple[ToolCall, ...]
-    done: bool
 
 
 class ToolEnvironment:
@@ -93,7 +77,7 @@ class ToolEnvironment:
         self._images = [image for message in sample.messages for image in message.images]
         return sample.messages
 
-    def step(self, assistant_text: str) -> Step:
+    def step(self, assistant_text: str) -> EnvironmentReply:
         """Run the calls of an assistant turn.
 
         Raises:
@@ -106,15 +90,16 @@ class ToolEnvironment:
         parsed = parse_calls(assistant_text)
         if not parsed:
             self.close()
-            return Step(None, (), done=True)
+            return EnvironmentReply(None, (), done=True)
         if self._turns == self._max_turns:
             self.close()
             reason = "not run: the turn limit was reached"
             calls = tuple(ToolCall(call.name, call.arguments, ok=False, error=reason) for call in parsed)
-            return Step(None, calls, done=True)
+            return EnvironmentReply(None, calls, done=True)
         outcomes = [self._run(call) for call in parsed]
         blocks = [block for _, shown in outcomes for block in shown]
-        return Step(Message("tool", tuple(blocks)), tuple(call for call, _ in outcomes), done=False)
+        calls = tuple(call for call, _ in outcomes)
+        return EnvironmentReply(Message("tool", tuple(blocks)), calls, done=False)
 
     def close(self) -> None:
         """End the episode; may be called at any time, and again."""

@@ -166,7 +166,9 @@ class EngineModel:
                 Question(index, messages, (), _seed(messages, sampling))
                 for index, (messages, sampling, _) in enumerate(batch)
             ]
-            how = AnswerSampling(first.max_tokens, self._max_length, first.temperature)
+            how = AnswerSampling(
+                max_new_tokens=first.max_tokens, max_length=self._max_length, temperature=first.temperature
+            )
             try:
                 answers = await asyncio.to_thread(self._answer, questions, how)
             except Exception as error:  # of Ray, vLLM or the checkpoint: no row will fare better

@@ -1,26 +1,27 @@
-"""One answer to each of many questions: dialogues to token ids, and what the engine sampled after them."""
+"""Sample one answer to each of many dialogues."""
 
 import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.inference.engine import Engine, EngineImage, Request, TopTokens
+from posttrain.inference.engine import Engine, Request, TopTokens
+from posttrain.inference.images import engine_images
 from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Renderer, RenderError
 from posttrain.types import Message, ToolSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnswerSampling:
     """How answers are sampled.
 
     Attributes:
         max_new_tokens: Most tokens of an answer.
         max_length: Most tokens of a question with its answer.
-        temperature: 0.0 is greedy.
-        top_p: Share of the probability that tokens are sampled from.
-        top_logprobs: For how many of the likeliest tokens the log-probs are wanted.
+        temperature: Sampling temperature; 0.0 for greedy decoding.
+        top_p: Probability mass of the likeliest tokens that sampling is restricted to.
+        top_logprobs: Number of likeliest tokens per place whose log-probs are returned.
     """
 
     max_new_tokens: int
@@ -32,13 +33,13 @@ class AnswerSampling:
 
 @dataclass(frozen=True)
 class Question:
-    """A dialogue to answer; plain data.
+    """A dialogue to answer.
 
     Attributes:
         index: Its number among the questions asked at once.
-        messages: Up to a user's or a tool's turn.
-        tools: What the model is told of.
-        seed: Decides the answer.
+        messages: The dialogue, which ends with a user or tool turn.
+        tools: The tools that the prompt announces.
+        seed: Seed of the answer.
     """
 
     index: int
@@ -49,15 +50,15 @@ class Question:
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """What came of a question.
+    """The answer to a question, or the reason why there is none.
 
     Attributes:
-        index: The question's.
-        text: The answer, with what the prompt wrote of it.
-        token_ids: As sampled, the end-of-turn token included.
-        truncated: Whether it was cut off at its most tokens.
-        top: The likeliest tokens at the place of each, where they were wanted.
-        error: Why there is no answer; "" where there is one.
+        index: Number of the question.
+        text: The answer, including the opening that the prompt wrote for it (such as `<think>`).
+        token_ids: The sampled tokens, with the end-of-turn token.
+        truncated: Whether the answer was cut off at the token limit.
+        top: The likeliest tokens at the place of each, if the sampling asked for them.
+        error: Why there is no answer; "" if there is one.
     """
 
     index: int
@@ -74,13 +75,13 @@ def sample_answers(
     """Answer every question; one that cannot be shown to the model gets an `error`.
 
     Args:
-        engine: Nothing may be in flight.
-        renderer: Of the checkpoint that the engine serves.
-        questions: With distinct indices.
-        sampling: How.
+        engine: An engine without requests in flight.
+        renderer: The renderer of the checkpoint that the engine serves.
+        questions: The dialogues, with distinct indices.
+        sampling: Lengths, temperature and so on.
 
     Returns:
-        An answer a question, in the order in which they were finished.
+        One answer per question, in the order in which they were finished.
     """
     answers: list[SampledAnswer] = []
     waiting, open_requests = collections.deque(questions), 0
@@ -104,7 +105,7 @@ def sample_answers(
 
 
 def _request(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Request:
-    """A question as the engine takes it.
+    """Make the engine's request for a question.
 
     Raises:
         RenderError: If it cannot be rendered, or leaves no room for an answer.
@@ -118,17 +119,13 @@ def _request(question: Question, renderer: Renderer, sampling: AnswerSampling) -
         raise RenderError(
             f"{len(prompt.token_ids)} tokens leave no room for an answer in {sampling.max_length}"
         )
-    images = []
-    for image in prompt.images:
-        values, grid_thw = renderer.pixels(image.ref)
-        images.append(EngineImage(image.ref.sha256, values, grid_thw, image.offset, image.num_tokens))
     return Request(
-        str(question.index),
-        tuple(prompt.token_ids),
-        images,
-        min(sampling.max_new_tokens, room),
-        sampling.temperature,
-        question.seed,
-        sampling.top_p,
-        sampling.top_logprobs,
+        id=str(question.index),
+        token_ids=tuple(prompt.token_ids),
+        images=engine_images(prompt.images, renderer),
+        max_tokens=min(sampling.max_new_tokens, room),
+        temperature=sampling.temperature,
+        seed=question.seed,
+        top_p=sampling.top_p,
+        top_logprobs=sampling.top_logprobs,
     )

@@ -1,4 +1,4 @@
-"""What the episode driver asks of an inference engine: tokens in, sampled tokens and log-probs out."""
+"""What an inference engine must do: take token ids, return sampled token ids and their log-probs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import torch
 
 
 class EngineError(RuntimeError):
-    """The engine refused or broke a promise; what it sampled since must not be used."""
+    """The engine refused a call or broke a promise; what it sampled since then must not be used."""
 
 
 @dataclass(frozen=True)
 class EngineImage:
-    """An image as the vision tower takes it, and where its placeholders are.
+    """An image as the vision tower takes it, and the place of its placeholder tokens.
 
     Attributes:
-        sha256: Hash of the original pixels; the engine runs the vision tower once for each.
-        pixel_values: [patches, values a patch], made by the checkpoint's own image processor.
-        grid_thw: [3] patches along time, height and width.
+        sha256: Hash of the original pixels; the engine runs the vision tower once per hash.
+        pixel_values: [patches, values per patch] from the checkpoint's own image processor.
+        grid_thw: [3] number of patches along time, height and width.
         offset: Index of its first placeholder in the request's tokens.
-        num_tokens: Number of placeholders.
+        num_tokens: Number of its placeholders.
     """
 
     sha256: str
@@ -33,27 +33,27 @@ class EngineImage:
     num_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One turn to sample.
 
     Attributes:
         id: Unique among the requests in flight.
         token_ids: The whole dialogue so far, image placeholders expanded.
-        images: In the order of their placeholders.
+        images: The dialogue's images, in the order of their placeholders.
         max_tokens: Most tokens to sample; at least 1.
-        temperature: 1.0 in training, 0.0 for greedy.
-        seed: Decides the sample, whatever else the engine is doing.
-        top_p: Share of the probability that tokens are sampled from.
-        top_logprobs: For how many of the likeliest tokens the log-probs are wanted, at most 20.
+        temperature: Sampling temperature: 1.0 in training, 0.0 for greedy decoding.
+        seed: Seed of the sample, which depends on nothing else that the engine does.
+        top_p: Probability mass of the likeliest tokens that sampling is restricted to.
+        top_logprobs: Number of likeliest tokens per place whose log-probs are returned, at most 20.
 
     Example:
-        Request("3-0-1", [1, 5, 9], [], max_tokens=64, temperature=1.0, seed=stable_seed(0, 3, 0, 1))
+        Request(id="3-0-1", token_ids=[1, 5, 9], max_tokens=64, temperature=1.0, seed=stable_seed(0, 3, 0, 1))
     """
 
     id: str
     token_ids: Sequence[int]
-    images: Sequence[EngineImage]
+    images: Sequence[EngineImage] = ()
     max_tokens: int
     temperature: float
     seed: int
@@ -63,28 +63,28 @@ class Request:
 
 @dataclass(frozen=True)
 class TopTokens:
-    """The likeliest tokens at each place of an answer, under the model's own distribution at temperature 1.
+    """The K likeliest tokens at each of T places, under the model's own distribution at temperature 1.
 
     Attributes:
-        ids: [T, K] int32, the likeliest first.
-        logprobs: [T, K] float32.
+        ids: [T, K] int32 token ids, the likeliest first.
+        logprobs: [T, K] float32 log-probs of these tokens.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """A finished request.
 
     Attributes:
-        id: The request's.
-        token_ids: The sampled tokens, the end-of-turn token included where it was sampled.
-        logprobs: Of each sampled token under the model's own distribution at temperature 1.
+        id: Id of the request.
+        token_ids: The sampled tokens, with the end-of-turn token if it was sampled.
+        logprobs: Log-prob of each sampled token, under the model's own distribution at temperature 1.
         finish_reason: `stop` at the end-of-turn token, `length` at `max_tokens`.
         version: The policy version that sampled them.
-        top: The likeliest tokens at the place of each, where the request wanted them.
+        top: The likeliest tokens at the place of each, if the request asked for them.
     """
 
     id: str
@@ -96,7 +96,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Samples many requests at once; every `step` advances each of them by about one token."""
+    """An engine that samples many requests at once; `step` advances each of them by about one token."""
 
     @property
     def version(self) -> int:
@@ -105,7 +105,7 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> int:
-        """How many requests are sampled at the same time; more are queued."""
+        """Number of requests that are sampled at the same time; others wait in a queue."""
         ...
 
     @property
@@ -119,27 +119,27 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: Request) -> None:
-        """Queue a request."""
+        """Add a request to the queue."""
         ...
 
     def step(self) -> list[Completion]:
-        """Advance, and return what finished."""
+        """Advance every request, and return those that are finished."""
         ...
 
     def abort(self) -> None:
-        """Drop what is in flight."""
+        """Drop every request that is in flight."""
         ...
 
     def load_weights(self, path: Path, version: int) -> None:
-        """Take a checkpoint's weights; refused while requests are in flight."""
+        """Load a checkpoint's weights as a policy version; refused while requests are in flight."""
         ...
 
 
 def stable_seed(*parts: int | str) -> int:
-    """A seed that depends on its parts alone, the same in every process and on every machine.
+    """Derive a seed from its parts alone, the same in every process and on every machine.
 
     Args:
-        parts: What the randomness belongs to, such as (run seed, step, group, episode, turn).
+        parts: What the random numbers are for, such as (run seed, step, group, episode, turn).
 
     Returns:
         An integer in [0, 2**63).

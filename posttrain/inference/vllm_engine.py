@@ -1,46 +1,49 @@
-"""vLLM as an engine: in process, tokens in and tokens out, the same samples for the same seeds.
+"""vLLM as an inference engine: in process, tokens in and tokens out, the same samples for the same seeds.
 
 Pixels arrive as the learner's own image processor made them, and placeholders already expanded, so vLLM
 neither tokenises nor resizes anything: engine and learner cannot see different inputs.
 
-On a CPU three of vLLM's features stay off. Its per-request generators fail on a prefill done in pieces, so
-prompts are neither chunked nor continued from the prefix cache (the vision tower still runs once an image).
-And `torch.compile` costs 18 s at the first batch, for two small functions of the sampler.
+On a CPU three of vLLM's features are off. Its per-request random generators fail if a prompt is processed in
+pieces, so prompts are neither chunked nor continued from the prefix cache (the vision tower still runs once
+per image). And `torch.compile` takes 18 s at the first batch, for two small functions of the sampler.
 """
 
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import nn
+from transformers import BatchFeature
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import MultiModalInput, TokensInput, tokens_input
 from vllm.inputs import mm_input as multimodal_input
 from vllm.logprobs import FlatLogprobs
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalKwargsItems,
     PlaceholderRange,
 )
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from posttrain.config import EngineConfig
 from posttrain.inference.engine import Completion, EngineError, EngineImage, Request, TopTokens
 
-#: Memory for keys and values on a CPU where the configuration names none.
+#: GiB for keys and values on a CPU, unless the configuration says how many.
 CPU_KV_CACHE_GB = 1.0
 
 
 class VllmEngine:
     """One vLLM engine in this process.
 
-    Tokens are sampled from the model's distribution without the banned ones, while the log-probs reported
-    are those of the whole distribution at temperature 1, as the learner computes them. The two differ by
-    the log of the mass on banned tokens, which is negligible in any trained model.
+    Banned tokens are never sampled, but the reported log-probs are those of the whole distribution at
+    temperature 1, as the learner computes them. The two distributions differ by the probability mass of the
+    banned tokens, which is negligible in any trained model.
 
     Example:
         engine = VllmEngine(checkpoint, renderer.end_token_id, renderer.banned_token_ids, max_length=4096,
@@ -60,15 +63,15 @@ class VllmEngine:
         """Load a checkpoint as version 0.
 
         Args:
-            checkpoint: Directory, or Hugging Face id.
+            checkpoint: A checkpoint's directory, or Hugging Face id.
             end_token_id: The token that ends a turn.
             banned_token_ids: Tokens that are never sampled.
             max_length: Most tokens of a request, sampled ones included.
-            dtype: Of weights and computation.
+            dtype: Precision of weights and computation, such as "bfloat16".
             config: Memory and batch size.
         """
         on_cpu = not torch.cuda.is_available()
-        # In this process: requests and steps in an order that depends on nothing but the calls.
+        # With an engine core in a process of its own, the order of requests and steps would depend on timing.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if on_cpu:
             torch.compiler.set_stance("force_eager")
@@ -89,7 +92,7 @@ class VllmEngine:
 
     @property
     def capacity(self) -> int:
-        """How many requests are sampled at the same time."""
+        """Number of requests that are sampled at the same time."""
         return self._capacity
 
     @property
@@ -103,10 +106,10 @@ class VllmEngine:
         return self._step_began
 
     def submit(self, request: Request) -> None:
-        """Queue a request.
+        """Add a request to the queue.
 
         Raises:
-            EngineError: If its id is in flight already.
+            EngineError: If a request with its id is in flight.
         """
         if request.id in self._submitted:
             raise EngineError(f"request {request.id!r} is in flight already; ids must be unique")
@@ -115,11 +118,11 @@ class VllmEngine:
             top_p=request.top_p,
             seed=request.seed,
             max_tokens=request.max_tokens,
-            logprobs=request.top_logprobs,  # besides that of the sampled token
+            logprobs=request.top_logprobs,  # in addition to the sampled token's
             flat_logprobs=True,
             logit_bias=self._bias,
             stop_token_ids=[self._end_token_id],
-            ignore_eos=True,  # the end-of-turn token alone ends a turn
+            ignore_eos=True,  # only the end-of-turn token ends a turn
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -127,24 +130,29 @@ class VllmEngine:
         self._submitted[request.id] = request
 
     def step(self) -> list[Completion]:
-        """Advance every request by about a token; return what finished.
+        """Advance every request by about one token, and return those that are finished.
 
         Raises:
-            EngineError: If vLLM sampled from other tokens than were submitted, or gave a request up.
+            EngineError: If vLLM continued other tokens than were submitted, or gave a request up.
         """
         self._step_began = time.monotonic()
         try:
-            return [self._completion(output) for output in self._engine.step() if output.finished]
+            outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
+            return [self._completion(output) for output in outputs if output.finished]
         finally:
             self._step_began = None
 
     def abort(self) -> None:
-        """Drop what is in flight."""
+        """Drop every request that is in flight."""
         self._engine.abort_request(list(self._submitted))
         self._submitted.clear()
 
     def load_weights(self, path: Path, version: int) -> None:
-        """Take the weights of a checkpoint of the same model, and forget what the old ones computed.
+        """Load the weights of another checkpoint of the same model, and clear vLLM's caches.
+
+        Args:
+            path: The checkpoint's directory.
+            version: The policy version that these weights are.
 
         Raises:
             EngineError: If requests are in flight, or the checkpoint has other tensors than the model.
@@ -170,8 +178,8 @@ class VllmEngine:
             raise EngineError("vLLM could not drop its prefix cache; it holds what older weights computed")
         self._version = version
 
-    def _completion(self, output: Any) -> Completion:
-        """Check a finished output against its request."""
+    def _completion(self, output: RequestOutput) -> Completion:
+        """Check a finished output against its request, and convert it."""
         request = self._submitted.pop(output.request_id)
         sampled = output.outputs[0]
         if output.prompt_token_ids != list(request.token_ids):
@@ -179,22 +187,27 @@ class VllmEngine:
                 f"request {request.id!r}: vLLM sampled after other tokens than the {len(request.token_ids)}"
                 " that were submitted"
             )
-        if sampled.finish_reason not in ("stop", "length") or sampled.logprobs is None:
-            raise EngineError(f"request {request.id!r} ended with {sampled.finish_reason!r}; see vLLM's log")
+        reason, flat = sampled.finish_reason, sampled.logprobs
+        if (reason != "stop" and reason != "length") or not isinstance(flat, FlatLogprobs):
+            raise EngineError(f"request {request.id!r} ended with {reason!r}; see vLLM's log")
         ids = list(sampled.token_ids)
-        flat = sampled.logprobs
         if [flat.token_ids[place] for place in flat.start_indices] != ids:
             raise EngineError(f"request {request.id!r}: vLLM's log-probs are not those of the sampled tokens")
-        logprobs = [flat.logprobs[place] for place in flat.start_indices]
-        top = _top_tokens(flat, request.top_logprobs) if request.top_logprobs else None
-        return Completion(request.id, ids, logprobs, sampled.finish_reason, self._version, top)
+        return Completion(
+            id=request.id,
+            token_ids=ids,
+            logprobs=[flat.logprobs[place] for place in flat.start_indices],
+            finish_reason=reason,
+            version=self._version,
+            top=_top_tokens(flat, request.top_logprobs) if request.top_logprobs else None,
+        )
 
 
 def _arguments(
     checkpoint: Path, max_length: int, dtype: str, config: EngineConfig, on_cpu: bool
 ) -> EngineArgs:
-    """Our settings in vLLM's words."""
-    # On a CPU "what is left" would be most of the machine's memory.
+    """Translate our settings into vLLM's arguments."""
+    # vLLM's default, the memory that is left, would be most of the machine's memory on a CPU.
     kv_cache_gb = CPU_KV_CACHE_GB if on_cpu and config.kv_cache_gb is None else config.kv_cache_gb
     return EngineArgs(
         model=str(checkpoint),
@@ -208,7 +221,7 @@ def _arguments(
         enable_chunked_prefill=not on_cpu,
         enable_prefix_caching=not on_cpu,
         limit_mm_per_prompt={"video": 0},
-        mm_processor_cache_gb=0,  # pixels come ready-made; the renderer keeps them
+        mm_processor_cache_gb=0,  # pixels come pre-processed; the renderer caches them
         mm_device_do_normalize=False,  # and normalised
         generation_config="vllm",  # a checkpoint's top_p or top_k would change the distribution
         logprobs_mode="raw_logprobs",
@@ -219,7 +232,7 @@ def _arguments(
 
 
 def _prompt(request: Request) -> TokensInput | MultiModalInput:
-    """A request as vLLM's engine takes it, past its own tokenizer and image processor."""
+    """Make vLLM's input of a request, so that its own tokenizer and image processor have nothing to do."""
     ids = list(request.token_ids)
     if not request.images:
         return tokens_input(ids)
@@ -228,10 +241,8 @@ def _prompt(request: Request) -> TokensInput | MultiModalInput:
         "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
         "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
     }
-    values: Any = {
-        "pixel_values": torch.cat([image.pixel_values for image in request.images]),
-        "image_grid_thw": grids,
-    }
+    pixel_values = torch.cat([image.pixel_values for image in request.images])
+    values = BatchFeature({"pixel_values": pixel_values, "image_grid_thw": grids})
     return multimodal_input(
         ids,
         MultiModalKwargsItems.from_hf_inputs(values, fields),
@@ -241,24 +252,26 @@ def _prompt(request: Request) -> TokensInput | MultiModalInput:
 
 
 def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:
-    """The likeliest tokens of each place; the sampled one stands before them."""
+    """Read the likeliest tokens of each place, which follow the sampled token in vLLM's flat lists."""
     places = np.array(logprobs.start_indices)[:, None] + np.arange(1, count + 1)
     ids, values = np.array(logprobs.token_ids, np.int32), np.array(logprobs.logprobs, np.float32)
     return TopTokens(ids[places], values[places])
 
 
 def _placeholders(image: EngineImage) -> PlaceholderRange:
+    """Say where an image's placeholders are, in vLLM's form."""
     return PlaceholderRange(offset=image.offset, length=image.num_tokens)
 
 
-def _repack_head(model: Any) -> None:
-    """Pack the output matrix for the CPU's kernel again; where embeddings are tied, a reload does not."""
-    head = model.language_model.lm_head
+def _repack_head(model: nn.Module) -> None:
+    """Pack the output matrix for the CPU's kernel again, which a reload forgets if embeddings are tied."""
+    head = model.get_submodule("language_model.lm_head")
+    assert isinstance(head, VocabParallelEmbedding)
     head.quant_method.process_weights_after_loading(head)
 
 
 def _tensor_names(checkpoint: Path) -> set[str]:
-    """Names of the tensors in a checkpoint's safetensors files; empty for a Hugging Face id."""
+    """List the tensors in a checkpoint's safetensors files; none for a Hugging Face id."""
     names: set[str] = set()
     for file in sorted(Path(checkpoint).glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

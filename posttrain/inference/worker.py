@@ -89,7 +89,8 @@ class InferenceWorker:
 
     def probe(self) -> int:
         """Generate one token, the one proof that an engine works; return the version that sampled it."""
-        self.engine.submit(Request("probe", [self.renderer.end_token_id], [], 1, 0.0, 0))
+        token_ids = [self.renderer.end_token_id]
+        self.engine.submit(Request(id="probe", token_ids=token_ids, max_tokens=1, temperature=0.0, seed=0))
         while True:
             for completion in self.engine.step():
                 return completion.version

@@ -1,1 +1,1 @@
-"""Loading, freezing and adapting checkpoints; log-probs in chunks; export and merging."""
+"""Checkpoints as models: load, freeze and adapt them, compute log-probs, merge adapters and export."""

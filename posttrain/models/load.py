@@ -1,9 +1,9 @@
-"""Load, freeze and save checkpoints, and run them up to their last hidden states."""
+"""Load, freeze and save checkpoints, and compute their last hidden states."""
 
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import (
@@ -22,7 +22,7 @@ from transformers.core_model_loading import Transpose
 from posttrain.config.lora import Quantization
 from posttrain.models.video_positions import continue_after_videos
 
-#: `model_type`s of the families, the mixture-of-experts variant of Qwen3-VL included.
+#: The `model_type`s of Qwen-VL models, with the mixture-of-experts variant of Qwen3-VL.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 
 VISION_TOWER = re.compile(r"(^|\.)visual\.(?!merger\.|deepstack_merger_list\.)")
@@ -30,7 +30,7 @@ MERGER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list)\.")
 
 
 class LoadError(ValueError):
-    """A checkpoint that cannot be trained as asked."""
+    """A checkpoint cannot be loaded or trained as asked."""
 
 
 def load_model(
@@ -39,22 +39,21 @@ def load_model(
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     freeze_vision_tower: bool = True,
     freeze_merger: bool = False,
-    attn_implementation: str = "sdpa",
     quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint's weights for training, from safetensors and without remote code.
 
     Args:
-        checkpoint: Directory or Hugging Face id.
+        checkpoint: A checkpoint's directory, or Hugging Face id.
         dtype: Precision of the weights.
-        freeze_vision_tower: Whether the patch embedding, positions and blocks of the vision tower stay fixed,
-            of a model that has one.
-        freeze_merger: Whether the projections from vision to text stay fixed (DeepStack's included).
-        attn_implementation: transformers' name of the attention kernel.
-        quantization: Form of the language model's linear layers, for adapters alone to be trained.
+        freeze_vision_tower: Whether to fix the patch embedding, positions and blocks of the vision tower;
+            without effect on a model that has none.
+        freeze_merger: Whether to fix the projections from vision to text, DeepStack's included.
+        quantization: How to quantize the language model's linear layers, if only adapters are trained.
 
     Raises:
-        LoadError: If it is no model of these kinds, or weights, what to freeze or bitsandbytes are missing.
+        LoadError: If the checkpoint is neither a Qwen-VL nor a causal language model, if weights or the
+            parameters to freeze are missing, or if bitsandbytes is needed and not installed.
     """
     try:
         config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
@@ -66,11 +65,11 @@ def load_model(
             " causal language model"
         )
     try:
-        loaded: Any = auto_model(config).from_pretrained(
+        loaded = auto_model(config).from_pretrained(
             str(checkpoint),
             config=config,
             dtype=getattr(torch, dtype),
-            attn_implementation=attn_implementation,
+            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -80,7 +79,7 @@ def load_model(
         raise LoadError(f"lora.quantization: {quantization}: {error}") from error
     except OSError as error:
         raise LoadError(f"{checkpoint}: no readable *.safetensors weights ({error})") from error
-    model, info = loaded
+    model, info = loaded  # pyright: ignore[reportGeneralTypeIssues] (a pair with output_loading_info)
     if missing := sorted(info["missing_keys"]):
         raise LoadError(
             f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
@@ -96,21 +95,22 @@ def load_model(
 
 
 def sees_images(config: PreTrainedConfig) -> bool:
-    """Whether a model of this configuration is a Qwen-VL; else it is a text model."""
+    """Tell whether a model of this configuration is a Qwen-VL model, and not a text model."""
     return config.model_type in MODEL_TYPES
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
+    """Tell whether a model of this configuration is a causal language model."""
     return any(name.endswith("ForCausalLM") for name in config.architectures or ())
 
 
-def auto_model(config: PreTrainedConfig) -> Any:
-    """What loads a model of this configuration."""
+def auto_model(config: PreTrainedConfig) -> type[AutoModelForImageTextToText | AutoModelForCausalLM]:
+    """Choose the transformers class that loads a model of this configuration."""
     return AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
 
 
 def _quantized(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
-    """How bitsandbytes holds a model; vision tower, merger and head stay as they are."""
+    """Make the settings of bitsandbytes; vision tower, merger and head are not quantized."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LoadError(
             f"lora.quantization: {quantization} needs bitsandbytes: pip install 'posttrain[qlora]'"
@@ -126,13 +126,13 @@ def _quantized(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
 
 
 def freeze(model: torch.nn.Module, pattern: re.Pattern[str]) -> int:
-    """Fix every parameter whose name the pattern finds.
+    """Freeze every parameter whose name contains a match of the pattern.
 
     Returns:
-        How many parameters (tensors) were fixed.
+        The number of parameters (tensors) that were frozen.
 
     Raises:
-        LoadError: If there is none: a frozen part that trains is a silent bug.
+        LoadError: If no name matches, because then something would train that was meant to be frozen.
     """
     matched = [parameter for name, parameter in model.named_parameters() if pattern.search(name)]
     if not matched:
@@ -142,14 +142,14 @@ def freeze(model: torch.nn.Module, pattern: re.Pattern[str]) -> int:
     return len(matched)
 
 
-def write_experts_as_published(model: Any) -> None:
+def write_experts_as_published(model: PreTrainedModel) -> None:
     """Make `save_pretrained` write Qwen3-VL-MoE's experts as [experts, in, out], as they were published.
 
-    transformers reads both layouts and tells them apart by their shapes, but writes [experts, out, in],
-    which is how it holds them; vLLM reads the published layout only. Nothing happens to other models.
+    transformers reads both layouts and tells them apart by their shapes, but holds and writes
+    [experts, out, in]; vLLM reads the published layout only. Other models are left unchanged.
 
     Args:
-        model: A transformers model of any class; its weights stay as they are.
+        model: A transformers model of any class; its weights are not touched.
     """
     if model.config.model_type != "qwen3_vl_moe":
         return
@@ -158,34 +158,33 @@ def write_experts_as_published(model: Any) -> None:
         for operation in getattr(conversion, "operations", ()):
             if isinstance(operation, Transpose):
                 operation.check_dims = False
-    model._weight_conversions = conversions  # what save_pretrained reverts
+    vars(model)["_weight_conversions"] = conversions  # save_pretrained applies their inverse
 
 
 def save_model(
     model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, directory: Path
 ) -> None:
-    """Write a directory that transformers, PEFT and vLLM load as it is.
+    """Write a checkpoint that transformers, PEFT and vLLM can load.
 
     Args:
         model: The model.
-        processor: Of the checkpoint that it was loaded from (`Renderer.processor`).
-        directory: Where to write; created where missing.
+        processor: The processor that the model was trained with (`Renderer.processor`).
+        directory: Where to write; created if missing.
     """
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
 def forward_hidden(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The backbone without the language-model head.
+    """Run a model without its language-model head.
 
-    Log-probabilities are computed from these in chunks, so that [tokens × vocabulary] logits never exist.
+    Log-probs are computed from the hidden states in chunks, so that [tokens, vocabulary] logits never exist.
 
     Args:
-        model: As `load_model` returns it.
-        batch: As `collate` returns it.
+        model: A model from `load_model`.
+        batch: A batch from `collate`.
 
     Returns:
         [B, L, D] hidden states after the final norm.
     """
-    backbone: Any = model.base_model
-    return backbone(**batch, use_cache=False).last_hidden_state
+    return model.base_model(**batch, use_cache=False).last_hidden_state

@@ -1,6 +1,6 @@
-"""Log-probs of given tokens without ever holding the logits of all positions."""
+"""Log-probs of given tokens, computed without ever holding the logits of all positions."""
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,68 +8,69 @@ from torch.autograd.function import once_differentiable
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, chunk_size: int = 512
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int = 512
 ) -> tuple[Tensor, Tensor]:
-    """Log-prob of each target token and entropy of each next-token distribution.
+    """Compute the log-prob of each target token, and the entropy of each next-token distribution.
 
-    With z = (hidden · weightᵀ) / temperature::
+    With z = hidden · weightᵀ::
 
         log p = z − logsumexp(z)    logprob = log p[target]    entropy = −Σᵥ pᵥ log pᵥ
 
-    Only [chunk_size, V] logits exist at a time, in the backward pass too, where they are computed again:
-    all [N, V] of them would be 40 GB for 65,536 tokens of Qwen3-VL's vocabulary in float32.
+    Only [chunk_size, V] logits exist at a time, also in the backward pass, which computes them again. All
+    [N, V] logits of 65,536 tokens of Qwen3-VL's vocabulary would be 40 GB in float32.
 
-    Logits are computed in the precision of `hidden`, as engines do, so that the two agree; everything
-    after them in float32 at least. Autocast changes nothing here.
+    Logits are computed in the precision of `hidden`, as engines do, so that learner and engine agree;
+    everything after them in float32 or better. Autocast has no effect here.
 
     Args:
         hidden: [N, D] last hidden states of the positions *before* the targets.
-        weight: [V, D] the language model's head (no bias, as in the Qwen family).
+        weight: [V, D] weight of the language model's head, which has no bias in the Qwen families.
         targets: [N] token ids.
-        temperature: Of the sampling distribution, above 0.
-        chunk_size: Positions at a time.
+        chunk_size: Number of positions at a time.
 
     Returns:
-        (logprobs [N], entropy [N]), float32 (float64 where `hidden` is); both have gradients towards
-        `hidden` and `weight`, once.
+        (logprobs [N], entropy [N]), in float32, or float64 if `hidden` is. Both have first gradients with
+        respect to `hidden` and `weight`.
 
     Raises:
         ValueError: If the shapes do not fit together.
     """
     nothing = targets.new_empty(len(targets), 0)
-    logprobs, entropy, _, _ = _apply(hidden, weight, targets, nothing, temperature, chunk_size)
+    logprobs, entropy, _, _ = _apply(hidden, weight, targets, nothing, chunk_size)
     return logprobs, entropy
 
 
 def candidate_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, candidates: Tensor, chunk_size: int = 512
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of each target token, of other candidates in its place, and of all that are no candidates.
+    """Compute the log-probs of each target token, of K candidates at its place, and of all other tokens.
 
-    As `token_logprobs` in everything else. The log-prob of the rest is summed up from its tokens: one minus
-    the candidates' probabilities would be nothing but rounding where they have nearly all.
+    Memory and precision are those of `token_logprobs`. The log-prob of all other tokens together is computed
+    from their logits: one minus the candidates' probabilities would be a mere rounding error if these are
+    close to 1.
 
     Args:
-        hidden: [N, D].
-        weight: [V, D].
+        hidden: [N, D] last hidden states of the positions *before* the targets.
+        weight: [V, D] weight of the language model's head.
         targets: [N] token ids.
-        candidates: [N, K] token ids; one that is named twice counts once.
-        chunk_size: Positions at a time.
+        candidates: [N, K] token ids; a token that is named twice counts once.
+        chunk_size: Number of positions at a time.
 
     Returns:
-        (log-probs of the targets [N], of the candidates [N, K], of all other tokens together [N]; −inf where
-        there are none), with gradients.
+        The log-probs of the targets [N], of the candidates [N, K], and of all other tokens together [N] (−inf
+        if there are none), all with gradients.
 
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    logprobs, _, of_candidates, rest = _apply(hidden, weight, targets, candidates, 1.0, chunk_size)
+    logprobs, _, of_candidates, rest = _apply(hidden, weight, targets, candidates, chunk_size)
     return logprobs, of_candidates, rest
 
 
 def _apply(
-    hidden: Tensor, weight: Tensor, targets: Tensor, candidates: Tensor, temperature: float, chunk_size: int
+    hidden: Tensor, weight: Tensor, targets: Tensor, candidates: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check the shapes, and return log-probs, entropy, the candidates' log-probs and that of the rest."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} are not [N, D] and [V, D]"
@@ -77,37 +78,48 @@ def _apply(
     for name, ids in (("targets", targets), ("candidates", candidates)):
         if len(ids) != len(hidden) or ids.ndim != (1 if name == "targets" else 2):
             raise ValueError(f"{name} {tuple(ids.shape)} do not match hidden {tuple(hidden.shape)}")
-    return _TokenLogprobs.apply(hidden, weight, targets, candidates, temperature, chunk_size)  # type: ignore[misc]
+    return _TokenLogprobs.apply(hidden, weight, targets, candidates, chunk_size)  # type: ignore[misc]
+
+
+class _Context(Protocol):
+    """What autograd carries from a forward pass to its backward pass."""
+
+    chunk_size: int
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """See `token_logprobs` and `candidate_logprobs`.
+    """The forward and backward pass of `token_logprobs` and `candidate_logprobs`.
 
-    It keeps its inputs, and logsumexp, entropy and log-prob of the rest, [N] each, for the backward pass.
+    For the backward pass it keeps its inputs, and [N] each of logsumexp, entropy and log-prob of the rest.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
         candidates: Tensor,
-        temperature: float,
         chunk_size: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)  # entropy is mostly only looked at
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        ctx.set_materialize_grads(False)  # most losses use no gradient of the entropy
+        ctx.chunk_size = chunk_size
         precision = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, normalizers = (hidden.new_empty(len(hidden), dtype=precision) for _ in range(3))
         rest = hidden.new_empty(len(hidden) if candidates.shape[1] else 0, dtype=precision)
         of_candidates = hidden.new_empty(candidates.shape, dtype=precision)
         head = weight.to(hidden.dtype)
         for rows in _chunks(len(hidden), chunk_size):
-            logits = _logits(hidden[rows], head, temperature)
+            logits = _logits(hidden[rows], head)
             normalizer = logits.logsumexp(1)
             normalizers[rows] = normalizer
-            # Not logsumexp − Σ p z, which takes large logits from each other.
+            # The entropy as logsumexp − Σ p z would be a difference of large logits.
             logs = logits.sub_(normalizer[:, None])
             logprobs[rows] = logs.gather(1, targets[rows, None]).squeeze(1)
             of_candidates[rows] = logs.gather(1, candidates[rows])
@@ -118,26 +130,26 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs, entropy, of_candidates, rest
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return _gradients(ctx, *gradients)
 
 
+@once_differentiable
 def _gradients(
-    ctx: Any,
+    ctx: _Context,
     of_logprobs: Tensor | None,
     of_entropy: Tensor | None,
     of_candidates: Tensor | None,
     of_rest: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients towards every argument of `_TokenLogprobs.forward`, from those of its results."""
+    """Compute the gradients of every argument of `_TokenLogprobs.forward` from those of its results."""
     hidden, weight, targets, candidates, normalizers, entropy, rest = ctx.saved_tensors
     head = weight.to(hidden.dtype)
     of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
     of_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if ctx.needs_input_grad[1] else None
     for rows in _chunks(len(hidden), ctx.chunk_size):
-        logs = _logits(hidden[rows], head, ctx.temperature).sub_(normalizers[rows, None])
+        logs = _logits(hidden[rows], head).sub_(normalizers[rows, None])
         of_logits = torch.zeros_like(logs)
         if of_entropy is not None:  # ∂H/∂z = −p (log p + H)
             of_logits -= logs.exp() * (logs + entropy[rows, None]) * of_entropy[rows, None]
@@ -150,20 +162,21 @@ def _gradients(
                 given = gradient[rows].reshape(ids.shape)
                 of_logits -= probabilities * given.sum(1, keepdim=True)
                 of_logits.scatter_add_(1, ids, given)
-        of_logits = (of_logits / ctx.temperature).to(hidden.dtype)
+        of_logits = of_logits.to(hidden.dtype)
         if of_hidden is not None:
             of_hidden[rows] = of_logits @ head
         if of_weight is not None:
             of_weight += of_logits.T @ hidden[rows]
-    return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None, None
+    return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None
 
 
 def _chunks(length: int, size: int) -> list[slice]:
+    """Cut range(length) into slices of `size`."""
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    """[n, V] logits, computed in the precision of `hidden`, returned in float32 at least."""
+def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """Compute [n, V] logits in the precision of `hidden`, and return them in float32 or better."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = hidden @ head.T
-    return logits.to(torch.promote_types(hidden.dtype, torch.float32)) / temperature
+    return logits.to(torch.promote_types(hidden.dtype, torch.float32))

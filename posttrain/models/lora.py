@@ -1,9 +1,8 @@
-"""Low-rank adapters: put onto a model, found in a checkpoint, merged into the weights."""
+"""Low-rank adapters: add them to a model, recognise them in a checkpoint, merge them into the weights."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
@@ -15,21 +14,21 @@ from posttrain.config.lora import LoraConfig
 from posttrain.models.load import auto_model, sees_images, write_experts_as_published
 
 ADAPTER_CONFIG = "adapter_config.json"
-#: The part of a Qwen-VL model that is adapted unless a regular expression says otherwise.
+#: The part of a Qwen-VL model whose linear layers get adapters, unless a regular expression names others.
 LANGUAGE_MODEL = "language_model"
-#: The same of a text model, whose head is left out as well.
+#: The same part of a text model; like the other it does not contain the head.
 LAYERS = "layers"
 
 
 class LoraError(ValueError):
-    """Adapters that cannot be made or read as asked."""
+    """Adapters cannot be made or read as asked."""
 
 
 def lora_config(model: PreTrainedModel, settings: LoraConfig) -> peft.LoraConfig:
-    """Our keys as PEFT's, the modules found in the model and checked.
+    """Translate our settings into PEFT's, and check the target modules.
 
     Raises:
-        LoraError: If a target module is the head, or not in the model: PEFT would pass over it in silence.
+        LoraError: If a target module is the head, or is not in the model, which PEFT would ignore silently.
     """
     targets = settings.target_modules
     if isinstance(targets, str):
@@ -49,15 +48,17 @@ def lora_config(model: PreTrainedModel, settings: LoraConfig) -> peft.LoraConfig
 
 
 def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> PeftModel:
-    """A model with fresh adapters, which change nothing yet; everything else is fixed.
+    """Add fresh adapters to a model, and freeze everything else.
+
+    The output of the model is the same as before, because the second matrix of each adapter is zero.
 
     Args:
-        model: As `load_model` returns it; changed in place.
-        settings: Rank, scale and places.
-        seed: Of the adapters' first halves; the second halves are zero.
+        model: A model from `load_model`; it is changed in place.
+        settings: Rank, scale and target modules.
+        seed: Seed of the first matrix of each adapter.
 
     Raises:
-        LoraError: As `lora_config`.
+        LoraError: If a target module is the head, or is not in the model.
     """
     torch.manual_seed(seed)
     wrapped = get_peft_model(model, lora_config(model, settings))
@@ -66,12 +67,12 @@ def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> PeftMo
 
 
 def is_adapter(checkpoint: Path | str) -> bool:
-    """Whether a checkpoint's directory holds adapters and not a model's weights."""
+    """Tell whether a checkpoint holds adapters, and not a model's weights."""
     return (Path(checkpoint) / ADAPTER_CONFIG).is_file()
 
 
 def base_of(adapter: Path) -> str:
-    """The model that a checkpoint's adapters belong to: a directory or a Hugging Face id.
+    """Read which model a checkpoint's adapters belong to: a directory, or a Hugging Face id.
 
     Raises:
         LoraError: If the adapters' configuration cannot be read, or names a directory that is not there.
@@ -90,18 +91,18 @@ def base_of(adapter: Path) -> str:
 
 
 def load_merged(checkpoint: Path | str) -> PreTrainedModel:
-    """A checkpoint's model in the precision it is stored in; adapters are merged into their base.
+    """Load a checkpoint's model in the precision that it is stored in; adapters are merged into their base.
 
     Args:
         checkpoint: Directory of a model or of adapters, or a Hugging Face id.
 
     Raises:
-        LoraError: If adapters' base cannot be found.
-        OSError: If there are no readable safetensors.
+        LoraError: If the base model of the adapters cannot be found.
+        OSError: If there are no readable safetensors files.
     """
     base = base_of(Path(checkpoint)) if is_adapter(checkpoint) else str(checkpoint)
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    model: Any = auto_model(config).from_pretrained(
+    model = auto_model(config).from_pretrained(
         base, config=config, dtype="auto", trust_remote_code=False, use_safetensors=True
     )
     if not is_adapter(checkpoint):
@@ -110,14 +111,14 @@ def load_merged(checkpoint: Path | str) -> PreTrainedModel:
 
 
 def write_merged(checkpoint: Path, directory: Path) -> None:
-    """Write the model of a checkpoint with adapters as one that stands alone, with its processor.
+    """Merge a checkpoint's adapters into their base, and write the model with its processor.
 
     Args:
-        checkpoint: Directory of adapters and of the processor.
-        directory: Where to write; created where missing.
+        checkpoint: Directory of the adapters and the processor.
+        directory: Where to write; created if missing.
 
     Raises:
-        LoraError: As `load_merged`, and if a merged weight is not a finite number.
+        LoraError: If the base model cannot be found, or a merged weight is not a finite number.
     """
     try:
         model = load_merged(checkpoint)
@@ -129,7 +130,15 @@ def write_merged(checkpoint: Path, directory: Path) -> None:
 
 
 def _language_model_layers(model: PreTrainedModel, names: list[str] | None) -> str:
-    """A regular expression for linear layers of the language model, by the last part of their names."""
+    """Make a regular expression for linear layers of the language model.
+
+    Args:
+        model: The model.
+        names: Last parts of the layers' names, such as `q_proj`; all linear layers if None.
+
+    Raises:
+        LoraError: If the language model has no layer of one of these names.
+    """
     parts = [
         (path.split("."), module) for path, module in model.named_modules() if isinstance(module, nn.Linear)
     ]

@@ -1,4 +1,4 @@
-"""Attention for rows of several samples that must not see each other."""
+"""Attention in packed rows, whose samples must not see each other."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ PACKED_SDPA = "packed_sdpa"
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Make the language model attend within each sample of a packed row (see `collate_packed`).
 
-    transformers' own `sdpa` gives the same numbers for such rows, by a mask of [T, T] and at the cost of all
-    T² pairs; here each sample is attended to on its own, which needs neither. FlashAttention's kernels read
-    the same `position_ids` by themselves.
+    transformers' own `sdpa` gives the same numbers for such rows, but needs a mask of [T, T] and computes all
+    T² pairs; here attention is computed for each sample on its own. FlashAttention's kernels need no such
+    help: they read the same `position_ids`.
 
     Args:
         model: A Qwen-VL model, whose vision tower is left as it is, or a text model.
@@ -33,19 +33,19 @@ def packed_sdpa(
     position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sample of one row; an attention function as transformers calls it.
+    """Compute causal attention within each sample of a row; transformers calls this from attention layers.
 
     Args:
         module: The attention layer.
         query: [1, heads, T, width].
         key: [1, key heads, T, width].
-        value: As `key`.
-        attention_mask: None: transformers makes no mask for an attention function of ours.
-        position_ids: [1, T] places within the samples: each begins at 0.
-        **kwargs: Scaling and dropout.
+        value: [1, key heads, T, width].
+        attention_mask: None, because transformers makes no mask for registered attention functions.
+        position_ids: [1, T] place of each token within its sample, which begins at 0.
+        **kwargs: Scaling and dropout, passed on.
 
     Returns:
-        [1, T, heads, width], and no weights.
+        [1, T, heads, width], and None in the place of attention weights.
 
     Raises:
         ValueError: If the batch is not one packed row.

@@ -1,30 +1,32 @@
-"""Images that occur several times in a batch go through the vision tower once.
+"""Run the vision tower once for images that occur several times in a batch.
 
-The answers of a preference pair share their prompt and its images. transformers' models want the pixels of
-every placeholder; here they get those of every distinct image, and what the tower makes of it is put where
-it belongs. The gradient is the same: it comes from all the places.
+The two answers of a preference pair have the same prompt and images. transformers' models want the pixels of
+every occurrence of an image; here they get those of each distinct image, and its features are put at every
+place where it occurs. The gradient is the same: it is the sum over all these places.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-#: Key of a batch: for each image of `image_grid_thw`, which of the images in `pixel_values` it is.
+from posttrain.models.backbone import ImageFeatures, vision_backbone
+
+#: Key of a batch's [images] integers: the number in `pixel_values` of the image of each `image_grid_thw` row.
 IMAGE_INDEX = "image_index"
 
 
 def share_images(batch: dict[str, Tensor], hashes: list[str]) -> dict[str, Tensor]:
-    """Keep the pixels of the first occurrence of every image.
+    """Keep only the pixels of the first occurrence of every image.
 
     Args:
-        batch: As `collate` returns it.
-        hashes: [images] what tells the images of `image_grid_thw` apart.
+        batch: A batch from `collate`.
+        hashes: [images] hash of each image in `image_grid_thw`; equal hashes mean the same image.
 
     Returns:
-        The batch with fewer `pixel_values`, and with `image_index` [images]; as it was without images.
+        The batch with fewer `pixel_values`, and with `image_index` [images]. A batch without images is
+        returned as it is.
     """
     if not hashes:
         return batch
@@ -38,21 +40,22 @@ def share_images(batch: dict[str, Tensor], hashes: list[str]) -> dict[str, Tenso
 
 @contextmanager
 def sharing_images(model: nn.Module, image_index: Tensor | None) -> Iterator[None]:
-    """Let a model's forward take a batch of `share_images`.
+    """Let a model take a batch from `share_images` within this context.
 
     Args:
-        model: A Qwen-VL model; PEFT or DDP may be around it.
-        image_index: Of the batch, which is then forwarded without it; None where it has no images.
+        model: A Qwen-VL model, which PEFT or DDP may wrap.
+        image_index: The batch's `image_index`, which is not passed to the model; None if the batch has no
+            images.
     """
     if image_index is None:
         yield
         return
-    backbone: Any = _backbone(model)
+    backbone = vision_backbone(model)
     wanted = image_index.tolist()
     first = [wanted.index(image) for image in range(max(wanted) + 1)]
     original = backbone.get_image_features
 
-    def get_image_features(pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: Any) -> Any:
+    def get_image_features(pixel_values: Tensor, image_grid_thw: Tensor, **kwargs: object) -> ImageFeatures:
         found = original(pixel_values, image_grid_thw[first], **kwargs)
         found.pooler_output = [found.pooler_output[image] for image in wanted]
         if getattr(found, "deepstack_features", None) is not None:
@@ -61,8 +64,8 @@ def sharing_images(model: nn.Module, image_index: Tensor | None) -> Iterator[Non
             ]
         return found
 
-    def get_video_features(*args: Any, **kwargs: Any) -> Any:
-        backbone.get_image_features = original  # Qwen3-VL's asks it about videos as well
+    def get_video_features(*args: object, **kwargs: object) -> object:
+        backbone.get_image_features = original  # which Qwen3-VL's method calls for videos
         try:
             return original_of_videos(*args, **kwargs)
         finally:
@@ -74,8 +77,3 @@ def sharing_images(model: nn.Module, image_index: Tensor | None) -> Iterator[Non
         yield
     finally:
         del backbone.get_image_features, backbone.get_video_features
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    """The module that has the vision tower."""
-    return next(module for module in model.modules() if hasattr(module, "visual"))

@@ -1,40 +1,41 @@
-"""A model whose forward pass ends in the log-probs of supervised tokens, not in logits."""
+"""A forward pass that returns the log-probs of supervised tokens instead of logits."""
 
 import types
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.models.logprobs import candidate_logprobs, token_logprobs
 
-#: The label of a token that is not supervised.
+#: The label of whatever is not supervised; `torch.nn.functional.cross_entropy` ignores it as well.
 IGNORED = -100
 
 
 def add_supervised_head(model: PreTrainedModel) -> None:
     """Let `model(..., supervised_labels=labels)` return [T] log-probs of the tokens that have a label.
 
-    With `candidates` [T, K] too, K tokens in the place of each, it returns what `candidate_logprobs` does.
+    With `candidates` [T, K] as well, K tokens at the place of each label, it returns the results of
+    `candidate_logprobs`. Without `supervised_labels` the model works as before.
 
-    The head, the largest matrix of a small model, sees those positions only: in dialogues with images one
-    in ten, in packed rows no padding. It is a part of the forward passes of model and head because wrappers
-    (DDP, FSDP) must see both. Without that argument the model is unchanged.
+    The head, the largest matrix of a small model, is applied at those places only: about one in ten in
+    dialogues with images. This happens inside the forward passes of model and head, because wrappers such as
+    DDP and FSDP act on forward passes.
 
     Args:
-        model: A model whose head no adapters are put onto, before it is wrapped.
+        model: A model whose head has no adapters, before it is wrapped; it is changed in place.
 
     Example:
         add_supervised_head(model)
         logprobs = model(**batch, supervised_labels=labels)  # labels [B, L], -100 where not supervised
     """
     original = model.forward
-    head: Any = model.get_output_embeddings()
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
     logits = head.forward
 
-    def answer(
-        self: Any, hidden: Tensor, targets: Tensor | None = None, candidates: Tensor | None = None
-    ) -> Any:
+    def head_forward(
+        self: nn.Linear, hidden: Tensor, targets: Tensor | None = None, candidates: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         if targets is None:
             return logits(hidden)
         if candidates is not None:
@@ -42,19 +43,21 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         return token_logprobs(hidden, self.weight, targets)[0]
 
     def forward(
-        self: Any,
-        *args: Any,
+        self: PreTrainedModel,
+        *args: object,
         supervised_labels: Tensor | None = None,
         candidates: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        **kwargs: object,
+    ) -> object:
         if supervised_labels is None:
             return original(*args, **kwargs)
         # Backbone and head are looked up each time: PEFT and FSDP replace them.
         hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state[:, :-1]
         targets = supervised_labels[:, 1:]
         supervised = targets != IGNORED
-        return self.get_output_embeddings()(hidden[supervised], targets[supervised], candidates)
+        head = self.get_output_embeddings()
+        assert head is not None
+        return head(hidden[supervised], targets[supervised], candidates)
 
-    head.forward = types.MethodType(answer, head)
+    head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)

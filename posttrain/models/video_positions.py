@@ -1,33 +1,39 @@
-"""M-RoPE of Qwen2-VL and Qwen2.5-VL: what follows a video has positions after all of the video's.
+"""M-RoPE of Qwen2-VL and Qwen2.5-VL: text that follows a video gets positions after all of the video's.
 
-transformers (5.16 to 5.19) goes on after the larger side of the grid, also where a video's time reaches
-further, so that text shares its times with frames. The published checkpoints were trained with text after the
-greatest position on any axis (`get_rope_index` in transformers 4, `rope2d.py` of Qwen's own fine-tuning
-code), and vLLM serves them so.
+transformers (5.16 to 5.19) continues after the larger side of the grid, even if the video's positions in time
+reach further, so that text gets the same times as frames. The published checkpoints were trained with text
+after the greatest position on any axis (`get_rope_index` in transformers 4, `rope2d.py` in Qwen's own
+fine-tuning code), and vLLM serves them so.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-#: Those whose videos are one run of placeholders; Qwen3-VL's frames are apart, each with its own text.
+from posttrain.models.backbone import vision_backbone
+
+#: Models in which a video is one run of placeholders; in Qwen3-VL text stands between the frames.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+#: The `mm_token_type_ids` of video placeholders.
 VIDEO = 2
 
 
 def continue_after_videos(model: PreTrainedModel) -> None:
-    """Mend a model's `get_rope_index`; Qwen3-VL's stays as it is."""
+    """Correct a model's `get_rope_index`; that of other models is left as it is."""
     if model.config.model_type not in MODEL_TYPES:
         return
-    backbone: Any = model.base_model
+    backbone = vision_backbone(model)
     original = backbone.get_rope_index
 
-    def get_rope_index(input_ids: Tensor, mm_token_type_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        positions, _ = original(input_ids, mm_token_type_ids=mm_token_type_ids, **kwargs)
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+    def get_rope_index(
+        input_ids: Tensor,
+        mm_token_type_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor]:
+        known = {"mm_token_type_ids": mm_token_type_ids, "attention_mask": attention_mask}
+        positions, _ = original(input_ids, **known, **kwargs)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         offsets = []
         for row, kept in enumerate(mask.bool()):
             found = _continued(positions[:, row, kept], mm_token_type_ids[row, kept])
@@ -39,11 +45,14 @@ def continue_after_videos(model: PreTrainedModel) -> None:
 
 
 def _continued(positions: Tensor, types: Tensor) -> Tensor:
-    """Move what follows each video behind its greatest position.
+    """Move the tokens after each video behind the video's greatest position.
 
     Args:
-        positions: [3, T] time, height and width.
-        types: [T] 2 on the placeholders of videos.
+        positions: [3, T] positions in time, height and width.
+        types: [T] `mm_token_type_ids`: 2 on the placeholders of videos.
+
+    Returns:
+        [3, T] positions.
     """
     positions = positions.clone()
     edges = torch.nn.functional.pad(types == VIDEO, (1, 1)).int().diff().nonzero().flatten().tolist()

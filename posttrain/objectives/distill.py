@@ -1,4 +1,4 @@
-"""Distillation from a teacher's answers, and from the log-probs that it gave its likeliest tokens."""
+"""Distillation from a teacher's answers, and from the log-probs of the teacher's likeliest tokens."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from posttrain.objectives.sft import Normalization, sft_loss
 
 @dataclass(frozen=True)
 class TopLogprobs:
-    """Two distributions over the same candidates: K tokens, and all others as one.
+    """The teacher's and the student's distributions over K candidate tokens, and all other tokens as one.
 
     Attributes:
         teacher: [T, K] the teacher's log-probs of its K likeliest tokens.
         student: [T, K] the student's log-probs of the same tokens, with gradient.
-        student_tail: [T] the student's log-prob of all other tokens together, with gradient; −inf where
-            there are none.
+        student_tail: [T] the student's log-prob of all other tokens together, with gradient; −inf if there
+            are no others.
     """
 
     teacher: Tensor
@@ -25,29 +25,29 @@ class TopLogprobs:
 
 
 def top_k_kl(top: TopLogprobs) -> Tensor:
-    """Forward KL divergence of each token's distribution, over the candidates and the rest.
+    """Compute the forward KL divergence at each token, over the candidates and the rest.
 
     With q the teacher and p the student, and q̄ = 1 − Σₖ qₖ, p̄ = 1 − Σₖ pₖ::
 
         KL = Σₖ qₖ (log qₖ − log pₖ) + q̄ (log q̄ − log p̄)
 
-    It is the divergence after all other tokens have been made one, hence never negative and at most the
-    divergence over the whole vocabulary, which it is where the candidates are the whole vocabulary.
+    All other tokens count as one. So the result is never negative, at most the divergence over the whole
+    vocabulary, and equal to that if every token is a candidate.
 
     Args:
-        top: The distributions.
+        top: The two distributions.
 
     Returns:
-        [T] in nats.
+        [T] divergences in nats.
 
     Source:
-        Hinton et al. (arXiv 1503.02531) for the divergence at temperature 1; the bucket for the rest keeps
-        p̄ from growing at no cost, as it does where both are renormalised over the candidates.
+        Hinton et al. (arXiv 1503.02531) for the divergence at temperature 1. The term for the rest is ours:
+        if both distributions were renormalised over the candidates, p̄ could grow without any loss.
     """
     shares = top.teacher.exp()
     rest = (1 - shares.sum(-1)).clamp(min=0)  # rounding may carry the sum above 1
     known = torch.where(shares > 0, shares * (top.teacher - top.student), 0).sum(-1)
-    # Without other tokens what is left is rounding; and where nothing is left, no log is looked at.
+    # Without other tokens `rest` is a rounding error, and log 0 must not enter the gradient.
     left = (rest > 0) & (top.student_tail > -torch.inf)
     tail = torch.where(left, top.student_tail, 0)
     return known + torch.where(left, rest * (torch.where(left, rest, 1).log() - tail), 0)
@@ -61,20 +61,20 @@ def distillation_loss(
     normalization: Normalization,
     top_k_weight: float,
 ) -> Tensor:
-    """This piece's share of the mix of likelihood and divergence.
+    """Compute this piece's share of a mix of likelihood and divergence.
 
-    With w = `top_k_weight`, the loss of token t of sample i, in the place that its negative log-likelihood
-    has in `sft_loss`, which says how the tokens are weighed::
+    It is `sft_loss` with the negative log-likelihood of token t of sample i replaced by, with
+    w = `top_k_weight`::
 
         ℓᵢₜ = (1 − w)·(−log πᵢₜ) + w·KLᵢₜ
 
     Args:
         logprobs: [T] log π of the teacher's tokens, with gradient.
-        divergences: [T] `top_k_kl` of their distributions, with gradient.
+        divergences: [T] the result of `top_k_kl` at the same tokens, with gradient.
         sequence_ids: [T] the sample of each token.
-        normalizer: Over the global batch: `sft_normalizer` added up over its pieces.
+        normalizer: Z over the global batch: the sum of `sft_normalizer` over its pieces.
         normalization: As in `sft_loss`.
-        top_k_weight: w, in [0, 1].
+        top_k_weight: w, the weight of the divergence, in [0, 1].
 
     Returns:
         The scalar share.

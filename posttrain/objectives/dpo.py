@@ -1,4 +1,4 @@
-"""Direct preference optimisation: prefer one answer to another, relative to a reference model."""
+"""Direct preference optimisation: learn to prefer one answer to another, relative to a reference model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,13 @@ DpoLossType = Literal["sigmoid", "ipo"]
 
 @dataclass(frozen=True)
 class PairLogRatios:
-    """What the losses need of P pairs of answers.
+    """Log-ratios and lengths of P pairs of answers.
 
     Attributes:
-        chosen: [P] Σₜ (log π_θ − log π_ref) over the tokens of the preferred answers, with gradient.
-        rejected: [P] the same of the answers that lost to them.
-        chosen_lengths: [P] tokens of the preferred answers.
-        rejected_lengths: [P] tokens of the others.
+        chosen: [P] Σₜ (log π_θ − log π_ref) over the tokens of each preferred answer, with gradient.
+        rejected: [P] the same for each rejected answer.
+        chosen_lengths: [P] number of tokens of each preferred answer.
+        rejected_lengths: [P] number of tokens of each rejected answer.
     """
 
     chosen: Tensor
@@ -29,7 +29,7 @@ class PairLogRatios:
 def dpo_loss(
     pairs: PairLogRatios, num_pairs: Tensor | float, beta: float = 0.1, loss_type: DpoLossType = "sigmoid"
 ) -> Tensor:
-    """This piece's share of the preference loss: its pairs' losses, divided by all pairs of the batch.
+    """Compute this piece's share of the preference loss: the sum over its pairs, divided by all pairs.
 
     With h(y) = Σₜ (log π_θ(yₜ) − log π_ref(yₜ)), y⁺ preferred to y⁻::
 
@@ -38,16 +38,16 @@ def dpo_loss(
 
     Args:
         pairs: This piece's pairs.
-        num_pairs: Pairs of the global batch.
-        beta: How closely the policy is held to the reference.
-        loss_type: `sigmoid` or `ipo`.
+        num_pairs: Number of pairs in the global batch.
+        beta: How closely the policy is held to the reference model; larger is closer.
+        loss_type: Which of the two formulas to use.
 
     Returns:
         The scalar share; the shares of all pieces add up to the mean over the pairs.
 
     Source:
         Rafailov et al. (arXiv 2305.18290), equation 7; Azar et al. (arXiv 2310.12036), equation 17, with the
-        mean over tokens in place of the sum, as TRL has it after asking the authors.
+        mean over tokens in place of the sum, as TRL implements it on the authors' advice.
     """
     if loss_type == "sigmoid":
         return -logsigmoid(beta * (pairs.chosen - pairs.rejected)).sum() / num_pairs
@@ -56,14 +56,19 @@ def dpo_loss(
 
 
 def dpo_metrics(pairs: PairLogRatios, beta: float) -> dict[str, Tensor]:
-    """Sums over this piece's pairs that say whether the policy tells the answers apart.
+    """Sum up, over this piece's pairs, how well the policy tells the answers apart.
 
-    The reward of an answer is β h(y), up to a constant of its prompt.
+    The implicit reward of an answer is β h(y), up to a constant that depends on the prompt alone.
+
+    Args:
+        pairs: This piece's pairs.
+        beta: As in `dpo_loss`.
 
     Returns:
-        `rewards/chosen` and `rewards/rejected`; `rewards/margins`, their differences; and
-        `rewards/accuracies`, the number of pairs whose preferred answer has the higher reward. Divided by
-        the number of pairs, all added up over the pieces, they are TRL's figures of these names.
+        The sums of the rewards, `rewards/chosen` and `rewards/rejected`; that of their differences,
+        `rewards/margins`; and `rewards/accuracies`, the number of pairs whose preferred answer has the
+        higher reward. Added up over the pieces and divided by the number of pairs, they are TRL's metrics
+        of these names.
     """
     chosen, rejected = beta * pairs.chosen.detach(), beta * pairs.rejected.detach()
     return {

@@ -1,31 +1,72 @@
-"""What the losses share: ratios, importance weights, and sums over sequences of packed tokens."""
+"""Parts that several losses use: ratios, importance weights, and sums over sequences of packed tokens."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: |log r| is cut here before exp, which float32 would overflow at 88. A token that far off its
+#: |log r| is cut to this before exp, which overflows float32 at 88. A token that is so far from its
 #: sampling policy has a broken log-prob; with the cut it has no gradient instead of a NaN.
 MAX_LOG_RATIO = 20.0
 
 
+@dataclass(frozen=True)
+class SampledTokens:
+    """The sampled tokens of a micro-batch, and what the policy losses need to know of each.
+
+    Attributes:
+        logprobs: [T] log π_θ of the sampled tokens, with gradient.
+        old_logprobs: [T] log π_old, computed by the learner before the first mini-batch.
+        advantages: [T] Â, for every token that of its sequence.
+        sequence_ids: [T] the sequence of each token.
+        num_sequences: N, the number of sequences in the global batch.
+        importance_weights: [T] w, see `truncated_importance_weights`; None means 1 everywhere.
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    sequence_ids: Tensor
+    num_sequences: int
+    importance_weights: Tensor | None = None
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """[T] log r = log π_θ − log π_old, cut as `log_ratio` does."""
+        return log_ratio(self.logprobs, self.old_logprobs)
+
+    def share(self, objective: Tensor) -> Tensor:
+        """Turn an objective of each token into this piece's share of the loss.
+
+        Args:
+            objective: [T] the value to maximise.
+
+        Returns:
+            −(1/N) Σᵢ (1/|yᵢ|) Σₜ wᵢₜ · objectiveᵢₜ, a scalar.
+        """
+        if self.importance_weights is not None:
+            objective = objective * self.importance_weights
+        return -sum_of_sequence_means(objective, self.sequence_ids) / self.num_sequences
+
+
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
-    """The log-ratio log r = log π_θ − log π_old, cut to ±MAX_LOG_RATIO.
+    """Compute the log-ratio log r = log π_θ − log π_old, cut to ±MAX_LOG_RATIO.
 
     Args:
-        logprobs: [T], with gradient.
-        old_logprobs: [T]; no gradient flows into it.
+        logprobs: [T] log π_θ, with gradient.
+        old_logprobs: [T] log π_old; no gradient flows into it.
 
     Returns:
-        [T]; where it was cut, the gradient is zero.
+        [T] log r, with gradient zero where it was cut.
     """
     return (logprobs - old_logprobs.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def truncated_importance_weights(old_logprobs: Tensor, engine_logprobs: Tensor, cap: float = 2.0) -> Tensor:
-    """Weights w = min(π_old(y) / π_engine(y), cap): the correction for sampling from another implementation.
+    """Compute the weights w = min(π_old(y) / π_engine(y), cap).
 
-    The engine samples from its own rendering of the old policy; the weights make the learner's estimate
-    unbiased up to the cap, which bounds the variance.
+    The engine's implementation of the old policy differs a little from the learner's. The weights correct
+    the learner's estimate for that; it is unbiased but for the cap, which bounds the variance.
 
     Args:
         old_logprobs: [T] log-probs of the policy that sampled, as the learner computes them.
@@ -33,7 +74,7 @@ def truncated_importance_weights(old_logprobs: Tensor, engine_logprobs: Tensor, 
         cap: Largest weight, above 1.
 
     Returns:
-        [T] in [0, cap], without gradient.
+        [T] weights in [0, cap], without gradient.
 
     Source:
         Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training" (2025);
@@ -43,27 +84,33 @@ def truncated_importance_weights(old_logprobs: Tensor, engine_logprobs: Tensor, 
 
 
 def sequence_lengths(sequence_ids: Tensor) -> Tensor:
-    """Number of tokens of each sequence, [max id + 1]; 0 for an id without tokens."""
+    """Count the tokens of each sequence: [largest id + 1], 0 for an id without tokens."""
     return torch.bincount(sequence_ids)
 
 
 def sum_of_sequence_means(values: Tensor, sequence_ids: Tensor) -> Tensor:
-    """Σᵢ (1/|yᵢ|) Σₜ vᵢₜ over the sequences of this piece; a scalar.
+    """Compute Σᵢ (1/|yᵢ|) Σₜ vᵢₜ over the sequences of this piece.
 
     Args:
-        values: [T].
-        sequence_ids: [T].
+        values: [T] v, one per token.
+        sequence_ids: [T] the sequence of each token.
+
+    Returns:
+        A scalar.
     """
     return (values / sequence_lengths(sequence_ids)[sequence_ids]).sum()
 
 
 def ratio_metrics(log_ratios: Tensor) -> dict[str, Tensor]:
-    """Sums over this piece's tokens that say how far π_θ has moved from π_old.
+    """Sum up, over this piece's tokens, how far π_θ has moved from π_old.
+
+    Args:
+        log_ratios: [T] log r.
 
     Returns:
         `num_tokens`: T. `kl_sum`: Σ (r − 1 − log r), the estimator of KL(π_old ‖ π_θ) that is unbiased
-        and never negative (http://joschu.net/blog/kl-approx.html, "k3"); divided by `num_tokens`, both
-        added up over the pieces, it is `kl/old_new`.
+        and never negative (http://joschu.net/blog/kl-approx.html, "k3"). The metric `kl/old_new` is the
+        quotient of the two, each added up over the pieces.
     """
     ratios = log_ratios.detach()
     return {

@@ -1,4 +1,4 @@
-"""The supervised loss, with the three ways to weigh long answers against short ones."""
+"""The supervised loss, with three ways to weigh long answers against short ones."""
 
 from typing import Literal
 
@@ -19,20 +19,20 @@ def sft_loss(
     normalizer: Tensor | float,
     normalization: Normalization = "sqrt",
 ) -> Tensor:
-    """This piece's share of the supervised loss.
+    """Compute this piece's share of the supervised loss.
 
-    With Tᵢ the supervised tokens of sample i, and a = 0 for `token`, ½ for `sqrt`, 1 for `sample`::
+    With Tᵢ the number of supervised tokens of sample i, and a = 0 for `token`, ½ for `sqrt`, 1 for `sample`::
 
         L = Σᵢ Σₜ (−log πᵢₜ / Tᵢᵃ) / Z,   Z = Σᵢ Tᵢ¹⁻ᵃ
 
-    so `token` is the mean over tokens, `sample` the mean over samples of their mean over tokens, and
-    `sqrt` lies between: every sample counts by the square root of its length.
+    So `token` is the mean over all tokens, `sample` the mean over the samples of each sample's mean, and
+    `sqrt` lies between the two: a sample's weight grows with the square root of its length.
 
     Args:
         logprobs: [T] log-probs of the supervised tokens, with gradient.
         sequence_ids: [T] the sample of each token.
-        normalizer: Z over the global batch: `sft_normalizer` added up over its pieces.
-        normalization: `sqrt`, `token` or `sample`.
+        normalizer: Z over the global batch: the sum of `sft_normalizer` over its pieces.
+        normalization: How samples of different lengths are weighed.
 
     Returns:
         The scalar share.
@@ -46,14 +46,14 @@ def sft_loss(
 
 
 def sft_normalizer(lengths: Tensor, normalization: Normalization = "sqrt") -> Tensor:
-    """This piece's share of Z = Σᵢ Tᵢ¹⁻ᵃ; shares add up over micro-batches and ranks.
+    """Compute this piece's share of Z = Σᵢ Tᵢ¹⁻ᵃ; the shares of micro-batches and ranks add up.
 
     Args:
-        lengths: [S] supervised tokens of each sample; a sample without any does not count.
+        lengths: [S] number of supervised tokens of each sample; a sample without any does not count.
         normalization: As in `sft_loss`.
 
     Returns:
-        A float64 scalar, so that a count is exact.
+        A float64 scalar, in which a count of tokens is exact.
     """
     supervised = lengths[lengths > 0].to(torch.float64)
     return (supervised ** (1 - EXPONENTS[normalization])).sum()

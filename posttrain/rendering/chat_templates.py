@@ -1,18 +1,20 @@
-"""The families' chat templates for training, and which one a checkpoint is rendered with.
+"""The families' chat templates for training, and the choice of the one that a checkpoint is rendered with.
 
 The published templates are written for inference: Qwen2-VL's and Qwen2.5-VL's know no tools (they write a
 literal `<|im_start|>tool`), and Qwen3-VL-Thinking's removes the thinking of earlier turns, so that a
-dialogue's tokens change when a turn is added. Those in `posttrain/rendering/templates` write the same text
-for every prompt that the published ones can express, announce tools, and keep what was written.
+dialogue's tokens change when a turn is added. The templates in `posttrain/rendering/templates` write the same
+text as the published ones for every prompt that these can express; they also announce tools, and keep every
+turn as it was written.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import TemplateError
 
+from posttrain.rendering.processors import TemplateProcessor
 from posttrain.rendering.rendered import RenderError
 from posttrain.types import Block, Message, ModelFamily
 
@@ -31,27 +33,29 @@ _OF_FAMILY: dict[ModelFamily, tuple[TemplateName, ...]] = {
     "qwen2_vl": ("qwen2_vl",),
     "qwen2_5_vl": ("qwen2_5_vl",),
     "qwen3_vl": ("qwen3_vl", "qwen3_vl_thinking"),
-    "text": (),  # every one has its own
+    "text": (),  # each text model has its own
 }
-#: The thinking checkpoints find their answer's first line written.
+#: A thinking checkpoint's prompt ends with the first line of the answer.
 _OPENS_THINKING = "{%- if add_generation_prompt %}{{- '<think>\\n' }}{%- endif %}\n"
 
 _SYSTEM = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
 _QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}
 _ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}
-_THOUGHT = {"role": "assistant", "content": [{"type": "text", "text": "<think>\nfur\n</think>\n\nA cat."}]}
+_THINKING = "<think>\nfur\n</think>\n\nA cat."
+_THOUGHT = {"role": "assistant", "content": [{"type": "text", "text": _THINKING}]}
 _RESULT = {"role": "tool", "content": [{"type": "image"}, {"type": "text", "text": "crop"}]}
-_TOOL = {"type": "function", "function": {"name": "probe_of_the_template", "parameters": {}}}
+_TOOL_NAME = "probe_of_the_template"
+_TOOL = {"type": "function", "function": {"name": _TOOL_NAME, "parameters": {}}}
 
-#: Prompts of which every template of a family is expected to write the same text.
+#: Prompts for which every template of a family should write the same text.
 _PROMPTS = ([_QUESTION], [_SYSTEM, _QUESTION], [_SYSTEM, _QUESTION, _ANSWER, _QUESTION])
 
 
 def chat_template(name: TemplateName) -> str:
-    """A training template that ships with the package.
+    """Read a training template that ships with the package.
 
-    Compared by tests with the published `qwen2_5_vl`, `qwen3_vl`, `qwen2_5` (tools) and `qwen3` (thinking)
-    templates as TRL carries them. Of Qwen3-VL-Thinking's own template no copy was at hand:
+    Tests compare these with the published `qwen2_5_vl`, `qwen3_vl`, `qwen2_5` (tools) and `qwen3` (thinking)
+    templates, of which TRL has copies. No copy of Qwen3-VL-Thinking's own template was available:
     `qwen3_vl_thinking` is Qwen3-VL's with the `<think>` line that the thinking checkpoints' prompts end with.
     """
     path = files("posttrain") / "rendering" / "templates" / f"{_FILES[name]}.jinja"
@@ -59,21 +63,21 @@ def chat_template(name: TemplateName) -> str:
     return text + _OPENS_THINKING if name == "qwen3_vl_thinking" else text
 
 
-def training_template(processor: Any, family: ModelFamily) -> str:
-    """The template to train a checkpoint with: its own where that is fit, else the family's.
+def training_template(processor: TemplateProcessor, family: ModelFamily) -> str:
+    """Choose the template to train a checkpoint with: its own if that is fit, else one of the family's.
 
-    Its own is fit if it announces tools, shows their results and keeps the thinking of earlier turns. Where
-    it is not, one of the family's takes its place if both write the same text for ordinary prompts; a
-    template that speaks another format is kept, and `Renderer` refuses what it cannot express.
+    Its own template is fit if it announces tools, shows their results and keeps the thinking of earlier
+    turns. If it is not, a template of the family takes its place, provided that both write the same text for
+    ordinary prompts. A template of another format is kept, and `Renderer` refuses what it cannot express.
 
     Args:
         processor: The checkpoint's processor.
         family: Its family.
 
     Raises:
-        ValueError: If neither the checkpoint nor its family has one.
+        ValueError: If neither the checkpoint nor its family has a template.
     """
-    own: str | None = processor.chat_template
+    own = processor.chat_template
     shipped = [(name, chat_template(name)) for name in _OF_FAMILY[family]]
     if not (own or shipped):
         raise ValueError("the checkpoint has no chat template; add one to its tokenizer_config.json")
@@ -96,7 +100,7 @@ def training_template(processor: Any, family: ModelFamily) -> str:
 def without_earlier_thinking(messages: Sequence[Message]) -> list[Message]:
     """Remove the thinking before the last user message, as Qwen3's published templates do.
 
-    A turn so cut gets `train: false`, unless it says `train: true` itself.
+    A turn that is changed gets `train: false`, unless it says `train: true` itself.
     """
     last = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
     kept = list(messages)
@@ -109,20 +113,26 @@ def without_earlier_thinking(messages: Sequence[Message]) -> list[Message]:
     return kept
 
 
-def _keeps_everything(processor: Any, template: str) -> bool:
-    """Whether tools, their results and earlier thinking are in the text."""
+def _keeps_everything(processor: TemplateProcessor, template: str) -> bool:
+    """Tell whether a template writes tools, their results and earlier thinking."""
     dialogue = [_QUESTION, _THOUGHT, _RESULT, _ANSWER, _QUESTION]
     written = _write(processor, template, dialogue, [_TOOL])
-    needed = (_TOOL["function"]["name"], _THOUGHT["content"][0]["text"], "<tool_response>")
+    needed = (_TOOL_NAME, _THINKING, "<tool_response>")
     return all(text in written for text in needed)
 
 
-def _write_prompts(processor: Any, template: str) -> list[str]:
+def _write_prompts(processor: TemplateProcessor, template: str) -> list[str]:
+    """Return the texts that a template writes for the probe prompts."""
     return [_write(processor, template, prompt) for prompt in _PROMPTS]
 
 
-def _write(processor: Any, template: str, dialogue: Sequence[dict], tools: Sequence[dict] = ()) -> str:
-    """The text of a dialogue with the header of the next turn; "" where the template refuses it."""
+def _write(
+    processor: TemplateProcessor,
+    template: str,
+    dialogue: Sequence[Mapping[str, object]],
+    tools: Sequence[Mapping[str, object]] = (),
+) -> str:
+    """Return the text of a dialogue with the header of the next turn; "" if the template refuses it."""
     try:
         return processor.apply_chat_template(
             list(dialogue),
@@ -136,14 +146,14 @@ def _write(processor: Any, template: str, dialogue: Sequence[dict], tools: Seque
 
 
 def check_text_kept(rendered: str, messages: Sequence[Message]) -> None:
-    """Refuse a rendering from which the template silently dropped a text (a late system message, say).
+    """Refuse a rendering in which the template silently dropped a text, such as a late system message.
 
     Args:
-        rendered: What the template made of the messages.
-        messages: In order.
+        rendered: The text that the template wrote.
+        messages: The messages, in order.
 
     Raises:
-        RenderError: Naming the text.
+        RenderError: If a text is missing; the message quotes it.
     """
     position = 0
     for message in messages:

@@ -1,10 +1,11 @@
-"""Token lists and image references to the padded tensors of one forward pass."""
+"""Turn token lists and image references into the tensors of one forward pass."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from posttrain.rendering.pixels import Pixels
 from posttrain.rendering.rendered import Rendered
@@ -13,11 +14,11 @@ from posttrain.types import TrajectoryImage
 
 
 class CollationError(ValueError):
-    """Placeholder tokens and images that do not belong together; training on them would be silently wrong."""
+    """Placeholder tokens and images do not fit together; training on them would be silently wrong."""
 
 
 class TokensWithImages(Protocol):
-    """What a batch is made of: a `Rendered` dialogue or a `Trajectory`."""
+    """One sequence of a batch: a `Rendered` dialogue or a `Trajectory`."""
 
     token_ids: list[int]
     images: list[TrajectoryImage]
@@ -26,19 +27,19 @@ class TokensWithImages(Protocol):
 def collate(
     items: Sequence[TokensWithImages], renderer: Renderer, device: torch.device | str = "cpu"
 ) -> dict[str, torch.Tensor]:
-    """Right-pad a batch and gather its pixels.
+    """Pad the sequences of a batch on the right, and load their pixels.
 
     Args:
         items: B sequences.
-        renderer: Of the checkpoint that the ids were rendered for.
-        device: Where the tensors go.
+        renderer: The renderer of the checkpoint that the ids were made for.
+        device: The device of the tensors.
 
     Returns:
-        `input_ids`, `attention_mask` and, unless it is for a text model, `mm_token_type_ids` (1 on image
-        placeholders, 2 on those of videos; M-RoPE needs it), each [B, L]; where there are images,
-        `pixel_values` [patches of all images, values a patch] and `image_grid_thw` [images, 3] as well; where
-        there are videos, `pixel_values_videos`, `video_grid_thw` and, for Qwen2.5-VL, `second_per_grid_ts`
-        [videos]. The keys are the model's own arguments.
+        Arguments of the model by name: `input_ids`, `attention_mask` and, unless it is for a text model,
+        `mm_token_type_ids` (1 on image placeholders, 2 on video placeholders; M-RoPE needs it), each [B, L].
+        If there are images, also `pixel_values` [patches of all images, values per patch] and
+        `image_grid_thw` [images, 3]. If there are videos, also `pixel_values_videos`, `video_grid_thw` and,
+        for Qwen2.5-VL, `second_per_grid_ts` [videos].
 
     Raises:
         CollationError: If a sequence's placeholders are not exactly those of its images and videos.
@@ -67,7 +68,7 @@ def collate(
 def _images(
     items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    """The images' part of a batch; 1 is written into `types` [B, L] where their features go."""
+    """Load the images of a batch, and write 1 into `types` [B, L] at their placeholders."""
     pixels = []
     for row, item in enumerate(items):
         for image in item.images:
@@ -86,7 +87,7 @@ def _images(
 def _videos(
     items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
 ) -> dict[str, torch.Tensor]:
-    """The videos' part of a batch, as `_images`; their mark is 2."""
+    """Load the videos of a batch, and write 2 into `types` [B, L] at their placeholders."""
     pixels: list[Pixels] = []
     for row, item in enumerate(items):
         for video in item.videos if isinstance(item, Rendered) else ():  # ledgers have none
@@ -101,12 +102,13 @@ def _videos(
         "pixel_values_videos": torch.cat([found.values for found in pixels]),
         "video_grid_thw": torch.stack([found.grid_thw for found in pixels]),
     }
-    if renderer.family == "qwen2_5_vl":  # its M-RoPE counts time in seconds
+    if renderer.family == "qwen2_5_vl":  # its M-RoPE measures time in seconds
         made["second_per_grid_ts"] = torch.tensor([found.seconds_per_grid for found in pixels])
     return made
 
 
 def _check_features(path: str, features: int, placeholders: int) -> None:
+    """Refuse an image or video whose number of features is not that of its placeholders."""
     if features != placeholders:
         raise CollationError(
             f"{path} has {features} features but {placeholders} placeholder tokens; the ids were rendered"
@@ -114,59 +116,55 @@ def _check_features(path: str, features: int, placeholders: int) -> None:
         )
 
 
-#: A model's own M-RoPE: of a padded batch, the positions [3, B, L] and their offsets.
+#: A model's `get_rope_index`: from a padded batch to positions [3, B, L] and their offsets [B, 1].
 RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def collate_packed(
-    items: Sequence[TokensWithImages],
-    renderer: Renderer,
-    rope_index: RopeIndex | None,
-    device: torch.device | str = "cpu",
+    items: Sequence[TokensWithImages], renderer: Renderer, rope_index: RopeIndex | None
 ) -> dict[str, torch.Tensor]:
-    """Put samples into one row without padding; each has the positions it has alone.
+    """Put samples into one row without padding; each has the positions that it would have alone.
 
     Args:
         items: The row's samples, in order.
-        renderer: Of the checkpoint that the ids were rendered for.
-        rope_index: `get_rope_index` of the model's backbone; None of a text model.
-        device: Where the tensors go.
+        renderer: The renderer of the checkpoint that the ids were made for.
+        rope_index: `get_rope_index` of the model's backbone; None for a text model.
 
     Returns:
-        `input_ids` [1, T]; `position_ids` [4, 1, T], of which the first is the place within the sample (where
-        it is 0 a sample begins: attention functions read that) and the others are time, height and width;
-        of a text model the first alone, [1, T]; and the pixels as `collate` gives them. There is no attention
-        mask.
+        Arguments of the model by name, without an attention mask: `input_ids` [1, T], `position_ids`
+        [4, 1, T], and the pixels as `collate` returns them. The first of the four positions is the place
+        within the sample, by which attention functions know that a sample begins where it is 0; the others
+        are time, height and width. A text model's `position_ids` are the first alone, [1, T].
 
     Raises:
-        CollationError: As `collate`.
-        ImageChangedError: As `collate`.
+        CollationError: If a sequence's placeholders are not exactly those of its images and videos.
+        ImageChangedError: If an image or a video file has changed since it was rendered.
+        VideoError: If a video breaks off before its last frame.
     """
     batch = collate(items, renderer)
     mask = batch.pop("attention_mask").bool()
     places = torch.arange(mask.shape[1]).expand(1, *mask.shape)
     if rope_index is None:
-        batch = {"input_ids": batch["input_ids"][mask][None], "position_ids": places[:, mask]}
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {"input_ids": batch["input_ids"][mask][None], "position_ids": places[:, mask]}
     types = batch.pop("mm_token_type_ids")
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     grids = {name: batch[name] for name in names if name in batch}
     axes, _ = rope_index(batch["input_ids"], mm_token_type_ids=types, attention_mask=mask.long(), **grids)
     batch["position_ids"] = torch.cat([places, axes])[:, mask][:, None]
     batch["input_ids"] = batch["input_ids"][mask][None]
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return batch
 
 
-def pad_rows(rows: Sequence[Sequence[Any]], fill: float, dtype: Any) -> torch.Tensor:
-    """Rows of different lengths as one tensor, padded on the right.
+def pad_rows(rows: Sequence[Sequence[float]], fill: float, dtype: DTypeLike) -> torch.Tensor:
+    """Put rows of different lengths into one tensor, padded on the right.
 
     Args:
         rows: B rows of numbers.
-        fill: What to pad with.
+        fill: The number to pad with.
         dtype: A numpy type, such as `np.int64`, `np.float32` or `bool`.
 
     Returns:
-        [B, longest row].
+        [B, length of the longest row].
     """
     padded = np.full((len(rows), max(map(len, rows), default=0)), fill, dtype=dtype)
     for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What a dataset's samples look like to a model: tokens, what is learned from them, images and videos."""
+"""Show what a model sees of a dataset's samples: tokens, which of them are learned from, images, videos."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from posttrain.types import Sample, VideoRef
 
 @dataclass(frozen=True)
 class Token:
-    """A token, the few that make up one character, or the placeholders of an image or of a video's part.
+    """One token, or several that are shown as one: those of a character, or the placeholders of an image.
 
     Attributes:
-        text: What it says.
-        supervised: Whether the loss is on it.
+        text: Its text.
+        supervised: Whether it is learned from.
         count: Number of tokens.
         is_media: Whether it stands for an image or a part of a video.
     """
@@ -32,10 +32,10 @@ class View:
     """A dialogue as the model sees it.
 
     Attributes:
-        name: `chosen`, `rejected`, or "" for the only one.
-        tokens: In order.
-        num_tokens: Of the dialogue, image placeholders included.
-        num_supervised: Those with loss.
+        name: `chosen` or `rejected` in a preference pair, else "".
+        tokens: The tokens, in order.
+        num_tokens: Number of tokens, image placeholders included.
+        num_supervised: Number of tokens that are learned from.
     """
 
     name: str
@@ -46,14 +46,14 @@ class View:
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample.
+    """One sample that is shown in full.
 
     Attributes:
         sample: The sample.
-        views: One, or two of a preference pair.
-        images: Paths, in the order of the first view's placeholders.
-        videos: The same of videos, with what the model sees of each.
-        problem: Why it cannot be shown to the model; views are then empty.
+        views: Its dialogue; for a preference pair, one for each reply.
+        images: Paths of its images, in the order of the first view's placeholders.
+        videos: Its videos, with what the model sees of each.
+        problem: Why it cannot be shown to the model, in which case there are no views; else "".
     """
 
     sample: Sample
@@ -65,17 +65,17 @@ class Shown:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
-        name: The dataset's.
-        model: Whose tokens they are.
-        rows: Good rows.
-        filtered: Rows that filters removed.
-        broken: Rows set aside.
-        lengths: Tokens of each measured sample, of a pair the longer one's.
-        unrendered: (id, reason) of measured samples that cannot be shown to the model.
-        shown: Some samples in full.
+        name: Name of the dataset.
+        model: Name of the checkpoint whose tokens were counted.
+        rows: Number of usable rows.
+        filtered: Number of rows that filters removed.
+        broken: The rows that cannot be used.
+        lengths: Number of tokens of each measured sample; of the longer reply in a preference pair.
+        unrendered: (id, reason) of each measured sample that cannot be shown to the model.
+        shown: The samples that are shown in full.
     """
 
     name: str
@@ -91,15 +91,15 @@ class Inspection:
 def inspect_dataset(
     name: str, dataset: Dataset, model: str, renderer: Renderer, shown: int, measured: int
 ) -> Inspection:
-    """Look at samples that lie evenly over a dataset.
+    """Measure samples that lie evenly over a dataset, and show some of them in full.
 
     Args:
-        name: The dataset's.
+        name: Name of the dataset.
         dataset: Its rows.
-        model: The checkpoint whose tokens are wanted, by the name to show.
-        renderer: Of that checkpoint.
-        shown: How many samples to show in full.
-        measured: How many to measure, at least as many as are shown.
+        model: Name of the checkpoint.
+        renderer: The renderer of that checkpoint.
+        shown: Number of samples to show in full.
+        measured: Number of samples to measure; never fewer than are shown.
     """
     rows = _spread(len(dataset), max(shown, measured))
     in_full = set(_spread(len(rows), shown))
@@ -125,6 +125,7 @@ def inspect_dataset(
 
 
 def _view(name: str, rendered: Rendered, renderer: Renderer) -> View:
+    """Cut a rendered dialogue into tokens to show."""
     ids, supervised = rendered.token_ids, rendered.supervised
     starts = {image.offset: (f"image {n}", image.num_tokens) for n, image in enumerate(rendered.images)}
     for n, video in enumerate(rendered.videos):
@@ -137,7 +138,7 @@ def _view(name: str, rendered: Rendered, renderer: Renderer) -> View:
             text, count = starts[place]
             tokens.append(Token(text, False, count, is_media=True))
         else:
-            # A character of several tokens is shown whole; the longest in UTF-8 has four bytes.
+            # Tokens that make up one character are shown together; in UTF-8 it has at most four bytes.
             count, text = 1, tokenizer.decode(ids[place : place + 1])
             while "\ufffd" in text and count < 4 and place + count < len(ids) and place + count not in starts:
                 count += 1
@@ -150,6 +151,6 @@ def _view(name: str, rendered: Rendered, renderer: Renderer) -> View:
 
 
 def _spread(size: int, count: int) -> list[int]:
-    """`count` numbers evenly over range(size), the first among them; all of them where there are fewer."""
+    """Return `count` numbers that lie evenly over range(size), beginning with 0; all if there are fewer."""
     count = min(size, count)
     return [index * size // count for index in range(count)]

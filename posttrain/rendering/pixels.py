@@ -1,32 +1,32 @@
-"""Image and video files to what the vision tower takes, pre-processed once and kept within a bound."""
+"""Images and videos as the vision tower takes them, cached within a bound."""
 
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from posttrain.media.images import image_size, open_image, pixel_hash
 from posttrain.media.videos import video_files, video_hash
+from posttrain.rendering.processors import ImageProcessor
 from posttrain.rendering.video_frames import VideoFrames
 from posttrain.types import ImageRef, VideoRef
 
 
 class ImageChangedError(ValueError):
-    """A file's content is no longer what its reference was made for."""
+    """A file has changed since its reference was made."""
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A pre-processed image or video; shared, so never written to.
+    """A pre-processed image or video, which must not be changed because it is shared.
 
     Attributes:
-        values: [patches, values a patch] `pixel_values` or `pixel_values_videos`.
-        grid_thw: [3] patches along time, height and width.
-        sha256: Hash of the original pixels; of a video, that of its files.
-        seconds_per_grid: Of a video, from one pair of frames to the next.
+        values: [patches, values per patch] `pixel_values` or `pixel_values_videos`.
+        grid_thw: [3] number of patches along time, height and width.
+        sha256: Hash of an image's original pixels, or of a video's files.
+        seconds_per_grid: Seconds from one pair of a video's frames to the next.
     """
 
     values: torch.Tensor
@@ -36,7 +36,7 @@ class Pixels:
 
 
 class PixelCache:
-    """The one place where images and videos are decoded and resized; the least recently used are dropped.
+    """The one place where images and videos are decoded and resized; it keeps those used most recently.
 
     Example:
         frames = VideoFrames(processor, VideoSettings())
@@ -44,13 +44,13 @@ class PixelCache:
         cache.load(ImageRef("/data/scene.png"))
     """
 
-    def __init__(self, image_processor: Any, frames: VideoFrames, max_bytes: int):
-        """Start empty.
+    def __init__(self, image_processor: ImageProcessor, frames: VideoFrames, max_bytes: int):
+        """Start with nothing in the cache.
 
         Args:
             image_processor: The checkpoint's own.
-            frames: How videos are sampled.
-            max_bytes: Upper bound of what is kept, in bytes of pixel values.
+            frames: Samples and resizes videos.
+            max_bytes: Most bytes of pixel values to keep.
         """
         self._image_processor = image_processor
         self._frames = frames
@@ -61,11 +61,11 @@ class PixelCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pixel values held now."""
+        """Bytes of pixel values that are in the cache now."""
         return self._bytes
 
     def load(self, ref: ImageRef) -> Pixels:
-        """Decode, check and pre-process an image, unless it is still held.
+        """Decode, check and pre-process an image, unless it is in the cache.
 
         Raises:
             ImageChangedError: If the reference has a hash and the file's pixels have another.
@@ -86,11 +86,11 @@ class PixelCache:
         return self._kept[found]
 
     def load_video(self, ref: VideoRef) -> Pixels:
-        """Sample, decode, check and pre-process a video, unless it is still held.
+        """Sample, decode, check and pre-process a video, unless it is in the cache.
 
         Raises:
             ImageChangedError: If the reference has a hash and the files have another.
-            VideoError: If it cannot be read as a video.
+            VideoError: If the video cannot be read.
         """
         key = str(dataclasses.replace(ref, sha256=self.hash_video(ref)))
         if key not in self._kept:
@@ -101,7 +101,7 @@ class PixelCache:
         return self._kept[key]
 
     def hash_video(self, ref: VideoRef) -> str:
-        """The hash of a video's files, which are read once for it unless they change.
+        """Compute the hash of a video's files; they are read once, unless they change.
 
         Raises:
             ImageChangedError: If the reference has a hash and the files have another.
@@ -114,6 +114,7 @@ class PixelCache:
         return self._hashes[version]
 
     def _keep(self, key: str, pixels: Pixels) -> None:
+        """Put pixels into the cache, and drop what was not used for longest."""
         self._kept[key] = pixels
         self._bytes += pixels.values.nbytes
         while self._bytes > self._max_bytes and len(self._kept) > 1:
@@ -122,6 +123,7 @@ class PixelCache:
 
 
 def _check_unchanged(path: str, found: str, expected: str) -> None:
+    """Refuse a file whose hash is not the expected one; an empty one is not compared."""
     if expected and found != expected:
         raise ImageChangedError(
             f"{path}: the content has hash {found[:12]}…, not {expected[:12]}… as when it was first seen;"
@@ -130,23 +132,23 @@ def _check_unchanged(path: str, found: str, expected: str) -> None:
 
 
 class ImageSizes(PixelCache):
-    """A cache for where tokens are only counted: of images the header is read, of videos less.
+    """Sizes in place of pixels, for counting tokens: it reads headers, and decodes and caches nothing.
 
-    What it gives has as many patches as the real one, in a row (so a quarter turn makes no difference), but
-    no values and no hash.
+    Its `Pixels` have the right number of patches, in one row (so that it does not matter whether an image is
+    to be turned by 90°), but no values and no hash.
     """
 
     def load(self, ref: ImageRef) -> Pixels:
-        """An image's number of patches; raises ImageError if there is no such image."""
+        """Return an image's number of patches; raises ImageError if the image cannot be read."""
         width, height = image_size(ref.path)
         patches = self._image_processor.get_number_of_image_patches(height, width)
         return Pixels(torch.empty(0), torch.tensor([1, 1, patches]), "")
 
     def hash_video(self, ref: VideoRef) -> str:
-        """Nothing, which costs nothing."""
+        """Return "" without reading the files, because counting tokens needs no hash."""
         return ""
 
 
 def _version(path: str) -> tuple[str, int]:
-    """Path and time of the last change: a rewritten file is another image."""
+    """Return a file's path and time of last change, by which a rewritten file is noticed."""
     return (path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)

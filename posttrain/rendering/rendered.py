@@ -1,6 +1,6 @@
 """Rendered dialogues, and the placeholders in them.
 
-A chat template writes one token for each image and video; a model wants as many as it has features for it.
+A chat template writes one token for each image and video; a model wants as many as the image has features.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from posttrain.types import ImageRef, TrajectoryImage, VideoRef
 
-#: An image with its hash, and the number of its placeholders.
+#: An image with its hash, and its number of placeholders.
 ImageTokens = tuple[ImageRef, int]
 #: A video with its hash, and the tokens that stand for it: placeholders, and texts that tell the time.
 VideoTokens = tuple[VideoRef, list[int]]
 
 
 class RenderError(ValueError):
-    """A dialogue that cannot be shown to the model faithfully."""
+    """A dialogue cannot be shown to the model faithfully."""
 
 
 @dataclass
@@ -23,9 +23,9 @@ class RenderedVideo:
     """A video inside a rendered dialogue.
 
     Attributes:
-        ref: Files and their hash.
-        runs: (offset, number) of its placeholders without a gap: one run, or with Qwen3-VL's texts one for
-            each pair of frames.
+        ref: The video, with its hash.
+        runs: (offset, number) of each run of its placeholders: a single one, or in Qwen3-VL, which writes
+            the time before each pair of frames, one per pair.
     """
 
     ref: VideoRef
@@ -44,8 +44,8 @@ class Rendered:
     Attributes:
         token_ids: [T] ids, placeholders expanded.
         supervised: [T] True on the assistant turns that are learned from, their end-of-turn token included.
-        images: In order of their placeholders, with offsets into `token_ids` and with pixel hashes.
-        videos: The same of videos.
+        images: The images with their hashes and their places in `token_ids`, in order.
+        videos: The videos, likewise.
     """
 
     token_ids: list[int]
@@ -60,13 +60,13 @@ def expand(
     images: tuple[int, Iterable[ImageTokens]],
     videos: tuple[int, Iterable[VideoTokens]],
 ) -> Rendered:
-    """Put every image's and video's tokens in the place of its only placeholder.
+    """Replace the one placeholder of every image and video by as many tokens as it takes.
 
     Args:
-        ids: [T] as the template wrote them.
-        supervised: [T] whether each is learned from.
-        images: The image placeholder, and as many images as it occurs, in order.
-        videos: The same of videos.
+        ids: [T] ids as the template wrote them.
+        supervised: [T] whether each token is learned from.
+        images: The image placeholder, and one image for each time that it occurs, in order.
+        videos: The video placeholder, and the videos likewise.
     """
     image_id, video_id = images[0], videos[0]
     pictures, clips = iter(images[1]), iter(videos[1])
@@ -92,7 +92,16 @@ def expand(
 
 
 def _runs(tokens: Sequence[int], wanted: int, offset: int) -> list[tuple[int, int]]:
-    """(offset, number) of every stretch of `wanted`."""
+    """Find every run of a token.
+
+    Args:
+        tokens: Token ids.
+        wanted: The token to find.
+        offset: Place of the first of `tokens`.
+
+    Returns:
+        (offset, number) of each run.
+    """
     runs: list[tuple[int, int]] = []
     for place, token in enumerate(tokens, start=offset):
         if token == wanted and runs and sum(runs[-1]) == place:

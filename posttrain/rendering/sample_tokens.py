@@ -1,20 +1,18 @@
-"""A whole sample in tokens: with its tools, and both replies where it is a preference pair."""
+"""Count the tokens of whole samples: with their tools, and with both replies of a preference pair."""
 
-import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
-from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Rendered, Renderer
-from posttrain.types import Message, Sample, ToolSpec
+from posttrain.rendering.tools import tool_specs
+from posttrain.types import Message, Sample
 
 
 class SampleTokens:
-    """Counts the tokens of a sample as a stage renders it; a `TokenCounter`.
+    """Counts the tokens of a sample as stages render it, without decoding images; a `TokenCounter`.
 
     Attributes:
-        identity: Differs where the template, the tokenizer or the sizes of images differ.
+        identity: A hash of template, tokenizer and processors; counts under equal hashes are the same.
     """
 
     def __init__(self, renderer: Renderer):
@@ -28,7 +26,7 @@ class SampleTokens:
         self.identity = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     def __call__(self, sample: Sample) -> int:
-        """Tokens of the dialogue; of a preference pair, of both.
+        """Count the tokens of a sample; of a preference pair, those of both dialogues together.
 
         Raises:
             RenderError: If the sample cannot be shown to the model.
@@ -38,15 +36,15 @@ class SampleTokens:
 
 
 def renderings(sample: Sample, renderer: Renderer) -> list[tuple[str, Rendered]]:
-    """A sample as stages render it: its dialogue, or of a preference pair one for each reply.
+    """Render a sample as stages do: its dialogue, or one dialogue for each reply of a preference pair.
 
     Returns:
-        (name, dialogue), the name being `chosen`, `rejected` or "".
+        (name, dialogue) pairs; the name is `chosen` or `rejected` in a preference pair, else "".
 
     Raises:
         RenderError: If the sample cannot be shown to the model.
         ImageError: If an image cannot be read.
-        PluginError: If a tool that it names cannot be found.
+        PluginError: If a tool that the sample names cannot be found.
     """
     tools = tool_specs(sample)
     dialogues: list[tuple[str, Sequence[Message]]] = [("", sample.messages)]
@@ -54,18 +52,3 @@ def renderings(sample: Sample, renderer: Renderer) -> list[tuple[str, Rendered]]
         replies = (("chosen", sample.chosen), ("rejected", sample.rejected))
         dialogues = [(name, (*sample.messages, *reply)) for name, reply in replies]
     return [(name, renderer.render(messages, tools=tools)) for name, messages in dialogues]
-
-
-def tool_specs(sample: Sample) -> list[ToolSpec]:
-    """What the model is told of a sample's tools; those named only are looked up.
-
-    Raises:
-        PluginError: If one cannot be found.
-    """
-    return [tool if isinstance(tool, ToolSpec) else _declared_spec(tool) for tool in sample.tools]
-
-
-@functools.cache
-def _declared_spec(name: str) -> ToolSpec:
-    tool: Any = resolve(name, "posttrain.tools", object)
-    return (tool() if isinstance(tool, type) else tool).spec

@@ -1,14 +1,13 @@
-"""Which frames of a video a model sees, at what size, and which tokens stand for them.
+"""Decide which frames of a video a model sees, at what size, and which tokens stand for them.
 
-Frames are sampled as the checkpoint's own video processor samples them, at `fps` frames a second. A video
-that then has more tokens than its budget is first shown smaller, down to what Qwen's own reader shows at
-least, and then at fewer frames a second.
+Frames are sampled as the checkpoint's own video processor does it, at `fps` frames per second. If a video
+then takes more tokens than allowed, its frames are first made smaller, but not below the smallest size that
+Qwen's own reader uses; after that, fewer frames are shown.
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from transformers.video_utils import VideoMetadata
 
 from posttrain.media.videos import VideoError, VideoInfo, read_frames, video_info
+from posttrain.rendering.processors import VideoProcessor, VisionProcessor
 from posttrain.types import VideoRef
 
-#: Tokens of a pair of frames, below which rather frames are left out (qwen-vl-utils: VIDEO_MIN_TOKEN_NUM).
+#: Fewest tokens of a pair of frames: rather than make frames smaller, fewer are shown (VIDEO_MIN_TOKEN_NUM of
+#: qwen-vl-utils).
 LEAST_TOKENS = 128
 
 
@@ -31,7 +32,7 @@ class VideoSettings:
     """How videos are sampled (`model.video_*`).
 
     Attributes:
-        fps: Frames sampled a second.
+        fps: Frames to sample per second.
         max_frames: Most frames of a video.
         max_tokens: Most placeholder tokens of a video.
         max_pixels: Most pixels of a frame; the checkpoint's own value if None.
@@ -48,12 +49,12 @@ class VideoPlan:
     """What a model will see of a video.
 
     Attributes:
-        numbers: The frames, by number.
-        fps: Frames a second of the video itself.
-        sampled_fps: Frames a second that are shown.
+        numbers: Numbers of the frames that are shown.
+        fps: Frames per second of the video itself.
+        sampled_fps: Frames per second that are shown.
         size: (height, width) that frames are resized to, in pixels.
-        grid_thw: [3] patches along time, height and width.
-        seconds_per_grid: From one pair of frames to the next.
+        grid_thw: [3] number of patches along time, height and width.
+        seconds_per_grid: Seconds from one pair of frames to the next.
     """
 
     numbers: tuple[int, ...]
@@ -65,7 +66,7 @@ class VideoPlan:
 
     @property
     def timestamps(self) -> list[float]:
-        """When each frame is in the video, in seconds."""
+        """Time of each shown frame in the video, in seconds."""
         return [number / self.fps for number in self.numbers]
 
 
@@ -73,7 +74,7 @@ class VideoFrames:
     """Samples and resizes videos for one checkpoint.
 
     Attributes:
-        video_processor: The checkpoint's, with the sampling of these settings; it is saved with the weights.
+        video_processor: The checkpoint's video processor with these settings; it is saved with the weights.
 
     Example:
         frames = VideoFrames(processor, VideoSettings(fps=1.0))
@@ -81,33 +82,33 @@ class VideoFrames:
         frames.pixels(VideoRef(("/data/clip.mp4",)), plan).shape
     """
 
-    def __init__(self, processor: Any, settings: VideoSettings):
+    def __init__(self, processor: VisionProcessor, settings: VideoSettings):
         """Set up the sampling.
 
         Args:
-            processor: A Qwen-VL processor; it stays as it is.
-            settings: The run's.
+            processor: A Qwen-VL processor; it is not changed.
+            settings: The settings of the run.
         """
-        self.video_processor: Any = copy.copy(processor.video_processor)
+        self.video_processor: VideoProcessor = copy.copy(processor.video_processor)
         self.video_processor.fps = settings.fps
         self.video_processor.max_frames = settings.max_frames
         self.video_processor.min_frames = min(self.video_processor.min_frames, settings.max_frames)
         self._processor = processor
         self._settings = settings
-        self._temporal: int = self.video_processor.temporal_patch_size
-        self._patch: int = self.video_processor.patch_size
-        self._factor: int = self._patch * self.video_processor.merge_size
+        self._temporal = self.video_processor.temporal_patch_size
+        self._patch = self.video_processor.patch_size
+        self._factor = self._patch * self.video_processor.merge_size
 
     @property
     def identity(self) -> str:
-        """Differs where videos are sampled or resized otherwise."""
+        """The settings as text: videos are sampled and resized alike where it is equal."""
         return f"{self.video_processor.to_json_string()}{self._settings}"
 
     def plan(self, ref: VideoRef) -> VideoPlan:
-        """Decide on frames and size; of a file only the header is read.
+        """Decide on frames and size; only a file's header is read for this.
 
         Raises:
-            VideoError: If the video cannot be used, or not be shown in so few tokens.
+            VideoError: If the video cannot be used, or takes too many tokens however it is shown.
         """
         info = video_info(ref)
         numbers, size = self._within_budget(info, self._sample(info, fps=ref.fps or self._settings.fps))
@@ -117,7 +118,7 @@ class VideoFrames:
         return VideoPlan(tuple(numbers), info.fps, sampled_fps, size, torch.tensor(grid), seconds)
 
     def text(self, plan: VideoPlan) -> str:
-        """What the checkpoint's processor writes in the place of a video's placeholder."""
+        """Write what the checkpoint's processor puts in the place of a video's placeholder."""
         metadata = VideoMetadata(
             total_num_frames=len(plan.numbers), fps=plan.fps, frames_indices=list(plan.numbers)
         )
@@ -125,18 +126,20 @@ class VideoFrames:
         return self._processor.replace_video_token(shown, 0)
 
     def pixels(self, ref: VideoRef, plan: VideoPlan) -> torch.Tensor:
-        """Decode the frames of a plan, of which one at a time is held in its full size.
+        """Decode and resize the frames of a plan; only one at a time is in memory in its original size.
 
         Returns:
-            [patches, values a patch] `pixel_values_videos`.
+            [patches, values per patch] `pixel_values_videos`.
 
         Raises:
             VideoError: If a frame cannot be read.
         """
         size = SizeDict(height=plan.size[0], width=plan.size[1])
-        resample = self.video_processor.resample
+        processor = self.video_processor
+        assert isinstance(processor, TorchvisionBackend)
+        # Not processor.resize: Qwen3-VL's chooses a size of its own.
         resized = [
-            TorchvisionBackend.resize(self.video_processor, _channels_first(frame), size, resample)
+            TorchvisionBackend.resize(processor, _channels_first(frame), size, processor.resample)
             for frame in read_frames(ref, plan.numbers)
         ]
         made = self.video_processor(
@@ -149,15 +152,18 @@ class VideoFrames:
         )
         return made["pixel_values_videos"]
 
-    def _sample(self, info: VideoInfo, **rate: float) -> Sequence[int]:
-        """Numbers of the frames that the processor samples, at so many `fps` or `num_frames` in all."""
+    def _sample(
+        self, info: VideoInfo, *, fps: float | None = None, num_frames: int | None = None
+    ) -> Sequence[int]:
+        """Return the numbers of the frames that the processor samples at `fps`, or `num_frames` in all."""
         metadata = VideoMetadata(total_num_frames=len(info.frames), fps=info.fps)
-        return [info.frames[int(place)] for place in self.video_processor.sample_frames(metadata, **rate)]
+        places = self.video_processor.sample_frames(metadata, fps=fps, num_frames=num_frames)
+        return [info.frames[int(place)] for place in places]
 
     def _within_budget(
         self, info: VideoInfo, numbers: Sequence[int]
     ) -> tuple[Sequence[int], tuple[int, int]]:
-        """Frames and their size, in no more tokens than allowed."""
+        """Choose frames and their size such that they take no more tokens than allowed."""
         most = self._settings.max_tokens
         size = self._resized(info, len(numbers), self._settings.max_pixels)
         if self._tokens(len(numbers), size) <= most:
@@ -177,11 +183,16 @@ class VideoFrames:
         return numbers, size
 
     def _resized(self, info: VideoInfo, count: int, max_pixels: int | None) -> tuple[int, int]:
-        """(height, width) that the processor gives `count` frames, of at most so many pixels each."""
+        """Return the (height, width) that the processor resizes `count` frames to.
+
+        Args:
+            info: The video.
+            count: Number of frames that are shown.
+            max_pixels: Most pixels of a frame; the processor's own limit if None.
+        """
         limits = self.video_processor.size
-        whole = isinstance(
-            self.video_processor, Qwen3VLVideoProcessor
-        )  # its limits are of all frames together
+        # Qwen3-VL's limits are those of all frames together, the others' of each frame.
+        whole = isinstance(self.video_processor, Qwen3VLVideoProcessor)
         longest = limits["longest_edge"]
         if max_pixels is not None:
             longest = min(longest, max_pixels * count if whole else max_pixels)
@@ -192,13 +203,14 @@ class VideoFrames:
         return resize_frame(info.height, info.width, self._factor, **bounds)
 
     def _tokens(self, count: int, size: tuple[int, int]) -> int:
+        """Compute the number of tokens of `count` frames of a (height, width)."""
         return self._groups(count) * size[0] * size[1] // self._factor**2
 
     def _groups(self, count: int) -> int:
-        """Frames are put together in pairs; the last is doubled where it has no other."""
+        """Compute the number of pairs of `count` frames; a last frame without a partner is doubled."""
         return -(-count // self._temporal)
 
 
 def _channels_first(frame: np.ndarray) -> torch.Tensor:
-    """[1, 3, height, width]."""
+    """Turn a frame [height, width, 3] into a tensor [1, 3, height, width]."""
     return torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous()

@@ -1,7 +1,7 @@
-"""Many episodes at once against one engine, each going on as soon as its own turn is done.
+"""Run many episodes at once on one engine; each continues as soon as its own turn is finished.
 
 Nothing here depends on time: tools run between two steps of the engine, in the order in which their turns
-finished, so a rollout is a function of the weights and the seeds.
+finished. So the weights and the seeds alone decide what a rollout samples.
 """
 
 import collections
@@ -10,31 +10,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from posttrain.inference.engine import Completion, Engine, EngineImage, Request, stable_seed
+from posttrain.inference.engine import Completion, Engine, Request, stable_seed
+from posttrain.inference.images import engine_images
 from posttrain.joints import Environment
 from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
-from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
+from posttrain.types import EnvironmentReply, Message, Sample, ToolSpec, Trajectory, text_message
 
 logger = logging.getLogger(__name__)
 
-#: Threads in which the tools of one engine step run.
+#: Number of threads that run the tools between two engine steps.
 TOOL_THREADS = 4
 _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 
 class EpisodeError(RuntimeError):
-    """An episode that cannot be run; the message names its sample."""
+    """An episode cannot be run; the message names its sample."""
 
 
 @dataclass(frozen=True)
 class TaskEnvironments:
-    """A task's environments.
+    """How to make the environments of one task.
 
     Attributes:
-        tools: What the model is told of.
+        tools: The tools that the prompt announces.
         create: Makes the environment of one episode.
     """
 
@@ -51,7 +52,7 @@ class EpisodeJob:
         task: Name of its task.
         group: Index of the prompt in its batch.
         episode: Index within the group.
-        seed: Of the episode; each turn derives its own.
+        seed: The episode's seed, from which each turn derives its own.
     """
 
     sample: Sample
@@ -66,9 +67,9 @@ class Limits:
     """How long episodes may get, and how they are sampled.
 
     Attributes:
-        max_new_tokens: Most tokens of a turn.
-        max_length: Most tokens of an episode: prompt, turns, observations.
-        temperature: 1.0 in training, 0.0 for greedy.
+        max_new_tokens: Most tokens of one turn.
+        max_length: Most tokens of an episode: prompt, turns and observations together.
+        temperature: Sampling temperature: 1.0 in training, 0.0 for greedy decoding.
     """
 
     max_new_tokens: int
@@ -78,7 +79,7 @@ class Limits:
 
 @dataclass
 class _Running:
-    """An episode between its turns."""
+    """An episode that is not over yet."""
 
     job: EpisodeJob
     environment: Environment
@@ -87,6 +88,7 @@ class _Running:
 
     @property
     def id(self) -> str:
+        """Id of the request for the present turn."""
         return f"{self.job.group}-{self.job.episode}-{self.turn}"
 
 
@@ -101,15 +103,15 @@ def run_episodes(
     """Run episodes to their ends.
 
     Args:
-        engine: Nothing may be in flight.
-        renderer: Of the checkpoint that the engine serves.
-        environments: By task name.
-        jobs: (group, episode) must be unique.
-        limits: Budgets and temperature.
+        engine: An engine without requests in flight.
+        renderer: The renderer of the checkpoint that the engine serves.
+        environments: The environments of each task, by its name.
+        jobs: The episodes; no two may have the same (group, episode).
+        limits: Lengths and temperature.
         on_finished: Called with each checked trajectory as soon as it is complete.
 
     Returns:
-        One trajectory a job, in the jobs' order.
+        One trajectory per job, in the jobs' order.
 
     Raises:
         EpisodeError: If a prompt cannot be rendered or leaves no room for an answer.
@@ -128,6 +130,8 @@ def run_episodes(
 
 
 class _Driver:
+    """The loop of `run_episodes`: submits turns to the engine and carries finished ones on."""
+
     def __init__(
         self,
         engine: Engine,
@@ -143,7 +147,7 @@ class _Driver:
         self._threads = ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools")
 
     def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[Trajectory]:
-        """Yield trajectories as they finish; no more are open than the engine samples at a time."""
+        """Yield trajectories as they finish; at most `engine.capacity` episodes are open at a time."""
         waiting = collections.deque(jobs)
         while waiting or self._running:
             while waiting and len(self._running) < self._engine.capacity:
@@ -151,7 +155,7 @@ class _Driver:
             yield from self._advance(self._engine.step())
 
     def close(self) -> None:
-        """Leave no environment open and no request in flight, even after a failure."""
+        """Close every environment and drop every request, also after a failure."""
         self._engine.abort()
         for episode in self._running.values():
             episode.environment.close()
@@ -174,6 +178,7 @@ class _Driver:
     def _render_prompt(
         self, job: EpisodeJob, messages: tuple[Message, ...], tools: Sequence[ToolSpec]
     ) -> Rendered:
+        """Tokenise a prompt; raises EpisodeError if it cannot be shown or is too long."""
         where = f"sample {job.sample.id!r} of task {job.task!r}"
         try:
             _refuse_videos(messages)
@@ -191,21 +196,16 @@ class _Driver:
         """Ask for the episode's next turn."""
         ledger, limits = episode.ledger, self._limits
         room = limits.max_length - len(ledger.token_ids)
-        images = []
-        for image in ledger.images:
-            values, grid_thw = self._renderer.pixels(image.ref)
-            images.append(EngineImage(image.ref.sha256, values, grid_thw, image.offset, image.num_tokens))
-        self._running[episode.id] = episode
-        self._engine.submit(
-            Request(
-                episode.id,
-                tuple(ledger.token_ids),
-                images,
-                min(limits.max_new_tokens, room),
-                limits.temperature,
-                stable_seed(episode.job.seed, episode.turn),
-            )
+        request = Request(
+            id=episode.id,
+            token_ids=tuple(ledger.token_ids),
+            images=engine_images(ledger.images, self._renderer),
+            max_tokens=min(limits.max_new_tokens, room),
+            temperature=limits.temperature,
+            seed=stable_seed(episode.job.seed, episode.turn),
         )
+        self._running[episode.id] = episode
+        self._engine.submit(request)
 
     def _advance(self, completions: list[Completion]) -> Iterator[Trajectory]:
         """Take sampled turns, let the environments answer, and ask for the next turns."""
@@ -218,12 +218,12 @@ class _Driver:
                 turns.append((episode, text))
             else:
                 yield self._finish(episode, "max_tokens")
-        steps = self._threads.map(lambda turn: turn[0].environment.step(turn[1]), turns)
-        for (episode, _), step in zip(turns, steps, strict=True):
-            episode.ledger.tool_calls += step.calls
-            if step.done:
-                yield self._finish(episode, "max_turns" if step.calls else "answer")
-            elif self._observe(episode, step.message):
+        replies = self._threads.map(lambda turn: turn[0].environment.step(turn[1]), turns)
+        for (episode, _), reply in zip(turns, replies, strict=True):
+            episode.ledger.tool_calls += reply.calls
+            if reply.done or reply.message is None:
+                yield self._finish(episode, "max_turns" if reply.calls else "answer")
+            elif self._observe(episode, reply.message):
                 self._running.pop(episode.id)
                 episode.turn += 1
                 self._submit(episode)
@@ -231,7 +231,11 @@ class _Driver:
                 yield self._finish(episode, "max_tokens")
 
     def _observe(self, episode: _Running, message: Message) -> bool:
-        """Append a reply, text and images together, if at least one more token can be sampled after it."""
+        """Append a reply, text and images together, unless no token could be sampled after it.
+
+        Returns:
+            Whether it was appended.
+        """
         message, rendered = self._render_reply(episode, message)
         if len(episode.ledger.token_ids) + len(rendered.token_ids) >= self._limits.max_length:
             return False
@@ -239,7 +243,7 @@ class _Driver:
         return True
 
     def _render_reply(self, episode: _Running, message: Message) -> tuple[Message, Rendered]:
-        """Render a reply; what cannot be rendered is replaced, since a tool must not end the batch."""
+        """Tokenise a reply; one that cannot be shown is replaced, because a tool must not end the rollout."""
         try:
             _refuse_videos([message])
             return message, self._renderer.observation(message)
@@ -248,6 +252,7 @@ class _Driver:
             return _UNREADABLE, self._renderer.observation(_UNREADABLE)
 
     def _finish(self, episode: _Running, stop_reason: str) -> Trajectory:
+        """Close an episode, and return its ledger."""
         self._running.pop(episode.id)
         episode.environment.close()
         episode.ledger.stop_reason = stop_reason
@@ -255,5 +260,6 @@ class _Driver:
 
 
 def _refuse_videos(messages: Sequence[Message]) -> None:
+    """Raise RenderError if a message shows a video."""
     if any(message.videos for message in messages):
         raise RenderError("it has a video, and rollouts show texts and images only")

@@ -275,7 +275,11 @@ def sample(folder: Path, checkpoint: Path, adapter: Path | None = None) -> None:
     for number, (ids, images) in enumerate(asked):
         shown = [EngineImage(*image) for image in images]
         for seed in range(3):
-            engine.submit(Request(f"{number}-{seed}", ids, shown, SAMPLED, temperature=1.0, seed=seed))
+            name = f"{number}-{seed}"
+            request = Request(
+                id=name, token_ids=ids, images=shown, max_tokens=SAMPLED, temperature=1.0, seed=seed
+            )
+            engine.submit(request)
     done = []
     while engine.busy:
         done += engine.step()

@@ -13,7 +13,7 @@ from posttrain.inference.engine import EngineError, Request, stable_seed
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
-from posttrain.types import Message, Sample, Trajectory
+from posttrain.types import EnvironmentReply, Message, Sample, Trajectory
 from tools_env.environment import ToolEnvironment
 from tools_env.zoom import ImageZoomIn
 
@@ -33,7 +33,7 @@ class ZoomsTwice:
         self._sample = sample
         return self._environment.start(sample)
 
-    def step(self, assistant_text: str) -> Any:
+    def step(self, assistant_text: str) -> EnvironmentReply:
         self._turn += 1
         corner = stable_seed(self._sample.id, self._turn, assistant_text) % 600
         call = (
@@ -170,11 +170,11 @@ def test_tied_embeddings_follow_a_reload(
 def test_weights_change_only_when_nothing_is_in_flight(
     vllm_engine: Any, renderer: Renderer, talker: Path
 ) -> None:
-    vllm_engine.submit(Request("a", [5, 6, 7], [], max_tokens=3, temperature=1.0, seed=1))
+    vllm_engine.submit(Request(id="a", token_ids=[5, 6, 7], max_tokens=3, temperature=1.0, seed=1))
     with pytest.raises(EngineError, match="while 1 requests are in flight"):
         vllm_engine.load_weights(talker, 9)
     with pytest.raises(EngineError, match="'a' is in flight already"):
-        vllm_engine.submit(Request("a", [5], [], max_tokens=3, temperature=1.0, seed=1))
+        vllm_engine.submit(Request(id="a", token_ids=[5], max_tokens=3, temperature=1.0, seed=1))
     vllm_engine.abort()
     assert not vllm_engine.busy
     vllm_engine.load_weights(talker, 0)
@@ -193,7 +193,9 @@ def test_weights_of_another_model_are_refused_by_name(vllm_engine: Any, talker: 
 
 def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, renderer: Renderer) -> None:
     for seed in range(20):
-        vllm_engine.submit(Request(str(seed), [5, 6, 7], [], max_tokens=6, temperature=1.0, seed=seed))
+        vllm_engine.submit(
+            Request(id=str(seed), token_ids=[5, 6, 7], max_tokens=6, temperature=1.0, seed=seed)
+        )
     completions = []
     while vllm_engine.busy:
         completions += vllm_engine.step()

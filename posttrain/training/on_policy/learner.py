@@ -20,7 +20,7 @@ from torch import Tensor
 from posttrain.config import AlgorithmConfig, ModelConfig, RlStage
 from posttrain.models.load import forward_hidden, save_model
 from posttrain.models.logprobs import token_logprobs
-from posttrain.objectives.packed import truncated_importance_weights
+from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
 from posttrain.rendering.collation import collate, pad_rows
@@ -219,7 +219,7 @@ class Learner:
             weights = truncated_importance_weights(
                 old_logprobs, engine_logprobs, self.stage.algorithm.importance_cap
             )
-            loss, piece = self.objective(
+            tokens = SampledTokens(
                 logprobs,
                 old_logprobs,
                 advantages.repeat_interleave(lengths),
@@ -227,6 +227,7 @@ class Learner:
                 share.sequences,
                 importance_weights=weights,
             )
+            loss, piece = self.objective(tokens)
             loss.backward()
             pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
         return self.updates.step()

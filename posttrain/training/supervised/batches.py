@@ -15,7 +15,7 @@ from posttrain.data.packing import pack
 from posttrain.models.supervised_head import IGNORED
 from posttrain.rendering.collation import RopeIndex, collate, collate_packed, pad_rows
 from posttrain.rendering.rendering import Rendered, Renderer
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.types import Sample
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from posttrain.config import DistillationStage, RunConfig
 from posttrain.objectives.distill import TopLogprobs, distillation_loss, top_k_kl
 from posttrain.rendering.rendering import Rendered
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.training.core.distributed import sum_over_ranks, world_size
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.answer_log import read_top_tokens

@@ -28,7 +28,7 @@ from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Rendered, Renderer
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import load_policy

@@ -35,7 +35,7 @@ from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer, RenderError
-from posttrain.rendering.sample_tokens import tool_specs
+from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import MANIFEST, RunDir
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.answer_log import AnswerLog
@@ -188,8 +188,13 @@ class _Teaching:
         self, log: AnswerLog, todo: Sequence[int], services: EnginesAndRewards, progress: Any
     ) -> None:
         stage, rollout, how = self.stage, self.stage.teacher_engines, self.stage.generation
-        lengths = (rollout.max_new_tokens, rollout.max_length)
-        sampling = AnswerSampling(*lengths, how.temperature, how.top_p, stage.loss.top_k)
+        sampling = AnswerSampling(
+            max_new_tokens=rollout.max_new_tokens,
+            max_length=rollout.max_length,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_logprobs=stage.loss.top_k,
+        )
         assert self.teacher is not None
         pool = services.pool_with(self.teacher, rollout, origin=stage.teacher.checkpoint or "")
         most = ROUND_BYTES // max(1, 8 * stage.loss.top_k * rollout.max_new_tokens)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from posttrain.objectives.packed import MAX_LOG_RATIO, truncated_importance_weights
+from posttrain.objectives.packed import MAX_LOG_RATIO, SampledTokens, truncated_importance_weights
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
 from tests.unit.ranks import on_two_ranks
@@ -45,6 +45,14 @@ class Batch:
     def at(self, rows: Tensor) -> "Batch":
         return Batch(*(value[rows] for value in vars(self).values()))
 
+    def tokens(self, cap: float | None = None) -> SampledTokens:
+        weights = None
+        if cap is not None:
+            weights = truncated_importance_weights(self.old_logprobs, self.engine_logprobs, cap)
+        return SampledTokens(
+            self.logprobs, self.old_logprobs, self.advantages, self.sequence_ids, len(LENGTHS), weights
+        )
+
 
 def random_batch(seed: int, spread: float = 0.4) -> Batch:
     """Ratios around 1, advantages of both signs, one of them zero."""
@@ -64,15 +72,7 @@ def random_batch(seed: int, spread: float = 0.4) -> Batch:
 
 
 def run(name: str, batch: Batch, cap: float | None = None) -> Tensor:
-    weights = cap and truncated_importance_weights(batch.old_logprobs, batch.engine_logprobs, cap)
-    return LOSSES[name](
-        batch.logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        batch.sequence_ids,
-        len(LENGTHS),
-        importance_weights=weights,
-    )[0]
+    return LOSSES[name](batch.tokens(cap))[0]
 
 
 def gradient(name: str, batch: Batch, cap: float | None = None) -> Tensor:
@@ -253,15 +253,14 @@ def test_sapo_weighs_each_token_by_4p1mp(
     log_ratio: float, advantage: float, tau_pos: float, tau_neg: float
 ) -> None:
     logprobs = torch.tensor([log_ratio - 20], dtype=torch.float64, requires_grad=True)
-    loss, metrics = sapo_loss(
+    tokens = SampledTokens(
         logprobs,
-        torch.tensor([-20.0], dtype=torch.float64),
-        torch.tensor([advantage], dtype=torch.float64),
-        torch.tensor([0]),
-        1,
-        tau_pos=tau_pos,
-        tau_neg=tau_neg,
+        old_logprobs=torch.tensor([-20.0], dtype=torch.float64),
+        advantages=torch.tensor([advantage], dtype=torch.float64),
+        sequence_ids=torch.tensor([0]),
+        num_sequences=1,
     )
+    loss, metrics = sapo_loss(tokens, tau_pos=tau_pos, tau_neg=tau_neg)
     loss.backward()
     ratio = math.exp(logprobs.item() + 20)
     p = 1 / (1 + math.exp(-(tau_pos if advantage > 0 else tau_neg) * (ratio - 1)))
@@ -277,9 +276,8 @@ def test_sapo_weighs_each_token_by_4p1mp(
 def test_no_log_prob_makes_a_float32_loss_or_gradient_infinite(values: list[float], name: str) -> None:
     logprobs = torch.tensor(values, requires_grad=True)
     advantages = torch.tensor([(-1.0) ** t for t in range(len(values))])
-    loss, metrics = LOSSES[name](
-        logprobs, logprobs.detach().flip(0), advantages, torch.arange(len(values)), 1
-    )
+    ids = torch.arange(len(values))
+    loss, metrics = LOSSES[name](SampledTokens(logprobs, logprobs.detach().flip(0), advantages, ids, 1))
     loss.backward()
     assert logprobs.grad is not None
     assert loss.isfinite()
@@ -290,18 +288,17 @@ def test_no_log_prob_makes_a_float32_loss_or_gradient_infinite(values: list[floa
 def test_a_ratio_beyond_the_cut_has_no_gradient() -> None:
     logprobs = torch.tensor([-1.0, -MAX_LOG_RATIO - 2], requires_grad=True)
     old = torch.tensor([-MAX_LOG_RATIO - 2, -1.0])
-    loss, _ = grpo_loss(logprobs, old, torch.tensor([-1.0, -1.0]), torch.tensor([0, 1]), 2)
+    loss, _ = grpo_loss(SampledTokens(logprobs, old, torch.tensor([-1.0, -1.0]), torch.tensor([0, 1]), 2))
     loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0.0, 0.0]
 
 
 def test_a_nan_is_not_hidden() -> None:
+    one = torch.ones(1)
+    tokens = SampledTokens(torch.tensor([float("nan")]), -one, one, torch.tensor([0]), 1)
     for loss in LOSSES.values():
-        value, _ = loss(
-            torch.tensor([float("nan")]), torch.tensor([-1.0]), torch.tensor([1.0]), torch.tensor([0]), 1
-        )
-        assert value.isnan()
+        assert loss(tokens)[0].isnan()
 
 
 def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
@@ -314,9 +311,7 @@ def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
 def test_clipped_tokens_are_counted_where_the_gradient_is_gone() -> None:
     for name in ("grpo", "gspo"):
         batch = random_batch(8)
-        _, metrics = LOSSES[name](
-            batch.logprobs, batch.old_logprobs, batch.advantages, batch.sequence_ids, len(LENGTHS)
-        )
+        _, metrics = LOSSES[name](batch.tokens())
         gone = (gradient(name, batch) == 0) & (batch.advantages != 0)
         assert metrics["clipped_sum"].item() == gone.sum().item() > 0
 
@@ -326,7 +321,7 @@ def test_kl_estimate_is_that_of_the_distributions() -> None:
     old, new = (torch.randn(8, generator=generator).log_softmax(0) for _ in range(2))
     drawn = torch.multinomial(old.exp(), 200_000, replacement=True, generator=generator)
     ids = torch.zeros(len(drawn), dtype=torch.long)
-    _, metrics = sapo_loss(new[drawn], old[drawn], torch.ones(len(drawn)), ids, 1)
+    _, metrics = sapo_loss(SampledTokens(new[drawn], old[drawn], torch.ones(len(drawn)), ids, 1))
     expected = (old.exp() * (old - new)).sum()
     assert (metrics["kl_sum"] / metrics["num_tokens"]).item() == pytest.approx(expected.item(), rel=0.02)
 
@@ -345,6 +340,6 @@ def test_gate_quantiles_over_pieces() -> None:
 def test_a_piece_without_tokens_adds_nothing() -> None:
     empty, no_ids = torch.empty(0, requires_grad=True), torch.empty(0, dtype=torch.long)
     for loss in LOSSES.values():
-        share, _ = loss(empty, torch.empty(0), torch.empty(0), no_ids, 4)
+        share, _ = loss(SampledTokens(empty, torch.empty(0), torch.empty(0), no_ids, 4))
         share.backward()
         assert share.item() == 0.0

@@ -78,7 +78,13 @@ class ScriptedEngine:
         _, reply = self._left.pop(request.id)
         ids = reply[: request.max_tokens]
         reason = "stop" if len(ids) == len(reply) else "length"
-        return Completion(request.id, ids, [-0.5] * len(ids), reason, self.version)
+        return Completion(
+            id=request.id,
+            token_ids=ids,
+            logprobs=[-0.5] * len(ids),
+            finish_reason=reason,
+            version=self.version,
+        )
 
     def _fault(self, name: str) -> bool:
         file = self._faults / name

@@ -1,7 +1,6 @@
 """Episodes of the real tool environment and renderer against an engine that says what the test wants."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,17 @@ from posttrain.rollout.episode import (
     TaskEnvironments,
     run_episodes,
 )
-from posttrain.types import Block, ImageRef, Message, Sample, Trajectory, VideoRef, text_message
+from posttrain.types import (
+    Block,
+    EnvironmentReply,
+    ImageRef,
+    Message,
+    Sample,
+    Trajectory,
+    VideoRef,
+    text_message,
+)
+from tests.unit.rollout.scripted_engine import ZOOM
 
 LIMITS = Limits(max_new_tokens=100, max_length=1000)
 Make = Callable[[int], Sample]
@@ -68,9 +77,8 @@ def test_many_episodes_come_back_in_the_jobs_order_whatever_finishes_first(
         return "no" if request.seed % 3 == 0 and len(request.images) == 1 else zoom_or_answer(request)
 
     def zoom_or_answer(request: Request) -> str:
-        return zoom if len(request.images) == 1 else "K"
+        return ZOOM if len(request.images) == 1 else "K"
 
-    zoom = engine.say(Request("x", [], [None], 1, 1.0, 0))  # pyright: ignore[reportArgumentType]
     engine.say = say
     jobs = jobs_for(make_sample, 5, 4)
     finished: list[Trajectory] = []
@@ -121,8 +129,7 @@ def test_a_reply_that_exceeds_the_budget_enters_neither_as_text_nor_as_image(
 def test_calls_without_end_stop_at_the_turn_limit(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
-    zoom = engine.say(Request("x", [], [None], 1, 1.0, 0))  # pyright: ignore[reportArgumentType]
-    engine.say = lambda request: zoom
+    engine.say = lambda request: ZOOM
     (trajectory,) = run_episodes(engine, renderer, zoom_task, jobs_for(make_sample, 1, 1), LIMITS)
     assert trajectory.stop_reason == "max_turns"
     assert [call.ok for call in trajectory.tool_calls] == [True, True, False]
@@ -139,8 +146,8 @@ class _Unshowable:
     def start(self, sample: Sample) -> tuple[Message, ...]:
         return sample.messages
 
-    def step(self, assistant_text: str) -> Any:
-        return SimpleNamespace(message=self.reply, calls=(), done=assistant_text == "K")
+    def step(self, assistant_text: str) -> EnvironmentReply:
+        return EnvironmentReply(self.reply, (), done=assistant_text == "K")
 
     def close(self) -> None:
         self.closed += 1

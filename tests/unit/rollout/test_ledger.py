@@ -19,6 +19,11 @@ from posttrain.types import ImageRef, Trajectory, TrajectoryImage, text_message
 PAD = 9
 
 
+def turn(token_ids: list[int], logprobs: list[float]) -> Completion:
+    """What an engine of policy version 7 sampled."""
+    return Completion(id="a", token_ids=token_ids, logprobs=logprobs, finish_reason="stop", version=7)
+
+
 @pytest.fixture
 def ledger() -> Trajectory:
     """Prompt with an image, a turn, a reply with an image, a turn."""
@@ -27,9 +32,9 @@ def ledger() -> Trajectory:
     prompt = Rendered([1, PAD, PAD, 2], [False] * 4, [image])
     reply = Rendered([5, PAD, PAD, 6], [False] * 4, [image])
     append_prompt(trajectory, prompt, (text_message("user", "?"),))
-    append_turn(trajectory, Completion("a", [3, 4], [-0.1, -0.2], "stop", 7), text_message("assistant", "x"))
+    append_turn(trajectory, turn([3, 4], [-0.1, -0.2]), text_message("assistant", "x"))
     append_observation(trajectory, reply, text_message("tool", "y"))
-    append_turn(trajectory, Completion("b", [8], [-0.3], "stop", 7), text_message("assistant", "z"))
+    append_turn(trajectory, turn([8], [-0.3]), text_message("assistant", "z"))
     return trajectory
 
 
@@ -121,4 +126,4 @@ def test_only_the_first_append_may_be_the_prompt(ledger: Trajectory) -> None:
 @pytest.mark.parametrize("logprobs", [[], [-0.1, -0.2]])
 def test_a_turn_needs_a_logprob_for_every_token(ledger: Trajectory, logprobs: list[float]) -> None:
     with pytest.raises(LedgerError, match="every token a log-prob"):
-        append_turn(ledger, Completion("c", [3], logprobs, "stop", 7), text_message("assistant", "x"))
+        append_turn(ledger, turn([3], logprobs), text_message("assistant", "x"))

@@ -1,0 +1,209 @@
+"""Dialogues as text, written by a checkpoint's chat template and checked.
+
+Everything about the format is learned from the template by rendering probes and comparing them; none of it is
+written down here a second time.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from jinja2 import TemplateError
+
+from posttrain.rendering.chat_templates import check_text_kept
+from posttrain.rendering.processors import TemplateProcessor, TextTokenizer
+from posttrain.rendering.rendered import RenderError
+from posttrain.types import Message, ModelFamily, ToolSpec, text_message
+
+#: Control tokens that are part of the text of a family's assistant turns; all others are refused. Markup such
+#: as `<tool_call>` and `<think>` is ordinary vocabulary to the tokenizer and always allowed.
+ASSISTANT_TOKENS: dict[ModelFamily, frozenset[str]] = {
+    "qwen2_vl": frozenset(
+        f"<|{name}_{side}|>" for name in ("object_ref", "box", "quad") for side in ("start", "end")
+    ),
+    "qwen2_5_vl": frozenset(),
+    "qwen3_vl": frozenset(),
+    "text": frozenset(),
+}
+
+_PROBE = (text_message("user", "question"), text_message("assistant", "answer"))
+_PROBE_TOOL = ToolSpec("probe_of_the_template", "", {"type": "object", "properties": {}})
+
+
+class DialogueText:
+    """The dialogue format of one checkpoint.
+
+    Attributes:
+        opening: What a prompt writes of the assistant's turn, such as `<think>` and a line break; often "".
+        banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
+    """
+
+    def __init__(
+        self, template: TemplateProcessor, tokenizer: TextTokenizer, family: ModelFamily, end_token_id: int
+    ) -> None:
+        """Learn the format.
+
+        Args:
+            template: Applies the chat template.
+            tokenizer: The checkpoint's tokenizer.
+            family: The model family, which decides which control tokens an assistant turn may contain.
+            end_token_id: The token that ends a turn.
+
+        Raises:
+            RenderError: If the template does not mark assistant turns by a header and an end token.
+        """
+        self._template = template
+        self._family: ModelFamily = family
+        self._end_token = tokenizer.convert_ids_to_tokens(end_token_id)
+        self._learn_control_tokens(tokenizer)
+        self._learn_template()
+
+    def parts(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool
+    ) -> list[tuple[str, bool]]:
+        """Write a dialogue.
+
+        Args:
+            messages: The dialogue so far.
+            tools: Tools to announce.
+            add_generation_prompt: Whether to end with the header of the assistant's next turn.
+
+        Returns:
+            The parts of the text, and for each whether it is learned from.
+
+        Raises:
+            RenderError: If the template rewrites or drops a text.
+        """
+        text = self._apply_template(messages, tools, add_generation_prompt)
+        pieces = self._assistant_turn.split(text)
+        turns = [message for message in messages if message.role == "assistant"]
+        if pieces[1::2] != [turn.text + self._end_token for turn in turns]:
+            raise RenderError(
+                f"the {self._family} checkpoint's chat template rewrites assistant turns (it may strip"
+                " <think> blocks); training needs a template that keeps them (posttrain/rendering/templates)"
+            )
+        check_text_kept(text, messages)
+        return self._supervise(pieces, turns)
+
+    def reply(self, message: Message) -> str:
+        """Write what follows an assistant's end-of-turn token: a reply, and the header of the next turn.
+
+        Raises:
+            RenderError: If the template cannot express it.
+        """
+        text = self._apply_template([*_PROBE, message], (), add_generation_prompt=True)
+        if message.role not in ("tool", "user") or not text.startswith(self._probe_text):
+            raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
+        text = text.removeprefix(self._probe_text)
+        check_text_kept(text, [message])
+        return text
+
+    def check(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
+        """Refuse what the template cannot express, and texts that would be read as structure.
+
+        Raises:
+            RenderError: If the template knows no tools and there are some, or a text has control tokens.
+        """
+        if not self._renders_tools and (tools or any(message.role == "tool" for message in messages)):
+            raise RenderError(
+                f"the {self._family} checkpoint's chat template knows no tools; give the checkpoint one that"
+                " does (posttrain/rendering/templates)"
+            )
+        special = {"assistant": self._control_in_assistant, "tool": self._control_in_tool}
+        texts = [(item.role, special.get(item.role, self._control), item.text) for item in messages]
+        for tool in tools:
+            schema = json.dumps(tool.as_openai(), ensure_ascii=False)
+            texts.append((f"tool {tool.name}", self._control, schema))
+        for owner, pattern, text in texts:
+            if found := pattern.search(text):
+                around = text[max(0, found.start() - 30) : found.end() + 30]
+                raise RenderError(
+                    f"{owner} text contains the control token {found.group()!r} (…{around!r}…), which"
+                    " would be read as structure; remove it from the data or describe it in other words"
+                )
+
+    def _learn_control_tokens(self, tokenizer: TextTokenizer) -> None:
+        """Collect the tokens that may not occur in text, and those that may not be sampled."""
+        added = tokenizer.added_tokens_decoder
+        control = {token.content for token in added.values() if token.special}
+        written = ASSISTANT_TOKENS[self._family]
+        self._control = _any_of(control)
+        self._control_in_assistant = _any_of(control - written)
+        # A tool's output may not close its own block and then speak for somebody else.
+        self._control_in_tool = _any_of(control | {"<tool_response>", "</tool_response>"})
+        never = control - written - {self._end_token}
+        self.banned_token_ids: list[int] = sorted(i for i, token in added.items() if token.content in never)
+
+    def _learn_template(self) -> None:
+        """Learn the assistant's header, its opening and its end, by rendering a probe."""
+        whole = self._apply_template(_PROBE)
+        asked = self._apply_template(_PROBE[:1])
+        prompt = self._apply_template(_PROBE[:1], (), add_generation_prompt=True).removeprefix(asked)
+        header = whole.removeprefix(asked).partition(_PROBE[1].text)[0]
+        self._probe_text = f"{asked}{header}{_PROBE[1].text}{self._end_token}"
+        if not header or not prompt.startswith(header) or not whole.startswith(self._probe_text):
+            raise RenderError(
+                f"the {self._family} checkpoint's chat template does not write an assistant turn as its"
+                f" generation prompt {prompt!r}, the text and {self._end_token!r}; training needs one that"
+                " does (posttrain/rendering/templates)"
+            )
+        self.opening: str = prompt.removeprefix(header)
+        # Texts cannot contain control tokens, so a header in the rendering is the template's own.
+        self._assistant_turn = re.compile(
+            rf"(?<={re.escape(header)})(.*?{re.escape(self._end_token)})", flags=re.DOTALL
+        )
+        self._renders_tools = _PROBE_TOOL.name in self._apply_template(_PROBE, [_PROBE_TOOL])
+
+    def _apply_template(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
+    ) -> str:
+        """Render messages; a template that refuses them raises RenderError."""
+        conversation = [{"role": each.role, "content": self._content(each)} for each in messages]
+        try:
+            return self._template.apply_chat_template(
+                conversation,
+                tools=[tool.as_openai() for tool in tools] or None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise RenderError(f"the chat template refuses the dialogue: {error}") from error
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        """Return a message's content as templates take it: as blocks, or for a text model as plain text."""
+        if self._family == "text":
+            if message.images or message.videos:
+                raise RenderError(f"the {message.role} message shows an image, and a text model sees none")
+            return message.text
+        return [
+            {"type": "text", "text": block.text} if block.type == "text" else {"type": block.type}
+            for block in message.content
+        ]
+
+    def _supervise(self, pieces: Sequence[str], turns: Sequence[Message]) -> list[tuple[str, bool]]:
+        """Decide for each part of a dialogue's text whether it is learned from.
+
+        Args:
+            pieces: The text, in which every second piece is an assistant turn.
+            turns: The assistant turns.
+        """
+        parts = [(pieces[0], False)]
+        for turn, written, following in zip(turns, pieces[1::2], pieces[2::2], strict=True):
+            learned = turn.train is not False
+            if written.startswith(self.opening):
+                # A model finds the opening in its prompt, and does not write it.
+                parts[-1] = (parts[-1][0] + self.opening, False)
+                written = written.removeprefix(self.opening)
+            elif learned:
+                raise RenderError(
+                    f"the assistant turn {turn.text[:60]!r} does not begin with {self.opening!r}, which the"
+                    " checkpoint's generation prompt ends with; train a thinking checkpoint on answers with"
+                    " thinking, or set train: false on the message"
+                )
+            parts += [(written, learned), (following, False)]
+        return parts
+
+
+def _any_of(tokens: set[str] | frozenset[str]) -> re.Pattern[str]:
+    """Make a pattern that finds any of these tokens, the longest first."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
