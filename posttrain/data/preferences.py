@@ -10,18 +10,21 @@ It is a generator of datasets, so a pair is as easy to train on as anything else
       params: {run: runs/zoom, stage: rl}
 """
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from posttrain.data.formats import DataError, write_canonical
-from posttrain.messages import message_from_json
+from posttrain.run.record import read_record
+from posttrain.run.rows import ROLLOUTS, EpisodeRow, read_rows, with_image_paths
 from posttrain.types import Message, Sample
 
 #: Where a generated dataset has its rows.
 ROWS = "data.jsonl"
+
+#: An episode and its reward.
+Scored = tuple[float, EpisodeRow]
 
 
 def write(directory: Path, run: str, stage: str = "rl", min_margin: float = 0.0) -> None:
@@ -46,7 +49,7 @@ def write(directory: Path, run: str, stage: str = "rl", min_margin: float = 0.0)
 
 
 def preference_pairs(run: Path, stage: str, min_margin: float = 0.0) -> Iterator[Sample]:
-    """A pair of each group: the episode with the highest reward against the one with the lowest.
+    """Yield a pair of each group: the episode with the highest reward against the one with the lowest.
 
     Episodes count that ended with an answer and have a reward: one that was cut at a limit would teach to
     end a turn in the middle of a sentence, and one whose reward failed was not judged. Of equal rewards the
@@ -63,64 +66,52 @@ def preference_pairs(run: Path, stage: str, min_margin: float = 0.0) -> Iterator
     Raises:
         DataError: If there are no rollouts, or a row cannot be read.
     """
-    files = sorted((run / "rollouts" / stage).glob("step-*.jsonl"), key=_step)
+    files = sorted((run / ROLLOUTS / stage).glob("step-*.jsonl"), key=_step)
     if not files:
         raise DataError(f"{run}: there are no rollouts of a stage {stage!r} (rollouts/{stage}/step-*.jsonl)")
     tools = _tools_by_task(run, stage)
     for path in files:
-        rows = sorted(_read(path), key=lambda row: (row["group"], row["episode"]))
-        for group, members in groupby(rows, key=lambda row: row["group"]):
-            finished = [row for row in members if row["stop_reason"] == "answer" and _reward(row) is not None]
+        rows = sorted(read_rows(path, EpisodeRow, _refuse), key=lambda row: (row.group, row.episode))
+        for group, members in groupby(rows, key=lambda row: row.group):
+            finished = [
+                (row.total, row) for row in members if row.stop_reason == "answer" and row.total is not None
+            ]
             if not finished:
                 continue
-            best, worst = max(finished, key=_reward), min(finished, key=_reward)
-            if _reward(best) - _reward(worst) > min_margin:
+            best, worst = max(finished, key=itemgetter(0)), min(finished, key=itemgetter(0))
+            if best[0] - worst[0] > min_margin:
                 yield _pair(f"{stage}-{_step(path)}-{group}", best, worst, run, tools)
 
 
-def _pair(name: str, best: dict, worst: dict, run: Path, tools: dict[str, tuple[str, ...]]) -> Sample:
-    prompt, chosen = _turns(best, run)
-    _, rejected = _turns(worst, run)
-    columns = {"chosen_reward": _reward(best), "rejected_reward": _reward(worst), "task": best["task"]}
+def _pair(name: str, best: Scored, worst: Scored, run: Path, tools: dict[str, tuple[str, ...]]) -> Sample:
+    row = best[1]
     return Sample(
         id=name,
-        messages=prompt,
-        ground_truth=best["ground_truth"],
-        tools=tools.get(best["task"], ()),
-        columns=columns,
-        chosen=chosen,
-        rejected=rejected,
+        messages=_placed(row.prompt, run),
+        ground_truth=row.ground_truth,
+        tools=tools.get(row.task, ()),
+        columns={"chosen_reward": best[0], "rejected_reward": worst[0], "task": row.task},
+        chosen=_placed(row.response, run),
+        rejected=_placed(worst[1].response, run),
     )
 
 
-def _turns(row: dict[str, Any], run: Path) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Prompt and response of an episode, images by absolute path."""
-    for block in (block for message in row["messages"] for block in message["content"]):
-        if block["type"] == "image":
-            block["image"] = str(run / block["image"])
-    messages = tuple(message_from_json(message) for message in row["messages"])
-    return messages[: row["num_prompt_messages"]], messages[row["num_prompt_messages"] :]
+def _placed(messages: tuple[Message, ...], run: Path) -> tuple[Message, ...]:
+    """Return messages whose images are named by absolute path."""
+    return tuple(with_image_paths(message, lambda path: str(run / path)) for message in messages)
 
 
-def _reward(row: dict[str, Any]) -> Any:
-    return row["reward"] and row["reward"]["total"]
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON lines ({error})") from error
+def _refuse(path: Path, reason: str) -> None:
+    raise DataError(f"{path}: a row cannot be read ({reason})")
 
 
 def _tools_by_task(run: Path, stage: str) -> dict[str, tuple[str, ...]]:
-    """The tools that each task announced, which a trajectory does not repeat."""
+    """Return the tools that each task announced, which a trajectory does not repeat."""
     try:
-        stages = json.loads((run / "resolved.json").read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError) as error:
+        stages = read_record(run).stages
+    except (OSError, ValueError) as error:
         raise DataError(f"{run} is not a run's directory: {error!r}") from error
-    tasks = next((each.get("tasks", []) for each in stages if each["name"] == stage), [])
-    return {task["name"]: tuple(tool["name"] for tool in task["tools"]) for task in tasks}
+    return {task.name: task.tools for each in stages if each.name == stage for task in each.tasks}
 
 
 def _step(path: Path) -> int:

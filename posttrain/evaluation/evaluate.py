@@ -1,21 +1,21 @@
 """Evaluation: a checkpoint's episodes on held-out samples, scored by the rewards' own code."""
 
-import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 from posttrain.config import EvalTask, RunConfig
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.statistics import wilson_interval
-from posttrain.files.durable import write_atomic
 from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir
+from posttrain.run.metric_names import REWARD
+from posttrain.run.rows import EVALUATION, EvaluationRow, read_rows, write_rows
 from posttrain.types import Trajectory
 
 
@@ -25,7 +25,7 @@ class EvaluationError(RuntimeError):
 
 def evaluate_task(
     pool: RolloutPool, config: RunConfig, task: EvalTask, run: RunDir, stage: str, step: int
-) -> dict[str, Any]:
+) -> EvaluationRow:
     """Run a task's first `num_samples` samples, one episode each, and record the result.
 
     Args:
@@ -37,8 +37,7 @@ def evaluate_task(
         step: At which it was made.
 
     Returns:
-        The row: `stage`, `task`, `step`, `n`, `accuracy` with its 95 % Wilson interval `low`, `high`, the
-        mean of every reward and of tool calls in `metrics`, and `seconds`.
+        The row, whose metrics are the means of every reward, of tool calls and of tokens.
 
     Raises:
         EvaluationError: If a sample could not be scored; a failed score is never counted as a wrong answer.
@@ -54,16 +53,23 @@ def evaluate_task(
     trajectories = pool.rollout(
         groups, Limits(rollout.max_new_tokens, rollout.max_length, temperature=task.temperature)
     ).trajectories
-    row = {"stage": stage, "task": task.name, "step": step, **summarize(trajectories, task.rewards[0].name)}
-    row["seconds"] = round(time.perf_counter() - begun, 1)
+    row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
+    row = replace(row, seconds=round(time.perf_counter() - begun, 1))
     name = f"evaluation-{stage}-{task.name}"
     write_trajectories(run, name, trajectories, {g.group: g.sample for g in groups}, stage=stage, step=0)
     record_evaluation(run, row)
     return row
 
 
-def summarize(trajectories: Sequence[Trajectory], main_reward: str) -> dict[str, Any]:
-    """Accuracy of the main reward (full marks count), its interval, and the means of everything scored.
+def summarize(
+    trajectories: Sequence[Trajectory], main_reward: str, place: tuple[str, str, int]
+) -> EvaluationRow:
+    """Compute the accuracy of the main reward, its interval, and the means of everything that was scored.
+
+    Args:
+        trajectories: The finished episodes, one a sample.
+        main_reward: Name of the reward whose full marks count as right.
+        place: Stage, task and step of the row.
 
     Raises:
         EvaluationError: If a trajectory has no score.
@@ -82,30 +88,27 @@ def summarize(trajectories: Sequence[Trajectory], main_reward: str) -> dict[str,
         values["tokens"].append(len(trajectory.token_ids))
         for name, value in verdict.values.items():
             if value is not None:
-                values.setdefault(f"reward/{name}", []).append(value)
-    low, high = wilson_interval(correct, len(trajectories))
+                values.setdefault(REWARD + name, []).append(value)
+    n = len(trajectories)
+    low, high = wilson_interval(correct, n)
     means = {name: round(fmean(column), 4) for name, column in values.items() if column}
-    accuracy = correct / max(1, len(trajectories))
-    return {"n": len(trajectories), "accuracy": accuracy, "low": low, "high": high, "metrics": means}
+    return EvaluationRow(*place, n, correct / max(1, n), low, high, means)
 
 
-def read_evaluations(run: RunDir) -> list[dict[str, Any]]:
-    """The rows recorded so far."""
-    path = run.path / "evaluation.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+def read_evaluations(run: RunDir) -> list[EvaluationRow]:
+    """Return the rows recorded so far."""
+    return list(read_rows(run.path / EVALUATION, EvaluationRow))
 
 
-def final_evaluations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each stage and task the row of the last step: without those measured on the way."""
+def final_evaluations(rows: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+    """Return the row of the last step of each stage and task: without those measured on the way."""
     last: dict[tuple[str, str], int] = {}
     for row in rows:
-        place = (row["stage"], row["task"])
-        last[place] = max(last.get(place, 0), row["step"])
-    return [row for row in rows if row["step"] == last[row["stage"], row["task"]]]
+        last[row.stage, row.task] = max(last.get((row.stage, row.task), 0), row.step)
+    return [row for row in rows if row.step == last[row.stage, row.task]]
 
 
-def record_evaluation(run: RunDir, row: dict[str, Any]) -> None:
+def record_evaluation(run: RunDir, row: EvaluationRow) -> None:
     """Add a row; it takes the place of an earlier one of its stage, task and step."""
-    place = (row["stage"], row["task"], row["step"])
-    kept = [old for old in read_evaluations(run) if (old["stage"], old["task"], old["step"]) != place]
-    write_atomic(run.path / "evaluation.jsonl", "".join(json.dumps(each) + "\n" for each in [*kept, row]))
+    kept = [old for old in read_evaluations(run) if old.place != row.place]
+    write_rows(run.path / EVALUATION, [*kept, row])

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion.
+    """Compute Wilson's score interval for a proportion.
 
     Unlike p ± 1.96·se it stays within [0, 1] and keeps its coverage near 0 and 1, where a task that
     is learned (or not learned at all) ends up.
@@ -42,7 +42,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def _quantile(confidence: float) -> float:
-    """The normal quantile that leaves (1 - confidence) / 2 on either side."""
+    """Return the normal quantile that leaves (1 - confidence) / 2 on either side."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
     return NormalDist().inv_cdf((1 + confidence) / 2)

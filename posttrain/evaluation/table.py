@@ -1,8 +1,8 @@
 """The terminal table of evaluation results: one line a (task, stage), with its interval drawn."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from posttrain.run.rows import EvaluationRow
 
 TRACK_WIDTH = 41
 HEADER: tuple[str, ...] = (
@@ -15,12 +15,11 @@ HEADER: tuple[str, ...] = (
 )
 
 
-def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     """Lay out rows of `evaluation.jsonl` for a terminal.
 
     Args:
-        rows: `{"stage", "task", "n", "accuracy", "low", "high", …}` in the order they were measured.
-            A missing or null figure shows as a dash.
+        rows: In the order in which they were measured; a figure that is missing shows as a dash.
 
     Returns:
         Lines joined by newlines, without a final one; a sentence where there are no rows.
@@ -32,30 +31,24 @@ def evaluation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     if not rows:
         return "No evaluation has been recorded."
-    tasks = list(dict.fromkeys(str(row.get("task", "")) for row in rows))
     lines = [HEADER]
-    for task in tasks:
-        for index, row in enumerate(row for row in rows if str(row.get("task", "")) == task):
+    for task in dict.fromkeys(row.task for row in rows):
+        for index, row in enumerate(row for row in rows if row.task == task):
             lines.append((task if index == 0 else "", *_cells(row)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     return "\n".join(_align(line, widths) for line in lines)
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    accuracy, low, high = (_figure(row.get(key)) for key in ("accuracy", "low", "high"))
+def _cells(row: EvaluationRow) -> tuple[str, str, str, str, str]:
+    low, high = row.low, row.high
     interval = "–" if low is None or high is None else f"{100 * low:.1f} – {100 * high:.1f}"
-    share = "–" if accuracy is None else f"{100 * accuracy:.1f} %"
-    return str(row.get("stage", "")), share, interval, str(row.get("n", "–")), _track(accuracy, low, high)
-
-
-def _figure(value: Any) -> float | None:
-    """A finite number, or None for whatever else a row may hold."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    share = "–" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+    n = "–" if row.n is None else str(row.n)
+    return row.stage, share, interval, n, _track(row.accuracy, low, high)
 
 
 def _track(accuracy: float | None, low: float | None, high: float | None) -> str:
-    """The interval on a line from 0 to 100 %."""
+    """Draw the interval on a line from 0 to 100 %."""
     track = ["─"] * TRACK_WIDTH
     for value, mark in ((low, "├"), (high, "┤"), (accuracy, "●")):
         if value is not None:
@@ -64,7 +57,7 @@ def _track(accuracy: float | None, low: float | None, high: float | None) -> str
 
 
 def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, figures to the right."""
+    """Pad the cells of a line: names to the left, figures to the right."""
     numeric = (False, False, True, True, True, False)
     padded = (
         cell.rjust(width) if right else cell.ljust(width)

@@ -1,14 +1,17 @@
 """A checkpoint as something to give away: weights with adapters merged, and a model card of what was done."""
 
-import json
 import shutil
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from posttrain.config.model import infer_family
 from posttrain.models.lora import is_adapter, write_merged
+from posttrain.run.directory import RunDir
+from posttrain.run.metric_names import HELD_OUT
+from posttrain.run.record import BASE, RESOLVED, RunRecord, StageRecord, read_record
+from posttrain.run.rows import EVALUATION, METRICS, EvaluationRow, MetricsRow, read_rows
 
 #: What a checkpoint holds for resuming, and for nothing else.
 TRAINING_FILES = (
@@ -25,10 +28,6 @@ TRAINING_FILES = (
     "rng_state*",
     "figures_*",
 )
-
-
-#: Begins the names of figures that a stage measures on held-out samples.
-HELD_OUT = "eval_"
 
 
 class ExportError(ValueError):
@@ -65,98 +64,93 @@ def export(checkpoint: Path, output: Path) -> None:
 
 
 def model_card(checkpoint: Path) -> str:
-    """The card of a checkpoint: what it was made from, with which data and settings, and how it did.
+    """Return the card of a checkpoint: what it was made from, with which data and settings, and how it did.
 
     Args:
         checkpoint: A checkpoint's directory. Outside a run's directory the card says little.
+
+    Raises:
+        ExportError: If the settings that the run recorded cannot be read.
     """
-    run = next((parent for parent in checkpoint.absolute().parents if _is_run(parent)), None)
-    config = json.loads((run / "resolved.json").read_text(encoding="utf-8")) if run else {}
-    base = config.get("model", {}).get("name_or_path")
+    checkpoint = checkpoint.absolute()
+    run = next((RunDir(parent) for parent in checkpoint.parents if _is_run(parent)), None)
+    record = RunRecord() if run is None else _record(run)
     task = "text-generation" if infer_family(checkpoint) == "text" else "image-text-to-text"
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task}
-    if base is not None and not Path(base).is_absolute():
-        header["base_model"] = base
-    title = f"{config['name']}, {checkpoint.name}" if run else checkpoint.name
+    header = {"library_name": "transformers", "pipeline_tag": task}
+    if record.model and not Path(record.model).is_absolute():
+        header["base_model"] = record.model
+    title = checkpoint.name if run is None else f"{record.name}, {checkpoint.name}"
     parts = [f"---\n{yaml.safe_dump(header)}---\n\n# {title}\n"]
     if run is not None:
-        stage = checkpoint.absolute().relative_to(run).parts[0]
-        until = _stages_until(config["stages"], stage)
-        names = {stage["name"] for stage in until}
+        stages = record.lineage(checkpoint.relative_to(run.path).parts[0])
+        names = {stage.name for stage in stages}
         parts += [
-            _made_of(base, until),
-            _data(run, until),
-            _results(run, names | {"base"}),
+            _made_of(record.model, stages),
+            _data(run, stages),
+            _results(run, names | {BASE}),
             _held_out(run, names),
-            "## Settings\n\n```yaml\n" + (run / "config.yaml").read_text(encoding="utf-8") + "```\n",
+            "## Settings\n\n```yaml\n" + (run.path / "config.yaml").read_text(encoding="utf-8") + "```\n",
         ]
     return "\n".join(part for part in parts if part)
 
 
 def _is_run(directory: Path) -> bool:
-    return (directory / "resolved.json").is_file() and (directory / "config.yaml").is_file()
+    return (directory / RESOLVED).is_file() and (directory / "config.yaml").is_file()
 
 
-def _stages_until(stages: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The stages that made a checkpoint of the stage of this name; none if there is no such stage."""
-    names, found = [stage["name"] for stage in stages], []
-    while name in names:
-        index = names.index(name)
-        found.append(stages[index])
-        name = stages[index].get("start_from") or (names[index - 1] if index else "base")
-        names = names[:index]
-    return found[::-1]
+def _record(run: RunDir) -> RunRecord:
+    try:
+        return read_record(run.path)
+    except ValueError as error:
+        raise ExportError(f"{run.path}: the settings of the run cannot be read ({error})") from error
 
 
-def _made_of(base: str | None, stages: list[dict[str, Any]]) -> str:
-    steps = [f"`{stage['name']}` ({stage['stage']})" for stage in stages]
+def _made_of(base: str, stages: Sequence[StageRecord]) -> str:
+    steps = [f"`{stage.name}` ({stage.kind})" for stage in stages]
     beginning = f"`{base}`" if base else "a new, tiny model"
     return f"Made from {beginning} by {', then '.join(steps) or 'no training'}.\n"
 
 
-def _data(run: Path, stages: list[dict[str, Any]]) -> str:
-    """What each stage was trained on, with the fingerprints of files."""
-    path = run / "data.json"
-    fingerprints = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = []
-    for stage in stages:
-        shares = stage.get("data", {}).get("mixture", {})
-        shares |= {task["data"]: task["ratio"] for task in stage.get("tasks", [])}
-        rows += [
-            (stage["name"], name, f"{share:.0%}", str(fingerprints.get(name, ""))[:12])
-            for name, share in shares.items()
-        ]
+def _data(run: RunDir, stages: Sequence[StageRecord]) -> str:
+    """Return a table of what each stage was trained on, with the fingerprints of files."""
+    fingerprints = run.fingerprints()
+    rows = [
+        (stage.name, name, f"{share:.0%}", fingerprints.get(name, "")[:12])
+        for stage in stages
+        for name, share in stage.shares.items()
+    ]
     return _table("Data", ("stage", "dataset", "share", "fingerprint"), rows)
 
 
-def _rows(path: Path, stages: set[str]) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines that belong to the stages; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [row for row in map(json.loads, lines) if row["stage"] in stages]
-
-
-def _results(run: Path, stages: set[str]) -> str:
-    """Accuracies with their intervals, of the stages up to this checkpoint's; at the end of each."""
-    last = {(row["stage"], row["task"]): row for row in _rows(run / "evaluation.jsonl", stages)}
+def _results(run: RunDir, stages: Container[str]) -> str:
+    """Return a table of accuracies with their intervals, at the end of each of the stages."""
+    found = read_rows(run.path / EVALUATION, EvaluationRow)
+    last = {(row.stage, row.task): row for row in found if row.stage in stages}
     rows = [
         (
-            row["stage"],
-            row["task"],
-            f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-            str(row["n"]),
+            row.stage,
+            row.task,
+            f"{_share(row.accuracy)} [{_share(row.low)}, {_share(row.high)}]",
+            "–" if row.n is None else str(row.n),
         )
         for row in last.values()
     ]
     return _table("Results", ("after", "task", "accuracy [95 % interval]", "prompts"), rows)
 
 
-def _held_out(run: Path, stages: set[str]) -> str:
-    """What stages measured on held-out samples of their own: the first value of each figure and the last."""
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _held_out(run: RunDir, stages: Container[str]) -> str:
+    """Return a table of what stages measured on held-out samples of their own: first and last value."""
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for row in _rows(run / "metrics.jsonl", stages):
-        for name, value in row.items():
+    for row in read_rows(run.path / METRICS, MetricsRow):
+        if row.stage not in stages:
+            continue
+        for name, value in row.figures.items():
             if name.startswith(HELD_OUT) and value is not None:
-                found.setdefault((row["stage"], name.removeprefix(HELD_OUT)), []).append((row["step"], value))
+                found.setdefault((row.stage, name.removeprefix(HELD_OUT)), []).append((row.step, value))
     rows = [
         (stage, name, *(f"{value:.4g} (step {step})" for step, value in (measured[0], measured[-1])))
         for (stage, name), measured in found.items()

@@ -17,7 +17,7 @@ from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
-from posttrain.types import EnvironmentReply, Message, Sample, ToolSpec, Trajectory, text_message
+from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,10 @@
 """Trajectories as rows of `rollouts/*.jsonl`: what the viewer shows and a person can grep."""
 
-import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from posttrain.files.durable import write_atomic
-from posttrain.messages import message_to_json
 from posttrain.run.directory import RunDir
+from posttrain.run.rows import ROLLOUTS, EpisodeRow, with_image_paths, write_rows
 from posttrain.types import Sample, Trajectory
 
 
@@ -17,7 +13,9 @@ def write_trajectories(
     name: str,
     trajectories: Iterable[Trajectory],
     samples: Mapping[int, Sample],
-    **origin: Any,
+    *,
+    stage: str,
+    step: int,
 ) -> None:
     """Write `rollouts/<name>.jsonl`, one row a trajectory.
 
@@ -26,37 +24,41 @@ def write_trajectories(
         name: `<stage>/step-<n>` for training, `evaluation-<stage>-<task>` for evaluation.
         trajectories: Finished ones.
         samples: The prompt of each group.
-        **origin: Keys that every row has: `stage`, `step`.
+        stage: Name of the stage that they belong to.
+        step: Of the stage; 0 in an evaluation.
 
     Raises:
         DiskFull: If there is no space.
     """
-    rows = [trajectory_row(trajectory, samples[trajectory.group], run.path) for trajectory in trajectories]
-    text = "".join(json.dumps({**origin, **row}, ensure_ascii=False) + "\n" for row in rows)
-    path = run.path / "rollouts" / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text)
+    rows = [
+        episode_row(trajectory, samples[trajectory.group], run.path, stage, step)
+        for trajectory in trajectories
+    ]
+    write_rows(run.path / ROLLOUTS / f"{name}.jsonl", rows)
 
 
-def trajectory_row(trajectory: Trajectory, sample: Sample, root: Path) -> dict[str, Any]:
-    """One trajectory without its tokens, images by path (relative to `root` where inside it)."""
-    messages = [message_to_json(message) for message in (*trajectory.prompt, *trajectory.response)]
-    for block in (block for message in messages for block in message["content"]):
-        if block["type"] == "image" and Path(block["image"]).is_relative_to(root):
-            block["image"] = str(Path(block["image"]).relative_to(root))
-    return {
-        "sample_id": trajectory.sample_id,
-        "task": trajectory.task,
-        "group": trajectory.group,
-        "episode": trajectory.episode,
-        "messages": messages,
-        "num_prompt_messages": len(trajectory.prompt),
-        "tool_calls": [dataclasses.asdict(call) for call in trajectory.tool_calls],
-        "ground_truth": sample.ground_truth,
-        "reward": dataclasses.asdict(trajectory.reward) if trajectory.reward else None,
-        "advantage": trajectory.advantage,
-        "stop_reason": trajectory.stop_reason,
-        "num_tokens": len(trajectory.token_ids),
-        "num_sampled": sum(trajectory.sampled),
-        "version": max(trajectory.versions, default=-1),
-    }
+def episode_row(trajectory: Trajectory, sample: Sample, root: Path, stage: str, step: int) -> EpisodeRow:
+    """Return one trajectory without its tokens, images by path (relative to `root` where inside it)."""
+
+    def place(path: str) -> str:
+        return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
+
+    messages = (*trajectory.prompt, *trajectory.response)
+    return EpisodeRow(
+        stage=stage,
+        step=step,
+        sample_id=trajectory.sample_id,
+        task=trajectory.task,
+        group=trajectory.group,
+        episode=trajectory.episode,
+        messages=tuple(with_image_paths(message, place) for message in messages),
+        num_prompt_messages=len(trajectory.prompt),
+        tool_calls=tuple(trajectory.tool_calls),
+        ground_truth=sample.ground_truth,
+        reward=trajectory.reward,
+        advantage=trajectory.advantage,
+        stop_reason=trajectory.stop_reason,
+        num_tokens=len(trajectory.token_ids),
+        num_sampled=sum(trajectory.sampled),
+        version=max(trajectory.versions, default=-1),
+    )

@@ -11,31 +11,28 @@ Layout; everything that must not be half written goes to a temporary name first:
 """
 
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from posttrain.config import RunConfig
 from posttrain.files.durable import explaining_full_disk, make_directory, sync, write_atomic, write_synced
+from posttrain.files.strict_json import JsonObject
+from posttrain.run.json_fields import mapping, texts
+from posttrain.run.record import RESOLVED
+from posttrain.run.resuming import changed_packages, changed_settings, environment, foreign_layout
 
 MANIFEST = "manifest.json"
 #: Held by the process that works on the run (see `run_process`).
 LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-#: Keys that say where things lie and not what they are: a run may be moved, or resumed from elsewhere.
-PLACES = {"output_dir", "base_dir"}
-#: Changes listed in an error before the rest is only counted.
-MAX_CHANGES_LISTED = 12
+ENVIRONMENT, FINGERPRINTS = "environment.json", "data.json"
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +47,10 @@ class UsedRunDirectory(RunDirError):
 
 class ChangedRun(RunDirError):
     """The config or the data differ from what the run began with."""
+
+
+class ForeignRun(RunDirError):
+    """Another version of posttrain began the run, and wrote its directory in another layout."""
 
 
 class CorruptCheckpoint(RunDirError):
@@ -87,12 +88,13 @@ class RunDir:
 
         Raises:
             UsedRunDirectory: If something is there and `resume` is off, or it is not a run.
+            ForeignRun: If another version of posttrain began it, whose runs this one cannot continue.
             ChangedRun: If the config is not the one that the run began with; names the keys.
             DiskFull: If there is no space.
         """
         run = cls.of(config)
         resolved = config.model_dump(mode="json")
-        begun = (run.path / "resolved.json").is_file()
+        begun = (run.path / RESOLVED).is_file()
         if begun and not resume:
             raise UsedRunDirectory(
                 f"{run.path} holds a run already: go on with it by --resume, or choose another `name`"
@@ -101,21 +103,19 @@ class RunDir:
             raise UsedRunDirectory(
                 f"{run.path} is not empty and holds no run (no resolved.json): choose another `name`"
             )
+        here = environment()
         if begun:
-            run._check_config(resolved, allow_changes)
+            run._check_begun(resolved, here, allow_changes)
         elif resume:
             logger.warning("%s holds no run to resume: beginning it", run.path)
-        environment = _environment()
-        if begun:
-            run._warn_of_changed_packages(environment)
         if allow_changes:
-            (run.path / "data.json").unlink(missing_ok=True)
+            (run.path / FINGERPRINTS).unlink(missing_ok=True)
         make_directory(run.path)
         # resolved.json first: it marks the directory as a run, so a crash after it can be resumed.
-        write_atomic(run.path / "resolved.json", _json(resolved))
+        write_atomic(run.path / RESOLVED, _json(resolved))
         given = config.model_dump(mode="json", exclude_unset=True)
         write_atomic(run.path / "config.yaml", yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
-        write_atomic(run.path / "environment.json", _json(environment))
+        write_atomic(run.path / ENVIRONMENT, _json(here))
         return run
 
     def check_data(self, fingerprints: Mapping[str, str]) -> None:
@@ -127,8 +127,7 @@ class RunDir:
         Raises:
             ChangedRun: If a dataset recorded earlier has another fingerprint now.
         """
-        path = self.path / "data.json"
-        recorded: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        recorded = self.fingerprints()
         changed = sorted(
             name for name in fingerprints if recorded.get(name) not in (None, fingerprints[name])
         )
@@ -138,7 +137,12 @@ class RunDir:
                 " choose another `name`, or go on regardless with --allow-changes"
             )
         if not fingerprints.keys() <= recorded.keys():
-            write_atomic(path, _json({**recorded, **fingerprints}))
+            write_atomic(self.path / FINGERPRINTS, _json({**recorded, **fingerprints}))
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the hash of each dataset's content that is recorded, by the dataset's name."""
+        path = self.path / FINGERPRINTS
+        return texts(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def stage_dir(self, stage: str) -> Path:
         """Where a stage's checkpoints lie; made where it is missing."""
@@ -193,31 +197,22 @@ class RunDir:
             return None
         return checkpoint
 
-    def _check_config(self, resolved: dict[str, Any], allow_changes: bool) -> None:
-        before, now = _flatten(json.loads((self.path / "resolved.json").read_text())), _flatten(resolved)
-        changes = [
-            f"{key}: {before.get(key, 'absent')} → {now.get(key, 'absent')}"
-            for key in sorted((before.keys() | now.keys()) - PLACES)
-            if before.get(key, "absent") != now.get(key, "absent")
-        ]
-        if not changes:
-            return
-        more = f"; and {len(changes) - MAX_CHANGES_LISTED} more" if len(changes) > MAX_CHANGES_LISTED else ""
-        listed = "; ".join(changes[:MAX_CHANGES_LISTED]) + more
-        if not allow_changes:
-            raise ChangedRun(
-                f"{self.path}: the config changed since the run began ({listed}). Restore it, choose another"
-                " `name`, or go on regardless with --allow-changes"
-            )
-        logger.warning("%s goes on with a changed config: %s", self.path, listed)
-
-    def _warn_of_changed_packages(self, environment: dict[str, Any]) -> None:
-        path = self.path / "environment.json"
-        before = json.loads(path.read_text())["packages"] if path.is_file() else {}
-        now = environment["packages"]
-        changed = [f"{n} {before[n]} → {now.get(n, 'absent')}" for n in before if before[n] != now.get(n)]
-        if changed:
-            logger.warning("packages changed since the run began: %s", ", ".join(changed))
+    def _check_begun(self, settings: JsonObject, here: JsonObject, allow_changes: bool) -> None:
+        """Check that the run can be gone on with, and warn of packages that changed."""
+        path = self.path / ENVIRONMENT
+        # All files that say what a run is are written before anything else: without this one it did nothing.
+        recorded = mapping(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else here
+        if reason := foreign_layout(recorded):
+            raise ForeignRun(f"{self.path} cannot be resumed: {reason}")
+        if changes := changed_settings(json.loads((self.path / RESOLVED).read_text("utf-8")), settings):
+            if not allow_changes:
+                raise ChangedRun(
+                    f"{self.path}: the config changed since the run began ({changes}). Restore it, choose"
+                    " another `name`, or go on regardless with --allow-changes"
+                )
+            logger.warning("%s goes on with a changed config: %s", self.path, changes)
+        if packages := changed_packages(recorded, here):
+            logger.warning("packages changed since the run began: %s", packages)
 
 
 def save_checkpoint(directory: Path, write: Callable[[Path], object]) -> Path:
@@ -347,30 +342,9 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(files: dict[str, dict[str, Any]]) -> str:
+def _digest(files: Mapping[str, Mapping[str, int | str]]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted key, as in `stages[1].learning_rate`."""
-    if isinstance(value, dict) and value:
-        parts = [_flatten(item, f"{key}.{name}" if key else name) for name, item in value.items()]
-    elif isinstance(value, list) and value:
-        parts = [_flatten(item, f"{key}[{index}]") for index, item in enumerate(value)]
-    else:
-        return {key: value}
-    return {name: leaf for part in parts for name, leaf in part.items()}
-
-
-def _environment() -> dict[str, Any]:
-    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
-    }

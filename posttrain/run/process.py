@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain.files.durable import make_directory
 from posttrain.run.directory import LOCK, RunDir, RunDirError
+from posttrain.run.record import RESOLVED
 
 #: Appears in a run's directory when SIGTERM came; whoever trains looks for it after every step.
 STOP = ".stop"
@@ -64,7 +65,7 @@ def working_on(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not (directory / "resolved.json").exists():  # it was refused, and is somebody else's
+            if not (directory / RESOLVED).exists():  # it was refused, and is somebody else's
                 path.unlink(missing_ok=True)
 
 

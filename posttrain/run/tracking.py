@@ -11,31 +11,32 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, SupportsFloat, TextIO
 
 from tqdm import tqdm
 
 from posttrain.files.durable import explaining_full_disk, write_atomic
 from posttrain.run.directory import RunDir
-
-#: Figures worth a place on the console, the most telling first.
-SHOWN = (
-    "reward/mean",
-    "loss",
-    "accuracy/letter",
-    "episode/tool_calls",
-    "entropy",
-    "grad_norm",
-    "time/step",
+from posttrain.run.metric_names import (
+    ACCURACY,
+    ENTROPY,
+    EPISODE_TOOL_CALLS,
+    GRAD_NORM,
+    LOSS,
+    REWARD_MEAN,
+    TIME_STEP,
 )
+from posttrain.run.record import RESOLVED
+from posttrain.run.rows import METRICS, METRICS_KEYS, MetricsRow, RowError, parse_row, row_line
+
+#: Figures worth a place on the console, the most telling first; what ends in `/` begins several names.
+SHOWN = (REWARD_MEAN, LOSS, ACCURACY, EPISODE_TOOL_CALLS, ENTROPY, GRAD_NORM, TIME_STEP)
 MAX_SHOWN = 4
 #: Seconds between lines where the console is a file or a pipe.
 LINE_INTERVAL = 10.0
 #: Seconds between looks at the figures that workers write.
 FOLLOW_INTERVAL = 1.0
-#: What every row of metrics.jsonl has beside the figures.
-ROW_KEYS = ("stage", "step", "time")
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Tracker:
     """
 
     def __init__(self, run: RunDir, names: Sequence[str] = ()) -> None:
-        self._path = run.path / "metrics.jsonl"
+        self._path = run.path / METRICS
         self._console = Console(sys.stderr)
         self._sinks = {name: _open_sink(name, run) for name in names if name != "console"}
 
@@ -98,10 +99,10 @@ class Tracker:
             DiskFull: If `metrics.jsonl` cannot grow.
         """
         values = {name: float(value) for name, value in metrics.items()}
-        if clash := [name for name in ROW_KEYS if name in values]:
+        if clash := [name for name in METRICS_KEYS if name in values]:
             raise ValueError(f"a metric cannot be called {clash[0]!r}: rows of metrics.jsonl use that key")
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._append({"stage": stage, "step": step, "time": round(time.time(), 3), **finite})
+        self._append(MetricsRow(stage, step, round(time.time(), 3), finite))
         self._console.log(stage, step, values)
         for name, sink in list(self._sinks.items()):
             try:
@@ -114,7 +115,8 @@ class Tracker:
     def rewind(self, stage: str, step: int) -> None:
         """Drop a stage's rows beyond a step: a resumed stage will log them again."""
         if self._path.is_file():
-            write_atomic(self._path, "".join(_rows_up_to(self._path.read_text("utf-8"), stage, step)))
+            kept = _rows_up_to(self._path.read_bytes(), stage, step)
+            write_atomic(self._path, b"".join(kept).decode())
 
     def close(self) -> None:
         """Finish the console's line and every sink."""
@@ -122,9 +124,9 @@ class Tracker:
         for sink in self._sinks.values():
             sink.close()
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: MetricsRow) -> None:
         """Add a row; one that a crash or a full disk left half written is dropped first."""
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        line = row_line(row).encode()
         with explaining_full_disk(self._path), self._path.open("ab+", buffering=0) as file:
             size = file.tell()
             if size:
@@ -161,8 +163,7 @@ class Console:
         """Show where the stage stands."""
         if stage != self._stage:
             self.start(stage, None)
-        shown = [name for name in SHOWN if name in metrics][:MAX_SHOWN]
-        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in _shown(metrics))
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(figures)
@@ -190,7 +191,7 @@ def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None
     """
     console = Console(sys.stderr)
     console.start(stage, total_steps)
-    path = run.path / "metrics.jsonl"
+    path = run.path / METRICS
     done = threading.Event()
     begun_at = path.stat().st_size if path.is_file() else 0
 
@@ -206,11 +207,9 @@ def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None
                 file.seek(position)
                 complete, _, _ = file.read(size - position).rpartition(b"\n")
             position += len(complete) + 1 if complete else 0
-            for row in map(json.loads, complete.splitlines()):
-                if row["stage"] == stage:
-                    figures = {name: row[name] for name in row.keys() - set(ROW_KEYS)}
-                    finite = {name: math.nan if value is None else value for name, value in figures.items()}
-                    console.log(stage, row["step"], finite)
+            for row in _whole_rows(complete):
+                if row.stage == stage:
+                    console.log(stage, row.step, _with_nan(row.figures))
 
     follower = threading.Thread(target=follow, name="progress", daemon=True)
     follower.start()
@@ -256,7 +255,7 @@ class WeightsAndBiases:
             id=hashlib.sha256(str(run.path).encode()).hexdigest()[:16],
             resume="allow",
             dir=str(run.path),
-            config=json.loads((run.path / "resolved.json").read_text()),
+            config=json.loads((run.path / RESOLVED).read_text()),
         )
         self._stages: set[str] = set()
 
@@ -276,7 +275,7 @@ class Trackio:
     """A run in trackio, under the project `posttrain`; a resumed run goes on in the same one."""
 
     def __init__(self, run: RunDir) -> None:
-        config = json.loads((run.path / "resolved.json").read_text())
+        config = json.loads((run.path / RESOLVED).read_text())
         self._run = _import("trackio", "trackio").init(
             project="posttrain", name=run.path.name, resume="allow", config=config, embed=False
         )
@@ -324,14 +323,33 @@ def _import(package: str, module: str) -> Any:
         ) from error
 
 
-def _rows_up_to(text: str, stage: str, step: int) -> list[str]:
-    """The whole rows of metrics.jsonl but those of `stage` beyond `step`."""
-    kept = []
-    for line in text.splitlines(keepends=True):
+def _shown(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the figures for which the console has room."""
+    named = (name for shown in SHOWN for name in metrics if _matches(name, shown))
+    return list(dict.fromkeys(named))[:MAX_SHOWN]
+
+
+def _matches(name: str, shown: str) -> bool:
+    return name.startswith(shown) if shown.endswith("/") else name == shown
+
+
+def _with_nan(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}
+
+
+def _whole_rows(lines: bytes) -> Iterator[MetricsRow]:
+    """Yield the rows among lines of metrics.jsonl, without those that a crash cut."""
+    for line in lines.splitlines():
+        with suppress(RowError):
+            yield parse_row(line, MetricsRow)
+
+
+def _rows_up_to(lines: bytes, stage: str, step: int) -> Iterator[bytes]:
+    """Yield the whole lines of metrics.jsonl but those of `stage` beyond `step`."""
+    for line in lines.splitlines(keepends=True):
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_row(line, MetricsRow)
+        except RowError:
             continue
-        if line.endswith("\n") and (row["stage"] != stage or row["step"] <= step):
-            kept.append(line)
-    return kept
+        if line.endswith(b"\n") and (row.stage != stage or row.step <= step):
+            yield line

@@ -43,15 +43,15 @@ class RunAtWork:
     def evaluate(self, name: str, checkpoint: Path) -> None:
         """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless it has been done."""
         step = step_in_name(checkpoint)
-        done = {(row["stage"], row["task"], row["step"]) for row in read_evaluations(self.run)}
+        done = {row.place for row in read_evaluations(self.run)}
         for task in self.config.tasks_after(name):
             if (name, task.name, step) in done:
                 continue
             pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
             row = evaluate_task(pool, self.config, task, self.run, name, step)
             print(
-                f"{name}  {task.name}: accuracy {row['accuracy']:.3f}"
-                f"  [{row['low']:.3f}, {row['high']:.3f}]  n {row['n']}  {row['seconds']} s",
+                f"{name}  {task.name}: accuracy {row.accuracy:.3f}"
+                f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",
                 flush=True,
             )
 

@@ -104,7 +104,7 @@ class Scale:
     flip: bool = False
 
     def __call__(self, value: float) -> float:
-        """The position of a value; values outside the range land on its edge."""
+        """Return the position of a value; values outside the range land on its edge."""
         low, high, value = (
             math.log10(v) if self.log else v for v in (self.low, self.high, self._clip(value))
         )
@@ -164,7 +164,7 @@ def draw(
 
 
 def short(value: float) -> str:
-    """A number in few characters: three significant digits, exponents only where they save room."""
+    """Write a number in few characters: three significant digits, exponents only where they save room."""
     if value < 0:
         return f"−{short(-value)}"
     if value and not 1e-3 <= value < 1e6:
@@ -175,15 +175,15 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def thin(points: Points, limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points: means of equal runs of neighbours."""
-    size = math.ceil(len(points) / limit)
+def thin(points: Points) -> Points:
+    """Return at most `MAX_POINTS` points: means of equal runs of neighbours."""
+    size = math.ceil(len(points) / MAX_POINTS)
     runs = (points[start : start + size] for start in range(0, len(points), max(size, 1)))
     return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
 
 
 def smooth(points: Points) -> Points:
-    """A centred moving average over a fifteenth of the line, shrinking towards both ends."""
+    """Return a centred moving average over a fifteenth of the line, shrinking towards both ends."""
     reach = max(1, len(points) // 30)
     result: Points = []
     for index, (x, _) in enumerate(points):
@@ -209,7 +209,7 @@ def _value_scale(values: list[float], log: bool, from_zero: bool) -> Scale:
 
 
 def _ticks(scale: Scale) -> list[float]:
-    """Two to five round values within the scale's range."""
+    """Return two to five round values within the scale's range."""
     if scale.log:
         first, last = round(math.log10(scale.low)), round(math.log10(scale.high))
         stride = max(1, math.ceil((last - first) / 4))
@@ -231,7 +231,7 @@ def _path(points: Points, x: Scale, y: Scale, start: str = "M") -> str:
 
 
 def _between(low: Points, high: Points, x: Scale, y: Scale) -> str:
-    """A closed area; two lines over the same steps."""
+    """Return the path of a closed area between two lines over the same steps."""
     return _path(high, x, y) + _path(low[::-1], x, y, start="L") + "Z"
 
 
@@ -253,7 +253,7 @@ def _band(band: Band, colour: int, x: Scale, y: Scale) -> Mark:
 
 
 def _stacked(stack: Sequence[Series]) -> list[Series]:
-    """Running sums over the steps that all series share."""
+    """Return running sums over the steps that all series share."""
     if not stack:
         return []
     shared = set.intersection(*({x for x, _ in series.points} for series in stack))
@@ -279,7 +279,7 @@ def _areas(stack: Sequence[Series], tops: list[Series], x: Scale, y: Scale) -> l
 
 
 def _probes(series: Sequence[Series], x: Scale) -> list[Probe]:
-    """Strips that cover the chart, each telling the values at its middle."""
+    """Return strips that cover the chart, each telling the values at its middle."""
     tables = [(s.label, dict(s.points)) for s in series]
     steps = sorted({step for _, table in tables for step in table})
     stride = math.ceil(len(steps) / MAX_PROBES)

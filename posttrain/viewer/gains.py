@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from posttrain.viewer.records import RunRecord, number, stage_name
+from posttrain.run.json_fields import integer
+from posttrain.viewer.records import RunContents
 from posttrain.viewer.summary import Result
 
 
@@ -27,8 +27,8 @@ class Gain:
     """A stage and its own metric.
 
     Attributes:
-        stage: Its name.
-        origin: Of the stage that it started from.
+        stage: The stage's name.
+        origin: Name of the stage that it started from, or `base`; "" where it makes a model.
         result: Its metric after it, and with `before` what it was; None while it is not measured.
         funnel: Of the data that it learned from, where they were curated.
     """
@@ -39,24 +39,22 @@ class Gain:
     funnel: Funnel | None
 
 
-def gains(record: RunRecord, tasks: Sequence[Sequence[Result]]) -> list[Gain]:
-    """The stages of a run that name a metric or curate their data, in order."""
-    found = []
-    for stage in record.stages:
-        name, metric = stage_name(stage), stage.get("metric")
-        funnel = _funnel(record, name)
-        if metric is None and funnel is None:
+def gains(run: RunContents, tasks: Sequence[Sequence[Result]]) -> list[Gain]:
+    """Return the stages of a run that name a metric or curate their data, in order."""
+    found: list[Gain] = []
+    for stage in run.record.stages:
+        funnel = _funnel(run, stage.name)
+        if stage.metric is None and funnel is None:
             continue
-        measured = (
-            result for task in tasks for result in task if (result.stage, result.task) == (name, str(metric))
-        )
-        found.append(Gain(name, record.origins.get(name, ""), next(measured, None), funnel))
+        place = (stage.name, stage.metric)
+        measured = (result for task in tasks for result in task if (result.stage, result.task) == place)
+        found.append(Gain(stage.name, stage.origin or "", next(measured, None), funnel))
     return found
 
 
-def _funnel(record: RunRecord, stage: str) -> Funnel | None:
-    funnel: dict[str, Any] = record.funnels.get(stage, {})
-    kept, read = number(funnel.get("kept")), number(funnel.get("read"))
+def _funnel(run: RunContents, stage: str) -> Funnel | None:
+    funnel = run.funnels.get(stage, {})
+    kept, read = integer(funnel.get("kept")), integer(funnel.get("read"))
     if kept is None or read is None:
         return None
-    return Funnel(int(kept), int(read), f"{stage}/curation/curation.html")
+    return Funnel(kept, read, f"{stage}/curation/curation.html")

@@ -7,35 +7,36 @@ policy lets the browser run the page's own script only, by its hash, and load no
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
+from posttrain.run.record import RESOLVED
+from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
-from posttrain.viewer.records import RunRecord, read_run
+from posttrain.viewer.records import RunContents, read_contents
 from posttrain.viewer.summary import environment_facts, facts, progress, results, verdict
 from posttrain.viewer.wording import shortened, visible
 
 #: A directory with none of these is no run.
-RUN_FILES = ("config.yaml", "resolved.json", "metrics.jsonl", "evaluation.jsonl", "rollouts")
+RUN_FILES = ("config.yaml", RESOLVED, METRICS, EVALUATION, ROLLOUTS)
 
 
 class ReportError(ValueError):
     """A directory of which no report can be made."""
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `<run_dir>/report.html`, replacing an earlier one.
+def write_report(run: Path) -> Path:
+    """Write `<run>/report.html`, replacing an earlier one.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
 
     Args:
-        run_dir: A run's directory.
+        run: A run's directory.
 
     Returns:
         The page's path.
@@ -47,51 +48,49 @@ def write_report(run_dir: Path) -> Path:
     Example:
         write_report(Path("runs/quickstart"))
     """
-    if not any((run_dir / name).exists() for name in RUN_FILES):
+    if not any((run / name).exists() for name in RUN_FILES):
         raise ReportError(
-            f"{run_dir} holds no run: none of {', '.join(RUN_FILES)} is there. Give the directory that"
+            f"{run} holds no run: none of {', '.join(RUN_FILES)} is there. Give the directory that"
             " `posttrain run` printed, usually runs/<name>"
         )
-    path = run_dir / "report.html"
-    return write_page(path, render(read_run(run_dir)))
+    return write_page(run / "report.html", render(read_contents(run)))
 
 
-def render(record: RunRecord) -> str:
-    """The page's HTML."""
+def render(run: RunContents) -> str:
+    """Return the page's HTML."""
     script = (HERE / "report.js").read_text("utf-8")
     return page(
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
         script_hash=_source_hash(script),
-        **_content(record),
+        **_content(run),
     )
 
 
-def _content(record: RunRecord) -> dict[str, Any]:
-    """Everything that the template shows."""
-    stages = progress(record)
-    tasks = results(record.evaluation, [stage.name for stage in stages], record.origins)
-    headline, notes = verdict(record, tasks)
-    cards = build_cards(record)
+def _content(run: RunContents) -> dict[str, object]:
+    """Return everything that the template shows, by the name that it has there."""
+    stages = progress(run)
+    tasks = results(run.evaluation, [stage.name for stage in stages], run.record.origins)
+    headline, notes = verdict(run, tasks)
     return {
-        "name": visible(str(record.config.get("name") or record.directory.resolve().name)),
+        "name": visible(run.record.name or run.path.resolve().name),
         "verdict": headline,
         "notes": notes,
-        "facts": facts(record, stages),
+        "facts": facts(run, stages),
         "stages": stages,
         "stage_colours": {stage.name: index for index, stage in enumerate(stages)},
         "tasks": tasks,
-        "gains": gains(record, tasks),
-        "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(record, stage.name))],
+        "gains": gains(run, tasks),
+        "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(run, stage.name))],
         "chart_size": (WIDTH, HEIGHT),
-        "cards": cards,
+        "cards": build_cards(run),
         "phases": PHASES,
-        "config_text": visible(shortened(record.config_text, 40_000)),
-        "environment": environment_facts(record),
-        "unreadable": sorted(record.unreadable.items()),
+        "config_text": visible(shortened(run.config_text, 40_000)),
+        "environment": environment_facts(run),
+        "unreadable": sorted(run.unreadable.items()),
     }
 
 
 def _source_hash(script: str) -> str:
-    """What a content security policy calls an inline script."""
+    """Return what a content security policy calls an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from posttrain.viewer.records import RunRecord, number, stage_name
+from posttrain.run.json_fields import mapping
+from posttrain.run.metric_names import LOSS, REWARD_MEAN
+from posttrain.run.rows import EvaluationRow, MetricsRow
+from posttrain.viewer.records import RunContents
 from posttrain.viewer.wording import duration, label, percent, shortened, visible
 
 #: Packages on whose versions a run's figures depend most.
@@ -84,59 +86,54 @@ class StageProgress:
 
 
 def results(
-    rows: Sequence[dict[str, Any]], stages: Sequence[str], origins: Mapping[str, str]
+    rows: Sequence[EvaluationRow], stages: Sequence[str], origins: Mapping[str, str]
 ) -> list[list[Result]]:
-    """Evaluations by task, in the order of the run's stages, each against the stage that it started from.
+    """Sort evaluations by task and the run's stages, each against the stage that its own started from.
 
     Args:
         rows: Of `evaluation.jsonl`, one a stage and task.
         stages: Names, in order; a stage that is not among them comes first.
-        origins: See `RunRecord`. Where that stage was not measured, the one that it started from counts.
+        origins: By stage, whose checkpoint it started from. Where that one was not measured, the one that it
+            started from itself counts, and so on.
     """
     order = {stage: index for index, stage in enumerate(stages)}
     tasks: dict[str, dict[str, Result]] = {}
-    for row in sorted(rows, key=lambda row: order.get(str(row.get("stage", "")), -1)):
-        done = tasks.setdefault(str(row.get("task", "")), {})
-        result = _result(row, _ancestor(str(row.get("stage", "")), done, origins))
-        done[result.stage] = result
+    for row in sorted(rows, key=lambda row: order.get(row.stage, -1)):
+        done = tasks.setdefault(row.task, {})
+        done[row.stage] = _result(row, _ancestor(row.stage, done, origins))
     return [list(done.values()) for done in tasks.values()]
 
 
 def _ancestor(stage: str, done: Mapping[str, Result], origins: Mapping[str, str]) -> Result | None:
-    """The result of the nearest stage among those that one goes back to."""
-    for _ in origins:  # no way back is longer
+    """Return the result of the nearest stage that was measured, from origin to origin."""
+    for _ in origins:  # a run that makes no sense may start from itself
         stage = origins.get(stage, "")
         if stage in done:
             return done[stage]
     return None
 
 
-def _result(row: dict[str, Any], before: Result | None) -> Result:
-    accuracy, low, high, n = (number(row.get(key)) for key in ("accuracy", "low", "high", "n"))
-    measured = row.get("metrics")
-    metrics = measured.items() if isinstance(measured, dict) else ()
+def _result(row: EvaluationRow, before: Result | None) -> Result:
     return Result(
-        stage=str(row.get("stage", "")),
-        task=str(row.get("task", "")),
-        accuracy=accuracy,
-        low=low,
-        high=high,
-        n="–" if n is None else f"{n:,.0f}",
-        metrics=[
-            (label(str(k).rpartition("/")[2]), value) for k, v in metrics if (value := number(v)) is not None
-        ],
+        stage=row.stage,
+        task=row.task,
+        accuracy=row.accuracy,
+        low=row.low,
+        high=row.high,
+        n="–" if row.n is None else f"{row.n:,}",
+        metrics=[(label(name.rpartition("/")[2]), value) for name, value in row.metrics.items()],
         before=before,
     )
 
 
-def verdict(record: RunRecord, tasks: Sequence[Sequence[Result]]) -> tuple[str, list[str]]:
-    """The run in one line, and what else is worth a sentence.
+def verdict(run: RunContents, tasks: Sequence[Sequence[Result]]) -> tuple[str, list[str]]:
+    """Return the run in one line, and what else is worth a sentence.
 
     The first task of the evaluation is the headline; what its last stage changed is the verdict.
     """
     lines = [line for task in tasks if (line := _change(task))]
     if not lines:
-        return _without_evaluation(record), []
+        return _without_evaluation(run), []
     headline = tasks[next(i for i, task in enumerate(tasks) if _change(task))][-1]
     notes = [f"{line}." for line in lines[1:]]
     if headline.change is not None:
@@ -146,7 +143,7 @@ def verdict(record: RunRecord, tasks: Sequence[Sequence[Result]]) -> tuple[str, 
 
 
 def _change(task: Sequence[Result]) -> str:
-    """`With tool: 33 % after SFT → 70 % after RL`, or "" while nothing is measured."""
+    """Return `With tool: 33 % after SFT → 70 % after RL`, or "" while nothing is measured."""
     last = next((result for result in reversed(task) if result.accuracy is not None), None)
     measured = [result for result in (last and last.before, last) if result and result.accuracy is not None]
     steps = [f"{percent(result.accuracy or 0.0)} after {label(result.stage)}" for result in measured]
@@ -154,47 +151,46 @@ def _change(task: Sequence[Result]) -> str:
     return f"{task_name[:1].upper()}{task_name[1:]}: {' → '.join(steps)}" if steps else ""
 
 
-def _without_evaluation(record: RunRecord) -> str:
-    begun = "Nothing is evaluated" if record.config.get("evaluation", 0) is None else "No evaluation yet"
-    for metric, name in (("reward/mean", "reward"), ("loss", "loss")):
-        for stage, steps in reversed(record.metrics.items()):
-            if measured := [(step, row[metric]) for step, row in steps.items() if metric in row]:
+def _without_evaluation(run: RunContents) -> str:
+    begun = "No evaluation yet" if run.record.evaluated else "Nothing is evaluated"
+    for metric, name in ((REWARD_MEAN, "reward"), (LOSS, "loss")):
+        for stage, steps in reversed(run.metrics.items()):
+            figures = ((step, row.figures.get(metric)) for step, row in steps.items())
+            if measured := [(step, value) for step, value in figures if value is not None]:
                 (_, first), (last_step, last) = measured[0], measured[-1]
                 return f"{begun}; {name} {first:.2f} → {last:.2f} at step {last_step} of {label(stage)}"
     return "Nothing has been measured yet"
 
 
-def progress(record: RunRecord) -> list[StageProgress]:
-    """The config's stages in order, then any that only the metrics know."""
-    planned = {stage_name(s): number(s.get("max_steps") or s.get("steps")) for s in record.stages}
+def progress(run: RunContents) -> list[StageProgress]:
+    """Return how far each stage is: the config's in order, then any that only the metrics know."""
+    planned = {stage.name: stage.steps for stage in run.record.stages}
     return [
-        _progress(name, planned.get(name), record.metrics.get(name, {}))
-        for name in dict.fromkeys([*planned, *record.metrics])
+        _progress(name, planned.get(name), run.metrics.get(name, {}))
+        for name in dict.fromkeys([*planned, *run.metrics])
     ]
 
 
-def _progress(name: str, planned: float | None, steps: dict[int, dict[str, float]]) -> StageProgress:
-    times = [row["time"] for row in steps.values() if "time" in row]
+def _progress(name: str, planned: int | None, steps: dict[int, MetricsRow]) -> StageProgress:
+    times = [row.time for row in steps.values() if row.time is not None]
     seconds = times[-1] - times[0] if len(times) > 1 else None
-    return StageProgress(name, max(steps, default=0), int(planned) if planned else None, seconds)
+    return StageProgress(name, max(steps, default=0), planned or None, seconds)
 
 
-def facts(record: RunRecord, stages: Sequence[StageProgress]) -> list[tuple[str, str]]:
-    """(name, value) of what a reader asks first: which model, which seed, how long it took."""
-    model = record.config.get("model")
+def facts(run: RunContents, stages: Sequence[StageProgress]) -> list[tuple[str, str]]:
+    """Return (name, value) of what a reader asks first: which model, which seed, how long it took."""
     seconds = [stage.seconds for stage in stages if stage.seconds is not None]
     found = {
-        "model": model.get("name_or_path") or model.get("family") if isinstance(model, dict) else None,
-        "seed": record.config.get("seed"),
-        "trained for": duration(sum(seconds)) if seconds else None,
+        "model": run.record.model or run.record.family,
+        "seed": run.record.seed,
+        "trained for": duration(sum(seconds)) if seconds else "",
     }
-    return [(name, visible(shortened(str(value), 120))) for name, value in found.items() if value is not None]
+    return [(name, visible(shortened(value, 120))) for name, value in found.items() if value]
 
 
-def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """(name, value) of `environment.json`: its own figures, and of the packages those that matter."""
-    packages = record.environment.get("packages")
-    versions = packages if isinstance(packages, dict) else {}
-    found = {name: value for name, value in record.environment.items() if not isinstance(value, dict | list)}
+def environment_facts(run: RunContents) -> list[tuple[str, str]]:
+    """Return (name, value) of `environment.json`: its own figures, and of the packages those that matter."""
+    versions = mapping(run.environment.get("packages"))
+    found = {name: value for name, value in run.environment.items() if not isinstance(value, dict | list)}
     found |= {name: versions[name] for name in PACKAGES if name in versions}
     return [(visible(str(name)), visible(shortened(str(value), 200))) for name, value in found.items()]

@@ -21,7 +21,6 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from posttrain.config import DpoStage, RunConfig
 from posttrain.data.formats import DataError
 from posttrain.data.sources import open_mixture
-from posttrain.evaluation.pairs import PREFERRED
 from posttrain.models.lora import lora_config
 from posttrain.models.shared_images import IMAGE_INDEX, share_images, sharing_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
@@ -29,6 +28,7 @@ from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.rendering.tools import tool_specs
+from posttrain.run.metric_names import HELD_OUT_PREFERRED as PREFERRED
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import load_policy

@@ -10,7 +10,7 @@ from posttrain.evaluation.statistics import wilson_interval
 from posttrain.viewer import write_report
 from posttrain.viewer.gains import Funnel, gains
 from posttrain.viewer.panels import stage_charts
-from posttrain.viewer.records import RunRecord, read_run
+from posttrain.viewer.records import RunContents, read_contents
 from posttrain.viewer.summary import Result, results
 
 STAGES: list[dict[str, Any]] = [
@@ -58,14 +58,14 @@ def run(tmp_path: Path) -> Path:
     return directory
 
 
-def tasks_of(record: RunRecord) -> list[list[Result]]:
-    names = [stage.get("name", stage["stage"]) for stage in record.stages]
-    return results(record.evaluation, names, record.origins)
+def tasks_of(found: RunContents) -> list[list[Result]]:
+    names = [stage.name for stage in found.record.stages]
+    return results(found.evaluation, names, found.record.origins)
 
 
 def test_a_branch_is_compared_with_what_it_branched_from(run: Path):
-    record = read_run(run)
-    with_tool, pairs = tasks_of(record)
+    found = read_contents(run)
+    with_tool, pairs = tasks_of(found)
     changes = {each.stage: (each.change and round(each.change), each.apart) for each in with_tool}
     assert changes == {
         "tiny_model": (None, False),
@@ -78,10 +78,9 @@ def test_a_branch_is_compared_with_what_it_branched_from(run: Path):
 
 
 def test_each_stage_has_a_row_for_its_own_metric(run: Path):
-    record = read_run(run)
+    found = read_contents(run)
     rows = [
-        (gain.stage, gain.origin, gain.result and gain.result.task)
-        for gain in gains(record, tasks_of(record))
+        (gain.stage, gain.origin, gain.result and gain.result.task) for gain in gains(found, tasks_of(found))
     ]
     assert rows == [
         ("sft", "tiny_model", "with_tool"),
@@ -89,9 +88,7 @@ def test_each_stage_has_a_row_for_its_own_metric(run: Path):
         ("dpo", "sft", "pairs"),
         ("rl", "sft", "with_tool"),
     ]
-    assert gains(record, tasks_of(record))[1].funnel == Funnel(
-        1258, 1590, "cold_start/curation/curation.html"
-    )
+    assert gains(found, tasks_of(found))[1].funnel == Funnel(1258, 1590, "cold_start/curation/curation.html")
     page = write_report(run).read_text()
     assert "With tool: 40 % after SFT → 45 % after RL" in page  # not against the stage beside it
     assert '<a href="cold_start/curation/curation.html">curated: 1,258 of 1,590 rows kept</a>' in page
@@ -99,14 +96,14 @@ def test_each_stage_has_a_row_for_its_own_metric(run: Path):
 
 
 def test_what_was_measured_on_the_way_makes_a_curve_from_the_stage_before(run: Path):
-    record = read_run(run)
-    [chart] = [chart for chart in stage_charts(record, "cold_start") if chart.title == "Held-out accuracy"]
+    found = read_contents(run)
+    [chart] = [chart for chart in stage_charts(found, "cold_start") if chart.title == "Held-out accuracy"]
     assert [probe.text for probe in chart.probes] == [
         "step 0\nwith tool: 0.4",
         "step 39\nwith tool: 0.6",
         "step 70\nwith tool: 0.75",
     ]
-    assert not [chart for chart in stage_charts(record, "rl") if chart.title == "Held-out accuracy"]
+    assert not [chart for chart in stage_charts(found, "rl") if chart.title == "Held-out accuracy"]
 
 
 @pytest.mark.parametrize("start", ["dpo", "rl", "cold_start", "nowhere", 7])

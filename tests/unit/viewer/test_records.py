@@ -1,20 +1,23 @@
 import json
 
-from posttrain.viewer.records import MAX_STEPS, read_run
+from posttrain.run.rows import MetricsRow
+from posttrain.viewer.records import MAX_STEPS, read_contents
 
 
 def test_only_finite_numbers_are_figures(tmp_path):
     values = ["null", "NaN", "Infinity", "true", '"x"', "0.25", "1e999", "1" + "0" * 400]
     lines = [f'{{"stage": "rl", "step": {step}, "loss": {value}}}\n' for step, value in enumerate(values)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    steps = read_run(tmp_path).metrics["rl"]
-    assert {step: row["loss"] for step, row in steps.items() if "loss" in row} == {5: 0.25}
+    steps = read_contents(tmp_path).metrics["rl"]
+    assert {
+        step: row.figures["loss"] for step, row in steps.items() if row.figures.get("loss") is not None
+    } == {5: 0.25}
 
 
 def test_long_runs_are_thinned_and_keep_both_ends(tmp_path):
     lines = [json.dumps({"stage": "rl", "step": step, "loss": step}) + "\n" for step in range(9_001)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    steps = list(read_run(tmp_path).metrics["rl"])
+    steps = list(read_contents(tmp_path).metrics["rl"])
     assert MAX_STEPS / 2 <= len(steps) <= MAX_STEPS
     assert (steps[0], steps[-1]) == (0, 9_000)
 
@@ -26,12 +29,12 @@ def test_figures_of_one_step_logged_apart_are_merged(tmp_path):
         {"stage": "rl", "step": 2, "b": 3},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert list(read_run(tmp_path).metrics["rl"].items()) == [
-        (1, {"step": 1, "a": 2}),
-        (2, {"step": 2, "a": 1, "b": 3}),
+    assert list(read_contents(tmp_path).metrics["rl"].items()) == [
+        (1, MetricsRow("rl", 1, figures={"a": 2})),
+        (2, MetricsRow("rl", 2, figures={"a": 1, "b": 3})),
     ]
 
 
 def test_first_and_last_steps_are_read_in_order_of_their_numbers(finished_run):
-    read = {(rollout.phase, rollout.row["step"]) for rollout in read_run(finished_run).rollouts}
+    read = {(each.phase, each.row.step) for each in read_contents(finished_run).candidates}
     assert read == {("first", 1), ("first", 2), ("last", 59), ("last", 60), ("evaluation", 0)}

@@ -1,0 +1,77 @@
+"""Names of the figures in `metrics.jsonl`, for those who log them and those who show them.
+
+A name is `<what it is about>/<what is measured>`, or one word for what every trainer logs. A constant that
+ends in `/` or `_` is the beginning of names that a plugin, a task or a quantile completes. Runs of every
+version use these names, so none may change its text.
+"""
+
+#: What every trainer logs.
+LOSS = "loss"
+GRAD_NORM = "grad_norm"
+LEARNING_RATE = "learning_rate"
+#: Updates that were left out since their loss or gradient was not finite.
+UPDATE_SKIPPED = "update/skipped"
+#: Samples that were left out since they are too long.
+DATA_LEFT_OUT = "data/left_out"
+
+#: DPO's implicit rewards, β × (log-prob − the reference's), under TRL's names.
+PREFERENCE = "rewards/"
+PREFERENCE_CHOSEN = "rewards/chosen"
+PREFERENCE_REJECTED = "rewards/rejected"
+PREFERENCE_MARGINS = "rewards/margins"
+PREFERENCE_ACCURACIES = "rewards/accuracies"
+
+#: Figures of a stage's held-out samples: this, and the name of the figure.
+HELD_OUT = "eval_"
+HELD_OUT_LOSS = HELD_OUT + LOSS
+HELD_OUT_LEFT_OUT = "eval_left_out"
+#: Share of the held-out pairs whose preferred answer is the likelier one to the model. Unlike
+#: `rewards/accuracies`, which compares with the reference, it also means something before the first step.
+HELD_OUT_PREFERRED = "eval_preferred"
+HELD_OUT_PREFERENCE = HELD_OUT + PREFERENCE
+HELD_OUT_PREFERENCE_ACCURACIES = HELD_OUT + PREFERENCE_ACCURACIES
+HELD_OUT_PREFERENCE_MARGINS = HELD_OUT + PREFERENCE_MARGINS
+
+#: Share of a training stage's own checks that are right: this, and the name of the check.
+ACCURACY = "accuracy/"
+
+#: Mean of a reward over the scored episodes of a step: this, and the reward's name.
+REWARD = "reward/"
+REWARD_MEAN = "reward/mean"
+#: Episodes of which a reward failed.
+REWARD_ERRORS = "reward/errors"
+#: Groups whose episodes all scored alike, and groups that were dropped.
+ADVANTAGE_ZERO_GROUPS = "advantage/zero_groups"
+ADVANTAGE_DROPPED_GROUPS = "advantage/dropped_groups"
+EPISODE_TOOL_CALLS = "episode/tool_calls"
+EPISODE_TURNS = "episode/turns"
+EPISODE_TOKENS = "episode/tokens"
+#: Share of the episodes that ended at a limit instead of with an answer.
+EPISODE_TRUNCATED = "episode/truncated"
+
+ENTROPY = "entropy"
+#: Share of the tokens whose ratio was clipped.
+CLIP_FRACTION = "clip_fraction"
+#: Estimates of KL divergences, in nats a token.
+KL = "kl/"
+KL_TEACHER = "kl/teacher"
+KL_ENGINE_LEARNER = "kl/engine_learner"
+KL_OLD_NEW = "kl/old_new"
+#: |engine's − learner's log-prob| of the same tokens, right after a publish.
+LOGPROB_GAP = "logprob_gap/"
+LOGPROB_GAP_MAX = "logprob_gap/max"
+LOGPROB_GAP_MEAN = "logprob_gap/mean"
+#: Quantiles (see QUANTILES) of SAPO's weight of a token, of episodes with positive and negative advantage.
+GATE_POSITIVE = "gate/pos"
+GATE_NEGATIVE = "gate/neg"
+QUANTILES = ("p05", "p50", "p95")
+#: 1 where the weights had to be sent to the engines a second time.
+PUBLISH_REPEATED = "publish/repeated"
+
+#: Seconds of a step and of its parts.
+TIME = "time/"
+TIME_STEP = "time/step"
+TIME_ROLLOUT = "time/rollout"
+TIME_REWARD = "time/reward"
+TIME_LEARNER = "time/learner"
+TIME_PUBLISH = "time/publish"

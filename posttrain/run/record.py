@@ -1,0 +1,167 @@
+"""What a run's directory says that the run was: its stages, who started from whom, data, tasks and weights.
+
+`resolved.json` is read key by key and not checked against today's settings: a directory that an older version
+of posttrain wrote can still be viewed, and its checkpoints exported.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.files.strict_json import Json, JsonObject
+from posttrain.run.json_fields import integer, mapping, number, numbers, objects, setting, text
+
+#: Records the settings of a run, every default filled in.
+RESOLVED = "resolved.json"
+#: The model that a run starts from, among the names of what a stage can start from.
+BASE = "base"
+#: Kinds of stages that make a new model, and so start from none.
+MAKES_MODEL = ("tiny_model",)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A task that a stage learned.
+
+    Attributes:
+        name: The task's.
+        data: Its dataset.
+        ratio: Its share of every batch.
+        tools: Names of the tools that were offered.
+        weights: By the name of a reward, its weight in the total.
+    """
+
+    name: str
+    data: str
+    ratio: float
+    tools: tuple[str, ...]
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage as it was configured.
+
+    Attributes:
+        name: Its name in metrics and folders.
+        kind: What kind of stage it is: `sft`, `rl`, …
+        origin: Name of the stage whose checkpoint it started from, or `base`; None where it makes a model.
+        metric: The task or dataset that it was meant to get better at.
+        steps: How many were planned; None where the data decide.
+        logprob_tolerance: Largest gap between engine and learner that the run accepted.
+        mixture: Share of the samples by dataset.
+        tasks: What was learned by playing.
+    """
+
+    name: str
+    kind: str
+    origin: str | None
+    metric: str | None
+    steps: int | None
+    logprob_tolerance: float | None
+    mixture: dict[str, float]
+    tasks: tuple[TaskRecord, ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of what was learned by dataset, those of its tasks included."""
+        return self.mixture | {task.data: task.ratio for task in self.tasks}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it was configured.
+
+    Attributes:
+        name: Its name; "" where none is recorded.
+        model: Name or path of the model that it started from; "" where a stage made it.
+        family: The model's family; "" where none is recorded.
+        seed: As text; "" where none is recorded.
+        evaluated: Whether anything was to be measured.
+        stages: In order.
+    """
+
+    name: str = ""
+    model: str = ""
+    family: str = ""
+    seed: str = ""
+    evaluated: bool = True
+    stages: tuple[StageRecord, ...] = ()
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """By stage, the stage whose checkpoint it started from, or `base`; none for a new model."""
+        return {stage.name: stage.origin for stage in self.stages if stage.origin is not None}
+
+    def lineage(self, name: str) -> tuple[StageRecord, ...]:
+        """Return the stages that made a stage's checkpoints, the first one first; none of a name unknown."""
+        earlier, found = self.stages, []
+        wanted: str | None = name
+        while matching := [index for index, stage in enumerate(earlier) if stage.name == wanted]:
+            found.append(earlier[matching[0]])
+            wanted, earlier = found[-1].origin, earlier[: matching[0]]
+        return tuple(reversed(found))
+
+    @classmethod
+    def from_json(cls, settings: JsonObject) -> "RunRecord":
+        """Read settings of any version; what cannot be read is absent."""
+        model = mapping(settings.get("model"))
+        return cls(
+            name=text(settings.get("name")),
+            model=text(model.get("name_or_path")),
+            family=text(model.get("family")),
+            seed=text(settings.get("seed")),
+            evaluated=settings.get("evaluation", True) is not None,
+            stages=_stages(settings.get("stages")),
+        )
+
+
+def read_record(run: Path) -> RunRecord:
+    """Read what a run's directory records of its settings.
+
+    Raises:
+        OSError: If there is no `resolved.json`.
+        ValueError: If it cannot be read, or has no stages.
+    """
+    settings = json.loads((run / RESOLVED).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or not isinstance(settings.get("stages"), list):
+        raise ValueError(f"{run / RESOLVED} has no stages")
+    return RunRecord.from_json(settings)
+
+
+def _stages(stages: Json) -> tuple[StageRecord, ...]:
+    read: list[StageRecord] = []
+    before = BASE
+    for settings in objects(stages):
+        read.append(_stage(settings, before))
+        before = read[-1].name
+    return tuple(read)
+
+
+def _stage(settings: JsonObject, before: str) -> StageRecord:
+    kind, metric = text(settings.get("stage")), settings.get("metric")
+    return StageRecord(
+        name=text(settings.get("name") or kind),
+        kind=kind,
+        origin=None if kind in MAKES_MODEL else text(settings.get("start_from") or before),
+        metric=None if metric is None else text(metric),
+        steps=integer(setting(settings, "max_steps") or setting(settings, "steps")),
+        logprob_tolerance=number(setting(settings, "logprob_tolerance")),
+        mixture=numbers(mapping(settings.get("data")).get("mixture")),
+        tasks=tuple(_task(task) for task in objects(settings.get("tasks"))),
+    )
+
+
+def _task(task: JsonObject) -> TaskRecord:
+    ratio = number(task.get("ratio", 1.0))
+    rewards = objects(task.get("rewards"))
+    return TaskRecord(
+        name=text(task.get("name") or task.get("data")),
+        data=text(task.get("data")),
+        ratio=0.0 if ratio is None else ratio,
+        tools=tuple(text(tool.get("name")) for tool in objects(task.get("tools"))),
+        weights={
+            text(reward.get("name")).rpartition(":")[2]: number(reward.get("weight", 1.0)) or 0.0
+            for reward in rewards
+        },
+    )
