@@ -22,7 +22,7 @@ def declared_spec(name: str) -> ToolSpec:
     Raises:
         PluginError: If there is no such tool.
     """
-    found = resolve(name, "posttrain.tools")
+    found = resolve(name, "posttrain.tools", object)
     spec = getattr(found() if isinstance(found, type) else found, "spec", None)
     if not isinstance(spec, ToolSpec):
         raise PluginError(f"{name!r} is no tool: it has no `spec` that is a ToolSpec")
