@@ -48,10 +48,10 @@ class Chat:
         if family is None:
             raise ChatError(f"{checkpoint} tells by neither config.json nor its name which Qwen-VL it is")
         self._renderer = Renderer.from_pretrained(checkpoint, family)
-        model: Any = load_merged(checkpoint)
-        self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._model: Any = load_merged(checkpoint)  # transformers mixes generate in where it is loaded
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._write = write
-        self._sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+        self._sampling: dict[str, float] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             self._sampling |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
         self.messages: list[Message] = []
@@ -97,7 +97,7 @@ class _Pieces(TextStreamer):
         self._take = write
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called by generate."""
+        """Take a piece of text from generate."""
         self._take(text + ("\n" if stream_end else ""))
 
 

@@ -21,7 +21,7 @@ from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
 from posttrain.config.sft import LossConfig, SftStage, SupervisedStage
-from posttrain.config.stage import StageConfig
+from posttrain.config.stage import StageConfig, TrainingStage
 from posttrain.config.tasks import EvalTask, EvaluationConfig, PluginRef, RewardRef, RlTask, TaskConfig
 from posttrain.config.tiny_model import TinyModelStage
 
@@ -59,6 +59,7 @@ __all__ = [
     "SupervisedStage",
     "TaskConfig",
     "TinyModelStage",
+    "TrainingStage",
     "build_run",
     "dataset_names",
     "load_dataset_config",

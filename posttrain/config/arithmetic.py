@@ -57,8 +57,9 @@ def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
         ("model", f"{_count(total)} parameters, {_count(trainable)} of them trained, {config.model.dtype}")
     ]
     for stage in config.stages:
-        learner = f"{_amount(stage.learner_bytes(model))} and activations"
-        rows.append((f"{stage.name}: each of {stage.num_workers} learner processes", learner))
+        if stage.learners:
+            learner = f"{_amount(stage.learner_bytes(model))} and activations"
+            rows.append((f"{stage.name}: each of {stage.learners} learner processes", learner))
         if stage.engines:
             engine = f"{_amount(model.width * total)} and the cache"
             rows.append((f"{stage.name}: each of {stage.engines} engines", engine))

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat
 from posttrain.config.data import Use
 from posttrain.config.lora import LoraConfig
-from posttrain.config.stage import ModelBytes, PackageUse, StageConfig, Surroundings
+from posttrain.config.stage import ModelBytes, PackageUse, Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "muon"]
@@ -20,7 +20,7 @@ def _product(settled: dict[str, Any]) -> int:
     return math.prod(settled.get(key, 1) for key in keys)
 
 
-class LearningStage(StageConfig):
+class LearningStage(TrainingStage):
     """A stage that goes on from a checkpoint and changes its weights."""
 
     #: Keys of this section that a kind of stage cannot obey: key → (reason, remedy).

@@ -139,19 +139,16 @@ class StageConfig(Section):
     makes_model: ClassVar[bool] = False
 
     name: Name = Field(description="Name of the stage's folder and of its metrics.")
-    num_workers: Positive = Field(default=1, description="Data-parallel processes that train the model.")
-    max_skipped_updates: Positive = Field(
-        default=5,
-        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
-        "are skipped and counted.",
-    )
-    save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
-    logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
 
     @property
     def kind(self) -> str:
         """Kind of the stage, as the key `stage` of each class says it."""
         return vars(self)["stage"]
+
+    @property
+    def learners(self) -> int:
+        """Number of processes that train the model."""
+        return 0
 
     @property
     def engines(self) -> int:
@@ -197,7 +194,7 @@ class StageConfig(Section):
 
     def learner_bytes(self, model: ModelBytes) -> float:
         """Estimate the bytes that weights, gradients and optimiser take in each learner process."""
-        return model.width * (model.parameters + 3 * model.trainable)
+        return 0.0
 
     def check_in_run(self, around: Surroundings) -> None:
         """Check what only the whole run can tell.
@@ -205,6 +202,31 @@ class StageConfig(Section):
         Raises:
             MisfitError: With a key relative to the stage.
         """
+
+
+class TrainingStage(StageConfig):
+    """A stage whose workers take optimiser steps."""
+
+    num_workers: Positive = Field(default=1, description="Data-parallel processes that train the model.")
+    max_skipped_updates: Positive = Field(
+        default=5,
+        description="Updates in a row whose loss or gradient is not finite before the stage ends; the others "
+        "are skipped and counted.",
+    )
+    save_steps: Positive = Field(default=500, description="Steps between checkpoints.")
+    logging_steps: Positive = Field(default=10, description="Steps between rows of metrics.")
+
+    @property
+    def learners(self) -> int:
+        """Number of processes that train the model."""
+        return self.num_workers
+
+    def learner_bytes(self, model: ModelBytes) -> float:
+        """Estimate what the weights, their gradients and AdamW's two states take."""
+        return model.width * (model.parameters + 3 * model.trainable)
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check that there are GPUs for every worker and every engine beside them."""
         if around.gpus and self.num_workers + self.engines > around.gpus:
             engines = f" + {self.engines} rollout.actors" if self.engines else ""
             raise MisfitError(

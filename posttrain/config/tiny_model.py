@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat
-from posttrain.config.stage import StageConfig
+from posttrain.config.stage import TrainingStage
 from posttrain.types import Family
 
 
-class TinyModelStage(StageConfig):
+class TinyModelStage(TrainingStage):
     """Build a tiny, real Qwen-VL and teach its vision tower to see; only as a run's first stage."""
 
     runner: ClassVar[str] = "posttrain.quickstart.runner:TinyModelRunner"

@@ -1,4 +1,4 @@
-"""`posttrain doctor`: whether this environment can run the toolkit, and how to mend what cannot."""
+"""`posttrain doctor`: whether this environment can run the toolkit, and how to fix what cannot."""
 
 import subprocess
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from posttrain.doctor.finding import Finding, installed_version
 
 Check = Callable[[], Finding]
 
-#: What `fix` can mend; transformers and vLLM cannot be imported before.
+#: What `fix` can repair; transformers and vLLM cannot be imported before.
 FIXABLE: tuple[Check, ...] = (software.check_torchvision, software.check_torch_audio)
 CHECKS: tuple[Check, ...] = (
     software.check_python,
@@ -31,7 +31,7 @@ NAME_WIDTH = 17
 
 
 def run(fix: bool = False, checks: Sequence[Check] = CHECKS, fixable: Sequence[Check] = FIXABLE) -> int:
-    """Print a line for each check as soon as it is known; with `fix`, mend first what can be mended.
+    """Print a line for each check as soon as it is known; with `fix`, repair first what can be repaired.
 
     Returns:
         The exit code: 1 if a problem is left that would make a run fail, else 0.
@@ -44,7 +44,7 @@ def run(fix: bool = False, checks: Sequence[Check] = CHECKS, fixable: Sequence[C
         return 1
     if fix:
         for check in fixable:
-            mend(check())
+            repair(check())
     problems = 0
     with ThreadPoolExecutor(max_workers=2) as pool:  # the slow ones wait for child processes
         for finding in pool.map(lambda check: check(), checks):
@@ -61,13 +61,13 @@ def show(finding: Finding) -> None:
         print(f"  {'':<{NAME_WIDTH}}→ {finding.remedy}", flush=True)
 
 
-def mend(finding: Finding) -> None:
+def repair(finding: Finding) -> None:
     """Apply a finding's fix, if it has one, and say so; a fix that fails leaves its problem to be shown."""
     if finding.fix is None:
         return
     try:
         finding.fix()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"could not mend {finding.name}: {error}", flush=True)
+        print(f"could not fix {finding.name}: {error}", flush=True)
     else:
-        print(f"mended {finding.name}: {finding.detail}", flush=True)
+        print(f"fixed {finding.name}: {finding.detail}", flush=True)

@@ -59,7 +59,7 @@ def probe(code: str) -> Any:
 
 
 def import_error(module: str) -> str:
-    """Why a fresh interpreter cannot import `module`; "" if it can."""
+    """Return why a fresh interpreter cannot import `module`; "" if it can."""
     try:
         probe(f"import {module}; print(0)")
     except ProbeError as error:
@@ -68,7 +68,7 @@ def import_error(module: str) -> str:
 
 
 def installed_version(package: str) -> str | None:
-    """The installed version of a distribution, None if there is none."""
+    """Return the installed version of a distribution, None if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -76,7 +76,7 @@ def installed_version(package: str) -> str | None:
 
 
 def requirements(extra: str = "") -> list[Requirement]:
-    """What posttrain requires on this platform; with `extra`, what that extra adds.
+    """Return what posttrain requires on this platform; with `extra`, what that extra adds.
 
     Raises:
         PackageNotFoundError: posttrain runs from a folder and is not installed.

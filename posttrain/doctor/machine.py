@@ -22,7 +22,7 @@ UNSHARE = (
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that NVIDIA's driver shows; torch is not asked."""
+    """Return the names of the GPUs that NVIDIA's driver shows; torch is not asked."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -32,12 +32,12 @@ def gpu_names() -> list[str]:
 
 
 def check_gpus() -> Finding:
-    """Which GPUs there are; none is fine."""
+    """Say which GPUs there are; none is fine."""
     return Finding("GPUs", "ok", ", ".join(gpu_names()) or "none, models run on the CPU")
 
 
 def check_shared_memory() -> Finding:
-    """Whether /dev/shm has room for Ray's object store, which is slow on disk."""
+    """Check whether /dev/shm has room for Ray's object store, which is slow on disk."""
     try:
         free = psutil.disk_usage("/dev/shm").free / GIB  # noqa: S108  (the mount is what is looked at)
     except OSError:
@@ -49,7 +49,7 @@ def check_shared_memory() -> Finding:
 
 
 def control_group(*files: str) -> list[float]:
-    """The numbers in the first of these files of the control group that is there; "max" is infinity."""
+    """Return the numbers in the first of these control group files that is there; "max" is infinity."""
     for file in files:
         try:
             words = (CONTROL_GROUPS / file).read_text().split()
@@ -60,7 +60,7 @@ def control_group(*files: str) -> list[float]:
 
 
 def check_memory() -> Finding:
-    """Whether machine and container have the 8 GB of the CPU quickstart."""
+    """Check whether machine and container have the 8 GB of the CPU quickstart."""
     limit = control_group("memory.max", "memory/memory.limit_in_bytes") or [float("inf")]
     size = min(psutil.virtual_memory().total, limit[0]) / GIB
     if size < 7:
@@ -70,7 +70,7 @@ def check_memory() -> Finding:
 
 
 def check_cores() -> Finding:
-    """Whether there are the two cores of the quickstart, after affinity and the container's quota."""
+    """Check whether there are the two cores of the quickstart, after affinity and the container's quota."""
     cores = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     if quota := control_group("cpu.max"):
         cores = min(cores, quota[0] / quota[1])
@@ -81,7 +81,7 @@ def check_cores() -> Finding:
 
 
 def check_waiting_threads() -> Finding:
-    """Whether idle OpenMP threads sleep: spinning ones ran up to 10 times slower on shared cores."""
+    """Check whether idle OpenMP threads sleep: spinning ones ran up to 10 times slower on shared cores."""
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.upper() == "PASSIVE" or gpu_names():
         return Finding("OMP_WAIT_POLICY", "ok", policy or "not set, which is fine on a GPU machine")
@@ -90,7 +90,7 @@ def check_waiting_threads() -> Finding:
 
 
 def landlock_version() -> int:
-    """The version of the kernel's Landlock interface; 0 without it."""
+    """Return the version of the kernel's Landlock interface; 0 without it."""
     if sys.platform != "linux":
         return 0
     call = ctypes.CDLL(None, use_errno=True).syscall
@@ -98,7 +98,7 @@ def landlock_version() -> int:
 
 
 def check_sandbox() -> Finding:
-    """What the kernel offers to lock up a process that runs untrusted code."""
+    """Say what the kernel offers to lock up a process that runs untrusted code."""
     child = subprocess.run([sys.executable, "-I", "-S", "-c", UNSHARE], capture_output=True, check=False)
     features = {
         f"Landlock {landlock_version()}": landlock_version() > 0,

@@ -23,7 +23,7 @@ SETUP = "run scripts/setup.sh (or: pip install -e '.[cpu]'; '.[gpu]' on a GPU ma
 
 
 def check_python() -> Finding:
-    """Whether posttrain supports this interpreter."""
+    """Check whether posttrain supports this interpreter."""
     version = ".".join(map(str, sys.version_info[:3]))
     supported = metadata.metadata("posttrain")["Requires-Python"]
     if SpecifierSet(supported).contains(version):
@@ -33,7 +33,7 @@ def check_python() -> Finding:
 
 
 def check_packages() -> Finding:
-    """Whether every required package is there, in a version within its bounds."""
+    """Check whether every required package is there, in a version within its bounds."""
     wrong, required = [], requirements()
     for requirement in required:
         version = installed_version(requirement.name)
@@ -47,7 +47,7 @@ def check_packages() -> Finding:
 
 
 def check_torch() -> Finding:
-    """Whether torch can be imported and its build fits the machine."""
+    """Check whether torch can be imported and its build fits the machine."""
     try:
         version, toolkit, usable = probe(
             "import json, torch; print(json.dumps("
@@ -66,7 +66,7 @@ def check_torch() -> Finding:
 
 
 def hook_files() -> tuple[Path, Path]:
-    """The import hook's module and its `.pth` file in this environment, whether there or not."""
+    """Return the import hook's module and its `.pth` file in this environment, whether there or not."""
     folder = Path(sysconfig.get_path("purelib"))
     return folder / "posttrain_torchvision_hook.py", folder / "posttrain_torchvision_hook.pth"
 
@@ -85,7 +85,7 @@ def remove_hook() -> None:
 
 
 def hook_state() -> str:
-    """Whether the hook is "missing", "current", or "outdated" because another posttrain wrote it."""
+    """Return whether the hook is "missing", "current", or "outdated" because another posttrain wrote it."""
     module, startup = hook_files()
     if not startup.exists():
         return "missing"
@@ -94,7 +94,7 @@ def hook_state() -> str:
 
 
 def check_torchvision() -> Finding:
-    """Whether torchvision can be imported beside this torch, by the import hook only where it must."""
+    """Check whether torchvision can be imported beside this torch, by the import hook only where it must."""
     name, version, hook = "torchvision", installed_version("torchvision"), hook_state()
     if version is None:
         return Finding(name, "problem", "missing; Qwen-VL's processors need it", SETUP)
@@ -121,7 +121,7 @@ def check_torchvision() -> Finding:
 
 
 def check_torch_audio() -> Finding:
-    """Whether torchaudio and torchcodec load beside this torch, where they are installed.
+    """Check whether torchaudio and torchcodec load beside this torch, where they are installed.
 
     Nothing here uses them, but transformers imports them with every processor once they are there.
     """
@@ -139,20 +139,20 @@ def check_torch_audio() -> Finding:
 
 
 def check_transformers() -> Finding:
-    """Whether transformers' Qwen3-VL and its processor can be imported."""
+    """Check whether transformers' Qwen3-VL and its processor can be imported."""
     try:
         version = probe(
             "import json, transformers; from transformers import Qwen3VLForConditionalGeneration;"
             "from transformers import Qwen3VLProcessor; print(json.dumps(transformers.__version__))"
         )
     except ProbeError as error:
-        remedy = f"mend torchvision and torch audio first, if marked; else {SETUP}"
+        remedy = f"fix torchvision and torch audio first, if marked; else {SETUP}"
         return Finding("transformers", "problem", f"Qwen3-VL cannot be imported: {error}", remedy)
     return Finding("transformers", "ok", f"{version}, with Qwen3-VL and its processor")
 
 
 def check_vllm() -> Finding:
-    """Whether exactly one vLLM is installed, in the pinned version, and can be imported."""
+    """Check whether exactly one vLLM is installed, in the pinned version, and can be imported."""
     pinned = [r for extra in ("cpu", "gpu") for r in requirements(extra) if r.name.startswith("vllm")]
     present = [r for r in pinned if installed_version(r.name)]
     if not present:
@@ -164,13 +164,13 @@ def check_vllm() -> Finding:
     if not present[0].specifier.contains(found.split()[1]):
         return Finding("vLLM", "problem", f"{found}, not {present[0].specifier}", SETUP)
     if error := import_error("vllm.model_executor.models.qwen3_vl, vllm.entrypoints.llm"):
-        remedy = f"mend torchvision and transformers first, if marked; else {SETUP}"
+        remedy = f"fix torchvision and transformers first, if marked; else {SETUP}"
         return Finding("vLLM", "problem", f"{found} cannot be imported: {error}", remedy)
     return Finding("vLLM", "ok", found)
 
 
 def check_ray() -> Finding:
-    """Whether Ray and Ray Train can be imported."""
+    """Check whether Ray and Ray Train can be imported."""
     if error := import_error("ray.train.torch"):
         return Finding("Ray", "problem", f"cannot be imported: {error}", SETUP)
     return Finding("Ray", "ok", f"{installed_version('ray')}, with Ray Train")

@@ -74,7 +74,7 @@ class RunDir:
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunDir":
-        """Where a run's directory is, be it there or not."""
+        """Return a run's directory, whether it is there or not."""
         return cls((Path(config.output_dir) / config.name).absolute())
 
     @classmethod
@@ -145,13 +145,13 @@ class RunDir:
         return texts(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def stage_dir(self, stage: str) -> Path:
-        """Where a stage's checkpoints lie; made where it is missing."""
+        """Return where a stage's checkpoints lie, and make the folder where it is missing."""
         directory = self.path / stage
         make_directory(directory)
         return directory
 
     def scratch(self, stage: str) -> Path:
-        """A folder for a stage's passing files; it goes when the stage is finished."""
+        """Make a folder for a stage's passing files; it is removed when the stage is finished."""
         directory = self.path / stage / ".scratch"
         make_directory(directory)
         return directory
@@ -172,7 +172,7 @@ class RunDir:
         return checkpoint
 
     def newest_checkpoint(self, stage: str) -> Path | None:
-        """The stage's newest valid checkpoint, or None; says so where it passes over a bad one."""
+        """Return the stage's newest valid checkpoint, or None; warn of every bad one passed over."""
         return newest_checkpoint(self.path / stage)
 
     def finish_stage(self, stage: str, checkpoint: Path) -> None:
@@ -181,7 +181,7 @@ class RunDir:
         write_atomic(self.path / stage / "stage.json", _json({"final": checkpoint.name}))
 
     def final_checkpoint(self, stage: str) -> Path | None:
-        """The final checkpoint of a finished stage; None where it is not finished.
+        """Return the final checkpoint of a finished stage; None where it is not finished.
 
         A stage whose final checkpoint is damaged counts as not finished (a warning says so): it goes on
         from its newest valid one.
@@ -215,41 +215,41 @@ class RunDir:
             logger.warning("packages changed since the run began: %s", packages)
 
 
-def save_checkpoint(directory: Path, write: Callable[[Path], object]) -> Path:
+def save_checkpoint(checkpoint: Path, write: Callable[[Path], object]) -> Path:
     """Write a checkpoint so that a crash at any moment leaves it whole or absent.
 
     It is written to a temporary name, synced, sealed with a manifest of hashes, and renamed. A valid
     checkpoint of this name is left as it is: within a run a step has one state.
 
     Args:
-        directory: `…/checkpoint-<step>`.
+        checkpoint: Its folder, `…/checkpoint-<step>`.
         write: Given an empty folder, writes the checkpoint's files into it.
 
     Returns:
-        `directory`.
+        `checkpoint`.
 
     Raises:
         DiskFull: If there is no space; the partial files are removed, earlier checkpoints untouched.
     """
-    if directory.exists() and _is_valid(directory):
-        return directory
-    make_directory(directory.parent)
-    unfinished = directory.with_name(f".{directory.name}.tmp")
+    if checkpoint.exists() and _is_valid(checkpoint):
+        return checkpoint
+    make_directory(checkpoint.parent)
+    unfinished = checkpoint.with_name(f".{checkpoint.name}.tmp")
     try:
-        with explaining_full_disk(directory):
-            for leftover in filter(_unfinished, directory.parent.glob(".checkpoint-*")):
+        with explaining_full_disk(checkpoint):
+            for leftover in filter(_unfinished, checkpoint.parent.glob(".checkpoint-*")):
                 shutil.rmtree(leftover)
             unfinished.mkdir()
             write(unfinished)
             _seal(unfinished)
-            if directory.exists():
-                _discard(directory)
-            unfinished.rename(directory)
-            sync(directory.parent)
+            if checkpoint.exists():
+                _discard(checkpoint)
+            unfinished.rename(checkpoint)
+            sync(checkpoint.parent)
     except Exception:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    return directory
+    return checkpoint
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -274,7 +274,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def newest_checkpoint(stage_dir: Path) -> Path | None:
-    """The valid checkpoint of the highest step, or None; warns of every bad one passed over."""
+    """Return the valid checkpoint of the highest step, or None; warn of every bad one passed over."""
     for path in _checkpoints(stage_dir):
         try:
             verify_checkpoint(path)
@@ -286,7 +286,7 @@ def newest_checkpoint(stage_dir: Path) -> Path | None:
 
 
 def _checkpoints(stage_dir: Path) -> list[Path]:
-    """Every checkpoint's folder, valid or not, the highest step first."""
+    """Return every checkpoint's folder, valid or not, the highest step first."""
     if not stage_dir.is_dir():
         return []
     found = (path for path in stage_dir.iterdir() if CHECKPOINT_NAME.fullmatch(path.name))
@@ -294,7 +294,7 @@ def _checkpoints(stage_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -314,12 +314,12 @@ def _discard(checkpoint: Path) -> None:
 
 
 def _unfinished(path: Path) -> bool:
-    """Whether a path is what a crash left of a write."""
+    """Return whether a path is what a crash left of a write."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _is_somebodys(path: Path) -> bool:
-    """Whether a path is neither left of a write nor the lock of a run that is about to begin."""
+    """Return whether a path is neither left of a write nor the lock of a run that is about to begin."""
     return path.name != LOCK and not _unfinished(path)
 
 

@@ -4,7 +4,6 @@ Nothing here raises.
 """
 
 import math
-from collections.abc import Mapping
 
 from posttrain.files.strict_json import Json, JsonObject
 
@@ -49,9 +48,3 @@ def numbers(value: Json) -> dict[str, float]:
 def texts(value: Json) -> dict[str, str]:
     """Return the members of an object as text."""
     return {name: text(item) for name, item in mapping(value).items()}
-
-
-def setting(section: Mapping[str, Json], name: str) -> Json:
-    """Return a setting that stands in a section, or in its subsection `learning`; None where in neither."""
-    inner = mapping(section.get("learning")).get(name)
-    return section.get(name) if inner is None else inner

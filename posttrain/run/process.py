@@ -71,7 +71,7 @@ def working_on(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM raises `RunStopped`, so that everything open is closed on the way out."""
+    """Raise `RunStopped` where SIGTERM comes within it, so that everything open is closed on the way out."""
 
     def end() -> None:
         raise RunStopped("ended by SIGTERM; go on with --resume")
@@ -82,7 +82,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def saving_on_sigterm(run: RunDir) -> Iterator[None]:
-    """Within it SIGTERM lets the step under way end, asks for a checkpoint, and then raises `RunStopped`.
+    """Let the step under way end where SIGTERM comes within it, ask for a checkpoint, raise `RunStopped`.
 
     The training loop within, in whichever process, asks `stop_requested` after every step. A second SIGTERM
     ends the run at once.
@@ -118,7 +118,7 @@ def saving_on_sigterm(run: RunDir) -> Iterator[None]:
 
 
 def stop_requested(run: RunDir) -> bool:
-    """Whether the training loop is to save and end (see `saving_on_sigterm`)."""
+    """Return whether the training loop is to save and end (see `saving_on_sigterm`)."""
     return (run.path / STOP).exists()
 
 

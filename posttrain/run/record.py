@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.files.strict_json import Json, JsonObject
-from posttrain.run.json_fields import integer, mapping, number, numbers, objects, setting, text
+from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text
 
 #: Records the settings of a run, every default filled in.
 RESOLVED = "resolved.json"
@@ -145,8 +145,8 @@ def _stage(settings: JsonObject, before: str) -> StageRecord:
         kind=kind,
         origin=None if kind in MAKES_MODEL else text(settings.get("start_from") or before),
         metric=None if metric is None else text(metric),
-        steps=integer(setting(settings, "max_steps") or setting(settings, "steps")),
-        logprob_tolerance=number(setting(settings, "logprob_tolerance")),
+        steps=integer(settings.get("max_steps") or settings.get("steps")),  # `steps` before layout 2
+        logprob_tolerance=number(settings.get("logprob_tolerance")),
         mixture=numbers(mapping(settings.get("data")).get("mixture")),
         tasks=tuple(_task(task) for task in objects(settings.get("tasks"))),
     )

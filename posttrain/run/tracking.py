@@ -309,7 +309,7 @@ def _open_sink(name: str, run: RunDir) -> Sink:
         raise
     except Exception as error:
         raise TrackerError(
-            f"trackers: {name} did not start ({error!r}). Mend it, or take it out of `trackers`"
+            f"trackers: {name} did not start ({error!r}). Repair it, or take it out of `trackers`"
         ) from error
 
 

@@ -10,6 +10,7 @@ from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
 from posttrain.joints import Plugins
 from posttrain.models.lora import is_adapter, write_merged
 from posttrain.run.directory import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
+from posttrain.run.rows import EvaluationRow
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 
 
@@ -63,7 +64,7 @@ class StageRunner(Protocol):
         """Run the stage from its start, or from its newest checkpoint; return its final checkpoint."""
         ...
 
-    def measurements(self) -> Sequence[dict[str, Any]]:
+    def measurements(self) -> Sequence[EvaluationRow]:
         """Return rows of evaluation.jsonl that the finished stage has measured by itself."""
         ...
 

@@ -6,13 +6,13 @@ escapes everything, and a content security policy lets the browser run no script
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, JsonObject, parse_json
+from posttrain.run.json_fields import integer, mapping, numbers, objects, text
 from posttrain.viewer.charts import short
 from posttrain.viewer.page import page, write_page
 from posttrain.viewer.pictures import Picture, PictureBook
@@ -28,6 +28,8 @@ MOST_PICTURES = 2
 MOST_REASONS = 4
 #: Width of a bar, in the user units of its drawing.
 WIDTH = 1000
+#: Numbers of rows that funnel.json gives for each step.
+COUNTS = ("entered", "kept", "dropped", "failed", "changed")
 
 
 @dataclass
@@ -107,21 +109,16 @@ def write_curation_page(directory: Path) -> Path:
     Example:
         write_curation_page(Path("curated/cold-start"))
     """
-    try:
-        funnel = json.loads((directory / "funnel.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(
-            f"{directory} holds no finished curation (funnel.json: {error}). Give the directory that"
-            " `posttrain data curate` printed"
-        ) from error
+    funnel = _funnel(directory)
+    read, kept = funnel.get("read"), funnel.get("kept")
     book = PictureBook(directory)
-    bars = [_bar(step, funnel["read"]) for step in funnel["steps"]]
+    bars = [_bar(step, integer(read) or 0) for step in objects(funnel.get("steps"))]
     _add_examples(bars, directory / "dropped.jsonl", book)
     html = page(
         "curation.html.jinja",
-        name=visible(str(funnel["name"])),
+        name=visible(text(funnel.get("name"))),
         funnel=funnel,
-        share=percent(funnel["kept"] / funnel["read"]) if funnel["read"] else "0 %",
+        share=percent((integer(kept) or 0) / (integer(read) or 1)),
         bars=bars,
         width=WIDTH,
         kept=[_example(row, book) for row in islice(_rows(directory / "kept.jsonl"), KEPT)],
@@ -129,22 +126,33 @@ def write_curation_page(directory: Path) -> Path:
     return write_page(directory / "curation.html", html)
 
 
-def _bar(step: Mapping[str, Any], read: int) -> Bar:
+def _funnel(directory: Path) -> JsonObject:
+    try:
+        funnel = json.loads((directory / "funnel.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"{directory} holds no finished curation (funnel.json: {error}). Give the directory that"
+            " `posttrain data curate` printed"
+        ) from error
+    return mapping(funnel)
+
+
+def _bar(step: JsonObject, read: int) -> Bar:
+    counts = {key: integer(step.get(key)) or 0 for key in COUNTS}
     scale = WIDTH / read if read else 0.0
-    kept_width = step["kept"] * scale
+    kept_width = counts["kept"] * scale
+    reasons = Counter({reason: int(count) for reason, count in numbers(step.get("reasons")).items()})
+    ranked = reasons.most_common()
+    rest = sum(count for _, count in ranked[MOST_REASONS:])
     segments: list[Segment] = []
     x = kept_width
-    ranked = Counter(step["reasons"]).most_common()
-    rest = sum(count for _, count in ranked[MOST_REASONS:])
     for index, (reason, count) in enumerate(
-        ranked[:MOST_REASONS] + ([("other reasons", rest)] if rest else [])
+        ranked[:MOST_REASONS] + ([("other reasons", rest)] if rest else []), start=1
     ):
-        segments.append(Segment(visible(reason), count, round(x, 2), round(count * scale, 2), index + 1))
+        segments.append(Segment(visible(reason), count, round(x, 2), round(count * scale, 2), index))
         x += count * scale
-    figures = {key: step[key] for key in ("entered", "kept", "dropped", "failed", "changed")}
-    return Bar(
-        visible(step["name"]), step["filter"], **figures, kept_width=round(kept_width, 2), segments=segments
-    )
+    name, kind = visible(text(step.get("name"))), text(step.get("filter"))
+    return Bar(name, kind, **counts, kept_width=round(kept_width, 2), segments=segments)
 
 
 def _add_examples(bars: list[Bar], path: Path, book: PictureBook) -> None:
@@ -153,12 +161,10 @@ def _add_examples(bars: list[Bar], path: Path, book: PictureBook) -> None:
     seen: Counter[tuple[str, str]] = Counter()
     wanted = sum(min(PER_STEP, bar.dropped) for bar in bars)
     for row in _rows(path):
-        verdict = row.get("dropped")
         if not wanted:
             return
-        if not isinstance(verdict, dict):
-            continue
-        step, reason = str(verdict.get("step")), str(verdict.get("reason"))
+        verdict = mapping(row.get("dropped"))
+        step, reason = text(verdict.get("step")), text(verdict.get("reason"))
         bar = by_name.get(step)
         if bar is None or len(bar.examples) >= PER_STEP or seen[step, reason] >= PER_REASON:
             continue
@@ -167,8 +173,8 @@ def _add_examples(bars: list[Bar], path: Path, book: PictureBook) -> None:
         bar.examples.append(_example(row, book))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file that can be read."""
+def _rows(path: Path) -> Iterator[JsonObject]:
+    """Yield the rows of a file that can be read."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -181,42 +187,39 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _example(row: dict[str, Any], book: PictureBook) -> Example:
-    verdict = row.get("dropped") or {}
-    messages = [message for message in row.get("messages", []) if isinstance(message, dict)]
+def _example(row: JsonObject, book: PictureBook) -> Example:
+    verdict = mapping(row.get("dropped"))
+    messages = objects(row.get("messages"))
     images = [
-        block["image"]
+        image
         for message in messages
         for block in _blocks(message)
-        if isinstance(block.get("image"), str)
+        if isinstance(image := block.get("image"), str)
     ]
     gold = row.get("ground_truth")
     return Example(
-        name=_text(row.get("id")),
-        reason=_text(verdict.get("reason", "")),
-        note=_text(verdict.get("note", "")),
+        name=_shown(row.get("id")),
+        reason=_shown(verdict.get("reason")),
+        note=_shown(verdict.get("note")),
         scores=[
-            (visible(step), [(visible(name), short(value)) for name, value in figures.items()])
-            for step, figures in verdict.get("scores", {}).items()
+            (visible(step), [(visible(name), short(value)) for name, value in numbers(figures).items()])
+            for step, figures in mapping(verdict.get("scores")).items()
         ],
-        turns=[(_text(message.get("role")), _shown(message)) for message in messages],
-        gold="" if gold is None else _text(gold if isinstance(gold, str) else json.dumps(gold)),
+        turns=[(_shown(message.get("role")), _said(message)) for message in messages],
+        gold=_shown(gold if gold is None or isinstance(gold, str) else json.dumps(gold)),
         pictures=[book.picture(path) for path in images[:MOST_PICTURES]],
     )
 
 
-def _blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _blocks(message: JsonObject) -> list[JsonObject]:
     content = message.get("content")
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [block for block in content or [] if isinstance(block, dict)]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else objects(content)
 
 
-def _shown(message: Mapping[str, Any]) -> str:
-    """A message as text, `[image]` where one stands."""
-    pieces = (str(block.get("text", f"[{block.get('type')}]")) for block in _blocks(message))
-    return _text("".join(pieces))
+def _said(message: JsonObject) -> str:
+    """Return a message as text, `[image]` where one stands."""
+    return _shown("".join(str(block.get("text", f"[{block.get('type')}]")) for block in _blocks(message)))
 
 
-def _text(value: Any) -> str:
-    return visible(shortened(str(value), MAX_TEXT))
+def _shown(value: Json) -> str:
+    return visible(shortened(text(value), MAX_TEXT))

@@ -51,7 +51,7 @@ def write_dataset_page(inspection: Inspection, path: Path) -> Path:
 
 
 def histogram(lengths: list[int], bins: int = BINS) -> list[tuple[int, int, int]]:
-    """(first, last, count) of equal spans of whole numbers from the least to the greatest length.
+    """Return (first, last, count) of equal spans of whole numbers from the least to the greatest length.
 
     Example:
         histogram([1, 2, 2, 4], bins=2) == [(1, 2, 3), (3, 4, 1)]
@@ -68,14 +68,14 @@ def histogram(lengths: list[int], bins: int = BINS) -> list[tuple[int, int, int]
 
 
 def _strip(ref: VideoRef, plan: VideoPlan, book: PictureBook) -> list[tuple[float, Picture]]:
-    """Some frames of a video, each with its time in seconds."""
+    """Return some frames of a video, each with its time in seconds."""
     shown = sorted({index * len(plan.numbers) // MAX_FRAMES for index in range(MAX_FRAMES)})
     pictures = book.frames(ref, [plan.numbers[index] for index in shown])
     return [(plan.timestamps[index], picture) for index, picture in zip(shown, pictures, strict=True)]
 
 
 def _shortened(tokens: list[Token]) -> tuple[list[Token], int, list[Token]]:
-    """The first tokens, how many were left out, and the last ones."""
+    """Return the first tokens, how many were left out, and the last ones."""
     if len(tokens) <= MAX_TOKENS:
         return tokens, 0, []
     half = MAX_TOKENS // 2

@@ -2,7 +2,6 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,7 +15,7 @@ HERE = Path(__file__).parent
 
 @cache
 def environment() -> Environment:
-    """Templates of this folder; everything that they show is escaped, and a name they lack is an error."""
+    """Return this folder's templates; everything that they show is escaped, a name they lack is an error."""
     made = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -34,8 +33,8 @@ def environment() -> Environment:
     return made
 
 
-def page(template: str, **values: Any) -> str:
-    """A page's HTML.
+def page(template: str, **values: object) -> str:
+    """Return a page's HTML.
 
     Args:
         template: Name of a template of this folder.

@@ -40,7 +40,7 @@ class Picture:
 
 
 class PictureBook:
-    """Embeds images of a run; each file is read once."""
+    """The images that a page embeds; each file is read once."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -48,13 +48,13 @@ class PictureBook:
         self._budget = MAX_TOTAL_BYTES
 
     def picture(self, path: str) -> Picture:
-        """The image at a path, which may be relative to the run directory."""
+        """Return the image at a path, which may be relative to the run's directory."""
         if path not in self._pictures:
             self._pictures[path] = self._embed(path)
         return self._pictures[path]
 
     def frames(self, ref: VideoRef, numbers: Sequence[int]) -> list[Picture]:
-        """Frames of a video, in ascending order."""
+        """Return frames of a video, in ascending order."""
         pictures: list[Picture] = []
         try:
             for frame in read_frames(ref, numbers):
@@ -80,7 +80,7 @@ class PictureBook:
 
 
 def _data_uri(image: Image.Image) -> str:
-    """PNG or JPEG, whichever is smaller: drawings and photographs differ in which."""
+    """Encode an image as PNG or JPEG, whichever is smaller: drawings and photographs differ in which."""
     encodings: list[tuple[int, str, bytes]] = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         buffer = io.BytesIO()

@@ -20,7 +20,7 @@ _INVISIBLE = re.compile(
 
 
 def label(name: str) -> str:
-    """A machine's name in words.
+    """Write a machine's name in words.
 
     Example:
         label("sft_cold_start") == "SFT cold start"
@@ -29,12 +29,12 @@ def label(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text that can be neither invisible nor disordering: such characters show as their code."""
+    """Write characters that hide or reorder text as their code."""
     return _INVISIBLE.sub(lambda match: f"⟨{ord(match[0]):04x}⟩", text)
 
 
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
-    """Text of bounded length, saying what was left out."""
+    """Return the beginning and the end of a long text, and how much was left out between them."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -42,12 +42,12 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in whole per cent, as a sentence wants it."""
+    """Write a share in whole per cent, as a sentence wants it."""
     return f"{100 * share:.0f} %"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest two units.
+    """Write seconds in the largest two units.
 
     Example:
         duration(754) == "12 min 34 s"

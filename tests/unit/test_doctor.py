@@ -200,27 +200,27 @@ def test_exit_code_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "1 problem(s) to solve."
 
 
-def test_fix_mends_once_and_looks_again(capsys: pytest.CaptureFixture[str]) -> None:
-    mended: list[str] = []
+def test_fix_repairs_once_and_looks_again(capsys: pytest.CaptureFixture[str]) -> None:
+    fixed: list[str] = []
 
     def check() -> Finding:
-        if mended:
+        if fixed:
             return Finding("part", "ok", "works")
-        return Finding("part", "problem", "broken", "mend it", lambda: mended.append("part"))
+        return Finding("part", "problem", "broken", "fix it", lambda: fixed.append("part"))
 
     assert doctor.run(checks=[check], fixable=[check]) == 1
     assert doctor.run(fix=True, checks=[check], fixable=[check]) == 0
-    assert mended == ["part"]
-    assert "mended part: broken" in capsys.readouterr().out
+    assert fixed == ["part"]
+    assert "fixed part: broken" in capsys.readouterr().out
 
 
 def test_a_fix_that_fails_is_reported_and_the_problem_stays(capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise PermissionError("read-only site-packages")
 
-    problem = Finding("part", "problem", "broken", "mend it", refuse)
+    problem = Finding("part", "problem", "broken", "fix it", refuse)
     assert doctor.run(fix=True, checks=[lambda: problem], fixable=[lambda: problem]) == 1
-    assert "could not mend part: read-only site-packages" in capsys.readouterr().out
+    assert "could not fix part: read-only site-packages" in capsys.readouterr().out
 
 
 def test_the_hook_imports_only_what_python_has_loaded_anyway() -> None:

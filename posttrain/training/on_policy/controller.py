@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from posttrain.config import RlStage, RunConfig, TaskConfig
 from posttrain.data.mixing import Mixture
@@ -27,6 +26,7 @@ from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.process import saving_on_sigterm, stop_requested
+from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.learner import PolicyMismatch
@@ -50,7 +50,7 @@ class OnPolicyRunner:
     def __init__(self, work: RunAtWork, stage: RlStage) -> None:
         self._work, self._stage = work, stage
 
-    def measurements(self) -> Sequence[dict[str, Any]]:
+    def measurements(self) -> Sequence[EvaluationRow]:
         """Return nothing: an rl stage measures nothing by itself."""
         return []
 

@@ -7,13 +7,14 @@ checkpoint is to be measured on the way.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, StageConfig
+from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, TrainingStage
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.pairs import pair_evaluations
 from posttrain.run.directory import step_of
 from posttrain.run.process import saving_on_sigterm
+from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import showing_progress
 from posttrain.training.run_at_work import RunAtWork, standalone, step_in_name
 from posttrain.training.stage_job import StageJob
@@ -21,7 +22,7 @@ from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.stage_curation import curated_dataset
 from posttrain.training.supervised.teacher_answers import taught_datasets
 
-S = TypeVar("S", bound=StageConfig)
+S = TypeVar("S", bound=TrainingStage)
 D = TypeVar("D", bound=DrawingStage)
 
 
@@ -77,7 +78,7 @@ class WorkersRunner(Generic[S]):
                 scratch=self.work.run.scratch(self.stage.name),
             )
 
-    def measurements(self) -> Sequence[dict[str, Any]]:
+    def measurements(self) -> Sequence[EvaluationRow]:
         """Return nothing: such a stage measures nothing by itself."""
         return []
 
@@ -152,7 +153,7 @@ class DpoRunner(DrawingRunner[DpoStage]):
 
     worker = "posttrain.training.supervised.dpo:dpo_worker"
 
-    def measurements(self) -> Sequence[dict[str, Any]]:
+    def measurements(self) -> Sequence[EvaluationRow]:
         """Return what the stage measured on its held-out pairs, before and after."""
         work, stage = self.work, self.stage
         if stage.eval_dataset is None:

@@ -32,7 +32,7 @@ def old_run(tmp_path: Path, tiny_checkpoint: Path) -> Path:
 
 
 def tiny_run(folder: Path, name: str = "quickstart") -> RunConfig:
-    stage = {"stage": "tiny_model", "steps": 10, "batch_size": 4}
+    stage = {"stage": "tiny_model", "max_steps": 10}
     return RunConfig.model_validate({"name": name, "output_dir": str(folder), "stages": [stage]})
 
 

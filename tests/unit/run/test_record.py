@@ -1,6 +1,5 @@
 """What a run records of its settings, of today's layout and of older ones."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,6 @@ def test_an_old_run_tells_its_stages() -> None:
     assert rl.tasks[0].tools == ("image_zoom_in",)
     assert record.stages[2].mixture == {"markers_thinking": 1.0}
     assert (record.name, record.model, record.seed, record.evaluated) == ("quickstart", "", "0", True)
-
-
-def test_settings_may_stand_in_a_section_of_their_own() -> None:
-    settings = json.loads(json.dumps({"stages": [{"stage": "sft", "learning": {"max_steps": 7}}]}))
-    assert RunRecord.from_json(settings).stages[0].steps == 7
 
 
 def test_a_lineage_ends_where_it_makes_no_sense() -> None:
