@@ -1,4 +1,4 @@
-"""Curation: rows pass filters in order; what each one dropped, and why, stays to be looked at."""
+"""Curation: rows pass filters in order, and it stays on record which filter dropped which row, and why."""
 
 from posttrain.curation.funnel import CurationReport, StepCount
 from posttrain.curation.outcomes import CurationError

@@ -1,4 +1,4 @@
-"""Asking a model, wherever it runs: its answers are cached, so that the same is never asked twice."""
+"""Ask a model, wherever it runs; its answers are cached, so that no question is asked twice."""
 
 import asyncio
 import contextlib
@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from posttrain.chat_endpoint import BadReply, Completion, digest
 from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.outcomes import RowError
+from posttrain.files.strict_json import Json, JsonObject
 from posttrain.types import Block, ImageRef, Message
 
 T = TypeVar("T")
@@ -23,9 +24,9 @@ class Sampling:
     """How an answer is sampled.
 
     Attributes:
-        temperature: 0 is greedy.
-        max_tokens: Longest answer, in tokens.
-        seed: Different for each answer to one query.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        max_tokens: Most tokens of an answer.
+        seed: Seed of the answer, different for each answer to the same query.
     """
 
     temperature: float
@@ -34,10 +35,10 @@ class Sampling:
 
 
 class Model(Protocol):
-    """What answers: a model behind an endpoint, or one in engines of our own."""
+    """A model that answers: behind an endpoint, or in engines of this run."""
 
-    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-        """A JSON value that differs where the answer may; runs in a thread.
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Json:
+        """Return everything that an answer depends on; called in a thread.
 
         Raises:
             RowError: If the messages cannot be sent.
@@ -47,25 +48,28 @@ class Model(Protocol):
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
     ) -> tuple[Completion, T]:
-        """A new answer, and what `read` made of it.
+        """Ask for a new answer.
+
+        Returns:
+            The answer, and the value that `read` returned for it.
 
         Raises:
-            RowError: If there was none that `read` could use (it raises `BadReply`).
-            CurationError: If there will be none for any row.
+            RowError: If there was no answer that `read` accepts; it refuses one by raising `BadReply`.
+            CurationError: If no row will get an answer.
         """
         ...
 
 
-#: Makes the model of a recipe's `checkpoint` entry, given the entry's name.
+#: From the name and the content of a recipe's `checkpoint` entry to its model.
 OpenCheckpoint = Callable[[str, CheckpointConfig], AbstractAsyncContextManager[Model]]
 
 
 class CachedModel:
-    """A model whose answers are kept.
+    """A model whose answers are cached.
 
     Args:
-        model: What is asked.
-        cache: The answers had before.
+        model: The model.
+        cache: The cache.
     """
 
     def __init__(self, model: Model, cache: AnswerCache):
@@ -74,31 +78,34 @@ class CachedModel:
     async def ask(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
     ) -> T:
-        """The model's answer, from the cache where the same was asked before.
+        """Ask the model, or take the answer from the cache if the same was asked before.
 
         Args:
             messages: The dialogue, images by reference.
             sampling: How to sample.
-            read: Makes something of the answer, or refuses it by a `BadReply`.
+            read: Reads a value from the answer, or refuses it by raising `BadReply`.
+
+        Returns:
+            The value that `read` returned.
 
         Raises:
-            RowError: If there was no answer that could be used, with the last reason.
-            CurationError: If there will be none for any row.
+            RowError: If there was no answer that `read` accepts, with the last reason.
+            CurationError: If no row will get an answer.
         """
         key = digest(await asyncio.to_thread(self._model.identity, messages, sampling))
-        if (known := self._cache.get(key)) is not None:
-            with contextlib.suppress(BadReply, TypeError):
-                return read(Completion(**known))
+        if (known := _completion(self._cache.get(key))) is not None:
+            with contextlib.suppress(BadReply):
+                return read(known)
         answer, value = await self._model.answer(messages, sampling, read)
         self._cache.put(key, asdict(answer))
         return value
 
 
-def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list[dict[str, Any]]:
-    """Messages as a chat completion takes them.
+def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list[Json]:
+    """Convert messages to those of a chat completion request.
 
-    A tool's result becomes a user's turn within <tool_response>, as Qwen's templates write it: without the
-    identifiers of the calls, which canonical rows do not have, endpoints refuse the role `tool`.
+    A tool's result becomes a user turn within <tool_response>, as Qwen's templates write it: endpoints take
+    the role `tool` only with the identifiers of the calls, which canonical rows do not have.
 
     Args:
         messages: The dialogue.
@@ -107,22 +114,23 @@ def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list
     Raises:
         RowError: If a block is neither a text nor an image.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Json] = []
     for message in messages:
-        blocks = [_part(block, encode) for block in message.content]
-        role = message.role
+        role, blocks = message.role, message.content
         if role == "tool":
-            role, around = "user", ("<tool_response>\n", "\n</tool_response>")
-            blocks = [{"type": "text", "text": around[0]}, *blocks, {"type": "text", "text": around[1]}]
-        plain = all(block["type"] == "text" for block in blocks)
-        found.append(
-            {"role": role, "content": "".join(block["text"] for block in blocks) if plain else blocks}
-        )
+            opening, closing = (
+                Block("text", text="<tool_response>\n"),
+                Block("text", text="\n</tool_response>"),
+            )
+            role, blocks = "user", (opening, *blocks, closing)
+        content: list[Json] = [_part(block, encode) for block in blocks]
+        plain = all(block.type == "text" for block in blocks)
+        found.append({"role": role, "content": "".join(block.text for block in blocks) if plain else content})
     return found
 
 
 def file_digest(image: ImageRef) -> str:
-    """An image's content, for a model's identity, without decoding it.
+    """Compute the hash of an image file, for a model's identity, without decoding the image.
 
     Raises:
         RowError: If the file cannot be read.
@@ -134,8 +142,8 @@ def file_digest(image: ImageRef) -> str:
         raise RowError(f"image {image.path} cannot be read: {error.strerror}") from None
 
 
-def checkpoint_version(checkpoint: str) -> list[Any]:
-    """What tells a checkpoint from another: its name, and of a directory each file's size and time."""
+def checkpoint_version(checkpoint: str) -> list[Json]:
+    """Return a checkpoint's name and, of a directory, each file's name, size and time of last change."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         return [checkpoint]
@@ -143,7 +151,16 @@ def checkpoint_version(checkpoint: str) -> list[Any]:
     return [checkpoint, *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)]
 
 
-def _part(block: Block, encode: Callable[[ImageRef], str]) -> dict[str, Any]:
+def _completion(cached: Json) -> Completion | None:
+    """Read an answer from the cache; None if there is none, or it is not of this form."""
+    if not isinstance(cached, dict):
+        return None
+    text, truncated = cached.get("text"), cached.get("truncated")
+    return Completion(text, truncated) if isinstance(text, str) and isinstance(truncated, bool) else None
+
+
+def _part(block: Block, encode: Callable[[ImageRef], str]) -> JsonObject:
+    """Convert a text or an image to a part of a message."""
     if block.type == "text":
         return {"type": "text", "text": block.text}
     if block.image is None:

@@ -1,4 +1,4 @@
-"""A curation's directory: whose it is, and that neither recipe nor data changed since it began.
+"""A curation's directory, and the check that neither recipe nor data has changed since the curation began.
 
 <output_dir>/answers.sqlite       the models' answers, shared by the curations of one output_dir
 <output_dir>/<name>/
@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from posttrain import __version__
 from posttrain.config import PluginRef
@@ -24,25 +23,30 @@ from posttrain.curation.outcomes import CurationError
 from posttrain.curation.taxonomy import SHIPPED
 from posttrain.data.dataset import Dataset
 from posttrain.files.durable import make_directory, write_atomic
+from posttrain.files.strict_json import Json, JsonObject
 
-#: Where things lie and how fast they go is no part of what a curation is.
+#: Keys of a recipe that may change while a curation is under way: places, and how fast things go.
 _PLACES = dict.fromkeys(("output_dir", "base_dir", "taxonomy", "max_error_share", "cluster"), True)
 _TRANSPORT = ("base_url", "concurrency", "timeout_s", "max_attempts", "actors", "engine")
+#: Most changes that an error message lists.
 MOST_CHANGES = 8
 
 
 @contextmanager
 def claimed(config: CurationConfig, dataset: Dataset, resume: bool) -> Iterator[Path]:
-    """The curation's directory, which no other process uses meanwhile.
+    """Hold a curation's directory, which no other process can use meanwhile.
 
     Args:
         config: The recipe.
         dataset: Its data.
-        resume: Go on with what is there; with nothing there the curation begins.
+        resume: Whether to continue what is there; if nothing is there, the curation begins.
+
+    Yields:
+        The directory.
 
     Raises:
-        CurationError: If something is there and `resume` is off, if recipe or data changed since it began, or
-            another process is at it.
+        CurationError: If a curation is there and `resume` is off, if recipe or data have changed since it
+            began, or if another process uses the directory.
         DiskFull: If there is no space.
     """
     directory = (Path(config.output_dir) / config.name).absolute()
@@ -71,13 +75,13 @@ def claimed(config: CurationConfig, dataset: Dataset, resume: bool) -> Iterator[
 
 
 def rewards_of(step: Step) -> list[PluginRef]:
-    """The rewards that a step uses."""
+    """List the rewards that a step uses."""
     found = [step.reward] if isinstance(step, RewardStep | SamplingStep) else []
     return found + ([check.reward for check in step.checks] if isinstance(step, RejectionStep) else [])
 
 
-def _identity(config: CurationConfig, dataset: Dataset) -> dict[str, Any]:
-    """Everything that the verdicts depend on."""
+def _identity(config: CurationConfig, dataset: Dataset) -> JsonObject:
+    """Collect everything that the verdicts depend on."""
     recipe = config.model_dump(mode="json", exclude=_PLACES)  # pyright: ignore[reportArgumentType]
     for endpoint in recipe["endpoints"].values():
         for key in _TRANSPORT:
@@ -85,7 +89,9 @@ def _identity(config: CurationConfig, dataset: Dataset) -> dict[str, Any]:
         if "checkpoint" in endpoint:
             endpoint["checkpoint"] = checkpoint_version(endpoint["checkpoint"])
     own = {ref.name.rpartition(":")[0] for step in config.steps for ref in rewards_of(step)}
-    code = {name: _digest(Path(config.base_dir) / name) for name in sorted(own) if name.endswith(".py")}
+    code: JsonObject = {
+        name: _digest(Path(config.base_dir) / name) for name in sorted(own) if name.endswith(".py")
+    }
     return {
         "version": __version__,
         "recipe": recipe,
@@ -96,11 +102,12 @@ def _identity(config: CurationConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str:
+    """Compute the hash of a file, or return "absent"."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
 
 
-def _changes(before: Any, now: Any, key: str = "") -> list[str]:
-    """What differs between two JSON values, as `key: before → now`."""
+def _changes(before: Json, now: Json, key: str = "") -> list[str]:
+    """List what differs between two JSON values, as `key: before → now`."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(before.keys() | now.keys())
         return [
@@ -110,5 +117,5 @@ def _changes(before: Any, now: Any, key: str = "") -> list[str]:
         ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
-        return [change for i, pair in pairs for change in _changes(*pair, f"{key}[{i}]")]
+        return [change for i, (old, new) in pairs for change in _changes(old, new, f"{key}[{i}]")]
     return [] if before == now else [f"{key}: {str(before)[:60]} → {str(now)[:60]}"]

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from posttrain.chat_endpoint import (
     ChatClient,
@@ -23,24 +23,25 @@ from posttrain.chat_endpoint import (
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
 from posttrain.curation.outcomes import CurationError, RowError
+from posttrain.files.strict_json import Json, JsonObject
 from posttrain.media.images import ImageError, open_image
 from posttrain.types import ImageRef, Message
 
 VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
 MAX_REPLY_BYTES = 16 << 20
 MAX_REQUEST_BYTES = 64 << 20
-#: What no retry and no other row will change.
+#: HTTP statuses that every other request would get as well.
 _HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404, 405}
 
 T = TypeVar("T")
 
 
 class Endpoint:
-    """One model (see `Model`); an async context manager within one event loop.
+    """A model behind an endpoint (see `Model`); an async context manager within one event loop.
 
     Args:
-        name: What the recipe calls it.
-        config: Where it is.
+        name: Its name in the recipe.
+        config: Its address and settings.
 
     Raises:
         CurationError: If there is no address.
@@ -69,17 +70,20 @@ class Endpoint:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-        """Address and request, its images by their content."""
+    def identity(self, messages: Sequence[Message], sampling: Sampling) -> Json:
+        """Return address and request, with the hashes of images in the place of their pixels."""
         return [self._url, self._config.image_max_pixels, self._body(messages, sampling, file_digest)]
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
     ) -> tuple[Completion, T]:
-        """A new answer, asked for until `read` can use it or the attempts run out.
+        """Ask until `read` accepts an answer, or the attempts run out.
+
+        Returns:
+            The answer, and the value that `read` returned for it.
 
         Raises:
-            RowError: If there was no answer in time or this request was refused, with the last reason.
+            RowError: If there was no answer in time, or this request was refused; with the last reason.
             CurationError: If the endpoint would refuse every request.
         """
 
@@ -100,10 +104,10 @@ class Endpoint:
             raise RowError(str(error)) from None
 
     def _encode(self, messages: Sequence[Message], sampling: Sampling) -> bytes:
-        """The request's bytes.
+        """Make the bytes of a request.
 
         Raises:
-            RowError: If an image cannot be used, or it is too large.
+            RowError: If an image cannot be used, or the request is too large.
         """
         url = functools.partial(data_url, max_pixels=self._config.image_max_pixels)
         try:
@@ -119,8 +123,9 @@ class Endpoint:
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self._config.model, "messages": chat(messages, encode)}
+    ) -> JsonObject:
+        """Make the body of a request."""
+        body: JsonObject = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}
 

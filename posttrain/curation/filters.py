@@ -1,4 +1,4 @@
-"""What a filter is, and those that need neither a model nor a reward."""
+"""What a filter is, and the filters that need neither a model nor a reward."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from typing import Protocol
 from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
 from posttrain.curation.asking import CachedModel
 from posttrain.curation.outcomes import Changes, Outcome
-from posttrain.curation.rows import THINK_END, answer_of, has_images, prompt_of, query_of, response_of
+from posttrain.curation.rows import THINK_END, answer_of, has_images, query_of, response_of, to_last_user_turn
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy
 from posttrain.types import Sample
 
 _CONTENT = re.compile(r"[^\W_]")
-#: Where a sentence, a formula, a table, a list's item or a block of code can end.
+#: Characters that can end a sentence, a formula, a table, an item of a list or a block of code.
 _ENDS = tuple(".!?…:;。！？：；)）]】}」』\"'”’`*_$|>")
-#: Shorter answers ("blue", "42 km") need no full stop.
+#: Answers of fewer characters ("blue", "42 km") need no full stop.
 _MIN_SENTENCE = 200
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)", re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -27,14 +27,14 @@ _BOX = re.compile(r"\\boxed\s*\{")
 
 @dataclass(frozen=True)
 class Context:
-    """What filters are given.
+    """What a filter may need of its curation.
 
     Attributes:
         taxonomy: The domains.
         scoring: The rewards of the recipe.
-        entering: The rows that come to this step, in order, with their numbers.
+        entering: Returns the rows that come to this step, in order, with their numbers.
         endpoints: The models by name.
-        seed: Of the recipe.
+        seed: Seed of the recipe.
     """
 
     taxonomy: Taxonomy
@@ -45,34 +45,38 @@ class Context:
 
 
 class Filter(Protocol):
-    """One step at work; its verdict depends on the row, the recipe and the data alone."""
+    """One step at work; its verdict depends only on the row, the recipe and the data."""
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """The verdict on a row.
+        """Return the verdict on a row.
+
+        Args:
+            row: Number of the row.
+            sample: The row, with the changes of earlier steps.
 
         Raises:
-            RowError: If there is none, as when an endpoint does not answer.
-            CurationError: If there will be none for any row.
+            RowError: If there can be no verdict on this row, for example if an endpoint does not answer.
+            CurationError: If there can be no verdict on any row.
         """
         ...
 
 
 def applies(step: FilterStep, sample: Sample) -> bool:
-    """Whether a step looks at a row, by the row's domain."""
+    """Tell whether a step looks at a row, by the row's domain."""
     own = {sample.columns.get("domain"), sample.columns.get("subcategory")}
     return not step.domains or not own.isdisjoint(step.domains)
 
 
 class Query:
-    """Drops queries that say nothing, are too long, cannot be verified, or stood before."""
+    """Drops queries that are empty or too long, that have no reference answer, or that occurred before."""
 
     def __init__(self, step: QueryStep, context: Context):
         self._step = step
         self._repeated = _repeated(context.entering()) if step.drop_repeated else set()
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the prompt alone."""
-        step, prompt = self._step, prompt_of(sample)
+        """Judge a row by its prompt alone."""
+        step, prompt = self._step, to_last_user_turn(sample)
         chars = sum(len(message.text) for message in prompt)
         content = sum(1 for _ in islice(_CONTENT.finditer(query_of(sample)), step.min_chars))
         scores = {"chars": float(chars)}
@@ -86,26 +90,26 @@ class Query:
 
 
 class Domain:
-    """Tells a query's domain by the taxonomy's keywords."""
+    """Finds a query's domain by the taxonomy's keywords."""
 
     def __init__(self, step: DomainStep, context: Context):
         self._step, self._taxonomy = step, context.taxonomy
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the query's words."""
+        """Judge a row by the words of its query."""
         name, keywords = self._taxonomy.by_keywords(query_of(sample), has_images(sample))
         note = f"keywords: {', '.join(keywords)}" if keywords else "no keyword"
         return in_domain(self._step, self._taxonomy, name, note)
 
 
 class Response:
-    """Drops responses that are missing, unfinished, of the wrong shape, or guessed."""
+    """Drops responses that are missing, unfinished, of a wrong format, or guessed without reasoning."""
 
     def __init__(self, step: ResponseStep, context: Context):
         self._step = step
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the text of the row's last turn."""
+        """Judge a row by the text of its last turn."""
         turns = [message.text for message in response_of(sample) if message.role == "assistant"]
         text = turns[-1].strip() if turns else ""
         scores = {"chars": float(sum(map(len, turns)))}
@@ -127,7 +131,14 @@ class Response:
 
 
 def in_domain(step: DomainStep, taxonomy: Taxonomy, name: str, note: str) -> Outcome:
-    """The verdict on a row of a sub-category."""
+    """Make the verdict on a row of a known sub-category.
+
+    Args:
+        step: The step, which may keep some domains only.
+        taxonomy: The domains.
+        name: The sub-category.
+        note: How it was found.
+    """
     domain = taxonomy.domain_of[name]
     if step.keep and {domain, name}.isdisjoint(step.keep):
         return Outcome("of another domain", f"{domain} / {name}; {note}")
@@ -135,12 +146,12 @@ def in_domain(step: DomainStep, taxonomy: Taxonomy, name: str, note: str) -> Out
 
 
 def _repeated(entering: Iterator[tuple[int, Sample]]) -> set[int]:
-    """The rows whose prompt, but for case and white space, and images stood in an earlier row."""
+    """Find the rows whose prompt and images occurred in an earlier row; case and white space do not count."""
     seen: set[bytes] = set()
     repeated: set[int] = set()
     for row, sample in entering:
-        texts = [" ".join(message.text.casefold().split()) for message in prompt_of(sample)]
-        images = [image.path for message in prompt_of(sample) for image in message.images]
+        texts = [" ".join(message.text.casefold().split()) for message in to_last_user_turn(sample)]
+        images = [image.path for message in to_last_user_turn(sample) for image in message.images]
         key = hashlib.sha256(json.dumps([texts, images]).encode()).digest()[:16]
         if key in seen:
             repeated.add(row)
@@ -149,7 +160,7 @@ def _repeated(entering: Iterator[tuple[int, Sample]]) -> set[int]:
 
 
 def _unfinished(answer: str) -> str:
-    """Why an answer looks cut off, or nothing."""
+    """Say why an answer looks cut off; "" if it does not."""
     if len(_FENCE.findall(answer)) % 2:
         return "a block of code is not closed"
     if (box := list(_BOX.finditer(answer))) and _is_open(answer[box[-1].end() :]):
@@ -162,7 +173,7 @@ def _unfinished(answer: str) -> str:
 
 
 def _is_open(text: str) -> bool:
-    """Whether a brace opened before a text is still open at its end."""
+    """Tell whether a brace that was opened before a text is still open at its end."""
     depth = 1
     for mark in re.finditer(r"(?<!\\)[{}]", text):
         depth += 1 if mark.group() == "{" else -1
@@ -172,7 +183,7 @@ def _is_open(text: str) -> bool:
 
 
 def _misshapen(text: str, thinking: str) -> str:
-    """What is wrong with a response's thinking, or nothing."""
+    """Say what is wrong with the format of a response's thinking; "" if nothing is."""
     opened, closed = text.count("<think>"), text.count(THINK_END)
     if thinking == "forbidden":
         return "it has thinking" if opened or closed else ""
@@ -184,4 +195,5 @@ def _misshapen(text: str, thinking: str) -> str:
 
 
 def _last_paragraph(text: str) -> str:
+    """Return the last line of a text that is not empty."""
     return re.split(r"\n\s*\n|\n", text.strip())[-1]

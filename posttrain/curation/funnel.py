@@ -1,27 +1,29 @@
-"""The funnel: how many rows each step saw, dropped and why, as a table and as JSON."""
+"""The funnel: how many rows came to each step, how many it dropped, and why."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from posttrain.files.strict_json import Json, JsonObject
+
+#: Characters of the longest bar in the table.
 BAR_WIDTH = 24
-#: Reasons of a step that the table lists.
+#: Most reasons of a step that the table lists.
 MOST_REASONS = 3
 
 
 @dataclass
 class StepCount:
-    """What one step did.
+    """What one step did, in numbers of rows.
 
     Attributes:
-        name: The step's.
-        filter: Its filter, or `read` for the reading of the data.
+        name: Name of the step.
+        filter: Name of its filter, or `read` for the reading of the data.
         entered: Rows that came to it.
-        dropped: Rows that it dropped, those that failed among them.
-        failed: Rows that no verdict could be had on.
-        changed: Kept rows of which it changed the query, the response or a column.
+        dropped: Rows that it dropped, those that failed included.
+        failed: Rows for which there was no verdict.
+        changed: Rows that it kept, and whose query, response or columns it changed.
         reasons: Dropped rows by reason.
     """
 
@@ -35,19 +37,19 @@ class StepCount:
 
     @property
     def kept(self) -> int:
-        """Rows that went on."""
+        """Number of rows that it kept."""
         return self.entered - self.dropped
 
 
 @dataclass(frozen=True)
 class CurationReport:
-    """What a curation came to; `read` = `kept` + `dropped`, each row once.
+    """The result of a curation; `read` = `kept` + `dropped`, each row counted once.
 
     Attributes:
-        name: The curation's.
-        directory: Holds kept.jsonl, dropped.jsonl and funnel.json.
-        read: Rows of the data, broken ones included.
-        steps: In order; the first is the reading.
+        name: Name of the curation.
+        directory: The directory of kept.jsonl, dropped.jsonl and funnel.json.
+        read: Number of rows of the data, broken ones included.
+        steps: The steps in order; the first is the reading of the data.
     """
 
     name: str
@@ -57,17 +59,19 @@ class CurationReport:
 
     @property
     def dropped(self) -> int:
-        """Rows in dropped.jsonl."""
+        """Number of rows in dropped.jsonl."""
         return sum(step.dropped for step in self.steps)
 
     @property
     def kept(self) -> int:
-        """Rows in kept.jsonl."""
+        """Number of rows in kept.jsonl."""
         return self.read - self.dropped
 
-    def to_json(self) -> dict[str, Any]:
-        """What funnel.json holds."""
-        steps = [vars(step) | {"reasons": dict(step.reasons), "kept": step.kept} for step in self.steps]
+    def to_json(self) -> JsonObject:
+        """Return the content of funnel.json."""
+        steps: list[Json] = [
+            vars(step) | {"reasons": dict(step.reasons), "kept": step.kept} for step in self.steps
+        ]
         return {
             "name": self.name,
             "read": self.read,
@@ -77,7 +81,7 @@ class CurationReport:
         }
 
     def table(self) -> str:
-        """The funnel for a terminal.
+        """Return the funnel as a table for a terminal.
 
         Example:
             step        in  dropped  kept  share of what was read    why
@@ -99,6 +103,7 @@ class CurationReport:
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Pad the cells of a line to the widths of their columns."""
     numeric = (False, True, True, True, False, False)
     padded = [
         cell.rjust(width) if right else cell.ljust(width)

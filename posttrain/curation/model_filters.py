@@ -1,13 +1,13 @@
 """Filters by models: what a query is, how hard, whether it needs its image, and which answers are right."""
 
-import asyncio
 import json
 import re
-from typing import Any
+from dataclasses import dataclass
 
 from rapidfuzz.fuzz import ratio
 
 from posttrain.chat_endpoint import BadReply, Completion
+from posttrain.concurrency import all_or_first_failure
 from posttrain.config.curation import (
     DomainStep,
     ImageNeededStep,
@@ -26,15 +26,16 @@ from posttrain.curation.rows import (
     has_images,
     is_rewritable,
     own_input,
-    prompt_of,
     query_of,
+    to_last_user_turn,
     without_images,
 )
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, JsonObject, parse_json
 from posttrain.types import Message, Sample, text_message
 
-#: A verdict is short, but a thinking model thinks first.
+#: Most tokens of a verdict; it is short, but a thinking model thinks first.
 VERDICT_TOKENS = 4096
+#: Most characters of a rewritten query.
 MAX_QUERY = 20_000
 _NO_TRUTH = "nothing to verify by"
 _MATERIAL = (
@@ -55,8 +56,25 @@ Also give its complexity: 1 (trivial) to 5 (needs long expert reasoning).
 "query": "<if rewritten>"}}"""
 
 
+@dataclass(frozen=True)
+class _Review:
+    """A model's verdict on a query.
+
+    Attributes:
+        action: `keep`, `rewrite` or `drop`.
+        complexity: From 1 (trivial) to 5.
+        reason: The model's reason.
+        query: The rewritten query, if there is one.
+    """
+
+    action: str
+    complexity: float
+    reason: str
+    query: str
+
+
 class QueryReview:
-    """A model keeps, minimally rewrites or drops a query."""
+    """A model keeps a query, rewrites it with few changes, or drops it."""
 
     def __init__(self, step: QueryReviewStep, context: Context):
         self._step, self._seed = step, context.seed
@@ -64,32 +82,32 @@ class QueryReview:
         self._system = text_message("system", _REVIEW.format(material=_MATERIAL))
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the model's verdict on the prompt, images included."""
+        """Judge a row by the model's verdict on the prompt, images included."""
         step = self._step
-        verdict = await self._endpoint.ask(
+        review = await self._endpoint.ask(
             _shown(self._system, sample), Sampling(0.0, VERDICT_TOKENS, self._seed), _read_review
         )
-        note, scores = verdict["reason"], {"complexity": float(verdict["complexity"])}
-        if verdict["action"] == "drop":
+        note, scores = review.reason, {"complexity": review.complexity}
+        if review.action == "drop":
             return Outcome("rejected by the model", note, scores)
-        if verdict["complexity"] < step.min_complexity:
+        if review.complexity < step.min_complexity:
             return Outcome("too simple", note, scores)
-        if verdict["action"] == "keep":
+        if review.action == "keep":
             return Outcome(note=note, scores=scores)
-        scores["similarity"] = round(ratio(query_of(sample), verdict["query"]) / 100, 4)
+        scores["similarity"] = round(ratio(query_of(sample), review.query) / 100, 4)
         if scores["similarity"] < step.min_similarity or not is_rewritable(sample):
-            return Outcome("ambiguous", f"{note}; the rewritten query: {verdict['query']}", scores)
-        changes = Changes(query=verdict["query"], columns={"original_query": query_of(sample)})
+            return Outcome("ambiguous", f"{note}; the rewritten query: {review.query}", scores)
+        changes = Changes(query=review.query, columns={"original_query": query_of(sample)})
         return Outcome(note=note, scores=scores, changes=changes)
 
 
 def domain(step: DomainStep, context: Context) -> Filter:
-    """By a model where the step names one, else by keywords."""
+    """Make the filter of a `domain` step: by a model if the step names one, else by keywords."""
     return Domain(step, context) if step.endpoint is None else ModelDomain(step, context)
 
 
 class ModelDomain:
-    """A model tells a query's domain."""
+    """A model names a query's domain."""
 
     def __init__(self, step: DomainStep, context: Context):
         assert step.endpoint is not None
@@ -99,12 +117,13 @@ class ModelDomain:
         self._system = text_message("system", system)
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the model's choice of a sub-category."""
+        """Judge a row by the sub-category that the model chooses."""
         sampling = Sampling(0.0, VERDICT_TOKENS, self._seed)
         name = await self._endpoint.ask(_shown(self._system, sample), sampling, self._read)
         return in_domain(self._step, self._taxonomy, name, "by the model")
 
     def _read(self, answer: Completion) -> str:
+        """Read the name of a sub-category from the model's answer."""
         name = str(_json_object(answer).get("subcategory", "")).strip().lower()
         if name not in self._taxonomy.domain_of:
             raise BadReply(f"{name[:80]!r} is no sub-category")
@@ -112,13 +131,13 @@ class ModelDomain:
 
 
 class Reward:
-    """A reward judges the row's own response: a rule, a judge, or the user's own."""
+    """A reward judges the row's own response."""
 
     def __init__(self, step: RewardStep, context: Context):
         self._step, self._scoring = step, context.scoring
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the reward's value."""
+        """Judge a row by the reward's value."""
         step, reward = self._step, self._step.reward
         [verdict] = await self._scoring.score(reward, [own_input(sample)])
         if verdict.value is None:
@@ -132,17 +151,17 @@ class Reward:
 
 
 class RejectionSampling:
-    """The response becomes a right answer of the model that also passes the other checks."""
+    """Replaces the response by a right answer of a model that also passes the other checks."""
 
     def __init__(self, step: RejectionStep, context: Context):
         self._step, self._context = step, context
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the model's answers against the ground truth, then the other checks."""
+        """Judge the model's answers by the ground truth, then by the other checks."""
         step = self._step
         if sample.chosen:
             raise RowError("a preference pair has two responses, of which a sampled one would replace one")
-        answers = await _answers(step, self._context, prompt_of(sample))
+        answers = await _answers(step, self._context, to_last_user_turn(sample))
         right = await _right(step, self._context, sample, answers)
         if right is None:
             return Outcome(_NO_TRUTH)
@@ -172,15 +191,15 @@ class RejectionSampling:
 
 
 class PassRate:
-    """Keeps the rows whose share of right answers lies in a band."""
+    """Keeps rows whose share of right answers lies between two bounds."""
 
     def __init__(self, step: PassRateStep, context: Context):
         self._step, self._context = step, context
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the model's answers against the ground truth."""
+        """Judge the model's answers by the ground truth."""
         step = self._step
-        answers = await _answers(step, self._context, prompt_of(sample))
+        answers = await _answers(step, self._context, to_last_user_turn(sample))
         right = await _right(step, self._context, sample, answers)
         if right is None:
             return Outcome(_NO_TRUTH)
@@ -196,16 +215,16 @@ class PassRate:
 
 
 class ImageNeeded:
-    """Drops rows with images that the model solves from the text alone."""
+    """Drops rows with images that the model answers rightly from the text alone."""
 
     def __init__(self, step: ImageNeededStep, context: Context):
         self._step, self._context = step, context
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
-        """By the answers to the prompt without its images."""
+        """Judge the model's answers to the prompt without its images."""
         if not has_images(sample):
             return Outcome(note="it has no image")
-        prompt = without_images(prompt_of(sample))
+        prompt = without_images(to_last_user_turn(sample))
         if not prompt[-1].content:
             return Outcome(note="the query is its image alone")
         prompt = tuple(message for message in prompt if message.content)
@@ -220,22 +239,29 @@ class ImageNeeded:
 
 
 async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, ...]) -> list[Completion]:
-    """The model's answers to one prompt, each with its own seed.
+    """Ask the model for several answers to one prompt, each with its own seed.
 
-    The seeds are the same for every prompt, so that another step with these settings finds them in the cache.
+    The seeds are the same for every prompt, so that another step with the same settings finds the answers in
+    the cache.
     """
     endpoint = context.endpoints[step.endpoint]
     samplings = [
         Sampling(step.temperature, step.max_new_tokens, (context.seed * 1009 + i) % 2**31)
         for i in range(step.samples)
     ]
-    return await _together([endpoint.ask(prompt, sampling, _as_it_is) for sampling in samplings])
+    return await all_or_first_failure(
+        endpoint.ask(prompt, sampling, lambda answer: answer) for sampling in samplings
+    )
 
 
 async def _right(
     step: SamplingStep, context: Context, sample: Sample, answers: list[Completion]
 ) -> list[bool] | None:
-    """Which answers earn the reward in full; None where it does not apply. One cut off is wrong."""
+    """Tell which answers get the full reward; an answer that was cut off counts as wrong.
+
+    Returns:
+        One truth value per answer; None if the reward does not apply.
+    """
     inputs = [answer_input(sample, answer.text, answer.truncated) for answer in answers]
     verdicts = await context.scoring.score(step.reward, inputs)
     if all(verdict.value is None for verdict in verdicts):
@@ -247,30 +273,17 @@ async def _right(
     ]
 
 
-async def _together(asked: list[Any]) -> list[Any]:
-    """Every result in order; the first failure ends the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in asked]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-def _as_it_is(answer: Completion) -> Completion:
-    return answer
-
-
 def _shown(system: Message, sample: Sample) -> tuple[Message, ...]:
-    """A prompt as material for a model that judges it: the turns in one message, images in their places."""
+    """Put a prompt into one user message, images in their places, for a model that judges it."""
     content = []
-    for message in prompt_of(sample):
+    for message in to_last_user_turn(sample):
         content += [text_message(message.role, f"{message.role}:\n").content[0], *message.content]
         content.append(text_message(message.role, "\n\n").content[0])
     return (system, Message("user", tuple(content)))
 
 
-def _read_review(answer: Completion) -> dict[str, Any]:
+def _read_review(answer: Completion) -> _Review:
+    """Read a model's verdict on a query; raises BadReply if it is none."""
     verdict = _json_object(answer)
     action, complexity, query = verdict.get("action"), verdict.get("complexity"), verdict.get("query")
     if action not in ("keep", "rewrite", "drop") or complexity not in (1, 2, 3, 4, 5):
@@ -278,11 +291,11 @@ def _read_review(answer: Completion) -> dict[str, Any]:
     if action == "rewrite" and not (isinstance(query, str) and 0 < len(query.strip()) <= MAX_QUERY):
         raise BadReply("the rewritten query is missing")
     reason = str(verdict.get("reason", ""))[:500]
-    return {"action": action, "complexity": complexity, "reason": reason, "query": str(query or "").strip()}
+    return _Review(action, float(complexity), reason, str(query or "").strip())
 
 
-def _json_object(answer: Completion) -> dict[str, Any]:
-    """The JSON object that a model was asked for, in a block of code or bare."""
+def _json_object(answer: Completion) -> JsonObject:
+    """Read the JSON object that a model was asked for, which may stand in a block of code."""
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", answer_of(answer.text))
     try:
         found = parse_json(text)

@@ -1,30 +1,31 @@
-"""What a filter says of a row, and how a curation can fail."""
+"""The verdict of a filter on a row, and the ways in which a curation can fail."""
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from posttrain.files.strict_json import JsonObject
 
 
 class CurationError(RuntimeError):
-    """A curation that cannot go on; the message says why and what to do."""
+    """A curation cannot go on; the message says why, and what to do."""
 
 
 class RowError(RuntimeError):
-    """No verdict on one row could be had; it is counted, and never taken for a verdict."""
+    """There is no verdict on one row; such rows are counted, and never taken for dropped ones."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a step does to a row that it keeps.
+    """What a step changes in a row that it keeps.
 
     Attributes:
-        query: New text of the last user message; None leaves it.
-        response: New response in place of all that follows the last user message; None leaves it.
+        query: New text of the last user message; None for no change.
+        response: New response, in place of everything after the last user message; None for no change.
         columns: Columns that are set.
     """
 
     query: str | None = None
     response: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: JsonObject = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.query is not None or self.response is not None or bool(self.columns)
@@ -35,10 +36,10 @@ class Outcome:
     """A filter's verdict on one row.
 
     Attributes:
-        reason: Why it is dropped, in words that many rows share; "" keeps it.
-        note: What is particular to this row.
-        scores: Figures that the verdict rests on.
-        changes: What becomes of a row that is kept.
+        reason: Why the row is dropped, in the same words for all rows of this kind; "" keeps it.
+        note: Details of this row.
+        scores: Numbers on which the verdict is based.
+        changes: Changes of a row that is kept.
     """
 
     reason: str = ""
@@ -48,5 +49,5 @@ class Outcome:
 
     @property
     def kept(self) -> bool:
-        """Whether the row goes on."""
+        """Whether the row is kept."""
         return not self.reason

@@ -1,11 +1,11 @@
-"""A curation from end to end: each step over the rows that the one before kept, then rows and funnel.
+"""Run a curation: each step over the rows that the one before kept, then write the rows and the funnel.
 
-A row is read when a filter looks at it and forgotten afterwards; what steps decided is on disk, in their
-journals. So memory does not grow with the data but for some 10 bytes a row and step, and a killed process
-costs no more than the verdicts that were under way.
+A row is read when a filter looks at it, and forgotten afterwards; the decisions of the steps are on disk, in
+their journals. So memory grows by about 10 bytes per row and step only, and a killed process loses only the
+verdicts that were not finished.
 
-Models are asked over HTTP, or in engines of our own; whoever calls brings the latter (`open_checkpoint`), so
-that nothing here loads Ray or vLLM.
+Models are asked over HTTP, or in engines of this run; these come from the caller (`open_checkpoint`), so that
+nothing here loads Ray or vLLM.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from posttrain.concurrency import all_or_first_failure
 from posttrain.config.curation import CurationConfig, DomainStep, SamplingStep, Step
 from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
 from posttrain.curation.directory import claimed, rewards_of
 from posttrain.curation.endpoint import Endpoint
-from posttrain.curation.filters import Context, applies
+from posttrain.curation.filters import Context, Filter, applies
 from posttrain.curation.funnel import CurationReport, StepCount
 from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import CurationError, Outcome, RowError
@@ -40,7 +40,7 @@ from posttrain.files.durable import write_atomic
 from posttrain.joints import Plugins
 from posttrain.types import Sample
 
-#: Rows under way in a step that asks no endpoint of ours; a judge reward bounds its own requests.
+#: Rows judged at the same time in a step that asks no model; rewards that ask one bound their own requests.
 ROWS_AT_ONCE = 64
 
 
@@ -51,21 +51,22 @@ def curate(
     resume: bool = False,
     open_checkpoint: OpenCheckpoint | None = None,
 ) -> CurationReport:
-    """Run a curation, or go on with one that was interrupted.
+    """Run a curation, or continue one that was interrupted.
 
     Args:
         config: The recipe.
-        plugins: Load and run its rewards.
-        resume: Go on where it stopped; rows that failed are tried again.
+        plugins: Load and run the recipe's rewards.
+        resume: Whether to continue where it stopped; rows that failed are tried again.
         open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
 
     Returns:
         The funnel. `kept.jsonl`, `dropped.jsonl` and `funnel.json` are in its directory.
 
     Raises:
-        CurationError: If the directory is another's, recipe or data changed, an endpoint refuses to answer,
-            more rows failed than `max_error_share` allows, or a reward or domain is not there.
-        DataError: If the data cannot be read, or too much of them is broken.
+        CurationError: If the directory belongs to another curation, recipe or data have changed, an endpoint
+            refuses to answer, more rows failed than `max_error_share` allows, or a reward or domain does not
+            exist.
+        DataError: If the data cannot be read, or too many rows are broken.
         ConfigError: If the taxonomy or the dataset's YAML has problems.
         DiskFull: If there is no space; what was decided before is kept.
 
@@ -80,7 +81,7 @@ def curate(
 
 
 def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -> None:
-    """Find what can be known to fail before anything is asked: domains, rewards, params and checkpoints.
+    """Check domains, rewards, their params and checkpoints before any model is asked.
 
     Raises:
         CurationError: Naming the key at fault.
@@ -119,7 +120,7 @@ class _Curation:
         self._open_checkpoint = open_checkpoint
 
     async def run(self) -> CurationReport:
-        """All steps, then the rows and the funnel."""
+        """Run all steps, then write the rows and the funnel."""
         with ExitStack() as stack:
             cache = AnswerCache(self.directory.parent / "answers.sqlite")
             stack.callback(cache.close)
@@ -140,14 +141,14 @@ class _Curation:
         return report
 
     def entering(self, index: int) -> Iterator[int]:
-        """The rows that come to a step, in order."""
+        """Yield the rows that come to a step, in order."""
         if index == 0:
             yield from range(len(self.dataset))
             return
         yield from (row for row, fate in enumerate(self.journals[index - 1].fate) if fate == KEPT)
 
     def current(self, row: int, index: int) -> Sample:
-        """A row as it comes to a step: the data's, with the changes of the steps before."""
+        """Return a row as it comes to a step, with the changes of the steps before."""
         sample = self.dataset[row]
         for journal in self.journals[:index]:
             if journal.fate[row] == KEPT and (changes := journal.outcome(row).changes):
@@ -157,7 +158,7 @@ class _Curation:
     async def _step(
         self, index: int, step: Step, journal: Journal, cache: AnswerCache, scoring: Scoring
     ) -> None:
-        """Judge every row that was not judged before, several at once."""
+        """Judge every row that has no verdict yet, several at a time."""
         rows = list(self.entering(index))  # 8 bytes a row
         todo = [row for row in rows if journal.fate[row] in (PENDING, FAILED)]
         if not todo:
@@ -170,7 +171,7 @@ class _Curation:
                 entry = self.config.endpoints[name]
                 models[name] = CachedModel(await stack.enter_async_context(self._open(name, entry)), cache)
                 samples = step.samples if isinstance(step, SamplingStep) else 1
-                # Twice as many as are answered at once, so that scoring an answer leaves nobody idle.
+                # Twice as many as are answered at a time, so that the model is busy while answers are scored.
                 at_once = 2 * -(-entry.concurrency // samples)
             context = Context(
                 self.taxonomy,
@@ -185,6 +186,7 @@ class _Curation:
             await work.run(todo, at_once, progress)
 
     def _open(self, name: str, entry: ModelEntry) -> AbstractAsyncContextManager[Model]:
+        """Return the model of an entry of `endpoints`, as a context manager."""
         if isinstance(entry, EndpointConfig):
             return Endpoint(name, entry)
         if self._open_checkpoint is None:
@@ -194,6 +196,7 @@ class _Curation:
         return self._open_checkpoint(name, entry)
 
     def _report(self) -> CurationReport:
+        """Count the rows of each step."""
         broken = len(self.dataset.broken)
         read = len(self.dataset) + broken
         steps = [
@@ -211,30 +214,31 @@ class _Curation:
 
 
 class _StepWork:
-    """The rows of one step, judged by several workers that share a queue."""
+    """Judges the rows of one step, by several workers that take them from one queue."""
 
     def __init__(
-        self, curation: _Curation, index: int, step: Step, journal: Journal, judge: Any, allowed: int
+        self, curation: _Curation, index: int, step: Step, journal: Journal, judge: Filter, allowed: int
     ):
         self._curation, self._index, self._step = curation, index, step
         self._journal, self._filter, self._allowed = journal, judge, allowed
         self._failed = 0
 
-    async def run(self, todo: list[int], at_once: int, progress: Any) -> None:
-        """Judge the rows; the first error that is more than one row's ends the step.
+    async def run(self, todo: list[int], at_once: int, progress: tqdm) -> None:
+        """Judge rows; an error that concerns more than one row ends the step.
+
+        Args:
+            todo: Numbers of the rows.
+            at_once: Number of rows to judge at the same time.
+            progress: Counts the rows that are done.
 
         Raises:
             CurationError: If too many rows failed, or no row can be judged.
         """
         rows = iter(todo)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(at_once, len(todo))):
-                    group.create_task(self._work(rows, progress))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        await all_or_first_failure(self._work(rows, progress) for _ in range(min(at_once, len(todo))))
 
-    async def _work(self, rows: Iterator[int], progress: Any) -> None:
+    async def _work(self, rows: Iterator[int], progress: tqdm) -> None:
+        """Judge rows until there are no more."""
         for row in rows:
             sample = self._curation.current(row, self._index)
             try:
@@ -248,6 +252,7 @@ class _StepWork:
             progress.update()
 
     def _fail(self, reason: str) -> None:
+        """Count a row that could not be judged; raises CurationError if there are too many."""
         self._failed += 1
         if self._failed > self._allowed:
             raise CurationError(

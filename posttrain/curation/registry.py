@@ -1,6 +1,6 @@
 """The filters by the names that recipes use.
 
-A rule or a judge of your own is a reward, named by reference in a `reward` step; so nothing need be added
+A rule or a judge of your own is a reward, which a `reward` step names by reference; nothing has to be added
 here for it.
 """
 
@@ -17,7 +17,7 @@ from posttrain.curation.model_filters import (
     domain,
 )
 
-#: Each makes a filter of its step's section, in `posttrain.config.curation`, and the context.
+#: From a step's section of the recipe (see `posttrain.config.curation`) and the context to the filter.
 FILTERS: dict[str, Callable[[Any, Context], Filter]] = {
     "query": Query,
     "query_review": QueryReview,

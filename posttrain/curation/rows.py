@@ -1,7 +1,6 @@
-"""A row as filters see it: its prompt, its query, its response, and the row after a step's changes."""
+"""Parts of a row that filters look at: prompt, query and response; and the row after a step's changes."""
 
 import dataclasses
-from typing import Any
 
 from posttrain.curation.outcomes import Changes
 from posttrain.types import Block, Message, RewardInput, Sample, text_message
@@ -9,33 +8,33 @@ from posttrain.types import Block, Message, RewardInput, Sample, text_message
 THINK_END = "</think>"
 
 
-def prompt_of(sample: Sample) -> tuple[Message, ...]:
-    """The messages up to the last of the user's."""
+def to_last_user_turn(sample: Sample) -> tuple[Message, ...]:
+    """Return the messages up to and including the last one of the user."""
     return sample.messages[: _last_user(sample) + 1]
 
 
 def response_of(sample: Sample) -> tuple[Message, ...]:
-    """What follows the last message of the user, the turns that are judged; of a pair the chosen."""
+    """Return the messages after the last one of the user; of a preference pair, the chosen ones as well."""
     return (*sample.messages[_last_user(sample) + 1 :], *sample.chosen)
 
 
 def query_of(sample: Sample) -> str:
-    """The text of the user's last message."""
+    """Return the text of the user's last message."""
     return sample.messages[_last_user(sample)].text
 
 
 def is_rewritable(sample: Sample) -> bool:
-    """Whether the user's last message has one text, so that another can take its place."""
+    """Tell whether the user's last message has exactly one text block, so that it can be rewritten."""
     return sum(block.type == "text" for block in sample.messages[_last_user(sample)].content) == 1
 
 
 def has_images(sample: Sample) -> bool:
-    """Whether the prompt shows anything but text."""
-    return any(block.type != "text" for message in prompt_of(sample) for block in message.content)
+    """Tell whether the prompt shows an image or a video."""
+    return any(block.type != "text" for message in to_last_user_turn(sample) for block in message.content)
 
 
 def without_images(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The same messages, their text alone."""
+    """Return the messages with their text blocks alone."""
     return tuple(
         Message(message.role, tuple(block for block in message.content if block.type == "text"))
         for message in messages
@@ -48,7 +47,7 @@ def answer_of(text: str) -> str:
 
 
 def own_input(sample: Sample) -> RewardInput:
-    """A row's own response, as rewards see it."""
+    """Return what rewards see of a row's own response."""
     response = response_of(sample)
     turns = [message.text for message in response if message.role == "assistant"]
     truncated = sample.columns.get("finish_reason") == "length"
@@ -56,12 +55,12 @@ def own_input(sample: Sample) -> RewardInput:
 
 
 def answer_input(sample: Sample, text: str, truncated: bool) -> RewardInput:
-    """A model's answer to a row's prompt, as rewards see it."""
+    """Return what rewards see of a model's answer to a row's prompt."""
     return _input(sample, (text_message("assistant", text),), text, truncated)
 
 
 def changed(sample: Sample, changes: Changes) -> Sample:
-    """The row after a step's changes."""
+    """Return the row after a step's changes."""
     messages = sample.messages
     last = _last_user(sample)
     if changes.query is not None:
@@ -70,17 +69,17 @@ def changed(sample: Sample, changes: Changes) -> Sample:
         messages = (*messages[:last], Message("user", tuple(blocks)), *messages[last + 1 :])
     if changes.response is not None:
         messages = (*messages[: last + 1], text_message("assistant", changes.response))
-    columns: dict[str, Any] = sample.columns | changes.columns
-    return dataclasses.replace(sample, messages=messages, columns=columns)
+    return dataclasses.replace(sample, messages=messages, columns=sample.columns | changes.columns)
 
 
 def _last_user(sample: Sample) -> int:
+    """Return the place of the user's last message."""
     return max(index for index, message in enumerate(sample.messages) if message.role == "user")
 
 
 def _input(sample: Sample, response: tuple[Message, ...], text: str, truncated: bool) -> RewardInput:
     return RewardInput(
-        prompt=prompt_of(sample),
+        prompt=to_last_user_turn(sample),
         response=response,
         answer=answer_of(text),
         ground_truth=sample.ground_truth,

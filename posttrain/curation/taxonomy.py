@@ -1,4 +1,4 @@
-"""The taxonomy: domains and their sub-categories, and telling a query's by its words."""
+"""The taxonomy: domains and their sub-categories, and how to find a query's by its words."""
 
 import re
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from posttrain.config.nearest import did_you_mean
 from posttrain.curation.outcomes import CurationError
 
 _BETWEEN_WORDS = re.compile(r"[^\w-]+")
-#: Most characters of a query that are searched for keywords.
+#: Most characters of a query in which keywords are looked for.
 MAX_QUERY = 10_000
 
 
@@ -30,14 +30,14 @@ class Subcategory(Section):
 
 
 class Fallback(Section):
-    """Where a query goes in which no keyword stands."""
+    """The sub-categories of queries without a keyword."""
 
     image: Name = Field(description="Sub-category of queries with images.")
     text: Name = Field(description="Sub-category of queries without.")
 
 
 class TaxonomyFile(Section):
-    """What a taxonomy's YAML file holds."""
+    """The content of a taxonomy's YAML file."""
 
     fallback: Fallback = Field(description="Where a query goes in which no keyword stands.")
     domains: dict[Name, dict[Name, Subcategory]] = Field(
@@ -61,10 +61,10 @@ class Taxonomy:
     """Domains and sub-categories.
 
     Attributes:
-        domains: Sub-categories by domain, in the file's order.
-        domain_of: Domain by sub-category.
-        fallback: Where a query goes in which no keyword stands.
-        keywords: By sub-category, as `_spelled` spells them; those of scripts without spaces bare.
+        domains: Sub-categories by domain, in the order of the file.
+        domain_of: The domain of each sub-category.
+        fallback: The sub-categories of queries without a keyword.
+        keywords: The keywords of each sub-category, in lower case; between spaces if they are ASCII words.
 
     Example:
         load_taxonomy().by_keywords("Find the area of the triangle.", has_images=True)  # geometry
@@ -76,10 +76,13 @@ class Taxonomy:
     keywords: dict[str, list[str]]
 
     def by_keywords(self, query: str, has_images: bool) -> tuple[str, list[str]]:
-        """The sub-category with most words of its keywords in a query, and those keywords.
+        """Find the sub-category whose keywords have the most words in a query.
 
-        A phrase counts as many times as it has words; of several equal ones the first wins. Of a long query
-        the beginning and the end are read.
+        A phrase counts as often as it has words; among equal sub-categories the first one wins. Only the
+        beginning and the end of a long query are searched.
+
+        Returns:
+            The sub-category, and those of its keywords that occur in the query.
         """
         if len(query) > MAX_QUERY:
             query = f"{query[: MAX_QUERY // 2]}\n{query[-MAX_QUERY // 2 :]}"
@@ -93,7 +96,7 @@ class Taxonomy:
         return best, found
 
     def described(self) -> str:
-        """Every sub-category with its description, for a model."""
+        """Return a list of all sub-categories with their descriptions, for a model's prompt."""
         return "\n".join(
             f"- {name} ({domain}): {member.description}"
             for domain, members in self.domains.items()
@@ -104,7 +107,7 @@ class Taxonomy:
         """Refuse names that are neither a domain nor a sub-category.
 
         Raises:
-            CurationError: Naming the key of the recipe and the nearest right name.
+            CurationError: If there is such a name; the message suggests the nearest right one.
         """
         known = [*self.domains, *self.domain_of]
         for name in names:
@@ -120,7 +123,7 @@ def load_taxonomy(path: str | None = None) -> Taxonomy:
         path: A YAML file; the shipped one if None.
 
     Raises:
-        ConfigError: If it cannot be read, or is not of the form.
+        ConfigError: If the file cannot be read, or has problems.
     """
     document = read_document(Path(path) if path is not None else SHIPPED)
     try:
@@ -139,9 +142,10 @@ def load_taxonomy(path: str | None = None) -> Taxonomy:
     )
 
 
+#: The taxonomy that ships with the package.
 SHIPPED = Path(str(files("posttrain").joinpath("curation", "taxonomy.yaml")))
 
 
 def _spelled(text: str) -> str:
-    """A text's words in lower case, each between single spaces."""
+    """Return a text's words in lower case, each between single spaces."""
     return f" {_BETWEEN_WORDS.sub(' ', text.casefold())} "

@@ -1,10 +1,9 @@
-"""The rows of a finished curation: kept.jsonl and dropped.jsonl, one row at a time."""
+"""Write the rows of a finished curation, kept.jsonl and dropped.jsonl, one row at a time."""
 
 import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from posttrain.config.curation import Step
 from posttrain.curation.funnel import CurationReport
@@ -12,8 +11,10 @@ from posttrain.curation.journal import FAILED, KEPT, PENDING, Journal
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import write_canonical
 from posttrain.files.durable import explaining_full_disk, sync
+from posttrain.files.strict_json import JsonObject
 from posttrain.types import Sample
 
+#: From the numbers of a row and a step to the row as it comes to that step.
 Current = Callable[[int, int], Sample]
 
 
@@ -24,14 +25,14 @@ def write_rows(
     journals: Sequence[Journal],
     current: Current,
 ) -> None:
-    """Write kept.jsonl and dropped.jsonl, each whole or not at all.
+    """Write kept.jsonl and dropped.jsonl, each completely or not at all.
 
     Args:
-        report: The funnel, which the rows must add up to.
+        report: The funnel, with which the numbers of rows must agree.
         dataset: The data.
-        steps: Of the recipe.
-        journals: What each of them said.
-        current: A row as it comes to a step.
+        steps: The steps of the recipe.
+        journals: The verdicts of each step.
+        current: Returns a row as it comes to a step.
 
     Raises:
         DiskFull: If there is no space.
@@ -56,7 +57,7 @@ def write_rows(
 
 
 class _Counting:
-    """Counts what passes."""
+    """Passes samples on and counts them."""
 
     count = 0
 
@@ -69,7 +70,7 @@ class _Counting:
 def _dropped(
     rows: int, steps: Sequence[Step], journals: Sequence[Journal], current: Current
 ) -> Iterator[Sample]:
-    """Every dropped row as it came to the step that dropped it, with that step's verdict and all scores."""
+    """Yield every dropped row as it came to the step that dropped it, with the verdict and all scores."""
     for row in range(rows):
         fates = [journal.fate[row] for journal in journals]
         end = next((index for index, fate in enumerate(fates) if fate != KEPT), None)
@@ -81,16 +82,18 @@ def _dropped(
         yield dataclasses.replace(sample, columns=sample.columns | {"dropped": verdict})
 
 
-def _verdict(row: int, end: int, steps: Sequence[Step], journals: Sequence[Journal]) -> dict[str, Any]:
-    scores = {
-        step.name: outcome.scores
+def _verdict(row: int, end: int, steps: Sequence[Step], journals: Sequence[Journal]) -> JsonObject:
+    """Describe why step `end` dropped a row, with the scores of that step and those before."""
+    scores: JsonObject = {
+        step.name: {**outcome.scores}
         for step, journal in zip(steps[:end], journals, strict=False)
         if (outcome := journal.outcome(row)).scores
     }
     if journals[end].fate[row] == FAILED:
-        reason, note = "failed", journals[end].read(row)["error"]
+        reason, note = "failed", journals[end].error(row)
     else:
         last = journals[end].outcome(row)
         reason, note = last.reason, last.note
-        scores |= {steps[end].name: last.scores} if last.scores else {}
+        if last.scores:
+            scores[steps[end].name] = {**last.scores}
     return {"step": steps[end].name, "reason": reason, "note": note, "scores": scores}

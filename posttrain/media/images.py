@@ -1,7 +1,7 @@
-"""Reading, hashing and storing images: the one way by which a file becomes RGB pixels.
+"""Read, hash and store images.
 
-The engine, the learner, the tools and the checks of a dataset all read images here, so that they see
-the same pixels. Beside the standard library it needs only Pillow, so that plugins can use it.
+The engine, the learner, the tools and the checks of a dataset all read images by these functions, so that
+they see the same RGB pixels. Only Pillow is needed besides the standard library, so plugins can use them.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from PIL import Image, ImageOps
 
 from posttrain.types import ImageRef
 
-#: Pillow's own limit: about what a 8-bit RGB image needs to fill 256 MiB.
+#: Most pixels of an image. It is Pillow's own limit: an 8-bit RGB image of this size takes 256 MiB.
 MAX_PIXELS = 89_478_485
-#: The processors of all three families refuse anything longer and thinner.
+#: Most times that an image may be longer than it is wide; the processors of all families refuse more.
 MAX_ASPECT_RATIO = 200
-#: Pillow knows many more formats, some of which start other programs (EPS).
+#: Formats that are read; Pillow knows many more, and starts other programs for some of them (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names the file and the reason."""
+    """An image cannot be used; the message names the file and the reason."""
 
 
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse a (width, height) that no processor takes.
+    """Refuse a (width, height) that no image processor takes.
 
     Raises:
-        ImageError: If it has no pixels, too many of them, or is more than 200 times longer than wide.
+        ImageError: If there are no pixels or too many, or one side is more than 200 times the other.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -45,14 +45,14 @@ def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a file to RGB as a viewer shows it.
+    """Decode a file to RGB, as an image viewer shows it.
 
-    EXIF orientation is applied (and ignored where it is damaged), transparency becomes white, 16-bit
-    grey is scaled to 8 bits, and an animation gives its first frame.
+    EXIF orientation is applied (and ignored if it is damaged), transparency becomes white, 16-bit grey is
+    scaled to 8 bits, and of an animation the first frame is taken.
 
     Args:
         path: A regular file; devices, pipes and folders are refused without reading from them.
-        max_pixels: Refused from the header above this, before anything is decoded.
+        max_pixels: Most pixels; larger images are refused by their header, before anything is decoded.
 
     Raises:
         ImageError: If the file is missing, of another format, damaged, or of an unusable size.
@@ -62,12 +62,12 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-    """Tell whether `open_image` will succeed, at a fraction of its cost.
+    """Check that `open_image` will succeed, at a fraction of its cost.
 
     A PNG's checksums are verified without unpacking it, and a JPEG is decoded at an eighth of its size.
 
     Raises:
-        ImageError: As `open_image` does.
+        ImageError: If the file is missing, of another format, damaged, or of an unusable size.
     """
     with _header(path, max_pixels) as image:
         if image.format == "PNG":
@@ -78,7 +78,7 @@ def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height by the header alone, before EXIF orientation is applied.
+    """Read width and height from the header, before EXIF orientation is applied.
 
     Raises:
         ImageError: If the file is missing, of another format, or of an unusable size.
@@ -88,7 +88,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 over `"<width>x<height>:"` and the RGB bytes, row by row."""
+    """Compute the SHA-256 of `"<width>x<height>:"` followed by the RGB bytes, row by row."""
     rgb = _rgb(image)
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
     digest.update(rgb.tobytes())
@@ -96,12 +96,12 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def save_image(image: Image.Image, directory: Path) -> ImageRef:
-    """Store an image as `<directory>/<pixel hash>.png`, once however often it is saved.
+    """Store an image as `<directory>/<pixel hash>.png`, unless it is there.
 
-    The file appears complete or not at all, also when several processes save the same image.
+    The file appears completely or not at all, also if several processes save the same image.
 
     Returns:
-        The absolute path and the pixel hash.
+        The image's absolute path and pixel hash.
 
     Raises:
         OSError: If the file cannot be written.
@@ -111,19 +111,19 @@ def save_image(image: Image.Image, directory: Path) -> ImageRef:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """An image as a PNG file, of little compression."""
+    """Encode an image as PNG, with fast and weak compression."""
     file = io.BytesIO()
     image.save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 
 def save_png(encode: Callable[[], bytes], digest: str, directory: Path) -> ImageRef:
-    """As `save_image`, of an image whose hash is known; it is encoded only where the file is missing.
+    """Store an image whose hash is known, as `save_image` does; it is encoded only if the file is missing.
 
     Args:
-        encode: Gives the PNG.
+        encode: Returns the PNG.
         digest: The pixel hash.
-        directory: Made where it is missing.
+        directory: The folder; created if missing.
     """
     path = directory.absolute() / f"{digest}.png"
     if not path.exists():
@@ -141,10 +141,10 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file; devices, pipes and folders are refused without reading from them.
 
     Raises:
-        OSError: If there is no such file, or it may not be read.
-        ImageError: If it is no regular file.
+        OSError: If there is no such file, or no permission to read it.
+        ImageError: If it is not a regular file.
     """
-    # Opening a pipe would block for ever without O_NONBLOCK; a regular file does not mind it.
+    # Without O_NONBLOCK, opening a pipe would block for ever; for a regular file it makes no difference.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = open(descriptor, "rb")  # noqa: PTH123, SIM115 (a descriptor, not a path; the caller closes it)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -155,7 +155,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def _header(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a file far enough to know its format and size; every failure inside is an `ImageError`."""
+    """Open an image without decoding it; every failure inside the context becomes an `ImageError`."""
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             check_size(image.size, max_pixels)
@@ -168,6 +168,7 @@ def _header(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _reason(error: Exception) -> str:
+    """Say in words why an image could not be opened."""
     if isinstance(error, Image.UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
@@ -178,6 +179,7 @@ def _reason(error: Exception) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image, apply its orientation, and convert it to RGB."""
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF says nothing about the orientation
         ImageOps.exif_transpose(image, in_place=True)
@@ -191,5 +193,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; itself where it is so already, of which Pillow's own `convert` makes a copy."""
+    """Convert to RGB, without the copy that Pillow makes of an image that is RGB already."""
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,7 +1,7 @@
-"""Reading videos: the one way by which a file, or a series of pictures, becomes RGB frames.
+"""Read videos, from video files or series of pictures, as RGB frames.
 
-Frames are decoded one at a time and only as far as they are asked for. A file must be of the container that
-its name tells: FFmpeg looks at the content alone, and some contents (playlists) make it open other files.
+Frames are decoded one at a time, and not beyond the last one asked for. A file must have the container format
+that its name says: FFmpeg looks at the content alone, and some contents (playlists) make it open other files.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Read when OpenCV is loaded and opens its first video: damaged files are told of by errors, not on stderr.
+# OpenCV reads these when it is loaded and opens its first video. Damaged files raise errors here, so it need
+# not write to stderr as well.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
@@ -23,17 +24,18 @@ import numpy as np
 from posttrain.media.images import check_image, check_size, open_image, open_regular
 from posttrain.types import VideoRef
 
-#: An hour at 25 frames a second; all frames up to the last one wanted have to be decoded.
+#: Most frames of a video, an hour at 25 frames per second: to reach a frame, all before it must be decoded.
 MAX_FRAMES = 90_000
-#: Of one frame: 4096×4096.
+#: Most pixels of a frame: 4096×4096.
 MAX_FRAME_PIXELS = 1 << 24
-#: The vision towers take frames in pairs.
+#: Fewest frames that are shown, because the vision towers take frames in pairs.
 MIN_FRAMES = 2
+#: Most frames per second that a file may claim.
 MAX_FPS = 1000.0
-#: Frames a second of a series of pictures that does not tell, as in Qwen's own reader.
+#: Frames per second of a series of pictures without a frame rate, as in Qwen's own reader.
 FRAME_RATE = 2.0
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-#: How the files of each suffix begin, after the bytes that are skipped.
+#: For each suffix, the number of bytes to skip, and what files of this kind may have after them.
 _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".mp4": (4, (b"ftyp",)),
     ".m4v": (4, (b"ftyp",)),
@@ -43,12 +45,12 @@ _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".avi": (0, (b"RIFF",)),
 }
 VIDEO_SUFFIXES = tuple(_CONTAINERS)
-#: Containers that tell how long they last, sound included, and not how many frames they have.
+#: Containers that say how long they last, sound included, but not how many frames they have.
 _TELLS_DURATION = (".mkv", ".webm")
 
 
 class VideoError(ValueError):
-    """A video that cannot be used; the message names it and the reason."""
+    """A video cannot be used; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class VideoInfo:
     """What is known of a video before its frames are decoded.
 
     Attributes:
-        frames: Numbers of the frames of the part that is shown; those of a file count from its beginning.
-        fps: Frames a second.
-        width, height: Pixels of a frame.
+        frames: Numbers of the frames of the part that is shown, counted from the beginning of the file.
+        fps: Frames per second.
+        width: Width of a frame in pixels.
+        height: Height of a frame in pixels.
     """
 
     frames: range
@@ -68,10 +71,10 @@ class VideoInfo:
 
 
 def video_info(ref: VideoRef) -> VideoInfo:
-    """Read a video's header, or look at the pictures that it consists of.
+    """Read a video's header, or that of the first of its pictures.
 
     Raises:
-        VideoError: If there is none that can be used, or fewer than two of its frames are to be shown.
+        VideoError: If the video cannot be used, or fewer than two of its frames are to be shown.
     """
     with _explained(ref):
         files = _frame_files(ref)
@@ -103,11 +106,11 @@ def read_frames(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
     """Decode frames, one after another.
 
     Args:
-        ref: The video; its `start` and `end` are not looked at.
-        numbers: Which frames, in ascending order.
+        ref: The video; its `start` and `end` are ignored.
+        numbers: Numbers of the frames, in ascending order.
 
     Yields:
-        [height, width, 3] bytes, RGB; all of the same size.
+        [height, width, 3] RGB bytes; all frames have the same size.
 
     Raises:
         VideoError: If the video ends before the last of them, or a frame cannot be read.
@@ -126,10 +129,10 @@ def read_frames(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def check_video(ref: VideoRef) -> None:
-    """Tell whether `read_frames` will succeed, at a fraction of its cost: by the first and the last frame.
+    """Check that `read_frames` will succeed, at a fraction of its cost, by the first and the last frame.
 
     Raises:
-        VideoError: As `video_info` and `read_frames` do.
+        VideoError: If the header or one of these frames cannot be read.
     """
     info = video_info(ref)
     with _explained(ref):
@@ -147,7 +150,7 @@ def check_video(ref: VideoRef) -> None:
 
 
 def video_hash(ref: VideoRef) -> str:
-    """SHA-256 of a file's bytes; of pictures, that of their hashes one after another.
+    """Compute the SHA-256 of a file's bytes; for a series of pictures, that of their joined hashes.
 
     Raises:
         VideoError: If a file cannot be read.
@@ -163,7 +166,7 @@ def video_hash(ref: VideoRef) -> str:
 
 
 def video_files(ref: VideoRef) -> list[str]:
-    """The files that a video consists of: itself, or its frames in order.
+    """List the files of a video: the video file, or its pictures in order.
 
     Raises:
         VideoError: If a folder cannot be read, has no pictures, or has links in it.
@@ -173,7 +176,7 @@ def video_files(ref: VideoRef) -> list[str]:
 
 
 def _frame_files(ref: VideoRef) -> list[str] | None:
-    """The pictures that a video consists of, in order; None if it is a video file."""
+    """List the pictures of a video in order; None if it is a video file."""
     path = Path(ref.paths[0])
     if len(ref.paths) > 1:
         return list(ref.paths)
@@ -189,17 +192,18 @@ def _frame_files(ref: VideoRef) -> list[str] | None:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A name as people order it: 2 before 10."""
+    """Make a key that sorts names with numbers as people do: 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _pictures(files: Sequence[str], numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Decode the pictures with these numbers."""
     for number in numbers:
         yield np.array(open_image(files[number], MAX_FRAME_PIXELS))
 
 
 def _decoded(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-    """Frames of a video file; it is gone through from its beginning, because not every seek is exact."""
+    """Decode frames of a video file, going through it from the beginning, because seeking may be inexact."""
     with _capture(ref) as capture:
         tolerated = _tolerated(ref, float(capture.get(cv2.CAP_PROP_FPS)))
         at, frame = -1, None
@@ -218,7 +222,7 @@ def _decoded(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _capture(ref: VideoRef) -> Iterator[cv2.VideoCapture]:
-    """Open a video file whose container is what its name tells."""
+    """Open a video file, after checking that its container format is the one that its name says."""
     path = Path(ref.paths[0]).absolute()
     if ref.frame_rate is not None:
         raise VideoError("a video file tells its frame rate itself; remove frame_rate")
@@ -228,7 +232,7 @@ def _capture(ref: VideoRef) -> Iterator[cv2.VideoCapture]:
     with open_regular(path) as file:
         if not file.read(16)[skipped:].startswith(beginnings):
             raise VideoError(f"its content is not that of a {path.suffix} file")
-    # One thread: decoding must not take the cores of training, and rows are many.
+    # One thread, because decoding must not take the cores of training.
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
@@ -239,21 +243,23 @@ def _capture(ref: VideoRef) -> Iterator[cv2.VideoCapture]:
 
 
 def _tolerated(ref: VideoRef, fps: float) -> int:
-    """How many frames may be missing at a file's end; the last one that is there is shown instead."""
+    """Return how many frames may be missing at a file's end; its last frame is shown in their place."""
     return math.ceil(fps) if Path(ref.paths[0]).suffix.lower() in _TELLS_DURATION else 1
 
 
 def _count(capture: cv2.VideoCapture) -> int:
+    """Return the number of frames that a file claims to have."""
     return int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
 
 def _size(capture: cv2.VideoCapture) -> tuple[int, int]:
+    """Return the (width, height) of a file's frames."""
     return int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
 
 
 @contextlib.contextmanager
 def _explained(ref: VideoRef) -> Iterator[None]:
-    """Every failure inside is a `VideoError` that names the video."""
+    """Turn every failure inside the context into a `VideoError` that names the video."""
     try:
         yield
     except Exception as error:
