@@ -1,0 +1,147 @@
+"""The prompts of a distillation stage, as numbered questions to its teacher."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from posttrain.config import DistillationStage, RunConfig
+from posttrain.data.dataset import Dataset
+from posttrain.data.mixing import Mixture
+from posttrain.data.sources import load_samples
+from posttrain.inference.answers import Question
+from posttrain.inference.engine import stable_seed
+from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.tools import tool_specs
+from posttrain.types import Message, Sample
+
+
+class TeachingError(RuntimeError):
+    """The teacher's answers cannot be had, or not learned from; the message says why and what to do."""
+
+
+class TeacherPrompts:
+    """A stage's prompts. Their questions are numbered from 0; those of one prompt follow each other.
+
+    Args:
+        config: The run's settings.
+        stage: The stage's settings.
+
+    Attributes:
+        datasets: The datasets of the stage's mixture, by name.
+        total: Number of questions: `samples_per_prompt` for each prompt.
+    """
+
+    def __init__(self, config: RunConfig, stage: DistillationStage) -> None:
+        self._config, self._stage = config, stage
+        self.datasets: dict[str, Dataset] = {
+            name: load_samples(name, config.base_dir) for name in stage.data.mixture
+        }
+        self._chosen = chosen_prompts(self.datasets, stage, config.seed)
+        self._samples = stage.generation.samples_per_prompt
+        self.total = len(self._chosen) * self._samples
+
+    def dataset_of(self, number: int) -> str:
+        """Return the name of the dataset that a question's prompt is from."""
+        return self._chosen[number // self._samples][0]
+
+    def sample(self, number: int) -> Sample:
+        """Return the row that a question's prompt is from."""
+        name, row = self._chosen[number // self._samples]
+        return self.datasets[name][row]
+
+    def place(self, number: int) -> int:
+        """Return a question's place among those of its prompt, from 0."""
+        return number % self._samples
+
+    def question(self, number: int) -> Question:
+        """Make a question."""
+        sample = self.sample(number)
+        seed = stable_seed(
+            self._config.seed, self._stage.name, self.dataset_of(number), sample.id, self.place(number)
+        )
+        return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
+
+    def check(self, by_endpoint: bool) -> None:
+        """Check that every prompt can be asked and learned from, before any is asked.
+
+        Args:
+            by_endpoint: Whether an endpoint teaches, which is not told of tools.
+
+        Raises:
+            TeachingError: Naming the sample that has an image in a text_only stage, or tools.
+        """
+        if not (self._stage.text_only or by_endpoint):
+            return
+        for name, row in self._chosen:
+            sample = self.datasets[name][row]
+            where = f"dataset {name}, sample {sample.id}"
+            if self._stage.text_only and any(
+                block.type != "text" for message in sample.messages for block in message.content
+            ):
+                raise TeachingError(
+                    f"{where}: the prompt has an image, and the stage is text_only; filter the dataset by"
+                    " `{column: images, max_length: 0}`, or set text_only: false"
+                )
+            if by_endpoint and sample.tools:
+                raise TeachingError(
+                    f"{where}: the prompt has tools, of which an endpoint is not told; filter the dataset, or"
+                    " let a checkpoint or a stage teach"
+                )
+
+
+def chosen_prompts(
+    datasets: Mapping[str, Dataset], stage: DistillationStage, seed: int
+) -> list[tuple[str, int]]:
+    """Choose the prompts: `num_prompts` of them in the mixture's ratios, or every row.
+
+    Returns:
+        Dataset and row of each prompt.
+
+    Raises:
+        TeachingError: If a dataset has too few rows for its share.
+    """
+    if stage.num_prompts is None:
+        return [(name, row) for name, dataset in datasets.items() for row in range(len(dataset))]
+    mixture = Mixture(datasets, stage.data.mixture, seed)
+    drawn = [mixture.index(draw) for draw in range(stage.num_prompts)]
+    for name, count in Counter(name for name, _ in drawn).items():
+        if count > len(datasets[name]):
+            raise TeachingError(
+                f"stage {stage.name}: num_prompts = {stage.num_prompts} takes {count:,} prompts of dataset"
+                f" {name}, which has {len(datasets[name]):,}; lower it, or raise"
+                " generation.samples_per_prompt"
+            )
+    return drawn
+
+
+def prompt_of(sample: Sample) -> tuple[Message, ...]:
+    """Cut a row's dialogue after its last user or tool turn; earlier assistant turns are not learned."""
+    last = max(place for place, each in enumerate(sample.messages) if each.role in ("user", "tool"))
+    return tuple(
+        dataclasses.replace(message, train=False) if message.role == "assistant" else message
+        for message in sample.messages[: last + 1]
+    )
+
+
+def check_same_tokens(student: Renderer, teacher: Path, config: RunConfig) -> None:
+    """Check that a teacher's tokens mean the same to the student.
+
+    Raises:
+        TeachingError: If their vocabularies differ, or the opening of the answer that their prompts end with.
+    """
+    model = config.model.model_copy(update={"family": None})
+    other = Renderer.from_config(teacher, model)
+    remedy = "remove loss.top_k, to learn from the answers' text, or choose another teacher"
+    ours, theirs = student.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    if ours != theirs:
+        token = min(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        raise TeachingError(
+            f"the teacher {teacher} has other tokens than the student: {token!r} is {theirs.get(token)} there"
+            f" and {ours.get(token)} here; {remedy}"
+        )
+    if (here := student.decode([])) != (there := other.decode([])):
+        raise TeachingError(
+            f"the prompts of the teacher {teacher} begin the answer with {there!r}, the student's with"
+            f" {here!r}; {remedy}"
+        )
