@@ -1,4 +1,4 @@
-"""What every section of a config shares: strictness, and errors that name the key at fault."""
+"""The base class of every section of a config, common types, and errors that name the key at fault."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ class MisfitError(ValueError):
 
 
 def check_shares(key: str, shares: dict[str, float]) -> None:
-    """Shares of a whole must add up to it.
+    """Check that shares add up to 1.
 
     Raises:
         MisfitError: If they do not sum to 1 (within 0.001).

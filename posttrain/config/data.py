@@ -1,4 +1,4 @@
-"""Datasets, and what a stage draws from them."""
+"""Datasets, and how stages draw from them."""
 
 from typing import Annotated, Any, Literal
 
@@ -39,7 +39,7 @@ TAGS = (
 
 
 class SourceConfig(Section):
-    """Where the rows come from: files, or a generator that writes one."""
+    """The origin of the rows: files, or a generator that writes a file."""
 
     path: str | None = Field(
         default=None,

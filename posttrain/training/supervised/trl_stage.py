@@ -199,7 +199,7 @@ class StageTrainer(Trainer):
         """Restore what `_save_rng_state` has saved."""
         super()._load_rng_state(checkpoint)
         path = Path(checkpoint or "") / _figures_name()
-        if not path.is_file():  # the stage goes on with another number of workers
+        if not path.is_file():  # the stage continues with another number of workers
             return
         figures = json.loads(path.read_text())
         self._tr_loss += figures["loss"]
@@ -248,7 +248,7 @@ class TrackerCallback(TrainerCallback):
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step, with a checkpoint from which it can go on as if it had not ended.
+    """Ends training after a step, with a checkpoint from which it can continue as if it had not ended.
 
     Args:
         step: The optimiser step.
