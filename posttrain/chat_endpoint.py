@@ -5,21 +5,24 @@ error, and never an answer.
 """
 
 import asyncio
+import base64
 import email.utils
 import functools
 import hashlib
+import io
 import json
-import os
 import random
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.media.images import open_image
+from posttrain.types import ImageRef
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -32,7 +35,7 @@ class BadReply(ValueError):
 
 
 class ChatError(RuntimeError):
-    """There was no usable reply; the message tells the last reason."""
+    """There was no usable reply; the message has the last reason."""
 
 
 class RefusedError(ChatError):
@@ -57,29 +60,6 @@ class _Failure(Exception):
     def __init__(self, reason: str, wait_s: float = 0.0):
         super().__init__(reason)
         self.wait_s = wait_s
-
-
-@dataclass(frozen=True)
-class Variables:
-    """Environment variables of an address, and of the key that is sent to this address and no other.
-
-    So no configuration can send the key elsewhere.
-
-    Attributes:
-        url: Name of the address's.
-        key: Name of the key's.
-    """
-
-    url: str
-    key: str
-
-    def address(self, base_url: str) -> str:
-        """The address in use: as configured, else the environment's; "" if neither tells."""
-        return (base_url or os.environ.get(self.url, "")).rstrip("/")
-
-    def api_key(self, address: str) -> str:
-        """The key, where the address is the one that it is for."""
-        return os.environ.get(self.key, "").strip() if self.address("") == address else ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +121,7 @@ class ChatClient:
         await self._http.aclose()
 
     async def ask(self, prepare: Callable[[], tuple[bytes, Callable[[bytes], T]]]) -> T:
-        """Attempts with growing pauses, until one succeeds or the attempts or the time run out.
+        """Ask with growing pauses, until an attempt succeeds or the attempts or the time run out.
 
         Args:
             prepare: Makes an attempt's request, and what reads the reply to it: a `BadReply` of the latter
@@ -184,7 +164,7 @@ class ChatClient:
             await asyncio.sleep(pause)
 
     async def _attempt(self, body: bytes) -> bytes:
-        """The body of a successful reply."""
+        """Send one request; return the body of a successful reply."""
         # Not compressed: a reply of a megabyte must not become one of a gigabyte.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if self._key:
@@ -205,7 +185,7 @@ class ChatClient:
 
 
 def read_completion(reply: bytes) -> Completion:
-    """What the model wrote, of a chat completion.
+    """Read what the model wrote, of a chat completion.
 
     Raises:
         BadReply: If it is none.
@@ -225,8 +205,29 @@ def read_completion(reply: bytes) -> Completion:
     return Completion(text, truncated=finish == "length")
 
 
+def data_url(image: ImageRef, max_pixels: int, quality: int = 95, subsampling: int = 0) -> str:
+    """Encode an image as a JPEG in base64, made smaller where it has too many pixels.
+
+    Args:
+        image: The image.
+        max_pixels: Most pixels that are sent.
+        quality: Of the JPEG, up to 95.
+        subsampling: Of its colours: 0 keeps every pixel's, 2 those of every fourth.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    picture = open_image(image.path)
+    if (shrink := (max_pixels / (picture.width * picture.height)) ** 0.5) < 1:
+        width, height = (max(1, int(side * shrink)) for side in picture.size)
+        picture = picture.resize((width, height))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality, subsampling=subsampling)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def retry_after(value: str) -> float:
-    """Seconds to wait according to `Retry-After`, a number or a date; 0 where it tells nothing."""
+    """Read the seconds to wait from `Retry-After`, a number or a date; 0 where it says nothing."""
     try:
         seconds = float(value)
     except ValueError:
@@ -237,13 +238,13 @@ def retry_after(value: str) -> float:
     return max(0.0, seconds) if seconds < float("inf") else 0.0
 
 
-def digest(material: Any) -> str:
-    """SHA-256 of a JSON value, the same for equal values; by it answers are found again."""
+def digest(material: object) -> str:
+    """Hash a JSON value with SHA-256, alike for equal values; by it answers are found again."""
     text = json.dumps(material, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """Reading the certificates takes longer than a request, so they are read once."""
+    """Read the certificates, once, since that takes longer than a request."""
     return httpx.create_ssl_context()

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def all_or_first_failure(work: Iterable[Coroutine[object, None, T]]) -> list[T]:
+async def all_or_first_failure(work: Iterable[Coroutine[object, object, T]]) -> list[T]:
     """Run coroutines at the same time; the first failure cancels the others.
 
     Returns:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain.joints import Plugins
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
-from rewards.manager import RewardSpec
 from rewards.sdk import load_reward
-from rewards.serving.client import RewardClient, start_server
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import start_server
 from rewards.workers.scorer import Scorer
 from tools_env.environment import ToolEnvironment
 from tools_env.sdk import load_tools

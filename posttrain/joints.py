@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from posttrain.types import EnvironmentReply, Message, RewardInput, RewardResult, Sample, Score, ToolSpec
 
@@ -35,14 +35,14 @@ class ToolLoader(Protocol):
 
 
 class Environment(Protocol):
-    """One episode's dialogue partner, in messages; good for one use."""
+    """The partner of one episode's dialogue, in messages; used once."""
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
         """Return the messages before the model's first turn."""
         ...
 
     def step(self, assistant_text: str) -> EnvironmentReply:
-        """Answer a turn of the model."""
+        """Take a turn of the model, and return what it is shown next."""
         ...
 
     def close(self) -> None:
@@ -60,6 +60,11 @@ class EnvironmentFactory(Protocol):
 
 class Reward(Protocol):
     """A loaded reward."""
+
+    @property
+    def low(self) -> float:
+        """The least value."""
+        ...
 
     @property
     def high(self) -> float:
@@ -139,6 +144,15 @@ class RewardServerStarter(Protocol):
 
     def __call__(self, references: Sequence[str], *, token: str, base_dir: Path, log: Path) -> RewardServer:
         """Start a server of these rewards and no others; its output goes to `log`."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Draws a dataset."""
+
+    def __call__(self, folder: Path, **params: Any) -> object:
+        """Write `data.jsonl` and its images into a folder."""
         ...
 
 

@@ -1,16 +1,33 @@
 """Messages as JSON: the canonical form, which data files, rollouts and requests to rewards share.
 
-It imports only the standard library, as `posttrain.types` does.
+Beside its neighbours it imports only the standard library, so that plugins can use it.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
+from posttrain.files.strict_json import Json, JsonObject
 from posttrain.types import Block, ImageRef, Message, VideoRef
 
+#: A message as JSON: `role`, `content` (a list of blocks), and `train` where the message has it.
+MessageRow: TypeAlias = dict[str, Any]
+#: The marks around a model's thinking.
+THINK_START, THINK_END = "<think>", "</think>"
 
-def message_to_json(message: Message) -> dict[str, Any]:
-    """A message in the canonical JSON form, images and videos by path."""
-    content: list[dict[str, Any]] = []
+
+def without_thinking(text: str) -> str:
+    """Return what a turn says outside of its thinking, without white space around it.
+
+    It is what follows the last `</think>`: a model may think several times, and what it wrote in between is
+    no answer yet. The opening tag may stand in the prompt, so it need not be there. A `<think>` that is not
+    closed hides the rest, so a turn that was cut off while thinking says nothing.
+    """
+    return text.rpartition(THINK_END)[2].partition(THINK_START)[0].strip()
+
+
+def message_to_json(message: Message) -> MessageRow:
+    """Write a message in the canonical JSON form, images and videos by path."""
+    content: list[Json] = []
     for block in message.content:
         if block.image is not None:
             content.append({"type": "image", "image": block.image.path, "sha256": block.image.sha256})
@@ -22,7 +39,7 @@ def message_to_json(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": content} | chosen
 
 
-def message_from_json(row: dict[str, Any]) -> Message:
+def message_from_json(row: Mapping[str, object]) -> Message:
     """Read the canonical JSON form; a plain string is one text block.
 
     Raises:
@@ -55,31 +72,27 @@ def message_from_json(row: dict[str, Any]) -> Message:
     return Message(role, tuple(blocks), train)
 
 
-def _video_to_json(video: VideoRef) -> dict[str, Any]:
-    written: dict[str, Any] = {"video": video.paths[0] if len(video.paths) == 1 else list(video.paths)}
+def _video_to_json(video: VideoRef) -> JsonObject:
+    written: JsonObject = {"video": video.paths[0] if len(video.paths) == 1 else [*video.paths]}
     for key in ("sha256", "fps", "frame_rate", "start", "end"):
         if getattr(video, key):
             written[key] = getattr(video, key)
     return written
 
 
-def _video_from_json(block: dict[str, Any]) -> VideoRef:
+def _video_from_json(block: Mapping[str, object]) -> VideoRef:
     video = block.get("video")
     paths = [video] if isinstance(video, str) else video
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise ValueError(
             f"a video must be a path or a list of the paths of its frames, got {str(video)[:80]!r}"
         )
-    numbers: dict[str, Any] = {
-        key: block[key] for key in ("fps", "frame_rate", "start", "end") if block.get(key) is not None
-    }
-    for key, value in numbers.items():
+    numbers: dict[str, float] = {}
+    for key in ("fps", "frame_rate", "start", "end"):
+        value = block.get(key)
+        if value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"a video's {key} must be a number, got {str(value)[:40]!r}")
+        numbers[key] = value
     return VideoRef(tuple(paths), str(block.get("sha256", "")), **numbers)
-
-
-def without_thinking(text: str) -> str:
-    """Return the answer of a turn: what follows its last thought; nothing of a thought without an end."""
-    answer = text.rpartition("</think>")[2]
-    return answer.partition("<think>")[0].strip()

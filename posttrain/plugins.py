@@ -7,7 +7,6 @@ A reference is text, and every process that needs the plugin resolves it itself:
     my_package.rewards:score   an attribute of an importable module
 """
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -19,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
+
+from posttrain.files.nearest import nearest
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -155,6 +156,6 @@ def _failed_to_load(reference: str, source: str, error: BaseException) -> Plugin
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """Write a hint such as `; did you mean 'math'?`, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return a hint such as `; did you mean 'math'?`, or nothing."""
+    near = nearest(name, names)
+    return f"; did you mean {near!r}?" if near else ""

@@ -1,15 +1,15 @@
 """Rewards written for other toolkits, used here unchanged."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from posttrain.types import Message, RewardInput, Score
-from rewards.sdk import Reward, RewardError, Verdict
+from rewards.sdk import GroupRewardFunction, Reward, RewardError, Verdict
 
 
 def from_trl(
-    function: Callable[..., Any], name: str = "", low: float = 0.0, high: float = 1.0, chat: bool = True
+    function: GroupRewardFunction, name: str = "", low: float = 0.0, high: float = 1.0, chat: bool = True
 ) -> Reward:
     """Make a reward of TRL's form, `f(prompts, completions, **columns) -> list[float | None]`.
 
@@ -39,8 +39,8 @@ def from_trl(
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-    def judge(xs: Sequence[RewardInput]) -> Any:
-        columns: dict[str, list[Any]] = {
+    def judge(xs: Sequence[RewardInput]) -> Sequence[Verdict] | Awaitable[Sequence[Verdict]]:
+        columns: dict[str, Sequence[object]] = {
             key: [x.ground_truth for x in xs] for key in ("ground_truth", "solution", "answer")
         }
         for key in {key for x in xs for key in x.columns}:
@@ -56,8 +56,9 @@ def from_trl(
                 raise RewardError(f"TRL reward {name!r} asks for {key!r}, which the samples do not have")
         return function(**{k: v for k, v in columns.items() if takes_all or k in parameters})
 
-    async def judge_async(xs: Sequence[RewardInput]) -> Any:
-        return await judge(xs)
+    async def judge_async(xs: Sequence[RewardInput]) -> Sequence[Verdict]:
+        scores = judge(xs)
+        return await scores if inspect.isawaitable(scores) else scores
 
     chosen = judge_async if inspect.iscoroutinefunction(function) else judge
     chosen.__doc__ = function.__doc__
@@ -65,7 +66,7 @@ def from_trl(
 
 
 def from_verl(
-    compute_score: Callable[..., Any], name: str = "", low: float = 0.0, high: float = 1.0
+    compute_score: Callable[..., float | dict[str, Any]], name: str = "", low: float = 0.0, high: float = 1.0
 ) -> Reward:
     """Make a reward of verl's form, `compute_score(data_source, solution_str, ground_truth, extra_info)`.
 
@@ -104,11 +105,11 @@ def from_verl(
     return Reward(name, judge, low, high)
 
 
-def _chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.text} for message in messages]
 
 
-def _completion(x: RewardInput) -> list[dict[str, Any]]:
+def _completion(x: RewardInput) -> list[dict[str, str]]:
     return _chat(x.response) or [{"role": "assistant", "content": x.answer}]
 
 

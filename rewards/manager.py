@@ -2,35 +2,15 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from posttrain.reward_spec import RewardSpec, reward_list_fault
 from posttrain.types import RewardInput, RewardResult, Score
 from rewards.sdk import Reward, RewardError, load_reward
 
 #: Errors and notes are for people; a scorer's megabyte of text is cut.
 MAX_TEXT = 500
-
-
-@dataclass(frozen=True)
-class RewardSpec:
-    """One line of a configuration's `rewards:` list.
-
-    Attributes:
-        name: Reference of the reward.
-        weight: Its factor in the sum.
-        params: Keyword arguments of the reward.
-        only_if: Other rewards of the list and the least value that each must have for this one to count.
-
-    Example:
-        RewardSpec("tool_calls", weight=0.3, params={"target": 2}, only_if={"answer_accuracy": 1.0})
-    """
-
-    name: str
-    weight: float = 1.0
-    params: dict[str, Any] = field(default_factory=dict)
-    only_if: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,10 +35,12 @@ class Call:
 
 
 class RewardManager:
-    """Scores episodes in this process.
+    """Scores episodes in this process: for notebooks, tests and other people's evaluation loops.
 
-    There is no deadline here: a reward that hangs, hangs its caller. `rewards.workers.scorer.Scorer` and the
-    server run the same rewards in processes that can be killed.
+    It needs no server and no processes, so it starts at once and a debugger can step into a reward. For the
+    same reason there is no deadline: a reward that hangs, hangs its caller. Runs use the server, and
+    `posttrain rewards check` and `score` use `rewards.workers.scorer.Scorer`: both give the same verdicts
+    out of processes that can be killed.
 
     Args:
         specs: The rewards, each at most once.
@@ -80,7 +62,7 @@ class RewardManager:
             self.rewards[spec.name].check(spec.params)
 
     def score(self, inputs: Sequence[RewardInput], groups: Sequence[int] | None = None) -> list[RewardResult]:
-        """One verdict for each episode, in order.
+        """Score episodes: one verdict each, in order.
 
         Args:
             inputs: The episodes.
@@ -110,14 +92,14 @@ class Verdicts:
             self._outcomes[member][call.spec.name] = outcome
 
     def results(self) -> list[RewardResult]:
-        """One verdict an episode, in order; every call must have been added."""
+        """Return one verdict an episode, in order; every call must have been added."""
         return [combine(self._specs, [by_name[s.name] for s in self._specs]) for by_name in self._outcomes]
 
 
 def calls(
     specs: Sequence[RewardSpec], group_rewards: Collection[str], count: int, groups: Sequence[int] | None
 ) -> list[Call]:
-    """The calls that score `count` episodes: for each reward one an episode, or one a group.
+    """List the calls that score `count` episodes: for each reward one an episode, or one a group.
 
     Raises:
         RewardError: If a group reward has no groups to judge, or their number is not that of the episodes.
@@ -146,26 +128,11 @@ def check_specs(specs: Sequence[RewardSpec]) -> None:
     Raises:
         RewardError: Naming the reward.
     """
-    if not specs:
-        raise RewardError("rewards: the list is empty; name at least one reward")
-    names = [spec.name for spec in specs]
-    for spec in specs:
-        if names.count(spec.name) > 1:
-            raise RewardError(f"rewards: {spec.name!r} stands in the list twice; results are kept by name")
-        if not math.isfinite(spec.weight):
-            raise RewardError(f"rewards: the weight of {spec.name!r} is {spec.weight}, not a finite number")
-        for gate, least in spec.only_if.items():
-            if gate not in names or gate == spec.name:
-                others = ", ".join(name for name in names if name != spec.name) or "none"
-                raise RewardError(
-                    f"rewards: {spec.name!r} has only_if {gate!r}, which is not another reward of the list"
-                    f" (others: {others})"
-                )
-            if not math.isfinite(least):
-                raise RewardError(f"rewards: only_if of {spec.name!r} asks for {least}, not a finite number")
+    if fault := reward_list_fault(specs):
+        raise RewardError(f"rewards: {'; '.join(fault)}")
 
 
-def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Outcome]:
+def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: Mapping[str, object]) -> list[Outcome]:
     """Call a reward once; whatever it raises becomes an error of each episode, never a score."""
     try:
         return [Outcome(score) for score in loaded.judge(xs, params)]
@@ -176,12 +143,12 @@ def evaluate(loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]) 
 
 
 def failure(error: BaseException) -> Outcome:
-    """What is kept of an exception."""
+    """Return what is kept of an exception."""
     return Outcome(error=f"{type(error).__name__}: {error}"[:MAX_TEXT])
 
 
 def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardResult:
-    """The weighted sum Σ wᵢ·vᵢ over the rewards that apply and whose conditions hold.
+    """Add up Σ wᵢ·vᵢ over the rewards that apply and whose conditions hold.
 
     A reward that does not apply is left out with its weight, and so is one with a condition (`only_if`) that
     fails or does not apply. One error, or no reward that applies, makes the total None: the episode is
@@ -219,7 +186,7 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardR
 
 
 def _closed_gate(spec: RewardSpec, values: Mapping[str, float | None]) -> str:
-    """Which condition of a reward fails, or "" where all hold."""
+    """Return which condition of a reward fails, or "" where all hold."""
     for gate, least in spec.only_if.items():
         value = values[gate]
         if value is None:

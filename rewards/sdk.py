@@ -3,10 +3,10 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from posttrain.plugins import PluginError, resolve
 from posttrain.types import RewardInput, Score
@@ -41,7 +41,7 @@ class Reward:
     group: bool = False
     guarded: frozenset[str] = frozenset()
 
-    def __call__(self, x: RewardInput, **params: Any) -> Score | None:
+    def __call__(self, x: RewardInput, **params: object) -> Score | None:
         """Score one episode, which for a group reward is a group of one.
 
         Returns:
@@ -53,7 +53,7 @@ class Reward:
         """
         return self.judge([x], params)[0]
 
-    def judge(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Score | None]:
+    def judge(self, xs: Sequence[RewardInput], params: Mapping[str, object]) -> list[Score | None]:
         """Call the function once, on one episode or on the whole of a group; async ones are run to their end.
 
         Raises:
@@ -65,14 +65,16 @@ class Reward:
             verdict = asyncio.run(_result_of(verdict))
         return self._scores(verdict, len(xs))
 
-    async def judge_async(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> list[Score | None]:
+    async def judge_async(
+        self, xs: Sequence[RewardInput], params: Mapping[str, object]
+    ) -> list[Score | None]:
         """`judge` within a running event loop."""
         verdict = self._call(xs, params)
         if inspect.isawaitable(verdict):
             verdict = await verdict
         return self._scores(verdict, len(xs))
 
-    def check(self, params: dict[str, Any]) -> None:
+    def check(self, params: Mapping[str, object]) -> None:
         """Refuse parameters that the function does not take, before anything is scored.
 
         Raises:
@@ -95,13 +97,13 @@ class Reward:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    def _call(self, xs: Sequence[RewardInput], params: dict[str, Any]) -> Any:
+    def _call(self, xs: Sequence[RewardInput], params: Mapping[str, object]) -> object:
         if not self.group and len(xs) != 1:
             raise RewardError(f"reward {self.name!r} judges one episode at a time, not {len(xs)}")
         return self.function(list(xs) if self.group else xs[0], **params)
 
-    def _scores(self, verdict: Any, count: int) -> list[Score | None]:
-        """The function's verdict as one score an episode, each of them checked."""
+    def _scores(self, verdict: object, count: int) -> list[Score | None]:
+        """Return the function's verdict as one score an episode, each of them checked."""
         verdicts = verdict if self.group else [verdict]
         if not isinstance(verdicts, Sequence) or isinstance(verdicts, str) or len(verdicts) != count:
             raise RewardError(
@@ -109,12 +111,13 @@ class Reward:
             )
         return [self._score(verdict) for verdict in verdicts]
 
-    def _score(self, verdict: Any) -> Score | None:
+    def _score(self, verdict: object) -> Score | None:
         if verdict is None:
             return None
-        score = verdict if isinstance(verdict, Score) else Score(verdict)
-        if not _is_finite_number(score.value):
-            raise RewardError(f"reward {self.name!r} returned {score.value!r}, not a finite number")
+        value = verdict.value if isinstance(verdict, Score) else verdict
+        if not _is_finite_number(value):
+            raise RewardError(f"reward {self.name!r} returned {value!r}, not a finite number")
+        score = verdict if isinstance(verdict, Score) else Score(value)
         if not self.low <= score.value <= self.high:
             raise RewardError(
                 f"reward {self.name!r} returned {score.value!r}, outside its range"
@@ -184,7 +187,7 @@ def group_reward(
 
 
 def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
-    """The reward behind a name, `file.py:attribute` or `package.module:attribute`.
+    """Load the reward behind a name, `file.py:attribute` or `package.module:attribute`.
 
     Raises:
         PluginError: If the reference leads nowhere, or to something that is not a reward.
@@ -205,9 +208,9 @@ def _check_declaration(name: str, low: float, high: float, deadline_s: float | N
         raise RewardError(f"reward {name!r}: deadline_s={deadline_s} must be a positive number of seconds")
 
 
-async def _result_of(awaitable: Awaitable[Any]) -> Any:
+async def _result_of(awaitable: Awaitable[object]) -> object:
     return await awaitable
 
 
-def _is_finite_number(value: Any) -> bool:
+def _is_finite_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -5,11 +5,12 @@ Reading is strict: what comes from the network is either exactly of this form or
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
-from posttrain.files.strict_json import parse_json
+from posttrain.files.strict_json import JsonObject, parse_json
 from posttrain.messages import message_from_json, message_to_json
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import (
     Message,
     RewardInput,
@@ -17,15 +18,64 @@ from posttrain.types import (
     Score,
     ToolCall,
 )
-from rewards.manager import Call, Outcome, RewardSpec
+from rewards.manager import Call, Outcome
+
+#: What a value must be an instance of.
+Kind: TypeAlias = type | tuple[type, ...]
 
 
 class WireError(ValueError):
     """Data that is not of the wire's form; the message names the place."""
 
 
-def dumps(value: Any) -> bytes:
-    """Strict JSON in UTF-8.
+class SpecRow(TypedDict):
+    """A reward as a scoring process is asked for it."""
+
+    name: str
+    params: Mapping[str, object]
+
+
+class CallRow(TypedDict):
+    """A call of a reward; `members` are the places of its episodes in the job."""
+
+    spec: SpecRow
+    members: list[int]
+
+
+class JobHeader(TypedDict):
+    """What goes to a scoring process before its episodes.
+
+    Attributes:
+        calls: What to do, in order.
+        inputs: How many episodes follow.
+        id: Number of the call, where several are under way at once.
+        deadline_s: Seconds that the call may take, where the process itself watches the time.
+    """
+
+    calls: list[CallRow]
+    inputs: int
+    id: NotRequired[int]
+    deadline_s: NotRequired[float]
+
+
+#: What a loaded reward says of itself; `GET /v1/rewards` answers with a list of these.
+RewardInfo = TypedDict(
+    "RewardInfo",
+    {
+        "name": str,
+        "low": float,
+        "high": float,
+        "group": bool,
+        "async": bool,
+        "deadline_s": float | None,
+        "guarded": list[str],
+        "summary": str,
+    },
+)
+
+
+def dumps(value: object) -> bytes:
+    """Write strict JSON in UTF-8.
 
     Raises:
         WireError: If the value holds NaN, Infinity, half a surrogate pair, or something that JSON cannot
@@ -52,8 +102,8 @@ def loads(body: bytes) -> Any:
 def score_request(
     specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None
 ) -> bytes:
-    """The body of `POST /v1/score`."""
-    row: dict[str, Any] = {
+    """Write the body of `POST /v1/score`."""
+    row: JsonObject = {
         "rewards": [spec_to_json(spec) for spec in specs],
         "inputs": [input_to_json(x) for x in inputs],
     }
@@ -61,7 +111,7 @@ def score_request(
 
 
 def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput], list[int] | None]:
-    """The rewards, episodes and groups of a request.
+    """Read the rewards, episodes and groups of a request.
 
     Raises:
         WireError: Naming the first place that is wrong.
@@ -74,21 +124,21 @@ def read_score_request(body: bytes) -> tuple[list[RewardSpec], list[RewardInput]
     return specs, [input_from_json(x, f"inputs[{i}]") for i, x in enumerate(row["inputs"])], groups
 
 
-def job_header(calls: Sequence[Call], inputs: int) -> dict[str, Any]:
-    """What goes to a scoring process before so many episodes; members are their places."""
-    rows = [
-        {"spec": {"name": call.spec.name, "params": call.spec.params}, "members": call.members}
+def job_header(calls: Sequence[Call], inputs: int) -> JobHeader:
+    """Write what goes to a scoring process before so many episodes; members are their places."""
+    rows: list[CallRow] = [
+        {"spec": {"name": call.spec.name, "params": call.spec.params}, "members": list(call.members)}
         for call in calls
     ]
     return {"calls": rows, "inputs": inputs}
 
 
-def spec_to_json(spec: RewardSpec) -> dict[str, Any]:
-    """`{"name", "weight", "params", "only_if"}`."""
+def spec_to_json(spec: RewardSpec) -> JsonObject:
+    """Write `{"name", "weight", "params", "only_if"}`."""
     return dataclasses.asdict(spec)
 
 
-def spec_from_json(value: Any, where: str) -> RewardSpec:
+def spec_from_json(value: object, where: str) -> RewardSpec:
     """Read `{"name", "weight", "params", "only_if"}`, all but the first optional."""
     row = _fields(value, where, {"name": str}, {"weight": (int, float), "params": dict, "only_if": dict})
     gates = row.get("only_if", {})
@@ -97,8 +147,8 @@ def spec_from_json(value: Any, where: str) -> RewardSpec:
     return RewardSpec(row["name"], float(row.get("weight", 1.0)), row.get("params", {}), only_if)
 
 
-def input_to_json(x: RewardInput) -> dict[str, Any]:
-    """An episode; images stay references."""
+def input_to_json(x: RewardInput) -> JsonObject:
+    """Write an episode; images stay references."""
     return {
         "prompt": [message_to_json(message) for message in x.prompt],
         "response": [message_to_json(message) for message in x.response],
@@ -110,7 +160,7 @@ def input_to_json(x: RewardInput) -> dict[str, Any]:
     }
 
 
-def input_from_json(value: Any, where: str) -> RewardInput:
+def input_from_json(value: object, where: str) -> RewardInput:
     """Read an episode; only `prompt`, `response` and `answer` are required."""
     row = _fields(
         value,
@@ -130,8 +180,8 @@ def input_from_json(value: Any, where: str) -> RewardInput:
     )
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """`{"score": {…} or null, "error": "…"}`."""
+def outcome_to_json(outcome: Outcome) -> JsonObject:
+    """Write `{"score": {…} or null, "error": "…"}`."""
     return dataclasses.asdict(outcome)
 
 
@@ -140,19 +190,19 @@ def outcome_from_json(row: dict[str, Any]) -> Outcome:
     return Outcome(Score(**row["score"]) if row["score"] else None, row["error"])
 
 
-def result_to_json(result: RewardResult) -> dict[str, Any]:
-    """Every field of the verdict."""
+def result_to_json(result: RewardResult) -> JsonObject:
+    """Write every field of the verdict."""
     return dataclasses.asdict(result)
 
 
-def result_from_json(value: Any, where: str) -> RewardResult:
+def result_from_json(value: object, where: str) -> RewardResult:
     """Read what `result_to_json` wrote."""
-    kinds = {"values": dict, "parts": dict, "notes": dict, "errors": dict}
+    kinds: dict[str, Kind] = {"values": dict, "parts": dict, "notes": dict, "errors": dict}
     row = _fields(value, where, kinds, {"total": (int, float, type(None))})
     return RewardResult(**{"total": None, **row})
 
 
-def _messages(rows: list[Any], where: str) -> tuple[Message, ...]:
+def _messages(rows: Sequence[object], where: str) -> tuple[Message, ...]:
     messages = []
     for i, row in enumerate(rows):
         row = _fields(row, f"{where}[{i}]", {"role": str, "content": (str, list)}, {})
@@ -163,12 +213,14 @@ def _messages(rows: list[Any], where: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _tool_call(value: Any, where: str) -> ToolCall:
-    required = {"name": str, "arguments": dict, "ok": bool}
+def _tool_call(value: object, where: str) -> ToolCall:
+    required: dict[str, Kind] = {"name": str, "arguments": dict, "ok": bool}
     return ToolCall(**_fields(value, where, required, {"error": str, "images": int}))
 
 
-def _fields(value: Any, where: str, required: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+def _fields(
+    value: object, where: str, required: dict[str, Kind], optional: dict[str, Kind]
+) -> dict[str, Any]:
     """Check a JSON object's keys and the types of their values.
 
     A boolean is no number here, though Python thinks so.

@@ -35,7 +35,8 @@ import psutil
 from tqdm import tqdm
 
 from posttrain.types import RewardInput, text_message
-from rewards.serving.client import AsyncRewardClient, RewardServer, start_server
+from rewards.serving.client import AsyncRewardClient
+from rewards.serving.launch import RewardServer, start_server
 
 BATCH = 64
 SPEC = {"name": "math"}

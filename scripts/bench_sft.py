@@ -37,6 +37,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SftStage
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.data.mixing import Mixture
 from posttrain.media.images import save_image
@@ -115,7 +116,7 @@ def our_trainer(folder: Path, stage: SftStage, renderer: Renderer, model: Any, s
             "stages": [stage.model_dump(exclude_unset=True)],
         }
     )
-    mixture = Mixture({"bench": Samples(folder / "data.jsonl")}, {"bench": 1.0}, seed=0)
+    mixture = Mixture({"bench": Samples(check_rows(folder / "data.jsonl"))}, {"bench": 1.0}, seed=0)
     parts = StageParts(renderer, model, mixture, steps, None)
     batches, draws = sft_batches(stage, parts, steps * BATCH)
     add_supervised_head(model)
@@ -137,7 +138,7 @@ def trl_trainer(
     folder: Path, stage: SftStage, renderer: Renderer, model: Any, steps: int, by_length: bool
 ) -> Any:
     """TRL's own trainer and collator, on the same rows in the same order."""
-    samples = Samples(folder / "data.jsonl")
+    samples = Samples(check_rows(folder / "data.jsonl"))
     mixture = Mixture({"bench": samples}, {"bench": 1.0}, seed=0)
     rows = []
     for draw in range(steps * BATCH):

@@ -9,7 +9,9 @@ of the interpreter (a regular-expression bomb, a C loop): run such code in a pro
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 #: Threads left behind at a time; beyond it calls are refused until some of them return.
 MAX_LEFT_BEHIND = 64
@@ -22,7 +24,7 @@ class DeadlineError(Exception):
     """The function did not return in time, or was not started; the message says which."""
 
 
-def call_with_deadline(function: Callable[[], Any], seconds: float) -> Any:
+def call_with_deadline(function: Callable[[], Result], seconds: float) -> Result:
     """Run a function in a thread and return what it returns.
 
     Raises:
@@ -33,24 +35,24 @@ def call_with_deadline(function: Callable[[], Any], seconds: float) -> Any:
         _left_behind.difference_update([thread for thread in _left_behind if not thread.is_alive()])
         if len(_left_behind) >= MAX_LEFT_BEHIND:
             raise DeadlineError(f"was not started, as {MAX_LEFT_BEHIND} earlier calls are still running")
-    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[Result] | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            outcome.put((function(), None))
+            ended.put((function(),))
         except BaseException as error:
-            outcome.put((None, error))
+            ended.put(error)
 
     thread = threading.Thread(target=run, name="tool-call", daemon=True)
     thread.start()
     try:
-        result, error = outcome.get(timeout=seconds)
+        how = ended.get(timeout=seconds)
     except queue.Empty:
         with _lock:
             _left_behind.add(thread)
         raise DeadlineError(f"did not return within {seconds:g} s") from None
-    if isinstance(error, Exception):
-        raise error
-    if error is not None:
-        raise RuntimeError(f"raised {type(error).__name__}") from error
-    return result
+    if isinstance(how, tuple):
+        return how[0]
+    if isinstance(how, Exception):
+        raise how
+    raise RuntimeError(f"raised {type(how).__name__}") from how

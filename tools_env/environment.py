@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
@@ -19,6 +18,8 @@ from tools_env.sdk import Tool, ToolError, ToolResult
 
 logger = logging.getLogger(__name__)
 
+#: Deadline of one call in seconds; `tools_env.deadline` says what it can and cannot do.
+CALL_TIMEOUT_S = 10.0
 #: Longest text that one call puts into the dialogue, in characters.
 MAX_TEXT = 4_000
 #: Most images that one call puts into the dialogue.
@@ -39,16 +40,13 @@ class ToolEnvironment:
         step = environment.step('<tool_call>{"name": "image_zoom_in_tool", "arguments": {…}}</tool_call>')
     """
 
-    def __init__(
-        self, tools: Sequence[Tool], max_turns: int, image_dir: Path, call_timeout: float = 10.0
-    ) -> None:
+    def __init__(self, tools: Sequence[Tool], max_turns: int, image_dir: Path) -> None:
         """Prepare an episode.
 
         Args:
             tools: With distinct names; may be empty.
             max_turns: Most assistant turns, the answer included.
             image_dir: Where the images that tools return are stored.
-            call_timeout: Deadline of one call in seconds (see `tools_env.deadline` for its limits).
         """
         self._tools = {tool.spec.name: tool for tool in tools}
         if len(self._tools) < len(tools):
@@ -57,13 +55,12 @@ class ToolEnvironment:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         self._max_turns = max_turns
         self._image_dir = image_dir
-        self._call_timeout = call_timeout
         self._images: list[ImageRef] = []
         self._turns = 0
         self._state = "new"
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
-        """The messages before the model's first turn.
+        """Begin the episode; return the messages before the model's first turn.
 
         Raises:
             RuntimeError: If the environment has been used.
@@ -106,7 +103,7 @@ class ToolEnvironment:
         self._state = "closed"
 
     def _run(self, call: ParsedCall) -> tuple[ToolCall, list[Block]]:
-        """A call's record, and its part of the observation."""
+        """Run a call; return its record, and its part of the observation."""
         try:
             result = self._result(call)
         except ToolError as error:
@@ -120,7 +117,7 @@ class ToolEnvironment:
         return ToolCall(call.name, call.arguments, ok=True, images=len(refs)), blocks
 
     def _result(self, call: ParsedCall) -> ToolResult:
-        """Raises `ToolError`, with a text for the model, whatever went wrong."""
+        """Run a call; raise `ToolError`, with a text for the model, whatever went wrong."""
         if call.error:
             raise ToolError(call.error)
         tool = self._tools.get(call.name)
@@ -134,7 +131,7 @@ class ToolEnvironment:
         # Copies, because a tool that overran may still change what it was given.
         arguments, images = copy.deepcopy(call.arguments), list(self._images)
         try:
-            return call_with_deadline(lambda: _checked(tool(arguments, images)), self._call_timeout)
+            return call_with_deadline(lambda: _checked(tool(arguments, images)), CALL_TIMEOUT_S)
         except ToolError:
             raise
         except DeadlineError as error:
@@ -145,8 +142,8 @@ class ToolEnvironment:
             raise ToolError(f"{call.name} failed ({type(error).__name__})") from error
 
 
-def _checked(result: Any) -> ToolResult:
-    """A result whose images are decoded and within bounds; raises where it is none."""
+def _checked(result: object) -> ToolResult:
+    """Return a result whose images are decoded and within bounds; raise where it is none."""
     if not isinstance(result, ToolResult) or not isinstance(result.text, str):
         raise TypeError(f"a tool must return a ToolResult, got {type(result).__name__}")
     images: list[Image.Image] = []

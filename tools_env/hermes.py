@@ -5,9 +5,9 @@ and gives calls or reasons, never an exception.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import JsonError, JsonObject, parse_json
+from posttrain.messages import without_thinking
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 #: What follows is not read: a turn with more calls than this is noise.
@@ -26,20 +26,18 @@ class ParsedCall:
     """
 
     name: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: JsonObject = field(default_factory=dict)
     error: str = ""
 
 
 def parse_calls(text: str) -> list[ParsedCall]:
-    """The calls of one assistant turn, in order; empty where it has none.
+    """Read the calls of one assistant turn, in order; none where it has none.
 
-    Thinking does not count: only what follows the first `</think>` is read, and nothing of a turn that
-    opens with `<think>` and never closes it. At most 8 calls are read; one more tells of the rest.
+    A call within the thinking is none: the model has not decided on it. What counts is what
+    `posttrain.messages.without_thinking` leaves of the turn. At most 8 calls are read; one more item says
+    that there was more.
     """
-    before, closed, after = text.partition("</think>")
-    rest = after if closed else before
-    if not closed and rest.lstrip().startswith("<think>"):
-        return []
+    rest = without_thinking(text)
     calls: list[ParsedCall] = []
     start = rest.find(OPEN)
     while start >= 0:

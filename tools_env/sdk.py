@@ -6,15 +6,26 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
+from posttrain.files.strict_json import Json, JsonObject
 from posttrain.plugins import PluginError, resolve
 from posttrain.types import ImageRef, ToolSpec
 
 GROUP = "posttrain.tools"
-_JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object"}
+#: A call's arguments, which fit the tool's schema.
+Arguments: TypeAlias = dict[str, Any]
+#: A tool's reference, alone or as `{"name": …, "params": {…}}`.
+ToolReference: TypeAlias = str | Mapping[str, Any]
+_JSON_TYPES: dict[object, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    dict: "object",
+}
 
 
 class ToolError(Exception):
@@ -27,6 +38,9 @@ class ToolResult:
 
     text: str = ""
     images: Sequence[Image.Image] = ()
+
+
+ToolFunction: TypeAlias = Callable[..., str | Image.Image | ToolResult]
 
 
 @runtime_checkable
@@ -42,7 +56,7 @@ class Tool(Protocol):
         """The name, purpose and JSON schema that the model is told."""
         ...
 
-    def __call__(self, arguments: dict[str, Any], images: list[ImageRef]) -> ToolResult:
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
         """Serve one call.
 
         Args:
@@ -58,7 +72,7 @@ class Tool(Protocol):
 class FunctionTool:
     """A function as a tool; made by `@tool`."""
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: ToolFunction):
         parameters = schema_from_hints(function)
         description = inspect.getdoc(function)
         if not description:
@@ -67,7 +81,7 @@ class FunctionTool:
         self._function = function
         self._takes_images = "images" in inspect.signature(function).parameters
 
-    def __call__(self, arguments: dict[str, Any], images: list[ImageRef]) -> ToolResult:
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
         """Call the function; a text or an image that it returns becomes a `ToolResult`."""
         extra = {"images": images} if self._takes_images else {}
         result = self._function(**arguments, **extra)
@@ -78,7 +92,7 @@ class FunctionTool:
         return result
 
 
-def tool(function: Callable[..., str | Image.Image | ToolResult]) -> FunctionTool:
+def tool(function: ToolFunction) -> FunctionTool:
     """Make a tool of a function with type hints and a docstring.
 
     A parameter called `images` is not shown to the model; it receives the dialogue's images.
@@ -95,8 +109,8 @@ def tool(function: Callable[..., str | Image.Image | ToolResult]) -> FunctionToo
     return FunctionTool(function)
 
 
-def schema_from_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The JSON schema of a function's parameters (without `images`), from its type hints.
+def schema_from_hints(function: Callable[..., object]) -> JsonObject:
+    """Build the JSON schema of a function's parameters (without `images`) from its type hints.
 
     Understands `str`, `int`, `float`, `bool`, `dict`, `list[…]`, `Literal[…]`, `… | None`, and
     `Annotated[…, "description"]`. A parameter without a default is required.
@@ -105,8 +119,8 @@ def schema_from_hints(function: Callable[..., Any]) -> dict[str, Any]:
         TypeError: Naming the parameter whose hint is missing or has no JSON form.
     """
     hints = typing.get_type_hints(function, include_extras=True)
-    properties: dict[str, Any] = {}
-    required: list[str] = []
+    properties: JsonObject = {}
+    required: list[Json] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name == "images":
             continue
@@ -123,17 +137,20 @@ def schema_from_hints(function: Callable[..., Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _schema(hint: Any) -> dict[str, Any]:
+def _schema(hint: object) -> JsonObject:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         texts = [note for note in arguments[1:] if isinstance(note, str)]
-        return _schema(arguments[0]) | ({"description": texts[0]} if texts else {})
+        schema = _schema(arguments[0])
+        if texts:
+            schema["description"] = texts[0]
+        return schema
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_schema(choice) for choice in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if hint is list or origin is list:
-        return {"type": "array"} | ({"items": _schema(arguments[0])} if arguments else {})
+        return {"type": "array", "items": _schema(arguments[0])} if arguments else {"type": "array"}
     if hint is type(None):
         return {"type": "null"}
     kind = _JSON_TYPES.get(origin or hint)
@@ -142,8 +159,8 @@ def _schema(hint: Any) -> dict[str, Any]:
     return {"type": kind}
 
 
-def load_tools(references: Iterable[str | Mapping[str, Any]], base_dir: Path | None = None) -> list[Tool]:
-    """The tools that a task names.
+def load_tools(references: Iterable[ToolReference], base_dir: Path | None = None) -> list[Tool]:
+    """Load the tools that a task names.
 
     Args:
         references: `name`, `file.py:attr` or `package.module:attr`; or `{"name": …, "params": {…}}`, whose
@@ -156,7 +173,7 @@ def load_tools(references: Iterable[str | Mapping[str, Any]], base_dir: Path | N
     return [_load(reference, base_dir) for reference in references]
 
 
-def _load(reference: str | Mapping[str, Any], base_dir: Path | None) -> Tool:
+def _load(reference: ToolReference, base_dir: Path | None) -> Tool:
     name = reference if isinstance(reference, str) else reference["name"]
     params = {} if isinstance(reference, str) else reference.get("params") or {}
     found = resolve(name, GROUP, object, base_dir)

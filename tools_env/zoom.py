@@ -1,13 +1,12 @@
 """The published zoom tool: look at a part of an image at the resolution of its file."""
 
 import math
-from typing import Any
 
 from PIL import Image
 
 from posttrain.media.images import MAX_ASPECT_RATIO, ImageError, check_size, open_image
 from posttrain.types import Box, Frame, ImageRef, ToolSpec
-from tools_env.sdk import ToolError, ToolResult
+from tools_env.sdk import Arguments, ToolError, ToolResult
 
 #: An image of more pixels is decoded again at every zoom: at 3 bytes each this is what a tool may hold.
 MAX_KEPT_PIXELS = 1 << 24
@@ -61,8 +60,8 @@ class ImageZoomIn:
             },
         )
 
-    def __call__(self, arguments: dict[str, Any], images: list[ImageRef]) -> ToolResult:
-        """The crop, with the index under which it can be zoomed into again.
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
+        """Crop the region; return it with the index under which it can be zoomed into again.
 
         Raises:
             ToolError: If there is no such image, or the box is not inside it.
@@ -75,7 +74,7 @@ class ImageZoomIn:
         return ToolResult(f"Image {len(images)}", (crop,))
 
     def _open(self, ref: ImageRef) -> Image.Image:
-        """The decoded image; the last one is kept, since a group of rollouts looks into the same."""
+        """Decode an image; the last one is kept, since a group of rollouts looks into the same."""
         kept = self._kept
         if kept is None or kept[0] != ref:
             kept = (ref, open_image(ref.path))
@@ -88,7 +87,7 @@ class ImageZoomIn:
         return int(value)
 
     def _region(self, corners: list[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """The part of the file to show: whole pixels, clamped, and at least the minimum side."""
+        """Return the part of the file to show: whole pixels, clamped, and at least the minimum side."""
         x1, y1, x2, y2 = corners
         if not all(math.isfinite(corner) for corner in corners):
             raise ToolError(f"bbox_2d {corners} has a corner that is not a finite number")

@@ -6,9 +6,7 @@ Heavy imports happen inside the commands.
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from posttrain import __version__
 from posttrain.cli.commands import add_command
 from posttrain.config import load_dataset_config
 from posttrain.config.curation import curation_names, load_curation
@@ -50,8 +48,11 @@ examples:
   posttrain data curate my_curation.yaml --resume
 """
 
+#: To be changed when `build_tiny` builds another model.
+_TINY_FORMAT = "0.1.0"
 
-def add_verbs(verbs: Any) -> None:
+
+def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verbs of `posttrain data` to its parser.
 
     Args:
@@ -86,7 +87,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """`posttrain data inspect`."""
+    """Run `posttrain data inspect`: write a page that shows a dataset as a model sees it."""
     from posttrain.config import ModelConfig
     from posttrain.data.sources import load_samples
     from posttrain.rendering.inspection import inspect_dataset
@@ -105,7 +106,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 
 def convert_command(options: argparse.Namespace) -> int:
-    """`posttrain data convert`."""
+    """Run `posttrain data convert`: write a dataset's good rows in the canonical form."""
     from posttrain.data.formats import write_canonical
     from posttrain.data.sources import load_samples
 
@@ -118,7 +119,7 @@ def convert_command(options: argparse.Namespace) -> int:
 
 
 def curate_command(options: argparse.Namespace) -> int:
-    """`posttrain data curate`."""
+    """Run `posttrain data curate`: pass a dataset's rows through the filters of a recipe."""
     from posttrain.curation.pipeline import curate
     from posttrain.first_party import PLUGINS
     from posttrain.viewer.curation_page import write_curation_page
@@ -138,10 +139,10 @@ def curate_command(options: argparse.Namespace) -> int:
 
 
 def _tiny_checkpoint() -> Path:
-    """The quickstart's model before it has learned anything, made once."""
+    """Return the quickstart's model before it has learned anything, made once."""
     from posttrain.quickstart.tiny import build_tiny
 
-    return cached_folder(default_cache() / f"tiny-qwen3_vl-{__version__}", partial(build_tiny, "qwen3_vl"))
+    return cached_folder(default_cache() / f"tiny-qwen3_vl-{_TINY_FORMAT}", partial(build_tiny, "qwen3_vl"))
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

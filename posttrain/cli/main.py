@@ -11,6 +11,7 @@ from typing import Any
 from posttrain import __version__
 from posttrain.cli.commands import add_command
 from posttrain.cli.data import add_verbs as add_data_verbs
+from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
@@ -53,7 +54,7 @@ examples:
 
 DOCTOR = """\
 example:
-  posttrain doctor --fix               mend what can be mended, then look again
+  posttrain doctor --fix               fix what can be fixed, then look again
 """
 
 EVAL = """\
@@ -143,8 +144,12 @@ def build_parser() -> argparse.ArgumentParser:
         add_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE)
     )
 
+    add_arguments(
+        add_command(commands, "explain", explain_command, "tell what the keys of a YAML file mean", EXAMPLES)
+    )
+
     doctor = add_command(commands, "doctor", doctor_command, "explain this environment", DOCTOR)
-    doctor.add_argument("--fix", action="store_true", help="mend what can be mended")
+    doctor.add_argument("--fix", action="store_true", help="fix what can be fixed")
 
     _add_eval_options(add_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
 
@@ -224,14 +229,14 @@ def load_checked(document: Document, about_to_run: bool) -> RunConfig:
 
     config = build_run(document)
     findings = examine(config, document, PLUGINS)
-    problems = findings.problems + (findings.missing_data if about_to_run else [])
+    problems = findings.problems + (findings.missing_here if about_to_run else [])
     if problems:
         raise ConfigError(problems)
     rows = [*batch_arithmetic(config), *memory_estimate(config)]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
-    for note in [*findings.notes, *(problem.reason for problem in findings.missing_data)]:
+    for note in [*findings.notes, *(problem.reason for problem in findings.missing_here)]:
         print(f"  note: {note}")
     return config
 

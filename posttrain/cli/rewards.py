@@ -14,8 +14,7 @@ from posttrain.cli.commands import add_command
 from posttrain.files.strict_json import parse_json
 from posttrain.plugins import declared
 from rewards.sdk import RewardError
-
-TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
+from rewards.serving.config import TOKEN_VARIABLE
 
 SERVE = f"""\
 Serves rewards over HTTP; each is a name, file.py:attribute or package.module:attribute. Clients send the
@@ -123,7 +122,7 @@ def _add_reward(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _params(text: str) -> dict[str, Any]:
+def _params(text: str) -> dict[str, object]:
     try:
         params = parse_json(text)
     except ValueError as error:
@@ -134,7 +133,7 @@ def _params(text: str) -> dict[str, Any]:
 
 
 def list_command(_: argparse.Namespace) -> int:
-    """`posttrain rewards list`."""
+    """Run `posttrain rewards list`."""
     from posttrain.plugins import PluginError
     from rewards.sdk import load_reward
 
@@ -150,7 +149,7 @@ def list_command(_: argparse.Namespace) -> int:
 
 
 def new_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards new`."""
+    """Run `posttrain rewards new`."""
     from rewards.kit.skeleton import write_skeleton
 
     written = write_skeleton(options.name, options.directory)
@@ -161,7 +160,7 @@ def new_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards check`."""
+    """Run `posttrain rewards check`."""
     from rewards.kit.check import check_reward
     from rewards.kit.samples import read_samples
 
@@ -182,7 +181,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def score_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards score`."""
+    """Run `posttrain rewards score`."""
     from rewards.kit.distribution import describe, score_samples
     from rewards.kit.samples import read_samples
 
@@ -195,7 +194,7 @@ def score_command(options: argparse.Namespace) -> int:
 
 
 def serve_command(options: argparse.Namespace) -> int:
-    """`posttrain rewards serve`."""
+    """Run `posttrain rewards serve`."""
     from rewards.serving.config import ServerConfig, read_server_config
     from rewards.serving.server import serve
 
@@ -233,7 +232,7 @@ def serve_command(options: argparse.Namespace) -> int:
 
 
 def _loadable() -> list[str]:
-    """Every declared reward whose packages are installed."""
+    """List every declared reward whose packages are installed."""
     from posttrain.plugins import PluginError
     from rewards.sdk import load_reward
 

@@ -2,19 +2,20 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, Section
 from posttrain.config.data import DatasetName
-from posttrain.config.document import read_document
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.document import Key, read_document
+from posttrain.config.endpoints import CheckpointConfig, ModelEntry
 from posttrain.config.errors import ConfigError, Problem
-from posttrain.config.explain import explain
 from posttrain.config.model import ClusterConfig
-from posttrain.config.nearest import did_you_mean
+from posttrain.config.paths import LocalPath, relative_to
+from posttrain.config.problems import problems_of
 from posttrain.config.tasks import PluginRef
+from posttrain.files.nearest import did_you_mean
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -28,9 +29,17 @@ class FilterStep(Section):
         description="Domains or sub-categories whose rows this step looks at, the others pass; all if empty.",
     )
 
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """List the rewards that the step uses, each with the path of its key from the step."""
+        return []
+
+    def named_domains(self) -> list[tuple[Key, list[str]]]:
+        """List what has to be in the taxonomy: domains or sub-categories, with the path of their key."""
+        return [(("domains",), self.domains)]
+
     @model_validator(mode="before")
     @classmethod
-    def _name_after_filter(cls, value: Any) -> Any:
+    def _name_after_filter(cls, value: object) -> object:
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("filter"), str):
             return {**value, "name": value["filter"]}
         return value
@@ -39,7 +48,7 @@ class FilterStep(Section):
 class QueryStep(FilterStep):
     """Drops queries without content, without an answer to verify by, and repeated ones."""
 
-    filter: Literal["query"]
+    filter: Literal["query"] = Field(description="Kind of the step.")
     min_chars: Positive = Field(default=4, description="Least letters and digits of the last user message.")
     max_chars: Positive = Field(default=100_000, description="Most characters of the whole prompt.")
     drop_repeated: bool = Field(default=True, description="Keep only the first of equal prompts and images.")
@@ -51,7 +60,7 @@ class QueryStep(FilterStep):
 class QueryReviewStep(FilterStep):
     """A model keeps, minimally rewrites or drops a query, and says how complex it is."""
 
-    filter: Literal["query_review"]
+    filter: Literal["query_review"] = Field(description="Kind of the step.")
     endpoint: Name = Field(description="Which of `endpoints` is asked.")
     min_complexity: int = Field(default=1, ge=1, le=5, description="Least complexity, from 1 to 5.")
     min_similarity: Share = Field(
@@ -62,7 +71,7 @@ class QueryReviewStep(FilterStep):
 class DomainStep(FilterStep):
     """Gives each row a domain and a sub-category of the taxonomy, as columns."""
 
-    filter: Literal["domain"]
+    filter: Literal["domain"] = Field(description="Kind of the step.")
     endpoint: Name | None = Field(
         default=None, description="Which of `endpoints` classifies; the taxonomy's keywords if absent."
     )
@@ -70,11 +79,15 @@ class DomainStep(FilterStep):
         default_factory=list, description="Domains or sub-categories that are kept; all if empty."
     )
 
+    def named_domains(self) -> list[tuple[Key, list[str]]]:
+        """List also what is kept."""
+        return [*super().named_domains(), (("keep",), self.keep)]
+
 
 class ResponseStep(FilterStep):
     """Rules on the form of a row's response: there, complete, of the wanted shape, not guessed."""
 
-    filter: Literal["response"]
+    filter: Literal["response"] = Field(description="Kind of the step.")
     thinking: Literal["any", "required", "forbidden"] = Field(
         default="any", description="Whether the response begins with <think>…</think>."
     )
@@ -87,13 +100,17 @@ class ResponseStep(FilterStep):
 class RewardStep(FilterStep):
     """A reward judges a row's response: rules such as `repetition`, models such as `judge`, or your own."""
 
-    filter: Literal["reward"]
+    filter: Literal["reward"] = Field(description="Kind of the step.")
     reward: PluginRef = Field(description="Reference of the reward, with its params.")
     min: float | None = Field(default=None, description="Least value that is kept.")
     max: float | None = Field(default=None, description="Greatest value that is kept.")
     unscored: Literal["keep", "drop"] = Field(
         default="keep", description="What becomes of rows to which the reward does not apply."
     )
+
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """Return the one that judges."""
+        return [(("reward",), self.reward)]
 
     @model_validator(mode="after")
     def _check(self) -> "RewardStep":
@@ -111,6 +128,10 @@ class SamplingStep(FilterStep):
     samples: Positive = Field(default=8, le=256, description="Answers to each query.")
     temperature: NaturalFloat = Field(default=1.0, description="Sampling temperature.")
     max_new_tokens: Positive = Field(default=4096, description="Longest answer, in tokens.")
+
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """Return the one that says which answers are right."""
+        return [(("reward",), self.reward)]
 
     @model_validator(mode="after")
     def _check_samples(self) -> "SamplingStep":
@@ -131,7 +152,7 @@ class AnswerCheck(Section):
 class RejectionStep(SamplingStep):
     """Rejection sampling: the row's response becomes a right answer of the model; rows without one go."""
 
-    filter: Literal["rejection_sampling"]
+    filter: Literal["rejection_sampling"] = Field(description="Kind of the step.")
     checks: list[AnswerCheck] = Field(
         default_factory=list, description="More that an answer must pass, such as `repetition`."
     )
@@ -140,11 +161,16 @@ class RejectionStep(SamplingStep):
         default="first", description="Which of several right answers becomes the response."
     )
 
+    def rewards(self) -> list[tuple[Key, PluginRef]]:
+        """List also those of the checks."""
+        checks = [(("checks", number, "reward"), check.reward) for number, check in enumerate(self.checks)]
+        return [*super().rewards(), *checks]
+
 
 class PassRateStep(SamplingStep):
     """Keeps queries of the wanted difficulty: the share of answers that are right lies in a band."""
 
-    filter: Literal["pass_rate"]
+    filter: Literal["pass_rate"] = Field(description="Kind of the step.")
     min: Share = Field(default=0.0, description="Least share of right answers that is kept.")
     max: Share = Field(default=1.0, description="Greatest share of right answers that is kept.")
     long_answer_chars: Positive | None = Field(
@@ -163,7 +189,7 @@ class PassRateStep(SamplingStep):
 class ImageNeededStep(SamplingStep):
     """Multimodal necessity: drops rows with images that the model also solves without seeing them."""
 
-    filter: Literal["image_needed"]
+    filter: Literal["image_needed"] = Field(description="Kind of the step.")
     samples: Positive = Field(default=1, le=256, description="Answers to each query, without its images.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature.")
     max_pass_rate: Share = Field(default=0.0, description="Greatest share of right answers that is kept.")
@@ -197,7 +223,7 @@ class CurationConfig(Section):
     )
     data: DatasetName
     seed: Natural = Field(default=0, description="Seed of the models' sampling.")
-    taxonomy: str | None = Field(
+    taxonomy: LocalPath | None = Field(
         default=None, min_length=1, description="YAML file of domains; the shipped one if absent."
     )
     endpoints: dict[Name, ModelEntry] = Field(
@@ -261,7 +287,7 @@ def _check_band(low: float | None, high: float | None) -> None:
 
 
 def curation_names() -> list[str]:
-    """The curation recipes that ship with the package."""
+    """List the curation recipes that ship with the package."""
     return sorted(path.stem for path in _shipped().glob("*.yaml"))
 
 
@@ -286,26 +312,12 @@ def load_curation(source: str | Path, base_dir: Path | None = None) -> CurationC
     document.data.setdefault("base_dir", str(Path.cwd() if shipped else path.absolute().parent))
     if base_dir is not None:
         document.data["base_dir"] = str(base_dir)
+    # A base_dir that is no text is refused by the validation.
+    folder = Path(str(document.data["base_dir"]))
     try:
-        config = CurationConfig.model_validate(document.data)
+        return CurationConfig.model_validate(document.data, context=relative_to(folder))
     except ValidationError as error:
-        raise explain(error, document, CurationConfig) from None
-    base = Path(config.base_dir)
-    places: dict[str, Any] = {
-        "endpoints": {name: _placed(entry, base) for name, entry in config.endpoints.items()}
-    }
-    if config.taxonomy is not None:
-        places["taxonomy"] = str((base / Path(config.taxonomy).expanduser()).absolute())
-    return config.model_copy(update=places)
-
-
-def _placed(entry: ModelEntry, base: Path) -> ModelEntry:
-    """A checkpoint that is a directory, by its absolute path."""
-    if isinstance(entry, EndpointConfig):
-        return entry
-    folder = base / Path(entry.checkpoint).expanduser()
-    place = str(folder.absolute()) if folder.is_dir() else entry.checkpoint
-    return entry.model_copy(update={"checkpoint": place})
+        raise problems_of(error, document, CurationConfig) from None
 
 
 def _find(source: str, base_dir: Path) -> Path:

@@ -1,10 +1,11 @@
 """Datasets, and how stages draw from them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
+from posttrain.config.paths import LocalPath
 
 FormatName = Literal[
     "canonical", "ms_swift", "sharegpt", "alpaca", "llama_factory", "trl", "openai", "qwen", "easyr1"
@@ -41,7 +42,7 @@ TAGS = (
 class SourceConfig(Section):
     """The origin of the rows: files, or a generator that writes a file."""
 
-    path: str | None = Field(
+    path: LocalPath | None = Field(
         default=None,
         min_length=1,
         description="A JSONL, JSON or Parquet file, a folder of these, or a Hugging Face dataset on disk; "
@@ -56,7 +57,7 @@ class SourceConfig(Section):
     entry: str | None = Field(
         default=None, min_length=1, description="Name of the data set in a dataset_info.json."
     )
-    images: str | None = Field(
+    images: LocalPath | None = Field(
         default=None,
         min_length=1,
         description="Folder that image paths are relative to, itself relative to the dataset's YAML file; by "
@@ -65,7 +66,7 @@ class SourceConfig(Section):
     generator: str | None = Field(
         default=None, min_length=1, description="Reference of a function that writes the dataset."
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of the generator.")
+    params: dict[str, object] = Field(default_factory=dict, description="Arguments of the generator.")
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":

@@ -1,5 +1,6 @@
 """Off-policy distillation: a teacher answers prompts once, and the student learns from its answers."""
 
+import math
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,15 +10,16 @@ from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Sec
 from posttrain.config.data import Use
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.model import infer_family
+from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.sft import LossConfig, Normalization, SupervisedStage
-from posttrain.config.stage import CheckpointUse, Content, DatasetUse, Surroundings
+from posttrain.config.stage import CheckpointUse, Content, DatasetUse, EndpointUse, Surroundings
 
 
 class TeacherConfig(Section):
     """Who answers: exactly one of three."""
 
-    checkpoint: str | None = Field(
+    checkpoint: ModelPath | None = Field(
         default=None, min_length=1, description="Hugging Face id or local directory of the teacher."
     )
     stage: Name | None = Field(
@@ -146,15 +148,39 @@ class DistillationStage(SupervisedStage):
         """List the prompts of the mixture."""
         refused: dict[Content, str] = {}
         if self.text_only:
-            refused |= dict.fromkeys(("images", "videos"), "text_only trains the language model alone")
+            refused["images"] = (
+                "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, or set "
+                "text_only: false"
+            )
+            refused["videos"] = refused["images"].replace("images", "videos")
         if self.teacher.endpoint is not None:
-            refused["tools"] = "a teacher behind an endpoint is not told of tools"
-        return [DatasetUse(("data", "mixture", name), name, "prompts", refused) for name in self.data.mixture]
+            refused["tools"] = (
+                "an endpoint is not told of them; filter the dataset, or let a checkpoint or a stage teach"
+            )
+        return [
+            DatasetUse(
+                ("data", "mixture", name),
+                name,
+                "prompts",
+                refused,
+                taken=math.floor((self.num_prompts or 0) * share),
+                taken_by=f"num_prompts = {self.num_prompts}",
+            )
+            for name, share in self.data.mixture.items()
+        ]
 
     def checkpoints(self) -> list[CheckpointUse]:
         """Return the teacher, where it is named by a checkpoint."""
         name = self.teacher.checkpoint
-        return [] if name is None else [CheckpointUse(("teacher", "checkpoint"), "teacher", name)]
+        if name is None:
+            return []
+        length = ("data", "max_length"), self.data.max_length
+        return [CheckpointUse(("teacher", "checkpoint"), "teacher", name, *length)]
+
+    def endpoints(self) -> list[EndpointUse]:
+        """Return the teacher, where it is behind an address."""
+        endpoint = self.teacher.endpoint
+        return [] if endpoint is None else [EndpointUse(("teacher", "endpoint"), endpoint)]
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Return the sums of batches, and who answers how many prompts."""

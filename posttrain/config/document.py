@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from posttrain.config.errors import ConfigError, Problem
-from posttrain.config.nearest import did_you_mean
+from posttrain.files.nearest import did_you_mean
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -30,7 +30,7 @@ _FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves no scalars, so that this module alone says what a plain word means."""
+    """A loader that resolves no scalars, so that this module alone says what a plain word means."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012
 
@@ -50,19 +50,19 @@ class Document:
     places: dict[Key, str] = field(default_factory=dict)
 
     def place(self, key: Key) -> str:
-        """`file:line` of a key, or of the nearest key around it."""
+        """Return `file:line` of a key, or of the nearest key around it."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.places:
                 return self.places[key[:length]]
         return self.label
 
     def error(self, key: Key, reason: str, remedy: str = "") -> ConfigError:
-        """A single problem as an error."""
+        """Return a single problem as an error."""
         return ConfigError([Problem(self.place(key), key_text(key), reason, remedy)])
 
 
 def key_text(key: Iterable[str | int]) -> str:
-    """A key path as people write it: `stages[1].learning_rate`."""
+    """Write a key path as people do: `stages[1].learning_rate`."""
     text = ""
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -115,13 +115,13 @@ def parse_document(text: str, label: str) -> Document:
 
 
 class _Builder:
-    """Turns YAML nodes into data, counting them, so that aliases cannot multiply without end."""
+    """A builder of data from YAML nodes; it counts them, so that aliases cannot multiply without end."""
 
     def __init__(self, document: Document):
         self.document = document
         self.nodes = 0
 
-    def build(self, node: yaml.Node, key: Key) -> Any:
+    def build(self, node: yaml.Node, key: Key) -> object:
         self.nodes += 1
         self.document.places.setdefault(key, f"{self.document.label}:{node.start_mark.line + 1}")
         if self.nodes > MAX_NODES:
@@ -138,8 +138,8 @@ class _Builder:
         unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
         return parse_scalar(node.value) if unquoted else node.value
 
-    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, object]:
+        result: dict[str, object] = {}
         for name_node, child in node.value:
             if not isinstance(name_node, yaml.ScalarNode):
                 raise self.document.error(
@@ -158,7 +158,7 @@ class _Builder:
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:
-    """What an unquoted word means in YAML 1.2's core schema."""
+    """Return what an unquoted word means in YAML 1.2's core schema."""
     if text in _NULL:
         return None
     if text in _BOOLEANS:
@@ -185,7 +185,7 @@ def merge(base: Document, layer: Document) -> Document:
     return result
 
 
-def _merge(old: Any, new: Any, old_key: Key, new_key: Key, layer: Document, result: Document) -> Any:
+def _merge(old: object, new: object, old_key: Key, new_key: Key, layer: Document, result: Document) -> object:
     """Merge at one key; keys of a layer differ from the result's where it names list entries."""
     if isinstance(new, dict) and isinstance(old, dict):
         merged = dict(old)
@@ -229,7 +229,7 @@ def _forget(removed: set[int], key: Key, result: Document) -> None:
 
 
 def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
-    """The index of a list's entry by its name or number."""
+    """Return the index of a list's entry by its name or number."""
     names = [entry_name(entry) for entry in entries]
     if name in names:
         return names.index(name)
@@ -241,8 +241,8 @@ def _entry(entries: list, name: str, key: Key, layer: Document) -> int:
     )
 
 
-def entry_name(entry: Any) -> str:
-    """What a list's entry is called in overrides; "" if it has no name."""
+def entry_name(entry: object) -> str:
+    """Return what a list's entry is called in overrides; "" if it has no name."""
     if isinstance(entry, dict):
         entry = next((entry[key] for key in ("name", "stage", "data") if key in entry), "")
     return entry if isinstance(entry, str) else ""

@@ -1,11 +1,12 @@
 """Models that answer questions: behind an endpoint, or in engines that the run starts itself."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from posttrain.config.base import MisfitError, Positive, PositiveFloat, Section
+from posttrain.config.base import Address, MisfitError, Positive, PositiveFloat, Section
 from posttrain.config.model import ModelConfig
+from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig
 from posttrain.types import ModelFamily
 
@@ -14,9 +15,8 @@ class EndpointConfig(Section):
     """A model behind an OpenAI-compatible endpoint, with limits of requests and retries."""
 
     model: str = Field(min_length=1, description="Name under which the endpoint serves the model.")
-    base_url: str = Field(
+    base_url: Address = Field(
         default="",
-        pattern=r"^(https?://[^\s@?#]+)?$",
         description="Address up to and including /v1; that of the variable POSTTRAIN_ENDPOINT_URL if absent.",
     )
     concurrency: Positive = Field(default=16, description="Requests that are under way at once.")
@@ -25,7 +25,7 @@ class EndpointConfig(Section):
     image_max_pixels: Positive = Field(
         default=1 << 21, description="Larger images are made smaller to so many pixels before they are sent."
     )
-    request: dict[str, Any] = Field(
+    request: dict[str, object] = Field(
         default_factory=dict,
         description="More fields of every request, such as top_p; null takes a field out, such as seed.",
     )
@@ -40,7 +40,7 @@ class EndpointConfig(Section):
 class CheckpointConfig(Section):
     """A model in engines that the run starts itself, and ends when no step needs them."""
 
-    checkpoint: str = Field(
+    checkpoint: ModelPath = Field(
         min_length=1,
         description="Hugging Face id, or a directory, relative to the YAML file; adapters are to be merged.",
     )

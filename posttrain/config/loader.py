@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from posttrain.config.data import DatasetConfig
 from posttrain.config.document import Document, Key, merge, parse_document, read_document
 from posttrain.config.errors import ConfigError, Problem
-from posttrain.config.explain import explain
-from posttrain.config.nearest import did_you_mean
+from posttrain.config.paths import missing_variables, relative_to
+from posttrain.config.problems import problems_of
 from posttrain.config.run import RunConfig
+from posttrain.files.nearest import did_you_mean
 
 MAX_BASES = 8
 COMMAND_LINE = "command line"
-_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
 def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +39,7 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """The data of a run before they are checked, with the place of every key; see `load_run`."""
+    """Read the data of a run without checking them, with the place of every key; see `load_run`."""
     path = _find_run(str(source), Path())
     document = _with_bases(path, ())
     for override in overrides:
@@ -47,7 +47,6 @@ def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
     document.label = str(path)
     is_recipe = path.parent == _package_folder("posttrain", "recipes")
     document.data.setdefault("base_dir", str(Path.cwd() if is_recipe else path.absolute().parent))
-    _anchor_models(document.data)
     return document
 
 
@@ -57,10 +56,12 @@ def build_run(document: Document) -> RunConfig:
     Raises:
         ConfigError: With every problem found.
     """
+    # A base_dir that is no text is refused by the validation.
+    folder = Path(str(document.data.get("base_dir", ".")))
     try:
-        return RunConfig.model_validate(document.data)
+        return RunConfig.model_validate(document.data, context=relative_to(folder))
     except ValidationError as error:
-        raise explain(error, document, RunConfig) from None
+        raise problems_of(error, document, RunConfig) from None
 
 
 def load_dataset_config(name_or_path: str, base_dir: Path | str | None = None) -> DatasetConfig:
@@ -77,42 +78,29 @@ def load_dataset_config(name_or_path: str, base_dir: Path | str | None = None) -
     path = _find_dataset(name_or_path, Path(base_dir or "."))
     document = _mapping(read_document(path))
     try:
-        dataset = DatasetConfig.model_validate(document.data)
+        return DatasetConfig.model_validate(document.data, context=relative_to(path.parent))
     except ValidationError as error:
-        raise explain(error, document, DatasetConfig) from None
-    if dataset.source.path is None or missing_variable(dataset) is not None:
-        return dataset
-    places = {"path": dataset.source.path, "images": dataset.source.images}
-    absolute = {
-        key: str((path.absolute().parent / Path(_VARIABLE.sub(_value, place)).expanduser()).resolve())
-        for key, place in places.items()
-        if place is not None
-    }
-    return dataset.model_copy(update={"source": dataset.source.model_copy(update=absolute)})
-
-
-def _value(variable: re.Match[str]) -> str:
-    return os.environ[variable[1]]
+        raise problems_of(error, document, DatasetConfig) from None
 
 
 def missing_variable(dataset: DatasetConfig) -> str | None:
-    """The environment variable that a dataset's path needs and that is not set, if any."""
-    names = _VARIABLE.findall(f"{dataset.source.path or ''} {dataset.source.images or ''}")
-    return next((name for name in names if not os.environ.get(name)), None)
+    """Return an environment variable that a dataset's paths need and that is not set, if any."""
+    source = dataset.source
+    return next(iter([*missing_variables(source.path), *missing_variables(source.images)]), None)
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """List the recipes that ship with the package."""
     return sorted(path.stem for path in _package_folder("posttrain", "recipes").glob("*.yaml"))
 
 
 def dataset_names() -> list[str]:
-    """The datasets that ship with the package."""
+    """List the datasets that ship with the package."""
     return sorted(path.stem for path in _package_folder("datasets_cfg").glob("*.yaml"))
 
 
 def _find_run(source: str, base_dir: Path) -> Path:
-    """The file behind a recipe's name or a path."""
+    """Find the file behind a recipe's name or a path."""
     if "/" in source or source.endswith((".yaml", ".yml")):
         return base_dir / Path(source).expanduser()
     if source in recipe_names():
@@ -123,7 +111,7 @@ def _find_run(source: str, base_dir: Path) -> Path:
 
 
 def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
-    """The file behind a dataset's name or path."""
+    """Find the file behind a dataset's name or path."""
     if name_or_path.endswith((".yaml", ".yml")):
         return base_dir / Path(name_or_path).expanduser()
     own = base_dir / "datasets_cfg" / f"{name_or_path}.yaml"
@@ -150,7 +138,7 @@ def _package_folder(package: str, *parts: str) -> Path:
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> Document:
-    """A file laid over the file that its `base:` names, and so on."""
+    """Read a file, and lay it over the file that its `base:` names, and so on."""
     document = _mapping(read_document(path))
     base = document.data.pop("base", None)
     if base is None:
@@ -175,7 +163,7 @@ def _mapping(document: Document) -> Document:
 
 
 def _override(text: str) -> Document:
-    """`stages.rl.max_steps=20` as a document of one value."""
+    """Read an override, `stages.rl.max_steps=20`, as a document of one value."""
     dotted, equals, value = text.partition("=")
     key: Key = tuple(part for part in re.split(r"[.\[\]]+", dotted.strip()) if part)
     document = Document(None, COMMAND_LINE)
@@ -188,20 +176,3 @@ def _override(text: str) -> Document:
         document.places[key[:length]] = COMMAND_LINE
         document.data = {key[length - 1]: document.data}
     return document
-
-
-def _anchor_models(data: dict) -> None:
-    """Make paths of models that lie beside the YAML file absolute; Hugging Face ids stay as they are."""
-    stages = data.get("stages")
-    teachers = [each.get("teacher") for each in stages or () if isinstance(each, dict)]
-    for section, key in ((data.get("model"), "name_or_path"), *((each, "checkpoint") for each in teachers)):
-        name = section.get(key) if isinstance(section, dict) else None
-        if (
-            not isinstance(section, dict)
-            or not isinstance(name, str)
-            or not isinstance(data["base_dir"], str)
-        ):
-            continue
-        path = Path(data["base_dir"]) / Path(name).expanduser()
-        if path.is_dir() or name.startswith((".", "/", "~")):
-            section[key] = str(path.absolute())

@@ -1,10 +1,11 @@
 """Low-rank adapters."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from posttrain.config.base import NaturalFloat, Positive, Section
+from posttrain.config.base import MisfitError, NaturalFloat, Positive, Section
 
 #: Forms in which bitsandbytes holds fixed weights.
 Quantization = Literal["nf4", "int8"]
@@ -33,3 +34,16 @@ class LoraConfig(Section):
         "them if absent. A single string is a regular expression over whole module names, which may reach "
         "the vision tower as well.",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "LoraConfig":
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise MisfitError(
+                    "target_modules",
+                    f"{self.target_modules!r} is no regular expression ({error})",
+                    "correct it, or write a list of names, such as [q_proj, v_proj]",
+                ) from None
+        return self

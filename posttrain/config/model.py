@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
+from posttrain.config.paths import ModelPath
 from posttrain.types import Family, ModelFamily
 
 #: Precedes its generation's number in the name of every published checkpoint.
@@ -51,7 +52,7 @@ def infer_family(checkpoint: Path | str) -> ModelFamily | None:
 class ModelConfig(Section):
     """The model that a run starts from."""
 
-    name_or_path: str | None = Field(
+    name_or_path: ModelPath | None = Field(
         default=None,
         min_length=1,
         description="Hugging Face id or local directory. Absent where the first stage is tiny_model.",

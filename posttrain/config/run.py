@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, Natural, PositiveFloat, Section
 from posttrain.config.distillation import DistillationStage
 from posttrain.config.dpo import DpoStage
-from posttrain.config.model import ClusterConfig, ModelConfig
+from posttrain.config.model import ClusterConfig, ModelConfig, infer_family
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage
-from posttrain.config.stage import DatasetUse, Surroundings, TaskUse
+from posttrain.config.stage import Content, DatasetUse, Surroundings, TaskUse
 from posttrain.config.tasks import EvalTask, EvaluationConfig
 from posttrain.config.tiny_model import TinyModelStage
 
@@ -76,12 +76,17 @@ class RunConfig(Section):
 
     def datasets(self) -> Iterator[DatasetUse]:
         """Yield every dataset, of stages, tasks and evaluation, with its path in the run."""
+        name = self.model.name_or_path
+        sees_none = (self.model.family or (name and infer_family(name))) == "text"
+        blind: dict[Content, str] = dict.fromkeys(("images", "videos"), "a text model sees none")
+        unseen = blind if sees_none else {}
         for index, stage in enumerate(self.stages):
             for use in stage.datasets():
-                yield dataclasses.replace(use, key=("stages", index, *use.key))
-        unseen = "rollouts and evaluations show texts and images only"
+                yield dataclasses.replace(
+                    use, key=("stages", index, *use.key), refused={**unseen, **use.refused}
+                )
         for task in self.tasks():
-            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", {"videos": unseen})
+            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", unseen)
 
     def tasks_after(self, stage: str) -> list[EvalTask]:
         """Return the tasks on which the final checkpoint of a stage (or `base`) is measured."""

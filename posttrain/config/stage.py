@@ -14,6 +14,7 @@ from pydantic import Field
 from posttrain.config.base import MisfitError, Name, Positive, Section
 from posttrain.config.data import Use
 from posttrain.config.document import Key
+from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.tasks import TaskConfig
 
@@ -30,6 +31,8 @@ class DatasetUse:
         name: Name or path of the dataset.
         use: What its rows are used for.
         refused: What a row must not hold, each with the reason.
+        taken: Number of rows that are taken, each once, and so have to be there.
+        taken_by: The setting that takes them, such as `num_prompts = 9`.
 
     Example:
         DatasetUse(("data", "mixture", "chat"), "chat", "dialogues")
@@ -39,6 +42,8 @@ class DatasetUse:
     name: str
     use: Use
     refused: Mapping[Content, str] = field(default_factory=dict)
+    taken: int = 0
+    taken_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,28 @@ class CheckpointUse:
         key: Path of the key that names it, from the stage.
         role: What it is for, such as `teacher`.
         name: Hugging Face id or local directory.
+        length_key: Path of the key that says how many tokens it takes, from the stage.
+        max_length: Most tokens of what it is shown and writes.
     """
 
     key: Key
     role: str
     name: str
+    length_key: Key
+    max_length: int
+
+
+@dataclass(frozen=True)
+class EndpointUse:
+    """A model behind an address that a stage asks.
+
+    Attributes:
+        key: Path of the key that describes it, from the stage.
+        endpoint: The model and its address.
+    """
+
+    key: Key
+    endpoint: EndpointConfig
 
 
 @dataclass(frozen=True)
@@ -182,6 +204,10 @@ class StageConfig(Section):
 
     def checkpoints(self) -> list[CheckpointUse]:
         """List the models that the stage needs besides the one that it trains."""
+        return []
+
+    def endpoints(self) -> list[EndpointUse]:
+        """List the models behind addresses that the stage asks."""
         return []
 
     def packages(self) -> list[PackageUse]:

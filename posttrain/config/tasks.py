@@ -1,12 +1,11 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.rollout import RolloutConfig
+from posttrain.reward_spec import reward_list_fault
 
 
 class PluginRef(Section):
@@ -15,11 +14,11 @@ class PluginRef(Section):
     name: str = Field(
         min_length=1, description="A declared name, file.py:attribute or package.module:attribute."
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="Arguments of the plugin.")
+    params: dict[str, object] = Field(default_factory=dict, description="Arguments of the plugin.")
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, value: Any) -> Any:
+    def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
 
@@ -46,7 +45,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_data(cls, value: Any) -> Any:
+    def _name_after_data(cls, value: object) -> object:
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
             return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
         return value
@@ -59,18 +58,11 @@ class TaskConfig(Section):
             )
         if self.max_turns > 1 and not self.tools:
             raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
-        for key, plugins in (("tools", self.tools), ("rewards", self.rewards)):
-            names = [plugin.name for plugin in plugins]
-            if repeated := next((name for name in names if names.count(name) > 1), None):
-                raise MisfitError(key, f"{repeated!r} is listed more than once", "list it once")
-        names = [reward.name for reward in self.rewards]
-        for reward in self.rewards:
-            if wrong := next((g for g in reward.only_if if g not in names or g == reward.name), None):
-                raise MisfitError(
-                    "rewards",
-                    f"{reward.name!r} has only_if {wrong!r}, which is not another reward of the task",
-                    "list that reward too, with weight 0 if it is only a condition",
-                )
+        tools = [tool.name for tool in self.tools]
+        if repeated := next((name for name in tools if tools.count(name) > 1), None):
+            raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if fault := reward_list_fault(self.rewards):
+            raise MisfitError("rewards", *fault)
         if all(reward.weight == 0 for reward in self.rewards):
             raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
         return self

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from posttrain import __version__
-from posttrain.config import PluginRef
-from posttrain.config.curation import CurationConfig, RejectionStep, RewardStep, SamplingStep, Step
+from posttrain.config.curation import CurationConfig
 from posttrain.curation.asking import checkpoint_version
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.taxonomy import SHIPPED
@@ -74,12 +73,6 @@ def claimed(config: CurationConfig, dataset: Dataset, resume: bool) -> Iterator[
         yield directory
 
 
-def rewards_of(step: Step) -> list[PluginRef]:
-    """List the rewards that a step uses."""
-    found = [step.reward] if isinstance(step, RewardStep | SamplingStep) else []
-    return found + ([check.reward for check in step.checks] if isinstance(step, RejectionStep) else [])
-
-
 def _identity(config: CurationConfig, dataset: Dataset) -> JsonObject:
     """Collect everything that the verdicts depend on."""
     recipe = config.model_dump(mode="json", exclude=_PLACES)  # pyright: ignore[reportArgumentType]
@@ -88,7 +81,7 @@ def _identity(config: CurationConfig, dataset: Dataset) -> JsonObject:
             endpoint.pop(key, None)
         if "checkpoint" in endpoint:
             endpoint["checkpoint"] = checkpoint_version(endpoint["checkpoint"])
-    own = {ref.name.rpartition(":")[0] for step in config.steps for ref in rewards_of(step)}
+    own = {ref.name.rpartition(":")[0] for step in config.steps for _, ref in step.rewards()}
     code: JsonObject = {
         name: _digest(Path(config.base_dir) / name) for name in sorted(own) if name.endswith(".py")
     }

@@ -4,9 +4,7 @@ The API key is read from the environment variable POSTTRAIN_ENDPOINT_API_KEY, an
 that stands beside it in POSTTRAIN_ENDPOINT_URL, so that no recipe can send it elsewhere.
 """
 
-import base64
 import functools
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,17 +15,17 @@ from posttrain.chat_endpoint import (
     ChatError,
     Completion,
     RefusedError,
-    Variables,
+    data_url,
     read_completion,
 )
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
+from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.files.strict_json import Json, JsonObject
-from posttrain.media.images import ImageError, open_image
+from posttrain.files.strict_json import Json
+from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
-VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
 MAX_REPLY_BYTES = 16 << 20
 MAX_REQUEST_BYTES = 64 << 20
 #: HTTP statuses that every other request would get as well.
@@ -49,11 +47,9 @@ class Endpoint:
 
     def __init__(self, name: str, config: EndpointConfig):
         self._config = config
+        if reason := missing_address(config):
+            raise CurationError(f"endpoints.{name}: {reason}")
         self._url = VARIABLES.address(config.base_url)
-        if not self._url:
-            raise CurationError(
-                f"endpoints.{name}: there is no address; set its base_url, or {VARIABLES.url}"
-            )
         self._client = ChatClient(
             f"endpoint {name!r} ({self._url})",
             self._url,
@@ -123,22 +119,8 @@ class Endpoint:
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
-    ) -> JsonObject:
+    ) -> dict[str, object]:
         """Make the body of a request."""
-        body: JsonObject = {"model": self._config.model, "messages": chat(messages, encode)}
+        body: dict[str, object] = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}
-
-
-def data_url(image: ImageRef, max_pixels: int) -> str:
-    """The image as a JPEG in base64, made smaller where it has too many pixels.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
-    picture = open_image(image.path)
-    if (shrink := (max_pixels / (picture.width * picture.height)) ** 0.5) < 1:
-        picture = picture.resize([max(1, int(side * shrink)) for side in picture.size])  # pyright: ignore
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=95, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

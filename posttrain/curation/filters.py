@@ -11,9 +11,10 @@ from typing import Protocol
 from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
 from posttrain.curation.asking import CachedModel
 from posttrain.curation.outcomes import Changes, Outcome
-from posttrain.curation.rows import THINK_END, answer_of, has_images, query_of, response_of, to_last_user_turn
+from posttrain.curation.rows import answer_of, has_images, query_of, response_of, to_last_user_turn
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy
+from posttrain.messages import THINK_END
 from posttrain.types import Sample
 
 _CONTENT = re.compile(r"[^\W_]")

@@ -19,11 +19,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from posttrain.concurrency import all_or_first_failure
-from posttrain.config.curation import CurationConfig, DomainStep, SamplingStep, Step
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.curation import CurationConfig, SamplingStep, Step
+from posttrain.config.endpoints import EndpointConfig, ModelEntry
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
-from posttrain.curation.directory import claimed, rewards_of
+from posttrain.curation.checks import check_recipe
+from posttrain.curation.directory import claimed
 from posttrain.curation.endpoint import Endpoint
 from posttrain.curation.filters import Context, Filter, applies
 from posttrain.curation.funnel import CurationReport, StepCount
@@ -31,7 +32,7 @@ from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import CurationError, Outcome, RowError
 from posttrain.curation.registry import FILTERS
 from posttrain.curation.rows import changed
-from posttrain.curation.scoring import Scoring, load_judges
+from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy, load_taxonomy
 from posttrain.curation.writing import write_rows
 from posttrain.data.dataset import Dataset
@@ -80,28 +81,6 @@ def curate(
         return asyncio.run(_Curation(config, plugins, dataset, taxonomy, directory, open_checkpoint).run())
 
 
-def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -> None:
-    """Check domains, rewards, their params and checkpoints before any model is asked.
-
-    Raises:
-        CurationError: Naming the key at fault.
-    """
-    for index, step in enumerate(config.steps):
-        taxonomy.check(step.domains, f"steps[{index}].domains")
-        if isinstance(step, DomainStep):
-            taxonomy.check(step.keep, f"steps[{index}].keep")
-        try:
-            load_judges(rewards_of(step), plugins, Path(config.base_dir))
-        except ValueError as error:  # PluginError, and a reward's refusal of its params
-            raise CurationError(f"steps[{index}].reward: {error}") from None
-    for name, entry in config.endpoints.items():
-        try:
-            if isinstance(entry, CheckpointConfig):
-                _ = entry.as_model
-        except ValueError as error:
-            raise CurationError(f"endpoints.{name}: {error}") from None
-
-
 class _Curation:
     """One curation at work, within its directory."""
 
@@ -124,7 +103,7 @@ class _Curation:
         with ExitStack() as stack:
             cache = AnswerCache(self.directory.parent / "answers.sqlite")
             stack.callback(cache.close)
-            rewards = [reward for step in self.config.steps for reward in rewards_of(step)]
+            rewards = [ref for step in self.config.steps for _, ref in step.rewards()]
             scoring = stack.enter_context(Scoring(rewards, self._plugins, Path(self.config.base_dir)))
             for index, step in enumerate(self.config.steps):
                 path = self.directory / "steps" / f"{index:02}-{step.name}.jsonl"

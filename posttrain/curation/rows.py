@@ -3,9 +3,8 @@
 import dataclasses
 
 from posttrain.curation.outcomes import Changes
+from posttrain.messages import without_thinking
 from posttrain.types import Block, Message, RewardInput, Sample, text_message
-
-THINK_END = "</think>"
 
 
 def to_last_user_turn(sample: Sample) -> tuple[Message, ...]:
@@ -42,8 +41,8 @@ def without_images(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def answer_of(text: str) -> str:
-    """What stands after the thinking; nothing where the thinking never ended."""
-    return text.rpartition(THINK_END)[2].partition("<think>")[0].strip()
+    """Return what a response says outside of its thinking; nothing where the thinking never ended."""
+    return without_thinking(text)
 
 
 def own_input(sample: Sample) -> RewardInput:

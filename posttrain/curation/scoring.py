@@ -1,14 +1,14 @@
 """The rewards of a curation's steps, run in processes of their own as in training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.config.tasks import PluginRef
+from posttrain.curation.checks import load_judges
 from posttrain.curation.outcomes import RowError
-from posttrain.joints import Plugins, Reward, RewardScorer
-from posttrain.plugins import PluginError
+from posttrain.joints import Plugins, RewardScorer
 from posttrain.types import RewardInput
 
 
@@ -25,21 +25,6 @@ class Verdict:
     value: float | None
     parts: dict[str, float]
     note: str
-
-
-def load_judges(rewards: Sequence[PluginRef], plugins: Plugins, base_dir: Path) -> Mapping[str, Reward]:
-    """Load the rewards that a curation's step names, by reference.
-
-    Raises:
-        PluginError: If a reference does not lead to a reward, or to one that judges only groups.
-        ValueError: If a reward does not take its params.
-    """
-    loaded = {ref.name: plugins.load_reward(ref.name, base_dir) for ref in rewards}
-    for ref in rewards:
-        if loaded[ref.name].group:
-            raise PluginError(f"reward {ref.name!r} judges groups of answers, a filter judges one")
-        loaded[ref.name].check(ref.params)
-    return loaded
 
 
 class Scoring:

@@ -11,9 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Name, Section
 from posttrain.config.document import read_document
-from posttrain.config.explain import explain
-from posttrain.config.nearest import did_you_mean
-from posttrain.curation.outcomes import CurationError
+from posttrain.config.problems import problems_of
+from posttrain.files.nearest import did_you_mean
 
 _BETWEEN_WORDS = re.compile(r"[^\w-]+")
 #: Most characters of a query in which keywords are looked for.
@@ -103,17 +102,14 @@ class Taxonomy:
             for name, member in members.items()
         )
 
-    def check(self, names: Collection[str], key: str) -> None:
-        """Refuse names that are neither a domain nor a sub-category.
-
-        Raises:
-            CurationError: If there is such a name; the message suggests the nearest right one.
-        """
+    def unknown(self, names: Collection[str]) -> str:
+        """Return what is wrong with the first name that is no domain or sub-category; "" if all are."""
         known = [*self.domains, *self.domain_of]
-        for name in names:
-            if name not in known:
-                hint = did_you_mean(name, known) or f"the domains are {', '.join(self.domains)}"
-                raise CurationError(f"{key}: {name!r} is neither a domain nor a sub-category; {hint}")
+        wrong = next((name for name in names if name not in known), None)
+        if wrong is None:
+            return ""
+        hint = did_you_mean(wrong, known) or f"the domains are {', '.join(self.domains)}"
+        return f"{wrong!r} is neither a domain nor a sub-category; {hint}"
 
 
 def load_taxonomy(path: str | None = None) -> Taxonomy:
@@ -129,7 +125,7 @@ def load_taxonomy(path: str | None = None) -> Taxonomy:
     try:
         checked = TaxonomyFile.model_validate(document.data)
     except ValidationError as error:
-        raise explain(error, document, TaxonomyFile) from None
+        raise problems_of(error, document, TaxonomyFile) from None
     members = {name: member for group in checked.domains.values() for name, member in group.items()}
     return Taxonomy(
         domains=checked.domains,

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from posttrain.files.durable import explaining_full_disk, sync
+from posttrain.files.lock import file_lock
 
 
 def default_cache() -> Path:
-    """`$POSTTRAIN_CACHE`, else `~/.cache/posttrain`."""
+    """Return `$POSTTRAIN_CACHE`, else `~/.cache/posttrain`."""
     return Path(os.environ.get("POSTTRAIN_CACHE") or "~/.cache/posttrain").expanduser().absolute()
 
 
 def cached_folder(final: Path, make: Callable[[Path], None]) -> Path:
-    """A folder, made if it is not there yet.
+    """Return a folder, which is made if it is not there yet.
 
-    It is made under a temporary name and renamed, so that it is complete or absent; of several processes
-    that make it at once, the first to finish wins.
+    It is made under a temporary name and renamed, so that it is complete or absent. Of several processes that
+    want it at once one makes it and the others wait; where there are no locks, the first to finish wins.
 
     Args:
         final: The folder; its name tells what it depends on.
@@ -30,13 +31,17 @@ def cached_folder(final: Path, make: Callable[[Path], None]) -> Path:
     if final.is_dir():
         return final
     temporary = final.parent / f".{final.name}-{uuid.uuid4().hex}.tmp"
-    try:
-        with explaining_full_disk(final):
-            temporary.mkdir(parents=True)
-            make(temporary)
-        _settle(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(final.parent / f".{final.name}.lock"):
+        if final.is_dir():
+            return final
+        try:
+            with explaining_full_disk(final):
+                temporary.mkdir()
+                make(temporary)
+            _settle(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow.parquet
 
 from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
+from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -25,11 +26,11 @@ _GAP = re.compile(r"\s*,?\s*")
 _DICT_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
 
 #: Where a row is, as `file:line`, and the row, or why there is none.
-RawRow = tuple[str, dict[str, Any] | DataError]
+RawRow = tuple[str, Row | DataError]
 
 
 def data_files(path: Path, split: str | None = None) -> list[Path]:
-    """The files of a dataset, in the order in which they are read.
+    """List the files of a dataset in the order in which they are read.
 
     A folder's files are those of one kind, Parquet before JSON lines before JSON; of a Hugging Face dataset
     on disk they are its Arrow files.
@@ -60,7 +61,7 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
-    """Every row of a dataset with its place.
+    """Read every row of a dataset with its place.
 
     Raises:
         DataError: If a file cannot be read at all, or a JSON list breaks off.
@@ -95,7 +96,7 @@ def _is_hugging_face(path: Path) -> bool:
 
 
 def _split_folder(path: Path, split: str | None) -> Path:
-    """The folder of one split."""
+    """Return the folder of one split."""
     if not (path / _DICT_FILE).is_file():
         if split is not None:
             raise DataError(f"{path} is one dataset and has no split {split!r}; remove source.split")
@@ -109,7 +110,7 @@ def _split_folder(path: Path, split: str | None) -> Path:
 
 
 def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
-    """By Arrow itself: the library takes half a second to load, and would decode every image."""
+    """Read a Hugging Face dataset by Arrow; its own library loads slowly, and would decode every image."""
     try:
         state = parse_json((folder / _STATE_FILE).read_text(encoding="utf-8"))
         files = [folder / entry["filename"] for entry in state["_data_files"]]
@@ -118,7 +119,7 @@ def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
     yield from _numbered(folder, (row for file in files for row in _arrow_rows(file)))
 
 
-def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _arrow_rows(file: Path) -> Iterator[Row]:
     try:
         with pyarrow.memory_map(str(file)) as opened, pyarrow.ipc.open_stream(opened) as batches:
             for batch in batches:
@@ -128,18 +129,23 @@ def _arrow_rows(file: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
-def _numbered(path: Path, values: Iterator[dict[str, Any]]) -> Iterator[RawRow]:
+def _numbered(path: Path, values: Iterator[Row]) -> Iterator[RawRow]:
     for number, row in enumerate(values, start=1):
-        yield f"{path}:{number}", _plain(row)
+        yield f"{path}:{number}", _plain_row(row)
 
 
-def _plain(value: Any) -> Any:
-    """An Arrow value as JSON has it; bytes stay, for images.
+def _plain_row(row: Row) -> Row:
+    """Return an object of Arrow's as JSON has it.
 
     Arrow gives every object every key that any of them has; those that are null were not there.
     """
+    return {key: _plain(item) for key, item in row.items() if item is not None}
+
+
+def _plain(value: object) -> object:
+    """Return a value of Arrow's as JSON has it; bytes stay, for images."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return _plain_row(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -152,13 +158,13 @@ def _plain(value: Any) -> Any:
 
 
 def _is_list(file: Path) -> bool:
-    """Whether a JSON file is a list; many a file of that name holds JSON lines."""
+    """Tell whether a JSON file holds one list; many files with this suffix hold JSON lines."""
     with file.open("rb") as opened:
         return opened.read(_CHUNK).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
 
 
 def _list_rows(file: Path) -> Iterator[RawRow]:
-    """The objects of a JSON list, one in memory at a time; a place is `file:number`."""
+    """Read the objects of a JSON list, one in memory at a time; a place is `file:number`."""
     with file.open(encoding="utf-8-sig") as opened:
         try:
             for number, text in enumerate(_items(opened), start=1):
@@ -174,7 +180,7 @@ def _list_rows(file: Path) -> Iterator[RawRow]:
 
 
 def _items(file: IO[str]) -> Iterator[str]:
-    """The text of each entry of a JSON list.
+    """Cut the text of a JSON list into those of its entries.
 
     Raises:
         JSONDecodeError: Where the list breaks off, or an entry is longer than a row may be.

@@ -1,4 +1,8 @@
-"""The curriculum by length of Qwen3-VL: short samples alone, then long ones alternating with them."""
+"""The curriculum by length: first short samples alone, then long ones alternating with them.
+
+Qwen3-VL was fine-tuned so: one epoch at 32K tokens, then 256K, where long samples alternate with those of 32K
+(Qwen3-VL Technical Report, 2025).
+"""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -10,7 +14,7 @@ from posttrain.data.mixing import Mixture, PeriodicSchedule
 
 @dataclass(frozen=True)
 class LengthPhases:
-    """When which lengths come.
+    """The lengths of each phase, and when the second one begins.
 
     Attributes:
         short_length: Most tokens of a short sample.
@@ -81,7 +85,7 @@ class CurriculumMixture(Mixture):
             self._parts[kind] = Mixture(datasets, shares, seed, lengths if by_tokens else None, found)
 
     def index(self, draw: int) -> tuple[str, int]:
-        """Dataset and row of a draw, counted from 0."""
+        """Return the dataset and the row of a draw, counted from 0."""
         begun = self._phases.second_from
         if draw < begun:
             return self._parts["short"].index(draw)
@@ -89,12 +93,12 @@ class CurriculumMixture(Mixture):
         return self._parts[kind].index(nth + (begun if kind == "short" else 0))
 
     def max_length(self, draw: int) -> int:
-        """Most tokens of a sample of the draw's phase."""
+        """Return the most tokens that a sample of the draw's phase may have."""
         return self._phases.short_length if draw < self._phases.second_from else self._phases.max_length
 
 
 def _rows_within(lengths: Mapping[str, Sequence[int]], above: int, most: int) -> dict[str, Sequence[int]]:
-    """By dataset, the rows with more than `above` and at most `most` tokens; none where there are no such."""
+    """Return the rows with more than `above` and at most `most` tokens, by dataset; without empty ones."""
     found = {
         name: array("I", (row for row, length in enumerate(each) if above < length <= most))
         for name, each in lengths.items()

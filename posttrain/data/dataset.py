@@ -1,21 +1,20 @@
-"""The rows of a canonical file: each checked once, broken ones set aside, good ones parsed when asked for."""
+"""The rows of a file that was checked: good ones parsed when asked for, broken ones with their reasons."""
 
-import array
-import hashlib
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.files.progress import progress_bar
-from posttrain.media.images import ImageError, check_image
-from posttrain.media.videos import VideoError, check_video, video_hash
-from posttrain.types import Sample, VideoRef
+import numpy as np
 
-#: What the rows of a dataset are used for, and so what each of them must have.
-Use = Literal["prompts", "episodes", "dialogues", "pairs"]
+from posttrain.config.data import Use
+from posttrain.data.formats import DataError, parse_row
+from posttrain.data.media_stamps import Medium, content_hash, described, is_unchanged, media_of
+from posttrain.data.row_index import RowIndex, use_bit
+from posttrain.media.images import ImageError
+from posttrain.media.videos import VideoError
+from posttrain.types import Sample
 
 
 @dataclass(frozen=True)
@@ -34,140 +33,111 @@ class BrokenRow:
 
 
 class Dataset:
-    """The good rows of a canonical file, parsed when asked for; about 16 bytes a row are held.
+    """The good rows of a canonical file for one use, parsed when asked for.
+
+    Opening one reads no row and no image; of each row a few bytes lie in the index, which processes share.
 
     Attributes:
         path: The JSONL file.
         image_root: What image paths are relative to.
-        fingerprint: SHA-256 of the file, and of the images that it names.
-        broken: The rows set aside, with place and reason.
+        use: What the rows are used for.
+        fingerprint: SHA-256 of the file, and of the images and videos that it names.
         filtered: Number of rows that the dataset's filters removed.
 
     Example:
-        dataset = Dataset(Path("train.jsonl"))
+        dataset = Dataset(check_rows(Path("train.jsonl")))
         dataset[0].messages
     """
 
     def __init__(
         self,
-        path: Path,
-        image_root: Path | None = None,
-        places: Path | None = None,
-        broken: Sequence[BrokenRow] = (),
-        filtered: int = 0,
+        index: RowIndex,
         use: Use = "prompts",
+        places: Path | None = None,
+        left_out: Sequence[BrokenRow] = (),
+        filtered: int = 0,
     ):
-        """Read the whole file once: every row is parsed, every image and video checked.
+        """Open the rows that an index tells of.
 
         Args:
-            path: A canonical file.
-            image_root: What image paths are relative to; the file's folder if None.
-            places: Of a rewritten file, which line says where each line came from.
-            broken: Rows that were set aside before the file was written.
-            filtered: Number of rows that filters removed before.
-            use: A row that cannot be used so is broken: `dialogues` have an assistant's turn to learn from,
+            index: What the check of the file found.
+            use: Rows that cannot be used so are broken: `dialogues` have an assistant's turn to learn from,
                 `pairs` have `chosen` and `rejected`, `episodes` show no videos.
-
-        Raises:
-            DataError: If the file cannot be read.
+            places: Of a rewritten file, which line says where each line came from.
+            left_out: Broken rows that were set aside before the file was written.
+            filtered: Number of rows that filters removed before.
         """
-        self.path = path.absolute()
-        self.image_root = self.path.parent if image_root is None else image_root.absolute()
-        self._places = places
-        self.broken: list[BrokenRow] = list(broken)
+        self.path, self.image_root = index.path, index.image_root
+        self.use: Use = use
+        self.fingerprint = index.fingerprint
         self.filtered = filtered
-        self._offsets = array.array("Q")
-        self._lines = array.array("Q")
-        try:
-            self._version = file_version(self.path)
-            with self.path.open("rb") as file:
-                digest: Any = hashlib.file_digest(file, "sha256")
-                file.seek(0)
-                with progress_bar(f"reading {self.path.name}", total=self._version[0], unit="B") as bar:
-                    self._scan(file, use, digest.update, bar)
-                self.fingerprint: str = digest.hexdigest()
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        self._index = index
+        self._places = places
+        self._left_out = left_out
+        self._version = index.stamp[:2]
+        good = index.uses & use_bit(use) != 0
+        self._rows: Sequence[int] | np.ndarray = (
+            range(len(index)) if good.all() else np.flatnonzero(good).astype(np.uint32)
+        )
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at `index` of the good rows, in the file's order.
+        """Parse the sample at `index` of the good rows, in the file's order.
 
         Raises:
             IndexError: Beyond the last row.
-            DataError: If the file has changed since it was opened, or an image is gone.
+            DataError: If the file, or an image or video of the row, has changed since it was checked.
         """
-        offset, line = self._offsets[index], self._lines[index]
+        row = int(self._rows[index])
+        line = int(self._index.lines[row])
         try:
             if file_version(self.path) != self._version:
                 raise DataError("the file has changed since the run began; restore it, or start anew")
             with self.path.open("rb") as file:
-                file.seek(offset)
-                return self._parsed(file.readline(), line)
+                file.seek(int(self._index.offsets[row]))
+                sample = parse_row(file.readline(), self.image_root, f"{self.path.name}:{line}")
+            for number, medium in zip(self._index.media_of_row(row), media_of(sample), strict=True):
+                self._compare(number, medium)
+            return sample
         except OSError as error:
             raise DataError(f"{self.path}:{line} cannot be read: {error.strerror}") from error
-        except DataError as error:
+        except (DataError, ImageError, VideoError) as error:
             raise DataError(f"{self.place(line)}: {error}") from None
 
+    @functools.cached_property
+    def broken(self) -> list[BrokenRow]:
+        """The rows set aside, with place and reason: first those that could not be rewritten."""
+        reasons = self._index.broken_for(self.use)
+        places = _lines(self._places, reasons.keys())
+        found = (
+            BrokenRow(places.get(line, f"{self.path}:{line}"), reason) for line, reason in reasons.items()
+        )
+        return [*self._left_out, *found]
+
     def place(self, line: int) -> str:
-        """Where a line of the file came from, as `file:line`."""
-        if self._places is not None:
-            with self._places.open(encoding="utf-8") as places:
-                return next(itertools.islice(places, line - 1, None)).rstrip("\n")
-        return f"{self.path}:{line}"
+        """Return where a line of the file came from, as `file:line`."""
+        return _lines(self._places, {line}).get(line, f"{self.path}:{line}")
 
-    def _parsed(self, content: bytes, line: int) -> Sample:
-        return parse_row(content, self.image_root, f"{self.path.name}:{line}")
-
-    def _scan(self, file: Any, use: Use, update: Callable[[bytes], object], bar: Any) -> None:
-        ids: set[str] = set()
-        images: set[str | VideoRef] = set()
-        for line, offset, content in rows(file):
-            bar.update(len(content))
-            try:
-                sample = self._parsed(content, line)
-                if sample.id in ids:
-                    raise DataError(
-                        f"the id {sample.id!r} is an earlier row's; columns: {{id: null}} numbers rows"
-                    )
-                _check_media(sample, images, update)
-                _check_use(sample, use)  # last: the digest does not depend on it
-            except (DataError, ImageError, VideoError) as error:
-                self.broken.append(BrokenRow(self.place(line), str(error)))
-                continue
-            ids.add(sample.id)
-            self._offsets.append(offset)
-            self._lines.append(line)
+    def _compare(self, number: int, medium: Medium) -> None:
+        """Refuse an image or video that is not what was checked; one of another stamp is read."""
+        if is_unchanged(medium, self._index.stamp_of(number)):
+            return
+        if content_hash(medium) != self._index.hash_of(number):
+            raise DataError(f"{described(medium)} has changed since the run began; restore it, or start anew")
 
 
 def file_version(path: Path) -> tuple[int, int]:
-    """Size and time of the last change."""
+    """Return a file's size in bytes, and the time of its last change in ns."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _check_use(sample: Sample, use: Use) -> None:
-    if use == "pairs" and not sample.chosen:
-        raise DataError('a preference pair needs both "chosen" and "rejected"')
-    if use == "dialogues" and all(message.role != "assistant" for message in sample.messages):
-        raise DataError("the dialogue has no assistant message to learn from")
-    if use == "episodes" and any(message.videos for message in sample.messages):
-        raise DataError("the prompt shows a video; rollouts and evaluations show texts and images only")
-
-
-def _check_media(sample: Sample, checked: set[str | VideoRef], update: Callable[[bytes], object]) -> None:
-    """Check the images and videos that no earlier row has, and add their content to a digest."""
-    turns = (*sample.messages, *sample.chosen, *sample.rejected)
-    for image in (image for message in turns for image in message.images):
-        if image.path not in checked:
-            check_image(image.path)
-            checked.add(image.path)
-            with Path(image.path).open("rb") as file:
-                update(hashlib.file_digest(file, "sha256").digest())
-    for video in (video for message in turns for video in message.videos):
-        if video not in checked:
-            check_video(video)
-            checked.add(video)
-            update(video_hash(video).encode())
+def _lines(path: Path | None, numbers: Set[int]) -> dict[int, str]:
+    """Return some of a file's lines by their numbers from 1; none if there is no file."""
+    if path is None or not numbers:
+        return {}
+    with path.open(encoding="utf-8") as file:
+        lines = itertools.islice(enumerate(file, 1), max(numbers))
+        return {number: line.rstrip("\n") for number, line in lines if number in numbers}

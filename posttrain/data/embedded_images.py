@@ -7,11 +7,11 @@ import io
 import re
 import uuid
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from posttrain.data.formats import DataError
+from posttrain.data.formats.row import Row
 from posttrain.media.images import FORMATS
 
 #: Of one encoded image.
@@ -37,8 +37,8 @@ class EmbeddedImages:
         self._folder = folder
         self._final = final
 
-    def place_all(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A canonical row whose images are all paths.
+    def place_all(self, row: Row) -> Row:
+        """Return a canonical row whose images are all paths.
 
         Raises:
             DataError: If an image is neither a path nor a picture, or too large.
@@ -48,22 +48,22 @@ class EmbeddedImages:
             images = row["images"]
             row["images"] = [self._path(image) for image in images] if isinstance(images, list) else images
         for key in ("messages", "chosen", "rejected"):
-            if isinstance(row.get(key), list):
-                row[key] = [self._message(message) for message in row[key]]
+            messages = row.get(key)
+            if isinstance(messages, list):
+                row[key] = [self._message(message) for message in messages]
         return row
 
-    def _message(self, message: Any) -> Any:
-        content = message.get("content") if isinstance(message, dict) else None
-        return (
-            message | {"content": [self._block(b) for b in content]} if isinstance(content, list) else message
-        )
+    def _message(self, message: object) -> object:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+            return message
+        return message | {"content": [self._block(block) for block in message["content"]]}
 
-    def _block(self, block: Any) -> Any:
+    def _block(self, block: object) -> object:
         if isinstance(block, dict) and block.get("type") == "image" and "image" in block:
             return block | {"image": self._path(block["image"])}
         return block
 
-    def _path(self, image: Any) -> str:
+    def _path(self, image: object) -> str:
         if isinstance(image, dict):
             held = (image.get(key) for key in ("bytes", "path", "url", "image"))
             image = next((value for value in held if value is not None), None)

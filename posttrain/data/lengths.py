@@ -2,9 +2,10 @@
 
 import array
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from posttrain.data.cache import cached_folder
 from posttrain.data.formats import DataError
@@ -25,18 +26,24 @@ class TokenCounter(Protocol):
     identity: str
 
     def __call__(self, sample: Sample) -> int:
-        """The number of tokens, at least 1; raises ValueError where the sample cannot be shown."""
+        """Return the number of tokens, at least 1; raise ValueError where the sample cannot be shown."""
         ...
 
 
-def token_lengths(
-    samples: Sequence[Sample] | Any, fingerprint: str, counter: TokenCounter, cache: Path
-) -> Sequence[int]:
-    """The tokens of every sample, 4 bytes each.
+class Samples(Protocol):
+    """A dataset, or a list of samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def token_lengths(samples: Samples, fingerprint: str, counter: TokenCounter, cache: Path) -> Sequence[int]:
+    """Return the tokens of every sample, 4 bytes each; of several processes one counts and the others wait.
 
     Args:
         samples: In order.
-        fingerprint: Of the samples and of the images' paths.
+        fingerprint: Differs where the samples, or the images that they show, do.
         counter: How to count.
         cache: Where counts are kept.
 
@@ -57,6 +64,17 @@ def token_lengths(
             lengths.tofile(file)
         sync(folder / _FILE)
 
+    folder = cache / f"lengths-{digest[:16]}"
+    stored = _read(cached_folder(folder, make))
+    if len(stored) != len(samples):
+        shutil.rmtree(folder, ignore_errors=True)
+        stored = _read(cached_folder(folder, make))
+    return stored
+
+
+def _read(folder: Path) -> Sequence[int]:
+    """Read the counts of a folder; none if they are damaged."""
+    content = (folder / _FILE).read_bytes() if (folder / _FILE).is_file() else b""
     stored = array.array("I")
-    stored.frombytes((cached_folder(cache / f"lengths-{digest[:16]}", make) / _FILE).read_bytes())
+    stored.frombytes(content if len(content) % stored.itemsize == 0 else b"")
     return stored

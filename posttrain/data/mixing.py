@@ -16,7 +16,7 @@ MAX_PERIOD = 10_000
 
 
 def schedule(weights: Mapping[str, float]) -> list[str]:
-    """One period of a draw in which every prefix has each name in its share, to less than one draw.
+    """Return one period of a draw in which every prefix has each name in its share, to less than one draw.
 
     It depends on names and weights, not on the order in which they are given.
 
@@ -64,7 +64,7 @@ class PeriodicSchedule:
             self._drawn_in_period[name] += 1
 
     def __getitem__(self, draw: int) -> tuple[str, int]:
-        """The name of a draw, counted from 0, and how often it was drawn before."""
+        """Return the name of a draw, counted from 0, and how often it was drawn before."""
         periods, place = divmod(draw, len(self._period))
         name = self._period[place]
         return name, periods * self._drawn_in_period[name] + self._drawn_before[place]
@@ -101,7 +101,7 @@ class TokenSchedule:
         self._ordinals = array.array("Q")
 
     def __getitem__(self, draw: int) -> tuple[str, int]:
-        """The name of a draw, counted from 0, and how often it was drawn before."""
+        """Return the name of a draw, counted from 0, and how often it was drawn before."""
         while len(self._choices) <= draw:
             self._extend()
         return self._names[self._choices[draw]], self._ordinals[draw]
@@ -120,7 +120,7 @@ class TokenSchedule:
 
 
 def shuffled(index: int, size: int, key: str) -> int:
-    """Where `index` goes in a pseudo-random permutation of range(size) that is never stored.
+    """Return where `index` goes in a pseudo-random permutation of range(size) that is never stored.
 
     A Feistel network on the next even number of bits; numbers that fall outside are sent through again.
     The same key gives the same permutation on every machine.
@@ -144,7 +144,7 @@ def _check_weights(weights: Mapping[str, float]) -> None:
 
 
 def _quotas(weights: Mapping[str, float]) -> dict[str, int]:
-    """Draws of each name in one period: exact where the shares allow it, else by largest remainder."""
+    """Return each name's draws in one period: exact where the shares allow it, else by largest remainder."""
     parts = {
         name: Fraction(weight / sum(weights.values())).limit_denominator(MAX_PERIOD)
         for name, weight in weights.items()
@@ -213,19 +213,19 @@ class Mixture:
             self._schedule = TokenSchedule(weights, lambda name, nth: lengths[name][self._row(name, nth)])
 
     def __len__(self) -> int:
-        """Rows of all datasets together."""
+        """Count the rows of all datasets together."""
         return sum(len(dataset) for dataset in self.datasets.values())
 
     def index(self, draw: int) -> tuple[str, int]:
-        """Dataset and row of a draw, counted from 0."""
+        """Return the dataset and the row of a draw, counted from 0."""
         name, nth = self._schedule[draw]
         return name, self._row(name, nth)
 
     def max_length(self, draw: int) -> int | None:
-        """Most tokens of a sample of the draw's stretch, where that is less than elsewhere."""
+        """Return the most tokens of the draw's sample, or None where no draw has a limit of its own."""
         return None
 
     def _row(self, name: str, nth: int) -> int:
-        """The row that a dataset's `nth` draw takes."""
+        """Return the row that a dataset's `nth` draw takes."""
         epoch, position = divmod(nth, len(self._rows[name]))
         return self._rows[name][shuffled(position, len(self._rows[name]), f"{self._seed}/{name}/{epoch}")]

@@ -11,20 +11,21 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from posttrain import __version__
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import data_files, raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
-from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
+from posttrain.data.formats import DataError, canonical_row, entry_of, parse_row, rows, sample_of
+from posttrain.data.formats.row import Row
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.types import Sample
 
 DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"
+#: To be changed when the rewritten rows are others; a part of their folder's name.
+_FORMAT = "0.1.0"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Source:
         return self.config.as_it_stands and self.path.is_file() and self.path.suffix == ".jsonl"
 
     def identity(self) -> str:
-        """A digest of all that the rewritten file depends on; another version of a file changes it."""
+        """Return a digest of all that the rewritten file depends on; another version of a file changes it."""
         files = data_files(self.path, self.config.source.split)
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
-        whole = json.dumps([__version__, stamps, settings, self.config.source.split], sort_keys=True)
+        whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -69,7 +70,7 @@ class LeftOut:
 
 
 def locate(config: DatasetConfig, base_dir: Path) -> Source:
-    """The rows of a dataset that has a path.
+    """Find the rows of a dataset that has a path.
 
     Raises:
         DataError: If there is nothing at the path, or dataset_info.json does not tell of the entry.
@@ -124,46 +125,72 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
         sync(folder / name)
 
 
-def first_samples(config: DatasetConfig, count: int) -> Iterator[Sample]:
-    """The first good rows of a dataset that has a path, without preparing all of it.
+@dataclass(frozen=True)
+class FirstRow:
+    """A row as it is found when the beginning of a dataset is looked at.
 
-    Images that rows hold themselves are on disk only while the samples are being gone through.
+    Attributes:
+        place: Where it is, as `file:line`.
+        sample: What it says; None if it is broken, or a filter removes it.
+        error: Why it is broken; "" if it is not.
+    """
+
+    place: str
+    sample: Sample | None = None
+    error: str = ""
+
+
+def first_rows(config: DatasetConfig, count: int) -> Iterator[FirstRow]:
+    """Read the beginning of a dataset that has a path, without preparing all of it.
+
+    Images that rows hold themselves are on disk only while the rows are being gone through.
 
     Args:
         config: The dataset; its path is absolute.
         count: Most rows that are read, those that are broken or filtered included.
 
     Raises:
-        DataError: If it cannot be read, or none of these rows can.
+        DataError: If it cannot be read at all.
     """
     source = locate(config, Path())
-    error: DataError | None = None
-    good = 0
     with tempfile.TemporaryDirectory() as folder:
         images = EmbeddedImages(Path(folder), Path(folder))
+        if source.as_it_stands:
+            yield from itertools.islice(_lines(source), count)
+            return
         for place, raw in itertools.islice(raw_rows(source.path, source.config.source.split), count):
             try:
                 row = images.place_all(_canonical(raw, place, source))
-                if not all(passes(each, _value(row, each.column)) for each in source.config.filters):
-                    continue
-                sample = sample_of(row, source.image_root)
+                if all(passes(each, _value(row, each.column)) for each in source.config.filters):
+                    yield FirstRow(place, sample_of(row, source.image_root))
+                else:
+                    yield FirstRow(place)
             except DataError as reason:
-                error = error or DataError(f"{place}: {reason}")
-                continue
-            good += 1
-            yield sample
-    if error is not None and not good:
-        raise error
+                yield FirstRow(place, error=str(reason))
+
+
+def _lines(source: Source) -> Iterator[FirstRow]:
+    """Read a canonical file, whose rows need no rewriting."""
+    try:
+        with source.path.open("rb") as file:
+            for number, _, line in rows(file):
+                place = f"{source.path}:{number}"
+                try:
+                    yield FirstRow(place, parse_row(line, source.image_root, f"{source.path.name}:{number}"))
+                except DataError as reason:
+                    yield FirstRow(place, error=str(reason))
+    except OSError as error:
+        raise DataError(f"{source.path} cannot be read: {error.strerror}") from error
 
 
 def read_left_out(folder: Path) -> LeftOut:
-    """What `prepare` left out."""
+    """Read what `prepare` left out."""
     stored = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
     return LeftOut([(place, reason) for place, reason in stored["broken"]], stored["filtered"])
 
 
-def passes(test: FilterConfig, value: Any) -> bool:
-    """Whether a filter keeps a row; one that is not there or of another kind does not pass."""
+def passes(test: FilterConfig, value: object) -> bool:
+    """Tell whether a filter keeps a row by a value of its; None, and a value of another kind, do not pass."""
     if value is None:
         return False
     if test.equals is not None and not _same(value, test.equals):
@@ -182,7 +209,7 @@ def passes(test: FilterConfig, value: Any) -> bool:
     return (test.min_length or 0) <= len(value) and (test.max_length is None or len(value) <= test.max_length)
 
 
-def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> dict[str, Any]:
+def _canonical(raw: Row | DataError, place: str, source: Source) -> Row:
     if isinstance(raw, DataError):
         raise raw
     config = source.config
@@ -192,39 +219,40 @@ def _canonical(raw: dict[str, Any] | DataError, place: str, source: Source) -> d
     return {"id": place.removeprefix(f"{root}/")} | row
 
 
-def _value(row: dict[str, Any], column: str) -> Any:
-    """What a filter looks at."""
+def _value(row: Row, column: str) -> object:
+    """Return what a filter looks at: a column, or the texts, images, videos or messages of the dialogue."""
     if column not in ("prompt", "response", "messages", "images", "videos"):
         return row.get(column)
     chosen = row.get("chosen")
-    replies = [{"role": "assistant", "content": chosen}] if isinstance(chosen, str) else chosen
+    reply: Row = {"role": "assistant", "content": chosen}
+    replies = [reply] if isinstance(chosen, str) else chosen
     parts = [part for part in (row.get("messages"), replies) if isinstance(part, list)]
     messages = [message for part in parts for message in part if isinstance(message, dict)]
     if column == "messages":
         return messages
     if column in ("images", "videos"):
-        listed = row[column] if isinstance(row.get(column), list) else []
-        kind = column.removesuffix("s")
-        return listed + [block for message in messages for block in _blocks(message) if kind in block]
+        listed, kind = row.get(column), column.removesuffix("s")
+        shown = [block for message in messages for block in _blocks(message) if kind in block]
+        return [*listed, *shown] if isinstance(listed, list) else shown
     spoken = [
         message for message in messages if (message.get("role") == "assistant") == (column == "response")
     ]
     return "".join(str(block.get("text") or "") for message in spoken for block in _blocks(message))
 
 
-def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+def _blocks(message: Row) -> list[Row]:
     content = message.get("content")
     blocks = content if isinstance(content, list) else [{"text": content}]
     return [block for block in blocks if isinstance(block, dict)]
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Equal, and not a truth that equals a number."""
+def _same(value: object, other: object) -> bool:
+    """Compare two values; `True` is not the same as 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _from_dataset_info(path: Path, config: DatasetConfig) -> tuple[Path, DatasetConfig]:
-    """The file and the config that a dataset_info.json's entry comes to."""
+    """Return the file, and the config with what dataset_info.json says of it."""
     path = path / "dataset_info.json" if path.is_dir() else path
     try:
         info = parse_json(path.read_text(encoding="utf-8"))

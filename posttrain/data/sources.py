@@ -7,25 +7,29 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from posttrain import __version__
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
+from posttrain.config.data import Use
 from posttrain.data.cache import cached_folder, default_cache
-from posttrain.data.dataset import BrokenRow, Dataset, Use, file_version
+from posttrain.data.dataset import BrokenRow, Dataset, file_version
 from posttrain.data.formats import DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
+from posttrain.data.sealing import sealed_index
 from posttrain.files.durable import DiskFull, sync
+from posttrain.joints import Generator
 from posttrain.plugins import resolve
 
 logger = logging.getLogger(__name__)
 
 #: Broken rows that an error or a warning quotes.
 _QUOTED = 5
+#: To be changed when generators are called in another way; a part of the names of what they wrote.
+_GENERATED_FORMAT = "0.1.0"
 
 
 def load_samples(
@@ -34,15 +38,19 @@ def load_samples(
     cache_dir: Path | None = None,
     max_bad_share: float | None = None,
     use: Use = "prompts",
+    look_again: bool = True,
 ) -> Dataset:
-    """Open a dataset, generating it first if it comes from a generator and is not cached.
+    """Open a dataset; the first process generates or rewrites it where that is needed, and checks it.
 
     Args:
         dataset: A name in `datasets_cfg/`, the path of a YAML file, or what `load_dataset_config` gave.
         base_dir: The run's; against which the name, paths and plugin files are resolved.
-        cache_dir: Where generated datasets are kept; `$POSTTRAIN_CACHE`, else `~/.cache/posttrain`.
+        cache_dir: Where generated datasets and indexes are kept; `$POSTTRAIN_CACHE`, else
+            `~/.cache/posttrain`.
         max_bad_share: Share of broken rows above which the dataset is refused; the dataset's own if None.
         use: What its rows are used for (see `Dataset`).
+        look_again: Whether to look, once a process, if images changed or broken rows were repaired since the
+            check; workers leave that to the process that starts them.
 
     Raises:
         DataError: If the data cannot be found, generated or read, or too much of it is broken.
@@ -54,12 +62,12 @@ def load_samples(
     config = load_dataset_config(dataset, base_dir) if isinstance(dataset, str) else dataset
     cache = cache_dir or default_cache()
     if config.source.path is None:
-        opened = _opened(use, _generated(config, base_dir, cache))
+        opened = _opened(_Opening(_generated(config, base_dir, cache), None, None, cache, use, look_again))
     elif (variable := missing_variable(config)) is not None:
         raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
     else:
         try:
-            opened = _located(use, locate(config, base_dir), cache)
+            opened = _located(locate(config, base_dir), cache, use, look_again)
         except DataError as error:
             raise DataError(f"dataset {config.name}: {error}") from error.__cause__
     _judge(config.name, opened, config.max_bad_share if max_bad_share is None else max_bad_share)
@@ -75,7 +83,7 @@ def open_mixture(
     replaced: Mapping[str, DatasetConfig] = MappingProxyType({}),
     use: Use = "prompts",
 ) -> Mixture:
-    """A mixture of datasets by name; raises as `load_samples` and `Mixture` do.
+    """Open a mixture of datasets by name, as workers do; raises as `load_samples` and `Mixture` do.
 
     Args:
         weights: By dataset.
@@ -87,7 +95,8 @@ def open_mixture(
         use: What the rows are used for (see `Dataset`).
     """
     datasets = {
-        name: load_samples(replaced.get(name, name), base_dir, cache_dir, use=use) for name in weights
+        name: load_samples(replaced.get(name, name), base_dir, cache_dir, use=use, look_again=False)
+        for name in weights
     }
     lengths = None if counter is None else row_lengths(datasets, counter, cache_dir)
     return Mixture(datasets, weights, seed, lengths)
@@ -96,41 +105,61 @@ def open_mixture(
 def row_lengths(
     datasets: Mapping[str, Dataset], counter: TokenCounter, cache_dir: Path | None = None
 ) -> dict[str, Sequence[int]]:
-    """The tokens of every row, by dataset; counted once, then kept in the cache (see `token_lengths`)."""
+    """Return the tokens of every row, by dataset; they are counted once (see `token_lengths`)."""
     cache = cache_dir or default_cache()
     return {
-        name: token_lengths(dataset, dataset.fingerprint, counter, cache)
+        name: token_lengths(dataset, f"{dataset.fingerprint}/{dataset.use}", counter, cache)
         for name, dataset in datasets.items()
     }
 
 
-def _located(use: Use, source: Source, cache: Path) -> Dataset:
-    """The rows at a path; those that are not canonical lines already are rewritten into the cache, once."""
+@dataclass(frozen=True)
+class _Opening:
+    """All that an opened file depends on, but for its contents.
+
+    Attributes:
+        path: A canonical file.
+        image_root: What image paths are relative to; the file's folder if None.
+        prepared: The folder that `prepare` filled, if the file lies in one.
+        cache: Where indexes are kept.
+        use: What the rows are used for.
+        look_again: See `load_samples`.
+    """
+
+    path: Path
+    image_root: Path | None
+    prepared: Path | None
+    cache: Path
+    use: Use
+    look_again: bool
+
+
+def _located(source: Source, cache: Path, use: Use, look_again: bool) -> Dataset:
+    """Open the rows at a path; those that are not canonical lines already are first rewritten, once."""
     if source.as_it_stands:
-        return _opened(use, source.path, source.image_root)
+        return _opened(_Opening(source.path, source.image_root, None, cache, use, look_again))
     final = cache / f"{source.config.name}-{source.identity()[:12]}"
     folder = cached_folder(final, lambda folder: prepare(source, folder, final))
-    return _opened(use, folder / DATA, source.image_root, folder)
+    return _opened(_Opening(folder / DATA, source.image_root, folder, cache, use, look_again))
 
 
-def _opened(use: Use, path: Path, image_root: Path | None = None, prepared: Path | None = None) -> Dataset:
-    """A file is read through once a process, unless it has changed."""
-    return _opened_version(use, path, image_root, prepared, file_version(path))
+def _opened(opening: _Opening) -> Dataset:
+    """Open a file once a process, unless it has changed."""
+    return _opened_version(opening, file_version(opening.path))
 
 
 @functools.lru_cache(maxsize=32)
-def _opened_version(
-    use: Use, path: Path, image_root: Path | None, prepared: Path | None, version: tuple[int, int]
-) -> Dataset:
-    if prepared is None:
-        return Dataset(path, image_root, use=use)
-    left_out = read_left_out(prepared)
+def _opened_version(opening: _Opening, version: tuple[int, int]) -> Dataset:
+    index = sealed_index(opening.path, opening.image_root, opening.cache, opening.look_again)
+    if opening.prepared is None:
+        return Dataset(index, opening.use)
+    left_out = read_left_out(opening.prepared)
     broken = [BrokenRow(place, reason) for place, reason in left_out.broken]
-    return Dataset(path, image_root, prepared / PLACES, broken, sum(left_out.filtered), use)
+    return Dataset(index, opening.use, opening.prepared / PLACES, broken, sum(left_out.filtered))
 
 
 def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:
-    """Tell of broken rows, and refuse a dataset with too many of them."""
+    """Warn of broken rows, and refuse a dataset with too many of them."""
     bad, total = len(dataset.broken), len(dataset.broken) + len(dataset)
     if not total:
         removed = f"; the filters removed {dataset.filtered:,}" if dataset.filtered else ""
@@ -147,15 +176,15 @@ def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:
 
 
 def _generated(config: DatasetConfig, base_dir: Path, cache: Path) -> Path:
-    """The `data.jsonl` of a generated dataset.
+    """Return the `data.jsonl` of a generated dataset, which is generated where it is not cached.
 
     Its folder's name tells the generator, its file's content and its params, so that a change of any of them
     makes a new one.
     """
     reference, params = config.source.generator or "", config.source.params
-    generate: Any = resolve(reference, "posttrain.generators", object, base_dir)
+    generate = resolve(reference, "posttrain.generators", Generator, base_dir)
     code = Path(getattr(inspect.getmodule(generate), "__file__", None) or os.devnull).read_bytes()
-    identity = [__version__, reference, hashlib.sha256(code).hexdigest(), params]
+    identity = [_GENERATED_FORMAT, reference, hashlib.sha256(code).hexdigest(), params]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
     def make(folder: Path) -> None:

@@ -19,7 +19,7 @@ class DiskFull(RuntimeError):
 
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
-    """Within it, an error for want of space becomes `DiskFull` with a remedy; others pass unchanged.
+    """Turn an error that a full disk causes inside into `DiskFull` with a remedy; others pass unchanged.
 
     Args:
         path: What is being written; its folder exists.
@@ -79,7 +79,7 @@ def make_directory(path: Path) -> None:
 
 
 def _is_disk_full(error: Exception, directory: Path) -> bool:
-    """Whether a write failed for want of space, which some writers (torch.save) do not say."""
+    """Tell whether a write failed because the disk is full, which some writers (torch.save) do not say."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     said = any(os.strerror(number) in str(error) for number in _FULL)

@@ -4,9 +4,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from posttrain.files.durable import explaining_full_disk, sync
+
+#: What JSON can hold, under keys that whoever keeps the log knows.
+Line: TypeAlias = dict[str, Any]
 
 
 class LineLogError(RuntimeError):
@@ -14,7 +17,7 @@ class LineLogError(RuntimeError):
 
 
 class LineLog:
-    """JSON objects, a line each, that are found again by where they stand.
+    """A file of JSON objects, a line each, that are found again by where they stand.
 
     A last line that a crash cut off is removed when the log is opened.
 
@@ -28,7 +31,7 @@ class LineLog:
         DiskFull: If there is no space for the file.
     """
 
-    def __init__(self, path: Path, keep: Callable[[dict[str, Any], int], None]) -> None:
+    def __init__(self, path: Path, keep: Callable[[Line, int], object]) -> None:
         self._path = path
         self._keep = keep
         with explaining_full_disk(path):
@@ -39,7 +42,7 @@ class LineLog:
         self._end = self._replay()
         self._writer.truncate(self._end)
 
-    def append(self, lines: Sequence[dict[str, Any]]) -> None:
+    def append(self, lines: Sequence[Line]) -> None:
         """Write lines; a crash of the process does not lose them, one of the machine may until `sync`.
 
         Raises:
@@ -58,8 +61,8 @@ class LineLog:
             self._keep(line, self._end)
             self._end += len(content)
 
-    def read(self, offset: int) -> dict[str, Any]:
-        """The line at an offset."""
+    def read(self, offset: int) -> Line:
+        """Read the line at an offset."""
         self._reader.seek(offset)
         return json.loads(self._reader.readline())
 
@@ -78,7 +81,7 @@ class LineLog:
         self._reader.close()
 
     def _replay(self) -> int:
-        """Read the lines; the offset where the last whole one ends."""
+        """Read the lines, and return the offset where the last whole one ends."""
         end = 0
         for number, encoded in enumerate(self._reader, 1):
             if not encoded.endswith(b"\n"):

@@ -1,7 +1,6 @@
 """A bar on long work that happens outside of a stage."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -10,9 +9,9 @@ _DELAY_S = 2.0
 
 
 def progress_bar(
-    what: str, items: Iterable[Any] | None = None, total: int | None = None, unit: str = "row"
+    what: str, items: Iterable[object] | None = None, total: int | None = None, unit: str = "row"
 ) -> tqdm:
-    """A bar on the terminal; nothing where stderr is none.
+    """Show a bar on the terminal, and nothing where stderr is none.
 
     Args:
         what: What is being done.

@@ -45,8 +45,8 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _unique(pairs: list[tuple[str, Json]]) -> JsonObject:
+    result: JsonObject = {}
     for key, value in pairs:
         if key in result:
             raise JsonError(f"the key {key[:80]!r} appears twice")
@@ -71,13 +71,14 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _check(value: Any) -> None:
-    """Depth and text of a whole value, without recursion."""
-    level, depth = [value], 0
+def _check(value: Json) -> None:
+    """Check the depth and the texts of a whole value, without recursion."""
+    level: list[Json] = [value]
+    depth = 0
     while level:
         if depth > MAX_DEPTH:
             raise JsonError(f"nested deeper than {MAX_DEPTH} levels")
-        below: list[Any] = []
+        below: list[Json] = []
         for item in level:
             if isinstance(item, str):
                 _check_text(item)

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from posttrain.media.images import check_image, check_size, open_image, open_regular
+from posttrain.media.suffixes import FRAME_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.types import VideoRef
 
 #: Most frames of a video, an hour at 25 frames per second: to reach a frame, all before it must be decoded.
@@ -34,7 +35,6 @@ MIN_FRAMES = 2
 MAX_FPS = 1000.0
 #: Frames per second of a series of pictures without a frame rate, as in Qwen's own reader.
 FRAME_RATE = 2.0
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: For each suffix, the number of bytes to skip, and what files of this kind may have after them.
 _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".mp4": (4, (b"ftyp",)),
@@ -44,7 +44,7 @@ _CONTAINERS: dict[str, tuple[int, tuple[bytes, ...]]] = {
     ".webm": (0, (b"\x1a\x45\xdf\xa3",)),
     ".avi": (0, (b"RIFF",)),
 }
-VIDEO_SUFFIXES = tuple(_CONTAINERS)
+assert tuple(_CONTAINERS) == VIDEO_SUFFIXES
 #: Containers that say how long they last, sound included, but not how many frames they have.
 _TELLS_DURATION = (".mkv", ".webm")
 

@@ -1,7 +1,7 @@
-"""Dense supervision for the tiny model's vision tower: what is where, for every visual token.
+"""Labels for every visual token, to train the tiny model's vision tower.
 
-A view is a marker scene as the model sees it: whole, or cropped as the zoom tool crops. Every cell
-of its 4×4 grid of visual tokens is labelled with the marker that covers it.
+A view is a marker scene as the model sees it: whole, or cropped as the zoom tool crops. Each cell of its 4×4
+grid of visual tokens is labelled with the marker that covers it.
 """
 
 import itertools
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from posttrain.quickstart.marker_scenes import (
+from posttrain.models.supervised_head import IGNORED
+from posttrain.quickstart.scenes import (
     COLOURS,
     COORDINATE_STEP,
     LETTERS,
@@ -20,10 +21,13 @@ from posttrain.quickstart.marker_scenes import (
     scene_stream,
 )
 
-IGNORED = -100
+#: Side of a view, in pixels.
+VIEW_SIDE = 64
+#: Visual tokens along a side of a view.
+GRID = 4
+#: The colour label of a cell without a marker.
 NO_MARKER = len(COLOURS)
-#: A letter is taught only where it is at least this tall in the view (pixels of 64): below, it is
-#: what the task says cannot be read.
+#: Letters that are at least so tall in the view, in pixels, get a label; smaller ones cannot be read.
 LEGIBLE_HEIGHT = 8.0
 CROPS_PER_SCENE = 6
 
@@ -33,10 +37,10 @@ class DenseViews:
     """Views and the labels of their cells.
 
     Attributes:
-        images: N views, 64×64 RGB.
+        images: N views of 64×64 pixels, RGB.
         colours: [N, cells] index into COLOURS, or NO_MARKER.
         letters: [N, cells] index into LETTERS, or IGNORED.
-        boxes: [N, cells, 4] coordinate bins of the marker's box in the view, or IGNORED.
+        boxes: [N, cells, 4] bins of the coordinates of the marker's box in the view, or IGNORED.
     """
 
     images: list[Image.Image]
@@ -45,14 +49,12 @@ class DenseViews:
     boxes: np.ndarray
 
 
-def dense_views(scenes: int, seed: int, *, side: int = 64, grid: int = 4) -> DenseViews:
-    """Draw scenes and label them and random crops of them.
+def dense_views(scenes: int, seed: int) -> DenseViews:
+    """Draw scenes, and label them and random crops of them.
 
     Args:
-        scenes: Number of scenes; each gives itself and `CROPS_PER_SCENE` crops.
-        seed: Seed of the scenes (the stream is the pre-training split's) and of the crops.
-        side: Side of a view in pixels.
-        grid: Visual tokens along a side.
+        scenes: Number of scenes; each makes one view of the whole and `CROPS_PER_SCENE` crops.
+        seed: Seed of the scenes, which are those of the pre-training split, and of the crops.
     """
     rng = random.Random(f"dense-views/{seed}")
     images: list[Image.Image] = []
@@ -62,14 +64,14 @@ def dense_views(scenes: int, seed: int, *, side: int = 64, grid: int = 4) -> Den
         for window in [(0.0, 0.0, float(SCENE_SIZE)), *(_crop(scene, rng) for _ in range(CROPS_PER_SCENE))]:
             x, y, size = window
             box = (x, y, x + size, y + size)
-            images.append(picture.resize((side, side), Image.Resampling.BICUBIC, box=box))
-            labels.append(_label(scene, window, side, grid))
+            images.append(picture.resize((VIEW_SIDE, VIEW_SIDE), Image.Resampling.BICUBIC, box=box))
+            labels.append(_label(scene, window))
     colours, letters, boxes = (np.stack(column) for column in zip(*labels, strict=True))
     return DenseViews(images, colours, letters, boxes)
 
 
 def _crop(scene: Scene, rng: random.Random) -> tuple[float, float, float]:
-    """A square window (left, top, side) around a marker; most are tight, some four times its size."""
+    """Choose a square window (left, top, side) around a marker, most often a tight one."""
     marker = rng.choice(scene.markers)
     size = marker.diameter * (1.0 + 3.0 * rng.random() ** 3)
     slack = (size - marker.diameter) / 2 + marker.diameter * 0.15
@@ -79,22 +81,23 @@ def _crop(scene: Scene, rng: random.Random) -> tuple[float, float, float]:
     return min(max(left, 0.0), limit), min(max(top, 0.0), limit), size
 
 
-def _label(scene: Scene, window: tuple[float, float, float], side: int, grid: int):
+def _label(scene: Scene, window: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the colours, letters and boxes of the cells of a window (left, top, side)."""
     left, top, size = window
-    cell = size / grid
-    centres = (np.arange(grid) + 0.5) * cell
+    cell, cells = size / GRID, GRID**2
+    centres = (np.arange(GRID) + 0.5) * cell
     cell_x, cell_y = np.meshgrid(left + centres, top + centres)
-    colours = np.full(grid * grid, NO_MARKER)
-    letters = np.full(grid * grid, IGNORED)
-    boxes = np.full((grid * grid, 4), IGNORED)
-    nearest = np.full(grid * grid, np.inf)
+    colours = np.full(cells, NO_MARKER)
+    letters = np.full(cells, IGNORED)
+    boxes = np.full((cells, 4), IGNORED)
+    nearest = np.full(cells, np.inf)
     for marker in scene.markers:
         radius = marker.diameter / 2
         distance = np.maximum(abs(cell_x - marker.x), abs(cell_y - marker.y)).ravel()
         covered = (distance < cell / 2 + 0.6 * radius) & (distance < nearest)
         nearest[covered] = distance[covered]
         colours[covered] = list(COLOURS).index(marker.colour)
-        if marker.letter_height / size * side >= LEGIBLE_HEIGHT:
+        if marker.letter_height / size * VIEW_SIDE >= LEGIBLE_HEIGHT:
             bears = covered & (distance < cell / 2 + 0.5 * marker.letter_height)
             letters[bears] = LETTERS.index(marker.letter)
         edges = np.array([marker.x - radius, marker.y - radius, marker.x + radius, marker.y + radius])

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from posttrain.config import TinyModelStage
 from posttrain.models.backbone import vision_backbone
 from posttrain.models.load import load_model, save_model
-from posttrain.quickstart.dense_views import IGNORED, DenseViews, dense_views
-from posttrain.quickstart.marker_scenes import COLOURS, COORDINATE_STEP, LETTERS
+from posttrain.models.supervised_head import IGNORED
+from posttrain.quickstart.dense_views import DenseViews, dense_views
+from posttrain.quickstart.scenes import COLOURS, COORDINATE_STEP, LETTERS
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.processors import ImageProcessor
 from posttrain.rendering.rendering import Renderer

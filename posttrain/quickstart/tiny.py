@@ -1,17 +1,17 @@
-"""Build tiny, real Qwen-VL models: every stage and test runs on them, on a CPU, in minutes.
+"""Build tiny but real Qwen-VL models, on which every stage and test runs on a CPU in minutes.
 
-The classes are transformers' own and unchanged; only the sizes differ (1.5 to 2 M parameters). The
-tokenizer is the families' byte-level BPE with its special tokens, trained on the quickstart's texts;
-phrases that never vary (the tool's description, the call's boilerplate, coordinates) are single
-tokens, so that an episode is about 80 tokens long.
+The classes are transformers' own and unchanged; only the sizes differ (1.5 to 2 M parameters). The tokenizer
+is the families' byte-level BPE with its special tokens, trained on the quickstart's texts. Phrases that never
+vary (the tool's description, the JSON of a call, coordinates) are single tokens, so that an episode is about
+80 tokens long.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
@@ -35,14 +35,15 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from posttrain.models.load import write_experts_as_published
-from posttrain.plugins import resolve
 from posttrain.quickstart import marker_scenes
 from posttrain.rendering.chat_templates import TemplateName, chat_template
+from posttrain.rendering.tools import declared_spec
 from posttrain.types import ToolSpec
 
-#: `model_type`s of the models that can be built.
+#: The `model_type`s that can be built.
 TinyType = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 TINY_TYPES: tuple[TinyType, ...] = get_args(TinyType)
 
@@ -58,6 +59,13 @@ WIDTH = 128
 HEAD_WIDTH = 32
 
 
+class _Pixels(TypedDict, total=False):
+    """Settings of an image processor: mean and deviation of the channels."""
+
+    image_mean: list[float]
+    image_std: list[float]
+
+
 @dataclass(frozen=True)
 class _Architecture:
     """What one `model_type` is made of.
@@ -66,24 +74,26 @@ class _Architecture:
         config: Configuration class.
         model: Model class.
         processor: Processor class.
-        video_processor: Video processor class, part of every processor.
-        template: Its chat template.
-        text: Keys of the text configuration that the others lack.
-        vision: Keys of the vision configuration that the others lack.
-        pixels: Keys of the image processor that differ from the class's (CLIP's mean and deviation).
+        video_processor: Class of the video processor, which is part of the processor.
+        template: Name of the chat template.
+        rope: Settings of M-RoPE.
+        text: Other keys of the text configuration that are particular to this architecture.
+        vision: Keys of the vision configuration that are particular to this architecture.
+        pixels: Settings of the image processor that differ from the class's defaults.
     """
 
     config: Callable[..., PreTrainedConfig]
     model: type[PreTrainedModel]
     processor: type[ProcessorMixin]
-    video_processor: type[Any]
+    video_processor: type[BaseVideoProcessor]
     template: TemplateName
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    pixels: dict[str, Any]
+    rope: Mapping[str, object]
+    text: Mapping[str, object]
+    vision: Mapping[str, object]
+    pixels: _Pixels
 
 
-_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_HALVES: _Pixels = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _QWEN2_ROPE = {"mrope_section": [4, 6, 6]}
 _QWEN3_ROPE = {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
 _QWEN3_VISION = {
@@ -100,7 +110,8 @@ _ARCHITECTURES: dict[TinyType, _Architecture] = {
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
         "qwen2_vl",
-        text={"rope_parameters": _QWEN2_ROPE},
+        rope=_QWEN2_ROPE,
+        text={},
         vision={"embed_dim": 96, "hidden_size": WIDTH, "mlp_ratio": 3},
         pixels={},
     ),
@@ -110,8 +121,9 @@ _ARCHITECTURES: dict[TinyType, _Architecture] = {
         Qwen2_5_VLProcessor,
         Qwen2VLVideoProcessor,
         "qwen2_5_vl",
-        text={"rope_parameters": _QWEN2_ROPE},
-        # Windows of 2x2 merged patches, a quarter of an image, in all blocks but the middle one.
+        rope=_QWEN2_ROPE,
+        text={},
+        # All blocks but the middle one attend within windows of 2×2 merged patches, a quarter of an image.
         vision={
             "hidden_size": 96,
             "intermediate_size": 256,
@@ -127,7 +139,8 @@ _ARCHITECTURES: dict[TinyType, _Architecture] = {
         Qwen3VLProcessor,
         Qwen3VLVideoProcessor,
         "qwen3_vl",
-        text={"head_dim": HEAD_WIDTH, "tie_word_embeddings": False, "rope_parameters": _QWEN3_ROPE},
+        rope=_QWEN3_ROPE,
+        text={"head_dim": HEAD_WIDTH, "tie_word_embeddings": False},
         vision=_QWEN3_VISION,
         pixels=_HALVES,
     ),
@@ -137,10 +150,10 @@ _ARCHITECTURES: dict[TinyType, _Architecture] = {
         Qwen3VLProcessor,
         Qwen3VLVideoProcessor,
         "qwen3_vl",
+        rope=_QWEN3_ROPE,
         text={
             "head_dim": HEAD_WIDTH,
             "tie_word_embeddings": False,
-            "rope_parameters": _QWEN3_ROPE,
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 192,
@@ -151,7 +164,7 @@ _ARCHITECTURES: dict[TinyType, _Architecture] = {
     ),
 }
 
-#: Weights that end a residual branch, in any of the families.
+#: Ends of the names of weights that end a residual branch, in any of the families.
 _BRANCH_ENDS = (
     "o_proj.weight",
     "down_proj.weight",
@@ -163,16 +176,17 @@ _BRANCH_ENDS = (
 
 
 def build_tiny(model_type: TinyType, directory: Path, seed: int = 0) -> None:
-    """Write a freshly initialised checkpoint that transformers, PEFT and vLLM load as it is.
+    """Write a freshly initialised checkpoint that transformers, PEFT and vLLM can load.
 
     Args:
-        model_type: Which architecture.
-        directory: Where to write; created where missing.
+        model_type: The architecture.
+        directory: Where to write; created if missing.
         seed: Seed of the weights.
     """
     architecture = _ARCHITECTURES[model_type]
-    processor = _build_processor(architecture)
-    config = _build_config(architecture, processor)
+    tokenizer = _build_tokenizer()
+    processor = _build_processor(architecture, tokenizer)
+    config = _build_config(architecture, tokenizer)
     torch.manual_seed(seed)
     model = architecture.model(config)
     initialise(model)
@@ -183,11 +197,14 @@ def build_tiny(model_type: TinyType, directory: Path, seed: int = 0) -> None:
 
 @torch.no_grad()
 def initialise(model: PreTrainedModel) -> None:
-    """Fan-in scaled weights.
+    """Draw a model's weights anew, with standard deviations that suit its width.
 
-    transformers' default (a normal of 0.02 everywhere) is meant for widths in the thousands: at a
-    width of 128 it learned nothing in 800 steps. Matrices get std 1/√fan_in, the outputs of residual
-    branches are scaled down by √(2·layers), position embeddings get std 0.5.
+    transformers' default, 0.02 everywhere, is meant for widths in the thousands: at a width of 128 the model
+    learned nothing in 800 steps. Here matrices get 1/√fan_in, divided by the square root of the number of
+    residual branches if they end such a branch; position embeddings get 0.5.
+
+    Args:
+        model: A Qwen-VL model; changed in place.
     """
     branches = [name for name, _ in model.named_modules() if name.endswith((".mlp", ".attn", ".self_attn"))]
     layers = sum("merger" not in name for name in branches)
@@ -204,17 +221,20 @@ def initialise(model: PreTrainedModel) -> None:
         if name.endswith(_BRANCH_ENDS):
             std /= math.sqrt(layers) if "merger" not in name else 1.0
         parameter.normal_(0.0, std)
-    # The head starts as the transposed embeddings (not tied: each is trained on its own), so that a
-    # word found in the residual stream is already half spoken.
-    embeddings = model.get_input_embeddings().weight
-    model.get_output_embeddings().weight.copy_(embeddings / math.sqrt(embeddings.shape[1]))  # type: ignore[operator]
+    # The head starts with the weights of the embeddings (they are not tied), so that a token that is in the
+    # residual stream is likely from the beginning.
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    assert isinstance(head, torch.nn.Linear)
+    head.weight.copy_(embeddings.weight / math.sqrt(embeddings.weight.shape[1]))
 
 
-def _build_config(architecture: _Architecture, processor: Any) -> PreTrainedConfig:
-    token_id = processor.tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10_000.0} | architecture.text["rope_parameters"]
+def _build_config(architecture: _Architecture, tokenizer: Qwen2Tokenizer) -> PreTrainedConfig:
+    """Make the configuration of a model with this tokenizer."""
+    token_id = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, **architecture.rope}
     text = {
-        "vocab_size": len(processor.tokenizer),
+        "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": 384,
         "num_hidden_layers": 4,
@@ -233,8 +253,8 @@ def _build_config(architecture: _Architecture, processor: Any) -> PreTrainedConf
         "temporal_patch_size": 2,
     }
     return architecture.config(
-        text_config=text | architecture.text | {"rope_parameters": rope},
-        vision_config=vision | architecture.vision,
+        text_config={**text, **architecture.text, "rope_parameters": rope},
+        vision_config={**vision, **architecture.vision},
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -244,23 +264,25 @@ def _build_config(architecture: _Architecture, processor: Any) -> PreTrainedConf
     )
 
 
-def _build_processor(architecture: _Architecture) -> ProcessorMixin:
+def _build_processor(architecture: _Architecture, tokenizer: Qwen2Tokenizer) -> ProcessorMixin:
+    """Make the processor of a checkpoint, in which every image has the same number of pixels."""
     pixels = {
         "patch_size": PATCH_SIZE,
         "merge_size": MERGE_SIZE,
         "temporal_patch_size": 2,
         "size": {"shortest_edge": IMAGE_SIDE**2, "longest_edge": IMAGE_SIDE**2},
-    } | architecture.pixels
+        **architecture.pixels,
+    }
     return architecture.processor(
         image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=_build_tokenizer(),
+        tokenizer=tokenizer,
         video_processor=architecture.video_processor(**pixels),
         chat_template=chat_template(architecture.template),
     )
 
 
 def _build_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE on the task's texts, with the family's special tokens after the merges."""
+    """Train a byte-level BPE on the task's texts, and add the families' special tokens."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -268,31 +290,32 @@ def _build_tokenizer() -> Qwen2Tokenizer:
     )
     trained.train_from_iterator(marker_scenes.corpus(), trainer)
     vocabulary: dict[str, int] = trained.get_vocab()
-    tokenizer: Any = Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(sorted(vocabulary, key=vocabulary.__getitem__))},
-        merges=_merges(trained),
+        merges=_merges(trained),  # pyright: ignore[reportArgumentType] (pairs are what it takes)
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
     _add_whole(tokenizer, CONTROL_TOKENS, special=True)
     _add_whole(tokenizer, MARKUP_TOKENS)
-    zoom: ToolSpec = resolve(marker_scenes.TOOL, "posttrain.tools", object)().spec  # pyright: ignore[reportCallIssue]
-    description = _tool_description(tokenizer, zoom)
+    description = _tool_description(tokenizer, declared_spec(marker_scenes.TOOL))
     _add_whole(tokenizer, [description, *marker_scenes.phrases()])
     return tokenizer
 
 
-def _add_whole(tokenizer: Any, texts: Iterable[str], special: bool = False) -> None:
-    """Make each text one token."""
-    tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text in texts])
+def _add_whole(tokenizer: Qwen2Tokenizer, texts: Iterable[str], special: bool = False) -> None:
+    """Add each text as one token."""
+    added = [AddedToken(text, special=special, normalized=False) for text in texts]
+    tokenizer.add_tokens(added)  # pyright: ignore[reportArgumentType] (transformers has a stub of AddedToken)
 
 
-def _merges(tokenizer: Tokenizer) -> Any:
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Return the merges of a BPE, in the order in which they are applied."""
+    return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 def _tool_description(tokenizer: Qwen2Tokenizer, spec: ToolSpec) -> str:
-    """What announces the tool in a system turn, exactly as every family's template writes it."""
+    """Write the text that announces a tool in a system turn, which is the same in every family's template."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}],
         tools=[spec.as_openai()],

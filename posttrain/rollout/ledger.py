@@ -1,4 +1,4 @@
-"""Writing a trajectory's ledger: ids are only ever appended, and the invariants are checked always."""
+"""Write a trajectory's ledger, in which ids are only ever appended, and check what must hold of it."""
 
 import math
 
@@ -8,11 +8,11 @@ from posttrain.types import Message, Trajectory, TrajectoryImage
 
 
 class LedgerError(RuntimeError):
-    """A trajectory that does not say what the engine saw and sampled; learning from it would be wrong."""
+    """A trajectory does not say what the engine saw and sampled; learning from it would be wrong."""
 
 
 def append_prompt(ledger: Trajectory, rendered: Rendered, messages: tuple[Message, ...]) -> None:
-    """Open the ledger with the rendered prompt and the header of the model's first turn."""
+    """Begin the ledger with the prompt, which ends with the header of the model's first turn."""
     if ledger.token_ids:
         raise LedgerError(f"{_name(ledger)}: the prompt must come first, but there are tokens already")
     ledger.prompt = messages
@@ -20,7 +20,7 @@ def append_prompt(ledger: Trajectory, rendered: Rendered, messages: tuple[Messag
 
 
 def append_turn(ledger: Trajectory, completion: Completion, message: Message) -> None:
-    """Append what the policy sampled, exactly as it was sampled."""
+    """Append the tokens of a turn, exactly as the policy sampled them."""
     count = len(completion.token_ids)
     if count == 0 or count != len(completion.logprobs):
         raise LedgerError(
@@ -53,15 +53,15 @@ def _append_context(ledger: Trajectory, rendered: Rendered) -> None:
 
 
 def check_ledger(ledger: Trajectory, image_token_id: int, max_length: int) -> None:
-    """Check the invariants of a finished trajectory.
+    """Check what must hold of a finished trajectory.
 
     Args:
         ledger: The trajectory.
-        image_token_id: The image placeholder.
+        image_token_id: The image placeholder token.
         max_length: Most tokens of an episode.
 
     Raises:
-        LedgerError: Naming the trajectory, the token and what to look at.
+        LedgerError: If it is broken; the message names the trajectory and the token, and what to look at.
     """
     count = len(ledger.token_ids)
     lengths = {len(ledger.sampled), len(ledger.logprobs), len(ledger.versions)}
@@ -85,7 +85,7 @@ def check_ledger(ledger: Trajectory, image_token_id: int, max_length: int) -> No
 
 
 def _check_images(ledger: Trajectory, image_token_id: int) -> None:
-    """Placeholders are exactly those of the images, none of them sampled, every image with its hash."""
+    """Check that the placeholders are exactly those of the images, and that every image has a hash."""
     expected: set[int] = set()
     for image in ledger.images:
         if not image.ref.sha256:
@@ -101,4 +101,5 @@ def _check_images(ledger: Trajectory, image_token_id: int) -> None:
 
 
 def _name(ledger: Trajectory) -> str:
+    """Name a trajectory in error messages."""
     return f"episode {ledger.episode} of sample {ledger.sample_id!r} (task {ledger.task!r})"

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from posttrain.config.rl import TOLERANCES
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text
 
@@ -112,7 +113,7 @@ class RunRecord:
             family=text(model.get("family")),
             seed=text(settings.get("seed")),
             evaluated=settings.get("evaluation", True) is not None,
-            stages=_stages(settings.get("stages")),
+            stages=_stages(settings.get("stages"), text(model.get("dtype"))),
         )
 
 
@@ -129,24 +130,25 @@ def read_record(run: Path) -> RunRecord:
     return RunRecord.from_json(settings)
 
 
-def _stages(stages: Json) -> tuple[StageRecord, ...]:
+def _stages(stages: Json, dtype: str) -> tuple[StageRecord, ...]:
     read: list[StageRecord] = []
     before = BASE
     for settings in objects(stages):
-        read.append(_stage(settings, before))
+        read.append(_stage(settings, before, dtype))
         before = read[-1].name
     return tuple(read)
 
 
-def _stage(settings: JsonObject, before: str) -> StageRecord:
+def _stage(settings: JsonObject, before: str, dtype: str) -> StageRecord:
     kind, metric = text(settings.get("stage")), settings.get("metric")
+    usual = TOLERANCES.get(dtype) if "logprob_tolerance" in settings else None
     return StageRecord(
         name=text(settings.get("name") or kind),
         kind=kind,
         origin=None if kind in MAKES_MODEL else text(settings.get("start_from") or before),
         metric=None if metric is None else text(metric),
         steps=integer(settings.get("max_steps") or settings.get("steps")),  # `steps` before layout 2
-        logprob_tolerance=number(settings.get("logprob_tolerance")),
+        logprob_tolerance=number(settings.get("logprob_tolerance")) or usual,
         mixture=numbers(mapping(settings.get("data")).get("mixture")),
         tasks=tuple(_task(task) for task in objects(settings.get("tasks"))),
     )

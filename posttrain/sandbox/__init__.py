@@ -1,10 +1,10 @@
-"""Running untrusted Python: limits, Landlock and seccomp around it, namespaces where they are allowed.
+"""Run untrusted Python, for rewards and tools: limits, Landlock and seccomp, namespaces where allowed.
 
 The code can compute, read the standard library and print. It cannot read or write another file, reach a
 network or another process, start one, or leave anything behind. Nothing runs where a layer is missing.
 """
 
 from posttrain.sandbox.probe import SandboxMissing, probe
-from posttrain.sandbox.runner import Limits, Outcome, Sandbox, SandboxError
+from posttrain.sandbox.runner import Execution, ResourceLimits, Sandbox, SandboxError
 
-__all__ = ["Limits", "Outcome", "Sandbox", "SandboxError", "SandboxMissing", "probe"]
+__all__ = ["Execution", "ResourceLimits", "Sandbox", "SandboxError", "SandboxMissing", "probe"]

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import resource
-import signal
 
 from posttrain.sandbox import landlock, linux, seccomp
 
@@ -41,16 +40,9 @@ def enter_namespaces() -> str:
 
 
 def be_first_to_die() -> None:
-    """Where memory runs out, let the kernel end this process and its children before any other."""
+    """Let the kernel end this process and its children before any other where memory runs out."""
     with contextlib.suppress(OSError):
         _write("/proc/self/oom_score_adj", "1000")
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends; end at once if it has already."""
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def confine(
@@ -80,7 +72,7 @@ def confine(
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    die_with(parent)
+    linux.die_with_parent(parent)
     landlock.restrict(rules)
     seccomp.install()
 
@@ -100,7 +92,7 @@ def _own_user(serial: int) -> bool:
 
 
 def _threads_of_user() -> int:
-    """How many threads this user has already, all of which the kernel counts."""
+    """Count the threads that this user has already, all of which the kernel counts."""
     total, user = 0, os.getuid()
     for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208  # pathlib is slow to load
         with contextlib.suppress(OSError):

@@ -5,15 +5,18 @@ import os
 import select
 import struct
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
+#: The JSON part of a message: a job, or how it ended.
+Header: TypeAlias = dict[str, Any]
 #: A header or body larger than this is an error.
 MAX_BYTES = 1 << 26
 _LONGEST_POLL_S = 3600.0
 _LENGTHS = struct.Struct("<II")
 
 
-def send(descriptor: int, header: Any, body: bytes = b"") -> None:
+def send(descriptor: int, header: Mapping[str, object], body: bytes = b"") -> None:
     """Write one message.
 
     Raises:
@@ -25,7 +28,7 @@ def send(descriptor: int, header: Any, body: bytes = b"") -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def receive(descriptor: int, deadline: float) -> tuple[Any, bytes]:
+def receive(descriptor: int, deadline: float) -> tuple[Header, bytes]:
     """Read one message.
 
     Args:

@@ -31,7 +31,7 @@ class _PathRule(ctypes.Structure):
 
 
 def version() -> int:
-    """The version of the interface, from 1 up.
+    """Ask for the version of the interface, from 1 up.
 
     Raises:
         OSError: If the kernel has no Landlock, or was started without it.
@@ -40,7 +40,7 @@ def version() -> int:
 
 
 def read_only(files: Sequence[str], listed: Sequence[str]) -> int:
-    """A set of rules that allows nothing but reading, as a file descriptor for `restrict`.
+    """Make a set of rules that allows nothing but reading, as a file descriptor for `restrict`.
 
     Args:
         files: Files, and directories with all that is beneath them, that may be read.

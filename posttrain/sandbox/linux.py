@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -21,6 +22,21 @@ def syscall(number: int, *arguments: object) -> int:
 def prctl(option: int, value: int) -> None:
     """Set an attribute of this process that takes one number."""
     _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(), ctypes.c_ulong(), ctypes.c_ulong()))
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent ends, even inside a C function that hangs.
+
+    Where the parent has ended already, this process ends at once.
+
+    Args:
+        parent: The parent's number, as its child knows it; None where it is not known, and only a parent
+            that has been replaced by the first process of the system counts as ended.
+    """
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    now = os.getppid()
+    if now == 1 if parent is None else now != parent:
+        os._exit(1)
 
 
 def unshare(flags: int) -> None:

@@ -15,8 +15,8 @@ _PLAIN_BITS = 900
 _SEQUENCES = {"tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter}
 
 
-def encode(value: Any, keep: Callable[[Any], int]) -> Any:
-    """The JSON form of a value.
+def encode(value: Any, keep: Callable[[object], int]) -> object:
+    """Write the JSON form of a value.
 
     Subclasses count as the plain type that they extend, so that no `__eq__` of theirs is ever asked.
 
@@ -48,8 +48,8 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     return {"object": keep(value)}
 
 
-def decode(value: Any, fetch: Callable[[int], Any]) -> Any:
-    """The value that a JSON form stands for.
+def decode(value: object, fetch: Callable[[int], object]) -> Any:
+    """Read the value that a JSON form stands for.
 
     Args:
         value: What `encode` wrote, or anything else that JSON can hold.
@@ -82,7 +82,7 @@ def decode(value: Any, fetch: Callable[[int], Any]) -> Any:
     raise ValueError(f"unknown kind {kind[:20]!r}")
 
 
-def _encode_leaf(value: float | complex | bytes | bytearray) -> Any:
+def _encode_leaf(value: float | complex | bytes | bytearray) -> object:
     if isinstance(value, float):
         value = float.__float__(value)
         return value if math.isfinite(value) else {"float": repr(value)}

@@ -4,11 +4,10 @@ import functools
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from posttrain.sandbox.runner import Limits, Sandbox, SandboxError
+from posttrain.sandbox.runner import Layers, ResourceLimits, Sandbox, SandboxError
 
-_LIMITS = Limits(seconds=5.0, total_seconds=20.0, memory_mb=512)
+_LIMITS = ResourceLimits(seconds=5.0, total_seconds=20.0, memory_mb=512)
 #: Each attempt succeeds where its own layer, and no other, is missing: Landlock for files, seccomp for
 #: processes and sockets, limits for the rest.
 _CANARY = """
@@ -56,11 +55,8 @@ class SandboxMissing(SandboxError):
 
 
 @functools.cache
-def probe() -> dict[str, Any]:
+def probe() -> Layers:
     """Try what confined code must not be able to do; once a process, in about a tenth of a second.
-
-    Returns:
-        The version of Landlock, and which namespaces could be left ("root", "user" or "none").
 
     Raises:
         SandboxMissing: If a layer is missing or does not hold, with what it let through.

@@ -9,11 +9,13 @@ import sys
 import threading
 import types
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from posttrain.sandbox import plain
 
+#: What a source text defines, by name.
+Namespace: TypeAlias = dict[str, Any]
 #: Where every task writes what it has to say of itself.
 REPORT = 3
 MAX_DETAIL = 300
@@ -46,7 +48,7 @@ def run(task: Callable[[], object]) -> int:
     return code & 255
 
 
-def load(source: str, name: str, beforehand: dict[str, Any] | None = None) -> dict[str, Any]:
+def load(source: str, name: str, beforehand: Mapping[str, object] | None = None) -> Namespace:
     """Run a source text as a module and return what it defines.
 
     Args:
@@ -61,19 +63,19 @@ def load(source: str, name: str, beforehand: dict[str, Any] | None = None) -> di
     return module.__dict__
 
 
-def load_functions(source: str) -> dict[str, Any]:
+def load_functions(source: str) -> Namespace:
     """Run the definitions of an answer; the names of `typing`, used in signatures, need no import."""
     return load(source, "answer", {name: getattr(typing, name) for name in typing.__all__})
 
 
-def call(source: str, name: str, arguments: list[Any]) -> None:
+def call(source: str, name: str, arguments: Sequence[object]) -> None:
     """Report what a function, or a method of the class `Solution`, returns."""
     defined = load_functions(source)
     function = defined[name] if name in defined else getattr(defined["Solution"](), name)
     report({"value": plain.encode(function(*arguments), _no_object)})
 
 
-def report(message: dict[str, Any]) -> None:
+def report(message: Mapping[str, object]) -> None:
     """Write a line for the supervisor."""
     data = json.dumps(message).encode() + b"\n"
     while data:
@@ -81,7 +83,7 @@ def report(message: dict[str, Any]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line; its text may be hostile as well."""
+    """Describe an exception in one line; its text may be hostile as well."""
     try:
         text = f"{type(error).__name__}: {error}"[:MAX_DETAIL]
         return " ".join(text.encode(errors="backslashreplace").decode().split())
@@ -89,5 +91,5 @@ def describe(error: BaseException) -> str:
         return "an exception that cannot be described"
 
 
-def _no_object(value: Any) -> int:
+def _no_object(value: object) -> NoReturn:
     raise TypeError(f"returned an object of type {type(value).__name__}, which is no plain data")

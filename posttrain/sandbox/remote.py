@@ -8,6 +8,7 @@ changes nothing: all that the answer can do is to return values.
 
 import builtins
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from posttrain.sandbox import frames, plain
@@ -45,10 +46,9 @@ class Link:
         self._lost = False
         self._stand_ins: dict[int, StandIn] = {}
 
-    def ask(self, **request: Any) -> Any:
+    def ask(self, arguments: Sequence[object] = (), **request: object) -> object:
         """Send a request; return the value that comes back, or raise what was raised there."""
-        arguments = request.get("arguments", [])
-        request |= {"arguments": [plain.encode(argument, _number_of) for argument in arguments]}
+        request["arguments"] = [plain.encode(argument, _number_of) for argument in arguments]
         if self._lost:
             raise LostError("the answer's process was lost")
         self._lost = True  # until it has answered: a late answer must not count for a later question
@@ -81,31 +81,31 @@ class StandIn:
     def __init__(self, link: Link, number: int):
         self._sandbox_link, self._sandbox_number = link, number
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> object:
         """Call the object where it is."""
         names = list(keywords)
         given = [*arguments, *keywords.values()]
-        return self._sandbox_link.ask(call=self._sandbox_number, arguments=given, names=names)
+        return self._sandbox_link.ask(given, call=self._sandbox_number, names=names)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._sandbox_link.ask(attribute=name, of=self._sandbox_number)
 
 
 def serve(source: str, requests: int, replies: int) -> None:
-    """The answer's process: run its code, then answer requests until the tests end."""
+    """Run the answer's code, in its process, then answer requests until the tests end."""
     kept: list[Any] = []
     numbers: dict[int, int] = {}
-    defined: dict[str, Any] = {}
+    defined: dict[str, object] = {}
 
-    def keep(value: Any) -> int:
+    def keep(value: object) -> int:
         if id(value) not in numbers:
             numbers[id(value)] = len(kept)
             kept.append(value)
         return numbers[id(value)]
 
-    def perform(request: dict[str, Any]) -> list[Any]:
+    def perform(request: frames.Header) -> list[object]:
         if "name" in request:
             if not defined:
                 defined.update(load_functions(source))
@@ -129,7 +129,7 @@ def serve(source: str, requests: int, replies: int) -> None:
 
 
 def judge(statements: list[tuple[bool, str]], names: list[str], seconds: float, link: Link) -> None:
-    """The tests' process: run their statements in order and report each test's verdict.
+    """Run the tests' statements, in their process, in order and report each test's verdict.
 
     Args:
         statements: Whether it is a test, and its source text; the others prepare.
@@ -137,7 +137,7 @@ def judge(statements: list[tuple[bool, str]], names: list[str], seconds: float, 
         seconds: Time for each statement.
         link: The pipes to the answer's process.
     """
-    space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+    space: dict[str, object] = {"__name__": "tests", "__builtins__": builtins}
     fault = _attempt(lambda: space.update({name: link.ask(name=name) for name in names}), link, seconds)
     for is_test, source in statements:
         code = compile(source, "tests.py", "exec")
@@ -153,7 +153,7 @@ def judge(statements: list[tuple[bool, str]], names: list[str], seconds: float, 
             report({"failed": found})
 
 
-def _attempt(action: Any, link: Link, seconds: float) -> str:
+def _attempt(action: Callable[[], object], link: Link, seconds: float) -> str:
     """Run a step; "" or what went wrong, with "!" before it where the tests are at fault."""
     link.deadline = time.monotonic() + seconds
     try:
@@ -165,7 +165,7 @@ def _attempt(action: Any, link: Link, seconds: float) -> str:
     return ""
 
 
-def _number_of(value: Any) -> int:
+def _number_of(value: object) -> int:
     if isinstance(value, StandIn):
         return value._sandbox_number
     raise UnsupportedError(f"a {type(value).__name__} cannot be handed to the answer, only plain data")
@@ -181,7 +181,7 @@ def _exception(name: str, message: str) -> Exception:
     return RuntimeError(f"{name}: {message}")
 
 
-def _overwrite(old: Any, new: Any) -> None:
+def _overwrite(old: object, new: Any) -> None:
     """Carry over to a test's list, set or dictionary how the answer left it."""
     if type(old) is not type(new) or old == new:
         return

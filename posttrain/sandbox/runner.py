@@ -8,9 +8,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NoReturn, TypedDict
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.sandbox import frames, plain
@@ -38,7 +39,7 @@ class SandboxError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """What a program may use.
 
     Attributes:
@@ -53,7 +54,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Execution:
     """How one run ended. Everything in it but `status` and `seconds` was written by the code in the sandbox.
 
     Attributes:
@@ -67,16 +68,28 @@ class Outcome:
 
     status: Literal["done", "error", "crash", "time", "output"]
     output: str = ""
-    value: Any = None
+    value: object = None
     detail: str = ""
     seconds: float = 0.0
+
+
+class Layers(TypedDict):
+    """What stands between confined code and the machine, beside seccomp and limits.
+
+    Attributes:
+        landlock: The version of its interface, from 1 up.
+        namespaces: Which could be left: "root", "user" or "none".
+    """
+
+    landlock: int
+    namespaces: str
 
 
 class Sandbox:
     r"""One source text and a process that runs it, as often as asked, each time from the beginning.
 
     Example:
-        with Sandbox("print(int(input()) + 1)", Limits()) as sandbox:
+        with Sandbox("print(int(input()) + 1)", ResourceLimits()) as sandbox:
             sandbox.run_program("41").output  # "42\n"
 
     Args:
@@ -84,11 +97,11 @@ class Sandbox:
         limits: What it may use.
 
     Attributes:
-        layers: The version of Landlock, and the kind of namespaces.
+        layers: What protects the machine.
     """
 
-    def __init__(self, source: str, limits: Limits):
-        self.layers: dict[str, Any] = {}
+    def __init__(self, source: str, limits: ResourceLimits):
+        self.layers: Layers = {"landlock": 0, "namespaces": "none"}
         self._source, self._limits = source, limits
         self._end = 0.0
 
@@ -113,7 +126,8 @@ class Sandbox:
             files, listed = readable_paths()
             setup = {"files": files, "listed": listed, "memory_bytes": self._limits.memory_mb << 20}
             source = self._source.encode(errors="replace")
-            self.layers, _ = self._exchange(setup, source, _GRACE_S)
+            holds, _ = self._exchange(setup, source, _GRACE_S)
+            self.layers = {"landlock": holds["landlock"], "namespaces": holds["namespaces"]}
         except BaseException:
             self.__exit__()
             raise
@@ -129,13 +143,13 @@ class Sandbox:
             if stream is not None:
                 stream.close()
 
-    def run_program(self, text: str) -> Outcome:
+    def run_program(self, text: str) -> Execution:
         """Run the source as a program with this standard input."""
         return self._run({}, text.encode(errors="replace"))
 
-    def call(self, name: str, arguments: list[Any]) -> Outcome:
+    def call(self, name: str, arguments: Sequence[object]) -> Execution:
         """Run the source, then call its function (or method of its class `Solution`) of this name."""
-        return self._run({"name": name, "arguments": plain.encode(arguments, _no_object)})
+        return self._run({"name": name, "arguments": plain.encode(list(arguments), _no_object)})
 
     def run_tests(self, statements: list[tuple[bool, str]], names: list[str]) -> list[str | None]:
         """Run statements that test the source, in order, in a process apart from it.
@@ -161,33 +175,33 @@ class Sandbox:
         missing = sum(is_test for is_test, _ in statements) - len(verdicts)
         return verdicts + ["the total time limit was reached"] * missing
 
-    def _run(self, job: dict[str, Any], stdin: bytes = b"") -> Outcome:
+    def _run(self, job: frames.Header, stdin: bytes = b"") -> Execution:
         seconds = self._limits.seconds
         wall = min(2 * seconds, self._end - time.monotonic())
         if wall <= 0:
-            return Outcome("time", detail="the total time limit was reached")
+            return Execution("time", detail="the total time limit was reached")
         header, body = self._exchange(job | {"cpu": seconds, "wall": wall}, stdin, wall + _GRACE_S)
         output = body[header["report"] :].decode(errors="replace")
         used = header["cpu"]
         if header["why"]:
-            return Outcome(header["why"], output, detail=f"the limit of {header['why']}", seconds=used)
+            return Execution(header["why"], output, detail=f"the limit of {header['why']}", seconds=used)
         if used > seconds or header["code"] == -signal.SIGXCPU:
-            return Outcome("time", output, detail=f"{used:.1f} s of processor time", seconds=used)
+            return Execution("time", output, detail=f"{used:.1f} s of processor time", seconds=used)
         if header["code"] < 0:
-            return Outcome("crash", output, detail=f"killed by signal {-header['code']}", seconds=used)
+            return Execution("crash", output, detail=f"killed by signal {-header['code']}", seconds=used)
         try:
             report = parse_json(body[: header["report"]].decode() or "{}")
             if header["code"] != 0 or not isinstance(report, dict):
                 detail = report["error"] if "error" in report else f"exit code {header['code']}"
-                return Outcome("error", output, detail=str(detail), seconds=used)
+                return Execution("error", output, detail=str(detail), seconds=used)
             if "name" not in job:
-                return Outcome("done", output, seconds=used)
+                return Execution("done", output, seconds=used)
             value = plain.decode(report["value"], _no_object)
         except (JsonError, ValueError, TypeError, KeyError, AttributeError):
-            return Outcome("error", output, detail="no readable value was returned", seconds=used)
-        return Outcome("done", output, value, seconds=used)
+            return Execution("error", output, detail="no readable value was returned", seconds=used)
+        return Execution("done", output, value, seconds=used)
 
-    def _exchange(self, header: dict[str, Any], body: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+    def _exchange(self, header: frames.Header, body: bytes, seconds: float) -> tuple[frames.Header, bytes]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -202,7 +216,7 @@ class Sandbox:
 
 @functools.cache
 def readable_paths() -> tuple[list[str], list[str]]:
-    """What Python needs to read in order to run: files and directories, and directories to list only.
+    """List what Python needs to read in order to run: files and directories, and directories to list only.
 
     Installed packages are left out, and with them whatever lies beside them.
     """
@@ -213,5 +227,5 @@ def readable_paths() -> tuple[list[str], list[str]]:
     return sorted(map(str, files)), sorted(map(str, folders))
 
 
-def _no_object(value: Any) -> Any:
+def _no_object(value: object) -> NoReturn:
     raise TypeError(f"{type(value).__name__} is no plain data")

@@ -131,7 +131,7 @@ def install() -> None:
     Raises:
         OSError: If the machine is neither x86_64 nor aarch64, or its kernel refuses the filter.
     """
-    machine = os.uname().machine
+    machine = machine_name()
     code = program(machine)
     instructions = ctypes.create_string_buffer(code)
     filter_ = _Program(len(code) // 8, ctypes.addressof(instructions))
@@ -139,7 +139,7 @@ def install() -> None:
 
 
 def machine_name() -> str:
-    """The architecture of this process.
+    """Return the architecture of this process.
 
     Raises:
         OSError: If there is no list of kernel calls for it.
@@ -151,7 +151,7 @@ def machine_name() -> str:
 
 
 def program(machine: str) -> bytes:
-    """The filter as machine code for the kernel's classic BPF.
+    """Write the filter as machine code for the kernel's classic BPF.
 
     Every test is followed by its verdict, so no jump is longer than one argument's block.
     """
@@ -180,5 +180,5 @@ def program(machine: str) -> bytes:
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One `struct sock_filter`; both machines are little-endian."""
+    """Pack one `struct sock_filter`; both machines are little-endian."""
     return struct.pack("<HBBI", code, if_true, if_false, value)

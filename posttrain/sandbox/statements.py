@@ -57,7 +57,7 @@ def _asserts(node: ast.stmt) -> bool:
 
 
 def _undefined(tree: ast.Module) -> set[str]:
-    """Names that are read somewhere and defined nowhere."""
+    """Find the names that are read somewhere and defined nowhere."""
     read = {
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }

@@ -11,7 +11,6 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 from posttrain.sandbox import confine, frames, landlock, linux, plain, program, remote
 
@@ -33,12 +32,12 @@ class Supervisor:
         serial: A number that no other sandbox has.
     """
 
-    def __init__(self, jobs: int, setup: dict[str, Any], namespaces: str, serial: int):
+    def __init__(self, jobs: int, setup: frames.Header, namespaces: str, serial: int):
         self._jobs, self._setup, self._namespaces, self._serial = jobs, setup, namespaces, serial
         self._rules = landlock.read_only(setup["files"], setup["listed"])
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
-    def perform(self, job: dict[str, Any], stdin: bytes) -> tuple[dict[str, Any], bytes]:
+    def perform(self, job: frames.Header, stdin: bytes) -> tuple[frames.Header, bytes]:
         """Run one job in new children and return how it ended, with its output and its report."""
         source = self._setup["source"]
         if "tests" in job:
@@ -50,7 +49,7 @@ class Supervisor:
             task, output = lambda: program.load(source, "__main__"), True
         return self._watch(task, job, _sealed(stdin), [], output)
 
-    def _tests(self, job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _tests(self, job: frames.Header) -> tuple[frames.Header, bytes]:
         (request_r, request_w), (reply_r, reply_w) = os.pipe(), os.pipe()
         statements, names, seconds = job["tests"], job["names"], job["statement_wall"]
         answer = self._start(
@@ -68,8 +67,8 @@ class Supervisor:
             os.waitpid(answer, 0)
 
     def _watch(
-        self, task: Callable[[], object], job: dict[str, Any], stdin: int, more: list[int], output: bool
-    ) -> tuple[dict[str, Any], bytes]:
+        self, task: Callable[[], object], job: frames.Header, stdin: int, more: list[int], output: bool
+    ) -> tuple[frames.Header, bytes]:
         """Run a task to its end, its time limit or its limit of output."""
         (output_r, output_w), (report_r, report_w) = os.pipe(), os.pipe()
         child = self._start(
@@ -99,7 +98,7 @@ class Supervisor:
         open_pipes = set(collected)
         if ended >= 0:
             waiting.register(ended, select.POLLIN)
-            waiting.register(self._jobs, 0)  # tells only that nobody wants the answer any more
+            waiting.register(self._jobs, 0)  # says only that nobody wants the answer any more
         while open_pipes or ended >= 0:
             left = deadline - time.monotonic()
             ready = dict(waiting.poll(max(0.0, left) * 1000))
@@ -168,14 +167,14 @@ def main(parent: int) -> None:
         os.dup2(null, standard)
     serial = os.getpid()
     namespaces = confine.enter_namespaces()
-    confine.die_with(parent)
+    linux.die_with_parent(parent)
     if namespaces != "none":
         child = os.fork()
         if child:
             os.closerange(3, max(jobs, answers, null) + 1)
             os.waitpid(child, 0)
             os._exit(0)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.die_with_parent(0)  # in a namespace of its own, its parent has no number
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     for name in _PRELOADED:
         importlib.import_module(name)
@@ -194,7 +193,7 @@ def main(parent: int) -> None:
 
 
 def _sealed(data: bytes) -> int:
-    """A file in memory that nobody can change, as standard input."""
+    """Make a file in memory that nobody can change, as standard input."""
     descriptor = os.memfd_create("stdin", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)

@@ -14,7 +14,9 @@ BROKEN_ROWS = "broken_rows.jsonl"
 
 
 def check_run_data(config: RunConfig, run: RunDir) -> None:
-    """Open every dataset of a run, those of finished stages and of evaluations too; list the broken rows.
+    """Check every dataset of a run, those of finished stages and evaluations too; list the broken rows.
+
+    A dataset that was checked before is not read again: there is an index of it, which other processes open.
 
     Raises:
         DataError: If a dataset cannot be read, or a larger share of its rows is broken than `max_bad_share`.

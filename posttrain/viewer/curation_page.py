@@ -151,8 +151,17 @@ def _bar(step: JsonObject, read: int) -> Bar:
     ):
         segments.append(Segment(visible(reason), count, round(x, 2), round(count * scale, 2), index))
         x += count * scale
-    name, kind = visible(text(step.get("name"))), text(step.get("filter"))
-    return Bar(name, kind, **counts, kept_width=round(kept_width, 2), segments=segments)
+    return Bar(
+        name=visible(text(step.get("name"))),
+        filter=text(step.get("filter")),
+        entered=counts["entered"],
+        kept=counts["kept"],
+        dropped=counts["dropped"],
+        failed=counts["failed"],
+        changed=counts["changed"],
+        kept_width=round(kept_width, 2),
+        segments=segments,
+    )
 
 
 def _add_examples(bars: list[Bar], path: Path, book: PictureBook) -> None:

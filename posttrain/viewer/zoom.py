@@ -8,7 +8,6 @@ corners x1, y1, x2, y2 of the box in thousandths of width and height. Calls of o
 
 from dataclasses import dataclass
 
-from posttrain.files.strict_json import Json
 from posttrain.run.json_fields import number
 from posttrain.types import ToolCall
 
@@ -51,7 +50,7 @@ def zoom_box(call: ToolCall, order: int) -> tuple[int, ZoomBox] | None:
     return int(index), ZoomBox(x1, y1, x2 - x1, y2 - y1, order, call.ok)
 
 
-def _corners(value: Json) -> list[float] | None:
+def _corners(value: object) -> list[float] | None:
     if not isinstance(value, list):
         return None
     corners = [corner for item in value if (corner := number(item)) is not None]

@@ -1,7 +1,6 @@
 """Is the final answer the reference answer? By rule, no judge."""
 
 import re
-from typing import Any
 
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import final_answer, normalise
@@ -12,7 +11,7 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?\s*(?:[.:)、]|$)")
 
 @reward("answer_accuracy")
 def answer_accuracy(x: RewardInput) -> Score | None:
-    """1 if the final answer equals a reference answer, else 0.
+    """Score 1 if the final answer equals a reference answer, else 0.
 
     Formula: max over references g of [n(a) = n(g)], with a the final answer (after the thinking; the last
     `<answer>`, boxed, `Answer:` or last line), and n the normalisation of `rewards.reading.answers`. Where g
@@ -38,8 +37,8 @@ def answer_accuracy(x: RewardInput) -> Score | None:
     return Score(0.0, note=f"answered {answer[:80]!r}" if answer else "no answer")
 
 
-def references(ground_truth: Any) -> list[str]:
-    """The reference answers as texts.
+def references(ground_truth: object) -> list[str]:
+    """Return the reference answers as texts.
 
     Raises:
         ValueError: If there is none, or one is empty or neither text nor number.
@@ -54,6 +53,6 @@ def references(ground_truth: Any) -> list[str]:
 
 
 def _choice(answer: str) -> str:
-    """The letter that an answer chooses, in lower case, or ""."""
+    """Return the letter that an answer chooses, in lower case, or ""."""
     found = _CHOICE.match(answer.strip(" *\"'"))
     return found.group(1).casefold() if found else ""

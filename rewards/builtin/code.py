@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
-from posttrain.sandbox import Limits, Sandbox, probe
+from posttrain.messages import without_thinking
+from posttrain.sandbox import ResourceLimits, Sandbox, probe
 from posttrain.sandbox.statements import split_tests
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.sdk import reward
 
 DEADLINE_S = 60.0
@@ -38,7 +38,7 @@ def code(
     all_or_nothing: bool = False,
     tolerance: float = 1e-6,
 ) -> Score | None:
-    r"""The share of unit tests that the answer's last fenced block of Python passes.
+    r"""Score the share of unit tests that the answer's last fenced block of Python passes.
 
     The block runs in a sandbox with the standard library only; it cannot read or write files. Each test of
     the first two forms starts anew, and what comes out is compared here, outside the process that ran it.
@@ -79,7 +79,7 @@ def code(
     if len(source) > MAX_SOURCE:
         return Score(0.0, note=f"more than {MAX_SOURCE} characters of code")
     probe()
-    with Sandbox(source, Limits(seconds, total_seconds, memory_mb)) as sandbox:
+    with Sandbox(source, ResourceLimits(seconds, total_seconds, memory_mb)) as sandbox:
         failures = _failures(sandbox, tests, all_or_nothing, tolerance)
     passed = failures.count("")
     share = passed / len(failures)
@@ -90,7 +90,7 @@ def code(
 
 
 def last_python_block(text: str) -> str:
-    """The last closed fenced block marked as Python, else the last without a mark, else nothing."""
+    """Return the last closed fenced block marked as Python, else the last without a mark, else nothing."""
     marked, unmarked = "", ""
     fence, language, lines = "", "", []
     for line in text.splitlines():
@@ -110,7 +110,7 @@ def last_python_block(text: str) -> str:
 
 
 def _failures(sandbox: Sandbox, tests: _Tests, all_or_nothing: bool, tolerance: float) -> list[str]:
-    """For each test "", or why it failed."""
+    """Run the tests; return for each "", or why it failed."""
     if tests.text:
         statements, names = split_tests(tests.text, tests.names)
         try:
@@ -133,7 +133,7 @@ def _failures(sandbox: Sandbox, tests: _Tests, all_or_nothing: bool, tolerance: 
 
 
 def same_output(expected: str, output: str, tolerance: float) -> bool:
-    """Whether two outputs agree line by line, white space aside; decimal numbers by tolerance."""
+    """Check whether two outputs agree line by line, white space aside; decimal numbers by tolerance."""
     ours, theirs = (text.strip().splitlines() for text in (expected, output))
     return len(ours) == len(theirs) and all(
         a.split() == b.split() or _same_words(a.split(), b.split(), tolerance)
@@ -141,8 +141,8 @@ def same_output(expected: str, output: str, tolerance: float) -> bool:
     )
 
 
-def same_value(expected: Any, value: Any, tolerance: float) -> bool:
-    """Whether a value equals one from JSON: tuples count as lists, keys as text, decimals by tolerance."""
+def same_value(expected: object, value: object, tolerance: float) -> bool:
+    """Compare a value with one from JSON: tuples count as lists, keys as text, decimals by tolerance."""
     if isinstance(expected, list):
         return (
             isinstance(value, list | tuple)
@@ -161,8 +161,8 @@ def same_value(expected: Any, value: Any, tolerance: float) -> bool:
     return isinstance(value, type(expected) | int | float) and expected == value
 
 
-def _key(key: Any) -> str | None:
-    """A key as text; None for one that JSON cannot have."""
+def _key(key: object) -> str | None:
+    """Return a key as text; None for one that JSON cannot have."""
     is_number = isinstance(key, float) or (isinstance(key, int) and key.bit_length() < 64)
     return key if isinstance(key, str) else str(key) if is_number else None
 
@@ -185,7 +185,7 @@ def _close(expected: float, value: float, tolerance: float) -> bool:
         return False
 
 
-def _read_tests(truth: Any) -> _Tests:
+def _read_tests(truth: object) -> _Tests:
     """Check a ground truth.
 
     Raises:

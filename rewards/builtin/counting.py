@@ -3,11 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.grounding import repeats
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.regions import read_regions
 from rewards.sdk import reward
 
@@ -41,7 +42,7 @@ _NONE = re.compile(r"\b(?:no|none|nothing)\b|没有")
 
 @reward("counting")
 def counting(x: RewardInput, how: How = "number") -> Score | None:
-    """1 if the answer counts as many things as there are, else 0.
+    """Score 1 if the answer counts as many things as there are, else 0.
 
     Formula: [n(a) = n]. By number, n(a) is the one number that the final answer states, in digits or in
     English or Chinese words up to 99, "no" and "none" for 0. An answer with several numbers ("3 or 4", "3
@@ -79,24 +80,24 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
 
 
 def stated_number(text: str) -> float | None:
-    """The one number that a short text states, or None for no number, several, or a bound."""
+    """Return the one number that a short text states, or None for no number, several, or a bound."""
     text = plain(text).rpartition("=")[2]
     values = _values(_REMARK.sub(" ", text)) or _values(text)
     return values.pop() if len(values) == 1 else None
 
 
 def plain(text: str) -> str:
-    """Half-width lower-case text."""
+    """Return the text in half-width lower case."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
 def in_digits(text: str) -> str:
-    """Plain text with its English and Chinese numbers up to 99 in digits: "twenty-one" becomes "21"."""
+    """Write a plain text's English and Chinese numbers up to 99 in digits: "twenty-one" becomes "21"."""
     return _CHINESE_NUMBER.sub(_chinese_value, _ENGLISH_NUMBER.sub(_english_value, text))
 
 
 def _values(text: str) -> set[float | None]:
-    """The different numbers in a text, None for one that only bounds or cannot be read.
+    """Return the different numbers in a text, None for one that only bounds or cannot be read.
 
     Words count only where there are no digits ("One sees 5 dogs"), "no" only where there is neither.
     """
@@ -129,8 +130,9 @@ def _chinese_value(number: re.Match[str]) -> str:
     return str(10 * _CHINESE.get(tens, 1) + _CHINESE.get(unit, 0))
 
 
-def _whole_number(ground_truth: Any) -> int:
-    whole = isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0
-    if whole or (isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip())):
+def _whole_number(ground_truth: object) -> int:
+    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0:
+        return ground_truth
+    if isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip()):
         return int(ground_truth)
     raise ValueError(f"ground_truth {ground_truth!r} is no whole number from 0 up; correct the dataset")

@@ -1,7 +1,6 @@
 """Has the model read the whole page: its text, where each part stands, and in which order?"""
 
 from collections.abc import Sequence
-from typing import Any, get_args
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -10,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.documents import PageBlock, page_text, parse_page, read_bbox, reading_order
-from rewards.reading.regions import in_frame
+from rewards.reading.regions import in_frame, read_frame
 from rewards.reading.text import MAX_LENGTH, transcript
 from rewards.sdk import reward
 
@@ -22,7 +21,7 @@ MAX_BLOCKS = 500
 
 @reward("document_parsing")
 def document_parsing(x: RewardInput, family: Family) -> Score | None:
-    """How well a page was parsed to QwenVL-HTML or QwenVL-Markdown: text, layout and reading order.
+    """Score how well a page was parsed to QwenVL-HTML or -Markdown: text, layout, reading order.
 
     Formula: Σ w·part / Σ w over the parts that apply, with the weights 0.5, 0.3 and 0.2 (assumed) of
     - text: 1 − lev / max length, over the characters of the whole page without markup, in written order;
@@ -69,8 +68,8 @@ def document_parsing(x: RewardInput, family: Family) -> Score | None:
     return Score(min(1.0, value), parts, f"{len(answer)} blocks, the reference has {len(reference)}")
 
 
-def _reference(ground_truth: Any, own_frame: Frame) -> tuple[list[PageBlock], list[Box]]:
-    """The blocks of the reference page and their boxes.
+def _reference(ground_truth: object, own_frame: Frame) -> tuple[list[PageBlock], list[Box]]:
+    """Return the blocks of the reference page and their boxes.
 
     Raises:
         ValueError: As `document_parsing` does.
@@ -81,9 +80,7 @@ def _reference(ground_truth: Any, own_frame: Frame) -> tuple[list[PageBlock], li
             f'ground_truth {ground_truth!r:.80} is neither a text nor {{"text": …, "frame": …}}; correct the'
             " dataset"
         )
-    frame: Any = form.get("frame", own_frame)
-    if frame not in get_args(Frame):
-        raise ValueError(f"ground_truth: frame {frame!r} is none of {', '.join(get_args(Frame))}")
+    frame = read_frame(form.get("frame", own_frame))
     blocks = parse_page(transcript(form["text"]))
     if not blocks or len(blocks) > MAX_BLOCKS or len(form["text"]) > MAX_LENGTH:
         raise ValueError(
@@ -105,7 +102,7 @@ def _reference(ground_truth: Any, own_frame: Frame) -> tuple[list[PageBlock], li
 
 
 def _layout(targets: Sequence[Box], written: Sequence[Box | None]) -> float:
-    """The Dice coefficient of two sets of boxes, with IoU for «is in both»."""
+    """Compute the Dice coefficient of two sets of boxes, with IoU for «is in both»."""
     corners = [
         np.array([(box.x1, box.y1, box.x2, box.y2) for box in boxes if box], dtype=float).reshape(-1, 4)
         for boxes in (targets, written)

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from posttrain.messages import without_thinking
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
-from rewards.reading.answers import normalise, without_thinking
+from rewards.reading.answers import normalise
 from rewards.reading.regions import Gold, Region, in_frame, read_gold, read_regions
 from rewards.sdk import reward
 
@@ -28,7 +29,7 @@ def grounding(
     threshold: float = 0.5,
     labels: bool = True,
 ) -> Score | None:
-    """How well the boxes of the answer fit the objects, each object matched with at most one box.
+    """Score how well the answer's boxes fit the objects, each object matched with at most one box.
 
     Formula: S = max over one-to-one matchings of Σ s(p, g) (Hungarian method); precision P = S / predicted
     boxes, recall R = S / objects, value F1 = 2·P·R / (P + R). With one box and one object this is s(p, g):
@@ -81,7 +82,7 @@ def grounding(
 
 @reward("pointing")
 def pointing(x: RewardInput, family: Family, tolerance: float = 0.1, labels: bool = True) -> Score | None:
-    """How well the points of the answer hit the objects, each object matched with at most one point.
+    """Score how well the answer's points hit the objects, each matched with at most one point.
 
     Formula: as for `grounding`, F1 of the best one-to-one matching, with s(p, g) = [p lies in g, its edge
     included] where the reference has boxes, and max(0, 1 − d / tolerance) where it has points. d is the
@@ -125,7 +126,7 @@ def pointing(x: RewardInput, family: Family, tolerance: float = 0.1, labels: boo
 
 
 def iou_and_giou(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
-    """Overlap of every pair of boxes.
+    """Compute the overlap of every pair of boxes.
 
     With I the area of the intersection, U of the union and C of the smallest box around both:
     IoU = I / U in [0, 1], GIoU = I / U − (C − U) / C in (−1, 1].
@@ -148,7 +149,7 @@ def iou_and_giou(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def repeats(regions: list[Region]) -> int:
-    """How many boxes and points stand in the list already, exactly or (boxes) with IoU ≥ 0.9."""
+    """Count the boxes and points that stand in the list already, exactly or (boxes) with IoU ≥ 0.9."""
     boxes = [region.box for region in regions if region.box and region.kind == "box"]
     return _repeats(_array(boxes)) + _copies([r.box for r in regions if r.box and r.kind == "point"])
 
@@ -164,7 +165,7 @@ def _of_kind(answer: str, kind: Literal["box", "point"], frame: Frame) -> list[R
 
 
 def _early_verdict(answer: str, regions: list[Region], objects: int) -> Score | None:
-    """The verdict that the numbers of regions and objects give alone, or None."""
+    """Return the verdict that the numbers of regions and objects give alone, or None."""
     note = f"{len(regions)} for {objects} objects"
     if not objects:
         return Score(float(bool(without_thinking(answer)) and not regions), note=note)
@@ -174,7 +175,7 @@ def _early_verdict(answer: str, regions: list[Region], objects: int) -> Score | 
 
 
 def _matched(similarity: Matrix, predicted: int) -> Score:
-    """F1 of the best matching of rows (valid predictions) with columns (objects)."""
+    """Compute F1 of the best matching of rows (valid predictions) with columns (objects)."""
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     total, objects = float(similarity[rows, columns].sum()), similarity.shape[1]
     parts = {"precision": total / predicted, "recall": total / objects}
@@ -189,7 +190,7 @@ def _similarity(boxes: Matrix, targets: Matrix, metric: Metric, threshold: float
 
 
 def _same_label(regions: list[Region], gold: Gold, wanted: bool) -> Matrix:
-    """[N, M] 1 where the labels agree; everywhere if that is not wanted or the reference has none."""
+    """Build a matrix [N, M], 1 where labels agree; all 1 if that is not wanted or the reference has none."""
     ours = [normalise(region.label) for region in regions if region.box]
     if gold.labels is None or not wanted:
         return np.ones((len(ours), len(gold.boxes) + len(gold.points)))
@@ -198,13 +199,13 @@ def _same_label(regions: list[Region], gold: Gold, wanted: bool) -> Matrix:
 
 
 def _inside(points: Matrix, boxes: Matrix) -> Matrix:
-    """[N, M] 1 where the point lies in the box or on its edge."""
+    """Build a matrix [N, M], 1 where the point lies in the box or on its edge."""
     at = points[:, None, :2]
     return ((boxes[None, :, :2] <= at) & (at <= boxes[None, :, 2:])).all(axis=-1).astype(float)
 
 
 def _repeats(boxes: Matrix) -> int:
-    """How many boxes are the same as one before them."""
+    """Count how many boxes are the same as one before them."""
     iou, _ = iou_and_giou(boxes, boxes)
     return int((np.tril(iou, k=-1) >= SAME_BOX_IOU).any(axis=1).sum())
 
@@ -214,5 +215,5 @@ def _copies(points: list[Box]) -> int:
 
 
 def _array(boxes: list[Box]) -> Matrix:
-    """[N, 4] corners."""
+    """Return the boxes' corners, [N, 4]."""
     return np.array([(box.x1, box.y1, box.x2, box.y2) for box in boxes], dtype=float).reshape(-1, 4)

@@ -1,7 +1,7 @@
 """Does the answer keep to the constraints that its prompt states?"""
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.reading.constraints import Answer, passes, read_constraints
 from rewards.reading.units import has_content
 from rewards.sdk import reward
@@ -9,7 +9,7 @@ from rewards.sdk import reward
 
 @reward("instruction_following")
 def instruction_following(x: RewardInput, mode: str = "share") -> Score | None:
-    """The share of the sample's constraints that the answer satisfies.
+    """Score the share of the sample's constraints that the answer satisfies.
 
     Formula: (1/n) Σᵢ [the answer satisfies constraint i], or the product of these for mode "all". An answer
     without a letter, digit or symbol scores 0, although it would satisfy "no commas".

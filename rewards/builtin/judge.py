@@ -13,16 +13,20 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from posttrain.concurrency import all_or_first_failure
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint
 from rewards.judge.guards import attack
 from rewards.judge.rubric import load_rubric
-from rewards.judge.scoring import all_or_none, compare, score_answer, score_reasoning, trusted_text
-from rewards.reading.answers import final_answer, normalise, without_thinking
+from rewards.judge.scoring import compare, score_answer, score_reasoning, trusted_text
+from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import group_reward, reward
+
+T = TypeVar("T")
 
 #: The call of one episode waits for its turn at the endpoint, so this is the time of a whole batch.
 DEADLINE_S = 900.0
@@ -30,12 +34,12 @@ DEADLINE_S = 900.0
 GUARDED = ("base_url", "cache_dir", "request", "rubric")
 
 
-def _with_endpoint(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _with_endpoint(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     """Let `fn(x, endpoint, **params)` be called with the endpoint's fields among the parameters."""
     fields = {field.name for field in dataclasses.fields(Endpoint)}
 
     @functools.wraps(function)
-    async def called_with_fields(x: Any, **params: Any) -> Any:
+    async def called_with_fields(x: object, **params: Any) -> T:
         endpoint = Endpoint(**{name: params.pop(name) for name in fields & params.keys()})
         return await function(x, endpoint, **params)
 
@@ -56,7 +60,7 @@ async def judge(
     weights: Mapping[str, float] | None = None,
     images: int = 4,
 ) -> Score | None:
-    """How good a judge finds the answer, in several aspects measured by the reference.
+    """Score how good a judge finds the answer, in several aspects measured by the reference.
 
     Formula: Σ wᵢ·sᵢ / (scale·Σ wᵢ) over the rubric's aspects, sᵢ from 0 to its scale. An answer that is the
     reference word for word gets 1; an empty one, or an attack on the judge, gets 0.
@@ -90,7 +94,7 @@ async def judge_accuracy(
     rubric: str = "answer_accuracy",
     images: int = 0,
 ) -> Score | None:
-    """Does the final answer mean the same as the reference? By a judge, where the texts differ.
+    """Score whether the final answer means the same as the reference; a judge decides where texts differ.
 
     Formula: 1 if the final answer equals a reference after normalisation; 0 if it is empty or an attack on
     the judge; else the judge's verdict by the rubric, which by default is 0 or 1.
@@ -126,7 +130,7 @@ async def multi_turn_reasoning(
     rubric: str = "multi_turn_reasoning",
     images: int = 8,
 ) -> Score | None:
-    """Was each tool result read rightly, and do the steps cohere? By a judge.
+    """Score, by a judge, whether each tool result was read rightly and the steps cohere.
 
     Formula: Σ wᵢ·sᵢ / (scale·Σ wᵢ) over the rubric's aspects; how results were read counts only where there
     are any. An episode without an answer, or with an attack on the judge in any turn, gets 0.
@@ -167,7 +171,7 @@ async def judge_pairwise(
     max_pairs: int = 16,
     images: int = 4,
 ) -> list[Score | None]:
-    """The share of comparisons with other answers to the same prompt that a judge lets the answer win.
+    """Score the share of comparisons with the prompt's other answers that a judge lets the answer win.
 
     Formula: mean over the opponents of [wins] + ½·[ties], each pair judged in both orders. Every episode
     meets equally many opponents: the next ones around the group, as many as `max_pairs` allows. An answer
@@ -205,7 +209,7 @@ async def judge_pairwise(
 
     pairs = list(_rounds(len(xs), max_pairs))
     shares: list[list[float]] = [[] for _ in xs]
-    outcomes = await all_or_none([won(*pair) for pair in pairs])
+    outcomes = await all_or_first_failure([won(*pair) for pair in pairs])
     for (i, j), (mine, theirs) in zip(pairs, outcomes, strict=True):
         shares[i].append(mine)
         shares[j].append(theirs)
@@ -214,7 +218,7 @@ async def judge_pairwise(
 
 
 def _by_rule(x: RewardInput) -> Score | None:
-    """The score of an answer that needs no judge: the reference itself, nothing, or an attack."""
+    """Score an answer that needs no judge: the reference itself, nothing, or an attack; else return None."""
     answer = without_thinking(x.answer)
     if answer and _is_reference(answer, x):
         return Score(1.0, note="the answer is the reference")
@@ -228,7 +232,7 @@ def _is_reference(answer: str, x: RewardInput) -> bool:
 
 
 def _rounds(count: int, max_pairs: int) -> Iterator[tuple[int, int]]:
-    """Pairs around a circle, each with its neighbour, then with the next but one, and so on.
+    """Yield pairs around a circle, each with its neighbour, then with the next but one, and so on.
 
     A round gives every member two opponents, except the last round of an even circle, which gives one.
     """

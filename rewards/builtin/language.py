@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.length import written
-from rewards.reading.answers import without_thinking
 from rewards.reading.languages import (
     CODES,
     MIN_LETTERS,
@@ -36,7 +36,7 @@ _FOREIGN |= {script: re.compile(f"[{chars}]+") for script, chars in SCRIPTS.item
 
 @reward("language_match", low=-1.0, high=0.0)
 def language_match(x: RewardInput) -> Score | None:
-    """−1 if the answer is in another language than the prompt, else 0.
+    """Score −1 if the answer is in another language than the prompt, else 0.
 
     Formula: −[P ∩ A = ∅ ∧ A ≠ ∅], with P and A the languages that the last user turn and the answer can be
     in (`rewards.reading.languages.languages_of`: by writing system, then by lingua's trigrams). Code, LaTeX,
@@ -63,7 +63,7 @@ def language_match(x: RewardInput) -> Score | None:
 
 @reward("language_mixing", low=-1.0, high=0.0)
 def language_mixing(x: RewardInput, thinking: bool = False) -> Score:
-    """Minus the share of an answer that is in another language than the rest of it.
+    """Score minus the share of an answer that is in another language than the rest of it.
 
     Formula: −(letters in foreign lines and phrases) / letters. The text's own language is the one that most
     of its lines can be in. Foreign are lines of at least 60 letters that cannot be in it, and elsewhere
@@ -100,7 +100,7 @@ def language_mixing(x: RewardInput, thinking: bool = False) -> Score:
 
 
 def _wanted(x: RewardInput) -> frozenset[str]:
-    """The languages that an answer may be in; none where nothing tells."""
+    """Return the languages that an answer may be in; none where nothing says so."""
     code = x.columns.get("language")
     if code is not None:
         if code not in CODES:
@@ -111,12 +111,12 @@ def _wanted(x: RewardInput) -> frozenset[str]:
 
 
 def _names(codes: frozenset[str]) -> str:
-    """Up to three codes, for a note."""
+    """Write up to three codes, for a note."""
     return "/".join(sorted(codes)[:3]) + ("/…" if len(codes) > 3 else "")
 
 
 def _own_scripts(found: Counter[str]) -> set[str]:
-    """The writing systems of the language that most letters belong to; Japanese has two."""
+    """Return the writing systems of the language that most letters belong to; Japanese has two."""
     joined = Counter(found)
     if joined["kana"] >= 0.05 * joined["han"] and joined["kana"]:
         joined["kana"] += joined.pop("han", 0)
@@ -125,13 +125,13 @@ def _own_scripts(found: Counter[str]) -> set[str]:
 
 
 def _foreign_letters(line: str, own: set[str], prompt: str) -> int:
-    """Letters of a line in phrases of other writing systems that the prompt does not have."""
+    """Count a line's letters in phrases of other writing systems that the prompt does not have."""
     runs = (run for script, pattern in _FOREIGN.items() if script not in own for run in pattern.findall(line))
     return sum(sum(weights(run).values()) for run in runs if run.casefold() not in prompt)
 
 
 def _foreign_lines(lines: list[str], prompt: str) -> set[int]:
-    """Indices of the long lines that cannot be in the language that most text can be in."""
+    """Find the indices of long lines that cannot be in the language that most text can be in."""
     possible = {
         i: languages_of_prose(lines[i]) for i in range(len(lines)) if len(lines[i]) * 3 >= MIN_LINE_LETTERS
     }

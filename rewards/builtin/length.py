@@ -6,7 +6,7 @@ from rewards.sdk import reward
 
 @reward("truncation", low=-1.0, high=0.0)
 def truncation(x: RewardInput) -> Score:
-    """−1 if the episode was cut off at a length or turn limit, else 0.
+    """Score −1 if the episode was cut off at a length or turn limit, else 0.
 
     Formula: −[x.truncated]. What was written does not matter, so an empty answer gets 0 unless it was cut.
 
@@ -17,7 +17,7 @@ def truncation(x: RewardInput) -> Score:
 
 @reward("overlong", low=-1.0, high=0.0)
 def overlong(x: RewardInput, limit: int, soft: int = 0) -> Score:
-    """0 up to a length, falling to −1 over a soft interval before the limit.
+    """Score 0 up to a length, falling to −1 over a soft interval before the limit.
 
     Formula, with n the characters that the model wrote: 0 for n ≤ limit − soft;
     (limit − soft − n) / soft for limit − soft < n ≤ limit; −1 for n > limit. With soft = 0 the limit is hard.
@@ -44,6 +44,6 @@ def overlong(x: RewardInput, limit: int, soft: int = 0) -> Score:
 
 
 def written(x: RewardInput) -> str:
-    """All that the model wrote in an episode, thinking included; its answer where no turns are kept."""
+    """Return all that the model wrote, thinking included; its answer where no turns are kept."""
     turns = [message.text.strip() for message in x.response if message.role == "assistant"]
     return "\n".join(turns).strip() or x.answer.strip()

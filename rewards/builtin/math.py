@@ -8,9 +8,10 @@ Here the deadline of the worker pool holds, and a time-out is an error.
 
 import itertools
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.mathematics.forms import same
 from rewards.reading.mathematics.sentences import formulas
 from rewards.reading.mathematics.spelling import canonical
@@ -22,7 +23,7 @@ MAX_DEPTH = 20
 
 @reward("math")
 def math(x: RewardInput, tolerance: float = 0.0) -> Score | None:
-    r"""1 if the final answer equals a reference answer in mathematics, else 0.
+    r"""Score 1 if the final answer equals a reference answer in mathematics, else 0.
 
     Formula: max over references g of [a ≡ g], with a the final answer (after the thinking; the last
     `<answer>`, boxed, `Answer:` or last line, and there the last formula or what its sentence ends with).
@@ -67,6 +68,6 @@ def math(x: RewardInput, tolerance: float = 0.0) -> Score | None:
 
 
 def _readable(text: str) -> bool:
-    """Whether a text is there, and neither too long nor nested too deeply to be parsed."""
+    """Check whether a text is there, and neither too long nor nested too deeply to be parsed."""
     depths = itertools.accumulate((c in "{([") - (c in "})]") for c in text)
     return 0 < len(text) <= MAX_LENGTH and max(depths) <= MAX_DEPTH

@@ -3,7 +3,6 @@
 import re
 import string
 import unicodedata
-from typing import Any
 
 from posttrain.types import RewardInput, Score
 from rewards.reading.answers import final_answer, normalise
@@ -30,7 +29,7 @@ _ANOTHER = re.compile(r"\([A-Z]\)|(?<![A-Za-z])[A-Z]\s*[.:)、]|(?:\b(?:and|or)\
 
 @reward("multiple_choice")
 def multiple_choice(x: RewardInput, column: str = "choices") -> Score | None:
-    """1 if the final answer chooses exactly the right options, else 0.
+    """Score 1 if the final answer chooses exactly the right options, else 0.
 
     Formula: [chosen(a) = gold], with a the final answer (after the thinking; the last `<answer>`, boxed,
     `Answer:`, `故选` or last line) and chosen(a) the set of letters in it: `B`, `(B)`, `B. the red one`,
@@ -64,20 +63,21 @@ def multiple_choice(x: RewardInput, column: str = "choices") -> Score | None:
     return Score(float(chosen == gold), note=f"chose {', '.join(sorted(chosen)) or 'nothing'}")
 
 
-def _gold(ground_truth: Any) -> frozenset[str]:
-    """The right letters, in upper case.
+def _gold(ground_truth: object) -> frozenset[str]:
+    """Return the right letters, in upper case.
 
     Raises:
         ValueError: If they are not letters.
     """
-    letters = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
-    if not letters or not all(isinstance(v, str) and re.fullmatch(r"\s*[A-Za-z]\s*", v) for v in letters):
+    given = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
+    letters = [v for v in given if isinstance(v, str) and re.fullmatch(r"\s*[A-Za-z]\s*", v)]
+    if not letters or len(letters) < len(given):
         raise ValueError(f"ground_truth {ground_truth!r} is no letter or list of letters, as ['A', 'C'] is")
     return frozenset(letter.strip().upper() for letter in letters)
 
 
-def _options(value: Any, column: str) -> dict[str, str]:
-    """Letter to text; empty where there is no column.
+def _options(value: object, column: str) -> dict[str, str]:
+    """Return the options' texts by letter; none where there is no column.
 
     Raises:
         ValueError: If the column is not a list of up to 26 texts, or a mapping of letters to texts.
@@ -100,13 +100,13 @@ def _options(value: Any, column: str) -> dict[str, str]:
 
 
 def _unlettered(letter: str, text: str) -> str:
-    """The option without its own letter before it, as in `B. blue`."""
+    """Return the option without its own letter before it, as in `B. blue`."""
     found = _WITH_TEXT.fullmatch(text.strip())
     return found.group(2) if found and found.group(1).upper() == letter.upper() else text
 
 
 def _chosen(text: str, options: dict[str, str]) -> frozenset[str]:
-    """The letters that a text chooses, by themselves or by the options' texts."""
+    """Return the letters that a text chooses, by themselves or by the options' texts."""
     if letter := _by_text(text, options):
         return frozenset(letter)
     plain = unicodedata.normalize("NFKC", _DECORATION.sub(" ", text)).strip(" .。\n")
@@ -127,7 +127,7 @@ def _chosen(text: str, options: dict[str, str]) -> frozenset[str]:
 
 
 def _one(text: str, options: dict[str, str]) -> str:
-    """The one letter that a text chooses, or ""."""
+    """Return the one letter that a text chooses, or ""."""
     if letter := _by_text(text, options):
         return letter
     if re.fullmatch(_LETTER, _AROUND_SIGNS.sub(r"\1", text)):
@@ -140,7 +140,7 @@ def _one(text: str, options: dict[str, str]) -> str:
 
 
 def _by_text(text: str, options: dict[str, str]) -> str:
-    """The letter of the one option whose text this is, or that is the same mathematics."""
+    """Return the letter of the one option whose text this is, or that is the same mathematics, or ""."""
     spelling = _spelling(text)
     if found := [letter for letter, option in options.items() if _spelling(option) == spelling]:
         return found[0]
@@ -152,5 +152,5 @@ def _by_text(text: str, options: dict[str, str]) -> str:
 
 
 def _spelling(text: str) -> str:
-    """One spelling of an option's text: as mathematics is written, in lower case, without an article."""
+    """Spell an option's text in one way: as mathematics is written, in lower case, without an article."""
     return "".join(normalise(canonical(text)).replace("\\", "").split())

@@ -6,12 +6,12 @@ Both sides are cleaned first (`rewards.reading.text.clean`): NFKC, no invisible 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import final_answer, without_thinking
+from rewards.reading.answers import final_answer
 from rewards.reading.text import MAX_LENGTH, clean, transcript
 from rewards.sdk import reward
 
@@ -21,7 +21,7 @@ _MAX_ANSWER = 10_000
 
 @reward("edit_distance")
 def edit_distance(x: RewardInput, ignore_case: bool = False) -> Score | None:
-    """Similarity of the transcription to the reference by normalised edit distance.
+    """Score the similarity of the transcription to the reference by normalised edit distance.
 
     Formula: max over references g of 1 − lev(g, a) / max(|g|, |a|), over characters; 1 where both are
     empty. a is the last `<answer>…</answer>`, else the whole answer, without a code fence around it.
@@ -40,7 +40,7 @@ def edit_distance(x: RewardInput, ignore_case: bool = False) -> Score | None:
 
 @reward("cer")
 def cer(x: RewardInput, ignore_case: bool = False) -> Score | None:
-    """Share of the characters read correctly: 1 minus the character error rate.
+    """Score the share of the characters read correctly: 1 minus the character error rate.
 
     Formula: max over references g of 1 − min(1, lev(g, a) / |g|), over characters. For an empty g: [a = ""].
 
@@ -58,7 +58,7 @@ def cer(x: RewardInput, ignore_case: bool = False) -> Score | None:
 
 @reward("wer")
 def wer(x: RewardInput, ignore_case: bool = False) -> Score | None:
-    """Share of the words read correctly: 1 minus the word error rate.
+    """Score the share of the words read correctly: 1 minus the word error rate.
 
     Formula: as `cer`, over words between white space. Chinese, Japanese and Thai have no such words; use
     `cer` for them.
@@ -79,7 +79,7 @@ def wer(x: RewardInput, ignore_case: bool = False) -> Score | None:
 
 @reward("anls")
 def anls(x: RewardInput, threshold: float = 0.5) -> Score | None:
-    """Similarity of the final answer to the closest reference, 0 where it is too far off (ANLS).
+    """Score the similarity of the final answer to the closest reference, 0 where it is too far off (ANLS).
 
     Formula: max over references g of s if 1 − s < threshold, else 0, with
     s = 1 − lev(g, a) / max(|g|, |a|) over characters, capitals equal to small letters. a is the final
@@ -109,7 +109,7 @@ def anls(x: RewardInput, threshold: float = 0.5) -> Score | None:
 def _closest(
     x: RewardInput, answers: list[str], similarity: Callable[[str, str], float], ignore_case: bool
 ) -> Score | None:
-    """The best similarity over references and readings of the answer."""
+    """Find the best similarity over references and readings of the answer."""
     if x.ground_truth is None:
         return None
     references = _references(x.ground_truth)
@@ -123,8 +123,8 @@ def _closest(
     return Score(best, note=f"read {read[:80]!r}" if read else "nothing read")
 
 
-def _references(ground_truth: Any) -> list[str]:
-    """The reference texts, cleaned; only "" itself is empty.
+def _references(ground_truth: object) -> list[str]:
+    """Return the reference texts, cleaned; only "" itself is empty.
 
     Raises:
         ValueError: If there is none, or one is blank, too long, or neither text nor number.

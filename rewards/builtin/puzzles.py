@@ -1,13 +1,13 @@
 """Clocks, exact answers and sets: questions of perception and puzzles with a short answer."""
 
 import re
-from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import in_digits, plain
-from rewards.reading.answers import final_answer, normalise, without_thinking
+from rewards.reading.answers import final_answer, normalise
 from rewards.sdk import reward
 
 MAX_LENGTH = 10_000
@@ -36,7 +36,7 @@ _AND = re.compile(r"(?:^|\s)(?:and|&)\s|和|以及")
 
 @reward("clock")
 def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
-    """1 if the time that the answer reads off a clock is right to the minute, or nearly, else 0.
+    """Score 1 if the time that the answer reads off a clock is right to the minute, or nearly, else 0.
 
     Formula: [min(|a − g|, D − |a − g|) ≤ tolerance] in minutes around a dial of D = 720 or 1440, so that
     11:59 and 12:01 are two minutes apart. a is the one time in the final answer: `10:08`, `10:08:30`,
@@ -73,7 +73,7 @@ def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
 
 
 def read_time(text: str, hours: int) -> float | None:
-    """The one time in a text in minutes on a dial of 12 or 24 hours; None for no time or several."""
+    """Return the one time in a text in minutes on a dial of 12 or 24 hours; None for no time or several."""
     text = in_digits(plain(text)).replace("’", "'")
     times: set[float | None] = set()
     for pattern in _TIMES:
@@ -85,7 +85,7 @@ def read_time(text: str, hours: int) -> float | None:
 
 @reward("exact_match")
 def exact_match(x: RewardInput, case: bool = True) -> Score | None:
-    """1 if the final answer is a reference answer character by character, else 0.
+    """Score 1 if the final answer is a reference answer character by character, else 0.
 
     Formula: max over references g of [a = g], runs of white space counting as one space, with a the final
     answer (the last `<answer>`, boxed, `Answer:` or last line) or the whole answer after the thinking. For
@@ -110,7 +110,7 @@ def exact_match(x: RewardInput, case: bool = True) -> Score | None:
 
 @reward("set_match")
 def set_match(x: RewardInput, exact: bool = False) -> Score | None:
-    """How far the set of things that the answer lists is the reference set, in any order.
+    """Score how far the set of things that the answer lists is the reference set, in any order.
 
     Formula: the Jaccard index |A ∩ G| / |A ∪ G|, or [A = G] with `exact`. A is what the final answer lists:
     a JSON list, lines with bullets or numbers, or parts between commas, semicolons and a last "and". Things
@@ -137,7 +137,7 @@ def set_match(x: RewardInput, exact: bool = False) -> Score | None:
 
 
 def _minutes(found: re.Match[str], hours: int) -> float | None:
-    """Minutes on the dial, or None where no clock shows such a time."""
+    """Return the minutes on the dial, or None where no clock shows such a time."""
     time = found.groupdict()
     hour, minute, second = int(time["hour"]), int(time.get("minute") or 0), int(time.get("second") or 0)
     if part := time.get("part"):
@@ -159,7 +159,7 @@ def _spaced(text: str, case: bool) -> str:
 
 
 def _listed(answer: str, gold: set[str]) -> set[str]:
-    """The normalised things that an answer lists; "and" parts two only where they are no thing together."""
+    """Return the normalised things that an answer lists; "and" parts two that are no one thing."""
     answer = answer.replace("```json", "").replace("```", "")
     final = final_answer(answer)
     # The last line of a list with bullets stands for the whole list.
@@ -172,8 +172,8 @@ def _listed(answer: str, gold: set[str]) -> set[str]:
     return things
 
 
-def _json_list(text: str) -> list[Any]:
-    """The items of a JSON list of texts and numbers, else nothing."""
+def _json_list(text: str) -> list[object]:
+    """Return the items of a JSON list of texts and numbers, else nothing."""
     try:
         value = parse_json(text)
     except JsonError:

@@ -11,12 +11,12 @@ import importlib.metadata
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from reasoning_gym.factory import DATASETS, get_score_answer_fn  # pyright: ignore[reportMissingImports]
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import without_thinking
 from rewards.sdk import reward
 
 VERSION = "0.1.25"
@@ -38,13 +38,16 @@ REFUSED = {
     "complex_arithmetic": "takes 'nan' for any number",
     "composite": "passes on to any other",
 }
+#: A row of a dataset of reasoning-gym, and what scores an answer to it.
+Entry: TypeAlias = dict[str, Any]
+ScoreAnswer: TypeAlias = Callable[[str, Entry], float]
 MAX_LENGTH = 10_000
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 
 @reward("reasoning_gym")
 def reasoning_gym(x: RewardInput) -> Score | None:
-    """The score that reasoning-gym's own scorer of the dataset gives, 0 for an empty answer.
+    """Score as reasoning-gym's own scorer of the dataset does, 0 for an empty answer.
 
     Formula: score_answer(a, entry), with a what stands in the last `<answer>…</answer>`, or else the whole
     answer after the thinking. Many of its scorers give up to 0.05 for any answer of the right form, and some
@@ -77,10 +80,10 @@ def reasoning_gym(x: RewardInput) -> Score | None:
     return Score(min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0)
 
 
-def _scorer(entry: Any) -> Callable[[str, dict[str, Any]], float]:
+def _scorer(entry: object) -> ScoreAnswer:
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     name = metadata.get("source_dataset") if isinstance(metadata, dict) else None
-    if not isinstance(name, str) or "answer" not in entry:
+    if not isinstance(entry, dict) or not isinstance(name, str) or "answer" not in entry:
         raise ValueError(
             "ground_truth is no entry of reasoning-gym: it needs 'answer', and 'source_dataset' in 'metadata'"
         )
@@ -92,14 +95,14 @@ def _scorer(entry: Any) -> Callable[[str, dict[str, Any]], float]:
 
 
 @functools.cache
-def _scorer_by_name(name: str) -> Callable[[str, dict[str, Any]], float]:
-    """Making a dataset may read files, so that it is done once."""
+def _scorer_by_name(name: str) -> ScoreAnswer:
+    """Make a dataset's scorer, once, since making it may read files."""
     scorer: Any = get_score_answer_fn(name)  # its annotation says that it takes nothing
     return scorer
 
 
-def _check_reference(scorer: Callable[[str, dict[str, Any]], float], entry: dict[str, Any]) -> None:
-    """Puzzles with many solutions have no reference answer."""
+def _check_reference(scorer: ScoreAnswer, entry: Entry) -> None:
+    """Refuse an entry whose reference answer its own scorer refuses; puzzles may have no reference."""
     reference = entry["answer"]
     if reference is not None and scorer(reference, copy.deepcopy(entry)) < 1:
         raise ValueError(

@@ -22,7 +22,7 @@ _MARKER = re.compile(r"\s*(?:[-*+•]|\d{1,6}[.):、]?)\s*")
 
 @reward("repetition", low=-1.0, high=0.0)
 def repetition(x: RewardInput, tolerated: float = 0.25, full: float = 0.6) -> Score:
-    """0 for text that goes on, down to −1 for text that loops.
+    """Score 0 for text that goes on, down to −1 for text that loops.
 
     Formula: −clip((max(p, l) − tolerated) / (full − tolerated), 0, 1). p = 1 − (different 10-grams) /
     (10-grams) over the words and marks of all that the model wrote, thinking included; Han and kana count
@@ -55,7 +55,7 @@ def repetition(x: RewardInput, tolerated: float = 0.25, full: float = 0.6) -> Sc
 
 
 def _repeated_phrases(text: str) -> float:
-    """1 − distinct-10, or 0 for a short text."""
+    """Return 1 − distinct-10, or 0 for a short text."""
     tokens = _TOKEN.findall(text.casefold())
     if len(tokens) < MIN_TOKENS:
         return 0.0
@@ -64,7 +64,7 @@ def _repeated_phrases(text: str) -> float:
 
 
 def _repeated_lines(text: str) -> float:
-    """Share of the lines that repeat another, where that one stands at least three times."""
+    """Return the share of the lines that repeat another, where that one stands at least three times."""
     lines = [_MARKER.sub("", line, count=1).strip().casefold() for line in text.splitlines() if line.strip()]
     if len(_TOKEN.findall(text)) < MIN_TOKENS:
         return 0.0

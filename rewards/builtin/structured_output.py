@@ -1,6 +1,6 @@
 """Is the answer JSON, of the form asked for, with the right content?"""
 
-from typing import Any
+from collections.abc import Mapping
 
 from posttrain.files.strict_json import JsonError
 from posttrain.types import RewardInput, Score
@@ -11,7 +11,7 @@ from rewards.sdk import reward
 
 @reward("json_valid")
 def json_valid(x: RewardInput) -> Score:
-    """1 if the answer, or its one fenced block, is a JSON object or list, else 0.
+    """Score 1 if the answer, or its one fenced block, is a JSON object or list, else 0.
 
     Formula: [the text parses as strict JSON ∧ its value is an object or a list]. Strict means RFC 8259
     without what breaks readers later: no NaN, no key twice, no half surrogate pairs, at most 64 levels and
@@ -31,9 +31,9 @@ def json_valid(x: RewardInput) -> Score:
 
 @reward("structured_output")
 def structured_output(
-    x: RewardInput, schema: dict[str, Any] | None = None, column: str = "schema"
+    x: RewardInput, schema: Mapping[str, object] | None = None, column: str = "schema"
 ) -> Score | None:
-    """How much of the JSON asked for the answer delivers: its schema, then its fields.
+    """Score how much of the JSON asked for the answer delivers: its schema, then its fields.
 
     Formula: [a is JSON] · [a satisfies the schema] · f, where f is 1 without a ground truth, else
     (leaves of the ground truth with an equal leaf at the same place in a) / (leaves of the ground truth +
@@ -73,8 +73,8 @@ def structured_output(
     return Score(right / total, {"schema": 1.0, "fields": right / total}, f"{right} of {total} fields")
 
 
-def _compare(gold: Any, value: Any) -> tuple[int, int]:
-    """How many leaves are equal, of how many."""
+def _compare(gold: object, value: object) -> tuple[int, int]:
+    """Count the equal leaves, and all of them."""
     if isinstance(gold, dict) and gold and isinstance(value, dict):
         pairs = [_compare(item, value.get(key, _MISSING)) for key, item in gold.items()]
     elif isinstance(gold, list) and gold and isinstance(value, list):
@@ -88,15 +88,15 @@ def _compare(gold: Any, value: Any) -> tuple[int, int]:
 _MISSING = object()
 
 
-def _leaves(value: Any) -> int:
-    """How many values a tree holds; an empty list or object is one."""
+def _leaves(value: object) -> int:
+    """Count how many values a tree holds; an empty list or object is one."""
     if isinstance(value, dict | list) and value:
         return sum(_leaves(item) for item in (value.values() if isinstance(value, dict) else value))
     return 1
 
 
-def _equal(gold: Any, value: Any) -> bool:
-    """Whether two leaves are equal."""
+def _equal(gold: object, value: object) -> bool:
+    """Check whether two leaves are equal."""
     if isinstance(gold, str) and isinstance(value, str):
         if len(value) > 2 * len(gold) + 100:
             return False

@@ -8,7 +8,7 @@ from rewards.sdk import reward
 
 @reward("teds")
 def table_similarity(x: RewardInput, structure_only: bool = False) -> Score | None:
-    """How alike the answer's table and the reference table are, by tree edit distance (TEDS).
+    """Score how alike the answer's table and the reference are, by tree edit distance (TEDS).
 
     Formula: `rewards.reading.tables.teds` of the last table in the answer (after the thinking) and the
     reference;

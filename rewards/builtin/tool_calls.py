@@ -8,7 +8,7 @@ from rewards.sdk import reward
 
 @reward("tool_calls")
 def tool_calls(x: RewardInput, target: int | None = None) -> Score | None:
-    """How close the number of useful tool calls comes to the sample's target; more does not pay.
+    """Score how close the number of useful tool calls comes to the sample's target; more does not pay.
 
     Formula, with n the calls that returned an image, u the different ones among them and t the target:
     max(0, (min(u, t) − max(0, n − t)) / t) for t ≥ 1, and [n = 0] for t = 0. An episode without an

@@ -9,7 +9,6 @@ import logging
 import os
 import uuid
 from pathlib import Path
-from typing import Any
 
 from posttrain.files.strict_json import JsonError, parse_json
 
@@ -31,8 +30,8 @@ class VerdictCache:
         self.directory = directory
         self.per_shard = max(1, max_entries // SHARDS)
 
-    def get(self, key: str) -> Any:
-        """The verdict stored under a digest; None where there is none, or only a damaged one."""
+    def get(self, key: str) -> object:
+        """Return the verdict stored under a digest; None where there is none, or only a damaged one."""
         try:
             with self._path(key).open("rb") as file:
                 entry = parse_json(file.read(MAX_ENTRY_BYTES).decode())
@@ -40,7 +39,7 @@ class VerdictCache:
             return None
         return entry.get("verdict") if isinstance(entry, dict) and entry.get("key") == key else None
 
-    def put(self, key: str, verdict: Any) -> None:
+    def put(self, key: str, verdict: object) -> None:
         """Store a verdict under a digest; one that is too large is not stored."""
         body = json.dumps({"key": key, "verdict": verdict}).encode()
         if len(body) > MAX_ENTRY_BYTES:
@@ -71,7 +70,7 @@ class VerdictCache:
 
 
 def _age(path: Path) -> int:
-    """When a file was written; one that another process has just dropped counts as the oldest."""
+    """Return when a file was written; one that another process has just dropped counts as the oldest."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

@@ -12,14 +12,14 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, Variables, digest
+from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, digest
+from posttrain.endpoint_variables import Variables
 from rewards.judge.cache import VerdictCache
-from rewards.judge.prompts import Question
-from rewards.judge.verdicts import BadVerdict, check, completion_text, read_verdict
+from rewards.judge.prompts import JudgeQuestion
+from rewards.judge.verdicts import BadVerdict, Verdict, check, completion_text, read_verdict
 
 URL_VARIABLE = "POSTTRAIN_JUDGE_URL"
 KEY_VARIABLE = "POSTTRAIN_JUDGE_API_KEY"
@@ -64,7 +64,7 @@ class Endpoint:
     max_attempts: int = 5
     concurrency: int = 16
     cache_dir: str | None = CACHE_DIR
-    request: Mapping[str, Any] | None = None
+    request: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "max_attempts", "concurrency"):
@@ -87,10 +87,10 @@ class Endpoint:
         """The address in use."""
         return VARIABLES.address(self.base_url)
 
-    def body(self, question: Question, nonce: str) -> dict[str, Any]:
-        """The request: temperature 0 and a verdict of the right form, unless `request` says otherwise."""
+    def body(self, question: JudgeQuestion, nonce: str) -> dict[str, object]:
+        """Build the request: temperature 0, a verdict of the right form, unless `request` says otherwise."""
         form = {"name": "verdict", "strict": True, "schema": question.schema}
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self.model,
             "messages": question.messages(nonce),
             "temperature": 0,
@@ -109,13 +109,13 @@ class _Connection:
 
 
 #: One entry a loop; connections cannot outlive theirs, and the last user closes them.
-_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], _Connection]] = (
+_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], _Connection]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
-    """The judge's verdict, from the cache where the same was asked before.
+async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
+    """Ask the judge for its verdict; take it from the cache where the same was asked before.
 
     Args:
         endpoint: Where to ask.
@@ -130,8 +130,9 @@ async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
     cache = VerdictCache(Path(endpoint.cache_dir).expanduser()) if endpoint.cache_dir else None
     material = [endpoint.url, endpoint.model, dict(endpoint.request or {}), question.identity()]
     key = await asyncio.to_thread(digest, material)  # images make it megabytes
-    if cache and (known := await asyncio.to_thread(cache.get, key)):
-        with contextlib.suppress(BadVerdict, TypeError):
+    known = await asyncio.to_thread(cache.get, key) if cache else None
+    if isinstance(known, dict):
+        with contextlib.suppress(BadVerdict):
             check({**known, "nonce": ""}, question.schema, "the verdict")
             return known
     try:
@@ -149,7 +150,7 @@ async def ask(endpoint: Endpoint, question: Question) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
-    """This loop's client of an endpoint, which is closed when nobody uses it any more."""
+    """Lend this loop's client of an endpoint, and close it when nobody uses it any more."""
     mine = _connections.setdefault(asyncio.get_running_loop(), {})
     patience = {
         "timeout_s": endpoint.timeout_s,
@@ -173,8 +174,8 @@ async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
             await connection.client.close()
 
 
-def _attempt(endpoint: Endpoint, question: Question) -> tuple[bytes, Callable[[bytes], dict[str, Any]]]:
-    """One request, under a nonce that nobody has seen yet, and what reads the verdict."""
+def _attempt(endpoint: Endpoint, question: JudgeQuestion) -> tuple[bytes, Callable[[bytes], Verdict]]:
+    """Write one request, under a nonce that nobody has seen yet; return it and what reads the verdict."""
     nonce = secrets.token_hex(8)
     body = json.dumps(endpoint.body(question, nonce)).encode()
     return body, lambda reply: read_verdict(completion_text(reply), nonce, question.schema)

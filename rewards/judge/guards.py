@@ -1,4 +1,4 @@
-"""Answers that attack a judge, as far as a rule can tell them; they are not shown to it.
+"""Answers that attack a judge, as far as a rule can find them; they are not shown to it.
 
 Two kinds: texts that say nothing but move judges to say yes ("master keys": Zhao et al., "One Token to Fool
 LLM-as-a-Judge", arXiv 2507.08794), and texts that speak to the judge instead of answering. What the question
@@ -74,7 +74,7 @@ _VERDICT_KEY = re.compile(
 
 
 def attack(text: str, trusted: str = "") -> str:
-    """Why a text is an attack on a judge, or "" where no rule sees one.
+    """Say why a text is an attack on a judge, or "" where no rule sees one.
 
     Args:
         text: What the model wrote.
@@ -96,7 +96,7 @@ def attack(text: str, trusted: str = "") -> str:
 
 
 def _says_something(text: str) -> bool:
-    """Whether there is a letter, a digit or a symbol that can be an answer, such as ∞ or 🙂."""
+    """Check whether there is a letter, a digit or a symbol that can be an answer, such as ∞ or 🙂."""
     return any(
         unicodedata.category(c)[0] in "LN" or (not c.isascii() and unicodedata.category(c) in ("Sm", "So"))
         for c in text
@@ -108,7 +108,7 @@ def _words(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line in lower case without invisible characters, by which words could be hidden."""
+    """Return one line in lower case without invisible characters, by which words could be hidden."""
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT // 2]} {text[-MAX_TEXT // 2 :]}"
     text = unicodedata.normalize("NFKC", text).casefold()

@@ -4,21 +4,16 @@ A nonce, new for every request, stands in the marks and must come back in the ve
 templates separate turns are broken up, since a server would read them as such wherever they stand.
 """
 
-import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from posttrain.media.images import open_image
+from posttrain.files.strict_json import JsonObject
 from posttrain.types import ImageRef, Message
 from rewards.judge.rubric import Aspect, Rubric
 
 #: Longer texts lose their middle.
 MAX_TEXT = 40_000
-#: An image is made smaller to so many pixels before it is sent: some 300 KB of JPEG.
-IMAGE_PIXELS = 1 << 20
 #: Marks of the chat templates in use: ChatML, Llama, Gemma, Mistral, DeepSeek, and image placeholders.
 _TEMPLATE = re.compile(
     r"<(?=[|｜])|(?<=[|｜])>"
@@ -46,7 +41,7 @@ Their order means nothing. Call a tie only if neither is better."""
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """One thing to ask a judge.
 
     Attributes:
@@ -63,20 +58,20 @@ class Question:
     form: str
     sections: tuple[tuple[str, str], ...]
     images: tuple[str, ...]
-    schema: dict[str, Any]
+    schema: JsonObject
 
-    def identity(self) -> list[Any]:
-        """Everything that the verdict depends on, as JSON; the nonce is no part of it."""
+    def identity(self) -> list[object]:
+        """Return all that the verdict depends on, as JSON; the nonce is no part of it."""
         return [_FRAME, self.task, self.penalty, self.form, self.sections, self.images, self.schema]
 
-    def messages(self, nonce: str) -> list[dict[str, Any]]:
-        """The messages of a chat completion."""
+    def messages(self, nonce: str) -> list[dict[str, object]]:
+        """Write the messages of a chat completion."""
         form = self.form.replace("{nonce}", nonce)
         system = _FRAME.format(task=self.task, nonce=nonce, penalty=self.penalty, form=form)
         texts = [f"<<<{title} {nonce}\n{harmless(text)}\n{title} {nonce}>>>" for title, text in self.sections]
         closing = f"Now judge. The nonce of your verdict is {nonce}."
         if not self.images:
-            user: str | list[dict[str, Any]] = "\n\n".join([*texts, closing])
+            user: str | list[dict[str, object]] = "\n\n".join([*texts, closing])
         else:
             user = [_text("\n\n".join(texts))]
             for number, url in enumerate(self.images, 1):
@@ -86,19 +81,19 @@ class Question:
 
 
 def scores_task(rubric: Rubric, aspects: Mapping[str, Aspect]) -> str:
-    """The task of scoring each aspect."""
+    """Write the task of scoring each aspect."""
     lines = "\n".join(f"- {name}: {aspect.question}" for name, aspect in aspects.items())
     return _SCORES.format(instructions=rubric.instructions.strip(), scale=rubric.scale, aspects=lines)
 
 
 def winner_task(rubric: Rubric, aspects: Mapping[str, Aspect]) -> str:
-    """The task of choosing the better of two answers."""
+    """Write the task of choosing the better of two answers."""
     lines = "\n".join(f"- {name} (weight {a.weight:g}): {a.question}" for name, a in aspects.items())
     return _WINNER.format(instructions=rubric.instructions.strip(), aspects=lines)
 
 
 def transcript(messages: Sequence[Message], first_image: int = 1) -> tuple[str, list[ImageRef]]:
-    """Messages as text, `[image n]` where an image stands, and those images in order.
+    """Write messages as text, `[image n]` where an image stands, and return those images in order.
 
     Roles are left out where there is one message only.
     """
@@ -118,7 +113,7 @@ def transcript(messages: Sequence[Message], first_image: int = 1) -> tuple[str, 
 
 
 def harmless(text: str) -> str:
-    """The text with the marks of chat templates broken up, its middle cut where it is very long."""
+    """Break up the marks of chat templates in a text, and cut the middle of a very long one."""
     if len(text) > MAX_TEXT:
         half = MAX_TEXT // 2
         text = f"{text[:half]}\n[… {len(text) - MAX_TEXT} characters left out …]\n{text[-half:]}"
@@ -126,20 +121,5 @@ def harmless(text: str) -> str:
     return _TEMPLATE.sub(lambda mark: f" {mark[0]}" if mark[0] == ">" else f"{mark[0]} ", text)
 
 
-def data_url(image: ImageRef) -> str:
-    """The image as a JPEG of at most a megapixel, in base64.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
-    picture = open_image(image.path)
-    if (shrink := (IMAGE_PIXELS / (picture.width * picture.height)) ** 0.5) < 1:
-        size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
-        picture = picture.resize(size)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _text(text: str) -> dict[str, str]:
+def _text(text: str) -> dict[str, object]:
     return {"type": "text", "text": text}

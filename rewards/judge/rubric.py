@@ -52,7 +52,7 @@ class Rubric(BaseModel):
     aspects: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Aspect] = Field(min_length=1)
 
     def with_weights(self, weights: Mapping[str, float]) -> "Rubric":
-        """The same rubric with other weights for the aspects named.
+        """Return the same rubric with other weights for the aspects named.
 
         Raises:
             ValueError: If an aspect is unknown or a weight is negative or not finite.
@@ -66,7 +66,7 @@ class Rubric(BaseModel):
         return self.model_copy(update={"aspects": self.aspects | changed})
 
     def asked(self, shown: Collection[str]) -> dict[str, Aspect]:
-        """The aspects that count, given the kinds of material that the judge is shown.
+        """Return the aspects that count, given the kinds of material that the judge is shown.
 
         Raises:
             ValueError: If none is left.
@@ -82,7 +82,7 @@ class Rubric(BaseModel):
 
 
 def load_rubric(reference: str) -> Rubric:
-    """A rubric that ships with the toolkit, by name, or a file that ends in .yaml.
+    """Load a rubric that ships with the toolkit, by name, or a file that ends in .yaml.
 
     Raises:
         ValueError: If there is none, or it is not a rubric; the message says what is wrong with it.

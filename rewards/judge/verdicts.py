@@ -6,13 +6,17 @@ which nobody but the judge has seen.
 """
 
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
 
 from jsonschema import Draft202012Validator
 
 from posttrain.chat_endpoint import BadReply, read_completion
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, JsonObject, parse_json
+from posttrain.messages import THINK_END
+
+#: What a judge said, of the form that was asked for: `reason`, and `scores` or `winner`.
+Verdict: TypeAlias = dict[str, Any]
 
 _FENCED = re.compile(r"```(?:json)?\n(.*)\n```", re.DOTALL)
 
@@ -21,19 +25,19 @@ class BadVerdict(BadReply):
     """The endpoint's reply is not a verdict; the message says why."""
 
 
-def scores_schema(aspects: Collection[str], scale: int) -> dict[str, Any]:
-    """JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
-    score = {"type": "integer", "minimum": 0, "maximum": scale}
+def scores_schema(aspects: Collection[str], scale: int) -> JsonObject:
+    """Build the JSON schema of `{"reason", "nonce", "scores": {aspect: 0…scale}}`."""
+    score: JsonObject = {"type": "integer", "minimum": 0, "maximum": scale}
     return _schema("scores", _object(dict.fromkeys(aspects, score)))
 
 
-def winner_schema() -> dict[str, Any]:
-    """JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
+def winner_schema() -> JsonObject:
+    """Build the JSON schema of `{"reason", "nonce", "winner": "A" | "B" | "tie"}`."""
     return _schema("winner", {"type": "string", "enum": ["A", "B", "tie"]})
 
 
 def completion_text(body: bytes) -> str:
-    """What the model wrote, from the body of a chat completion.
+    """Return what the model wrote, from the body of a chat completion.
 
     Raises:
         BadReply: If the body is none, or the text was cut off.
@@ -44,8 +48,8 @@ def completion_text(body: bytes) -> str:
     return completion.text
 
 
-def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The verdict without its nonce.
+def read_verdict(text: str, nonce: str, schema: JsonObject) -> Verdict:
+    """Read the verdict, and return it without its nonce.
 
     Args:
         text: The judge's whole reply; thinking before it and one code fence around it are taken off.
@@ -55,7 +59,7 @@ def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any
     Raises:
         BadVerdict: If it is anything but that.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = text.rpartition(THINK_END)[2].strip()  # the reason may quote an opening tag
     if fenced := _FENCED.fullmatch(text):
         text = fenced[1]
     try:
@@ -68,7 +72,7 @@ def read_verdict(text: str, nonce: str, schema: dict[str, Any]) -> dict[str, Any
     return verdict
 
 
-def check(value: Any, schema: dict[str, Any], what: str) -> None:
+def check(value: Json, schema: JsonObject, what: str) -> None:
     """Refuse a value that does not fit a schema.
 
     Raises:
@@ -78,15 +82,15 @@ def check(value: Any, schema: dict[str, Any], what: str) -> None:
         raise BadVerdict(f"{what} does not fit: {error.json_path}: {error.message[:200]}")
 
 
-def _schema(key: str, value: dict[str, Any]) -> dict[str, Any]:
-    """The reason stands first, so that the judge thinks before it decides."""
+def _schema(key: str, value: JsonObject) -> JsonObject:
+    """Build a verdict's schema; the reason stands first, so that the judge thinks before it decides."""
     return _object({"reason": {"type": "string"}, "nonce": {"type": "string"}, key: value})
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: Mapping[str, Json]) -> JsonObject:
     return {
         "type": "object",
-        "properties": properties,
+        "properties": dict(properties),
         "required": list(properties),
         "additionalProperties": False,
     }

@@ -2,15 +2,14 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards.kit.attacks import ATTACKS
 from rewards.kit.samples import KitSample, with_answer
-from rewards.manager import RewardSpec
 from rewards.workers.scorer import Scorer
 
 #: Samples on which each attack is tried.
@@ -58,16 +57,16 @@ class _Trial:
         self.gold = self.score([sample.x for sample in samples])
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """Verdicts in order; for a group reward the episodes are one group."""
+        """Score episodes, in order; for a group reward they are one group."""
         groups = [0] * len(inputs) if self.group else None
         return self.scorer.submit([self.spec], inputs, groups).results()
 
     def value(self, result: RewardResult) -> float | None:
-        """The reward's value; None where it failed or does not apply."""
+        """Return the reward's value; None where it failed or does not apply."""
         return result.values.get(self.spec.name)
 
     def applies(self) -> Iterator[tuple[KitSample, float]]:
-        """The samples that the reward has a value for."""
+        """Yield the samples that the reward has a value for."""
         for sample, result in zip(self.samples, self.gold, strict=True):
             if (value := self.value(result)) is not None:
                 yield sample, value
@@ -76,7 +75,7 @@ class _Trial:
 def check_reward(
     reference: str,
     samples: Sequence[KitSample],
-    params: dict[str, Any],
+    params: Mapping[str, object],
     base_dir: Path | None = None,
     deadline_s: float = 10.0,
 ) -> Report:
@@ -108,7 +107,7 @@ def check_reward(
 
 
 def _answers(trial: _Trial) -> Finding:
-    """Errors cover what is not finite, out of range, or late."""
+    """Check for errors, which cover what is not finite, out of range, or late."""
     failures = [
         f"{sample.id}: {reason}"
         for sample, result in zip(trial.samples, trial.gold, strict=True)

@@ -2,26 +2,40 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from posttrain.reward_spec import RewardSpec
 from rewards.kit.samples import KitSample
-from rewards.manager import RewardSpec
 from rewards.workers.scorer import Scorer
 
 BINS = 10
 BAR = 40
 
 
-def score_samples(
-    reference: str, samples: Sequence[KitSample], params: dict[str, Any], base_dir: Path | None = None
-) -> list[dict[str, Any]]:
-    """Score each sample's own answer.
+class ScoredSample(TypedDict):
+    """What a reward says of one sample.
 
-    Returns:
-        A row a sample: `{"id", "value", "parts", "note", "error"}`; the value is None where the reward does
-        not apply or failed.
+    Attributes:
+        id: The sample's.
+        value: None where the reward does not apply or failed.
+        parts: The value's components.
+        note: One line on why.
+        error: Why it failed, or "".
+    """
+
+    id: str
+    value: float | None
+    parts: dict[str, float]
+    note: str
+    error: str
+
+
+def score_samples(
+    reference: str, samples: Sequence[KitSample], params: Mapping[str, object], base_dir: Path | None = None
+) -> list[ScoredSample]:
+    """Score each sample's own answer.
 
     Raises:
         PluginError: If the reference leads to no reward.
@@ -43,8 +57,8 @@ def score_samples(
     ]
 
 
-def describe(rows: Sequence[dict[str, Any]]) -> str:
-    """Counts, mean and quartiles, and a histogram of bars for a terminal."""
+def describe(rows: Sequence[ScoredSample]) -> str:
+    """Write counts, mean and quartiles, and a histogram of bars for a terminal."""
     values = sorted(row["value"] for row in rows if row["value"] is not None)
     errors = [row for row in rows if row["error"]]
     lines = [

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from posttrain.files.strict_json import parse_json
 from posttrain.messages import message_from_json
@@ -51,7 +50,7 @@ def read_samples(path: Path) -> list[KitSample]:
 
 
 def with_answer(x: RewardInput, answer: str) -> RewardInput:
-    """The same episode, ended by another answer."""
+    """Return the same episode, ended by another answer."""
     earlier = x.response[:-1] if x.response and x.response[-1].role == "assistant" else x.response
     return RewardInput(
         x.prompt,
@@ -75,12 +74,15 @@ def _samples(numbered: Iterable[tuple[int, str]], path: Path) -> Iterable[KitSam
             raise SampleError(f"{path}:{number}: {error}") from None
 
 
-def _episode(row: dict[str, Any]) -> RewardInput:
+def _episode(row: dict[str, object]) -> RewardInput:
     if "messages" in row and "prompt" in row:
         raise ValueError("has both prompt and messages; keep one")
-    messages = [message_from_json(message) for message in row.get("messages", ())]
-    if isinstance(row.get("prompt"), str):
-        messages = [text_message("user", row["prompt"])]
+    given, prompted = row.get("messages", []), row.get("prompt")
+    if not isinstance(given, list) or not all(isinstance(message, dict) for message in given):
+        raise ValueError("messages is no list of messages")
+    messages = [message_from_json(message) for message in given]
+    if isinstance(prompted, str):
+        messages = [text_message("user", prompted)]
     spoken = messages[-1].text if messages and messages[-1].role == "assistant" else None
     prompt: tuple[Message, ...] = tuple(messages if spoken is None else messages[:-1])
     answer = row.get("answer", spoken)

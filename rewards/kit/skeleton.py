@@ -13,7 +13,7 @@ from rewards import RewardInput, Score, reward
 
 @reward("{name}")
 def {name}(x: RewardInput, longest: int = 200) -> Score | None:
-    """1 for a right answer, less the further it runs past `longest` characters.
+    """Score 1 for a right answer, less the further it runs past `longest` characters.
 
     x.answer is the model's last turn without its thinking; x.ground_truth and x.columns come from the
     dataset; x.prompt and x.response are the messages, with images; x.tool_calls are the calls it made.

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from posttrain.messages import without_thinking
+
 _MARKED = re.compile(
     r"\banswers?\b[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
     r"|^[#*_ \t]*(?:final\s+)?answer[*_ \t]*$"
@@ -22,17 +24,8 @@ _LEADING = " \"'`*_“‘「"
 _TRAILING = " \"'`*_.,;:?。，；：？”’」"
 
 
-def without_thinking(text: str) -> str:
-    """The text after the model's thinking; nothing where the thinking never ended.
-
-    The opening tag may stand in the prompt, so only the closing one counts.
-    """
-    after = text.rpartition("</think>")[2]
-    return after.partition("<think>")[0].strip()
-
-
 def final_answer(text: str) -> str:
-    r"""The answer a text ends with: the last of the first form found, "" for an empty text.
+    r"""Return the answer a text ends with: the last of the first form found, "" for an empty text.
 
     Forms, strongest first: `<answer>…</answer>`; `\boxed{…}`; `Answer: …`, `the answer is …`, a heading
     `Answer`, `#### …`, `答案是…`, `故选…`, `答：…`; and the last line that is not empty, or the formula
@@ -52,7 +45,7 @@ def final_answer(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """One spelling for texts that differ only in width, case, white space or surrounding punctuation.
+    """Spell texts alike that differ only in width, case, white space or surrounding punctuation.
 
     A text of punctuation alone stays as it is, so that only white space becomes "".
     """
@@ -61,7 +54,7 @@ def normalise(text: str) -> str:
 
 
 def _bare(line: str) -> str:
-    """The line without white space, and without the end of an emphasis that began before it."""
+    """Return the line without white space, and without the end of an emphasis that began before it."""
     head, _, tail = line.rpartition("**") if line.count("**") % 2 else (line, "", "")
     return (head + tail).strip()
 
@@ -74,7 +67,7 @@ def _last_tagged(text: str) -> str | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""What the last run of `\boxed{…}` holds, braces balanced; None where the last box never closes."""
+    r"""Return what the last run of `\boxed{…}` holds, braces balanced; None where its end is missing."""
     found: list[str] = []
     following = len(text)
     for box in reversed(list(_BOX.finditer(text))):
@@ -87,12 +80,12 @@ def _last_boxed(text: str) -> str | None:
 
 
 def _joined(text: str, start: int, stop: int) -> bool:
-    """Whether two boxes with this between them are one list."""
+    """Check whether two boxes with this between them are one list."""
     return stop - start <= _LONGEST_JOINT and _BETWEEN_BOXES.fullmatch(text, start, stop) is not None
 
 
 def _closing_brace(text: str, start: int, stop: int) -> int | None:
-    """Where the brace that opens before `start` closes, if that is before `stop`."""
+    """Find where the brace that opens before `start` closes, if that is before `stop`."""
     depth = 1
     for index in range(start, stop):
         depth += (text[index] == "{") - (text[index] == "}")
@@ -102,7 +95,7 @@ def _closing_brace(text: str, start: int, stop: int) -> int | None:
 
 
 def _display(text: str, *, from_start: bool) -> str:
-    """The displayed formula that the text starts or ends with, or ""."""
+    """Return the displayed formula that the text starts or ends with, or ""."""
     for opening, closing in _DISPLAYS:
         if from_start and opening.match(text):
             end = text.find(closing, 2)

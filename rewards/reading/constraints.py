@@ -11,13 +11,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, parse_json
 from rewards.reading import units
 from rewards.reading.answers import normalise
 from rewards.reading.languages import CODES, languages_of
 from rewards.reading.schemas import answer_json, read_schema, violation
+
+#: A type, mostly a value, and options, checked by `read_constraints`.
+Constraint: TypeAlias = dict[str, Any]
 
 MAX_CONSTRAINTS = 100
 _COMMAS = ",，、،﹐"
@@ -51,7 +54,7 @@ class Answer:
         return languages_of(self.text)
 
     @cached_property
-    def json(self) -> tuple[Any, bool]:
+    def json(self) -> tuple[Json, bool]:
         """The JSON that it holds, and whether there is any."""
         try:
             return answer_json(self.text), True
@@ -59,7 +62,7 @@ class Answer:
             return None, False
 
     def count(self, unit: str) -> int:
-        """How many of a unit there are."""
+        """Count the units of one kind."""
         if unit not in self._counts:
             self._counts[unit] = len(units.COUNTED[unit](self.text))
         return self._counts[unit]
@@ -71,7 +74,7 @@ def _flat(text: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _word(text: str) -> re.Pattern[str]:
-    """A pattern of a word or phrase, which no other letters may touch."""
+    """Compile a pattern of a word or phrase, which no other letters may touch."""
     text = _flat(text)
     whole = re.compile(rf"[^\W{units.WIDE}]")
     before = r"(?<!\w)" if whole.match(text[0]) else ""
@@ -83,29 +86,29 @@ def _occurrences(answer: Answer, text: str) -> int:
     return sum(1 for _ in _word(text).finditer(answer.flat))
 
 
-def _contains(answer: Answer, value: Any, count: int = 1) -> bool:
-    """Each of the words at least `count` times."""
+def _contains(answer: Answer, value: str | list[str], count: int = 1) -> bool:
+    """Require each of the words at least `count` times."""
     return all(_occurrences(answer, text) >= count for text in _listed(value))
 
 
-def _contains_any(answer: Answer, value: Any) -> bool:
-    """At least one of the words."""
+def _contains_any(answer: Answer, value: str | list[str]) -> bool:
+    """Require at least one of the words."""
     return any(_occurrences(answer, text) for text in _listed(value))
 
 
-def _excludes(answer: Answer, value: Any) -> bool:
-    """None of the words."""
+def _excludes(answer: Answer, value: str | list[str]) -> bool:
+    """Require none of the words."""
     return not _contains_any(answer, value)
 
 
 def _frequency(answer: Answer, value: str, min: int = 0, max: int | None = None) -> bool:  # noqa: A002
-    """The word from `min` to `max` times."""
+    """Require the word from `min` to `max` times."""
     found = _occurrences(answer, value)
     return min <= found and (max is None or found <= max)
 
 
 def _letter_frequency(answer: Answer, value: str, min: int = 0, max: int | None = None) -> bool:  # noqa: A002
-    """The character from `min` to `max` times, in either case."""
+    """Require the character from `min` to `max` times, in either case."""
     found = answer.flat.count(value.casefold())
     return min <= found and (max is None or found <= max)
 
@@ -115,12 +118,12 @@ def _starts(text: str, value: str) -> bool:
 
 
 def _starts_with(answer: Answer, value: str) -> bool:
-    """The first words; quotation marks and Markdown before them do not matter."""
+    """Require the first words; quotation marks and Markdown before them do not matter."""
     return _starts(answer.text[: 4 * len(value) + 1000], value)
 
 
 def _ends_with(answer: Answer, value: str) -> bool:
-    """The last words; quotation marks and Markdown after them do not matter."""
+    """Require the last words; quotation marks and Markdown after them do not matter."""
     tail = answer.text[-4 * len(value) - 1000 :]
     wanted = _flat(value)
     return any(
@@ -130,21 +133,21 @@ def _ends_with(answer: Answer, value: str) -> bool:
 
 
 def _paragraph_starts_with(answer: Answer, value: str, paragraph: int = 1) -> bool:
-    """The first words of the paragraph with that number, counted from 1."""
+    """Require the first words of the paragraph with that number, counted from 1."""
     blocks = units.paragraphs(answer.text)
     return len(blocks) >= paragraph and _starts(blocks[paragraph - 1], value)
 
 
 def _heading_name(line: str) -> str | None:
-    """The name that a line has as a heading (`# Name`, `**Name**`, `Name:`), or None."""
+    """Return the name that a line has as a heading (`# Name`, `**Name**`, `Name:`), or None."""
     line = line.strip()
     if len(line) > 200 or not (line.startswith(("#", "**", "__")) or line.endswith((":", "："))):
         return None
     return _flat(_HEADING_MARKS.sub("", line, count=1).rstrip("*_#:： "))
 
 
-def _sections(answer: Answer, value: Any) -> bool:
-    """Sections with these headings in this order, none of them empty."""
+def _sections(answer: Answer, value: str | list[str]) -> bool:
+    """Require sections with these headings in this order, none of them empty."""
     wanted = [_flat(name) for name in _listed(value)]
     found: list[str] = []
     filled: set[int] = set()
@@ -158,7 +161,7 @@ def _sections(answer: Answer, value: Any) -> bool:
 
 
 def _title(answer: Answer) -> bool:
-    """A title: `<<…>>` on any line, or `# …` as the first."""
+    """Require a title: `<<…>>` on any line, or `# …` as the first."""
     lines = units.lines(answer.text)
     marked = (line.partition("<<")[2].partition(">>") for line in lines if "<<" in line)
     first = lines[0] if lines else ""
@@ -166,19 +169,19 @@ def _title(answer: Answer) -> bool:
 
 
 def _postscript(answer: Answer, value: str = "P.S.") -> bool:
-    """A line that starts with the mark and goes on, after at least one other."""
+    """Require a line that starts with the mark and goes on, after at least one other."""
     marked = [line.strip().lstrip("*_ ") for line in units.lines(answer.text)[1:]]
     mark = value.casefold()
     return any(line.casefold().startswith(mark) and units.has_content(line[len(mark) :]) for line in marked)
 
 
 def _no_commas(answer: Answer) -> bool:
-    """No comma of any script."""
+    """Require no comma of any script."""
     return not any(comma in answer.text for comma in _COMMAS)
 
 
 def _quoted(answer: Answer) -> bool:
-    """The whole answer in one pair of double quotation marks."""
+    """Require the whole answer in one pair of double quotation marks."""
     text = answer.text
     closing = _QUOTES.get(text[:1], "")
     inner = text[1:-1]
@@ -187,31 +190,31 @@ def _quoted(answer: Answer) -> bool:
 
 
 def _json(answer: Answer) -> bool:
-    """A JSON object or list, alone or in the one fenced block."""
+    """Require a JSON object or list, alone or in the one fenced block."""
     found, _ = answer.json
     return isinstance(found, dict | list)
 
 
-def _json_schema(answer: Answer, value: Any) -> bool:
-    """JSON that satisfies the schema."""
+def _json_schema(answer: Answer, value: object) -> bool:
+    """Require JSON that satisfies the schema."""
     found, there = answer.json
     return there and not violation(read_schema(value), found)
 
 
 def _language(answer: Answer, value: str) -> bool:
-    """The language by its ISO 639-1 code; an answer too short to tell passes."""
+    """Require the language by its ISO 639-1 code; an answer too short to tell passes."""
     return not answer.languages or value in answer.languages
 
 
 def _choice(answer: Answer, value: list[str]) -> bool:
-    """Exactly one of the options and nothing else, but for case and surrounding punctuation."""
+    """Require exactly one of the options and nothing else, but for case and surrounding punctuation."""
     if len(answer.text) > 2 * max(map(len, value)) + 100:
         return False
     return normalise(answer.text) in {normalise(option) for option in value}
 
 
 def _repeat_prompt(answer: Answer, value: str = "") -> bool:
-    """The prompt (or `value`) word for word first, and then something more."""
+    """Require the prompt (or `value`) word for word first, and then something more."""
     wanted = _flat(units.visible(value or answer.prompt))
     if not wanted:
         raise ValueError("the constraint 'repeat_prompt' has neither a value nor a prompt to repeat")
@@ -221,18 +224,18 @@ def _repeat_prompt(answer: Answer, value: str = "") -> bool:
 
 
 def _responses(answer: Answer, value: int, separator: str = "******") -> bool:
-    """That many different responses, with the separator between them."""
+    """Require that many different responses, with the separator between them."""
     parts = [_flat(part) for part in answer.text.split(separator)]
     return len(parts) == value == len(set(parts)) and all(map(units.has_content, parts))
 
 
 def _all_lowercase(answer: Answer) -> bool:
-    """All cased letters small, and at least one of them."""
+    """Require all cased letters small, and at least one of them."""
     return answer.text.islower()
 
 
 def _all_uppercase(answer: Answer) -> bool:
-    """All cased letters capitals, and at least one of them."""
+    """Require all cased letters capitals, and at least one of them."""
     return answer.text.isupper()
 
 
@@ -243,49 +246,54 @@ def _number_of(unit: str, compare: Callable[[int, int], bool]) -> Callable[..., 
     return check
 
 
-def _listed(value: Any) -> list[str]:
+def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
 # What a value or option may be: each returns what is expected, or "" where the value is right.
 
 
-def _whole(least: int) -> Callable[[Any], str]:
-    def expected(value: Any) -> str:
+def _whole(least: int) -> Callable[[object], str]:
+    def expected(value: object) -> str:
         right = isinstance(value, int) and not isinstance(value, bool) and value >= least
         return "" if right else f"a whole number from {least} up"
 
     return expected
 
 
-def _is_text(value: Any) -> str:
+def _is_text(value: object) -> str:
     return "" if isinstance(value, str) and value.strip() else "a text that is not empty"
 
 
-def _is_texts(value: Any) -> str:
+def _is_texts(value: object) -> str:
     right = isinstance(value, list) and value and not any(map(_is_text, value))
     return "" if right or not _is_text(value) else "a text or a list of texts, none of them empty"
 
 
-def _is_letter(value: Any) -> str:
+def _is_letter(value: object) -> str:
     return "" if isinstance(value, str) and len(value) == 1 and value.strip() else "one character"
 
 
-def _no_value(_: Any) -> str:
+def _no_value(_: object) -> str:
     return "left out"
 
 
-def _is_options(value: Any) -> str:
-    right = isinstance(value, list) and len(value) > 1 and all(isinstance(v, str) for v in value)
-    right = right and all(map(units.has_content, value)) and len(set(map(normalise, value))) == len(value)
-    return "" if right else "a list of at least two different texts"
+def _is_options(value: object) -> str:
+    options = [option for option in value if isinstance(option, str)] if isinstance(value, list) else []
+    right = len(options) > 1 and isinstance(value, list) and len(options) == len(value)
+    right = right and all(map(units.has_content, options))
+    return (
+        ""
+        if right and len(set(map(normalise, options))) == len(options)
+        else "a list of at least two different texts"
+    )
 
 
-def _is_language(value: Any) -> str:
+def _is_language(value: object) -> str:
     return "" if value in CODES else f"one of {', '.join(sorted(CODES))}"
 
 
-def _is_schema(value: Any) -> str:
+def _is_schema(value: object) -> str:
     read_schema(value)
     return ""
 
@@ -303,8 +311,8 @@ class Check:
     """
 
     passes: Callable[..., bool]
-    value: Callable[[Any], str]
-    options: dict[str, Callable[[Any], str]] = field(default_factory=dict)
+    value: Callable[[object], str]
+    options: dict[str, Callable[[object], str]] = field(default_factory=dict)
     required: bool = True
     one_of: tuple[str, ...] = ()
 
@@ -343,8 +351,8 @@ for _unit in units.COUNTED:
     CHECKS[f"exact_{_unit}"] = Check(_number_of(_unit, int.__eq__), _whole(_least))
 
 
-def read_constraints(value: Any) -> list[dict[str, Any]]:
-    """A dataset's list of constraints, checked; JSON text is read first.
+def read_constraints(value: object) -> list[Constraint]:
+    """Read a dataset's list of constraints and check it; JSON text is read first.
 
     Raises:
         ValueError: If it is no such list, a type is unknown (naming the nearest), or a value or option is
@@ -360,16 +368,15 @@ def read_constraints(value: Any) -> list[dict[str, Any]]:
     return [_read(item) for item in value]
 
 
-def passes(constraint: dict[str, Any], answer: Answer) -> bool:
-    """Whether an answer satisfies one constraint of `read_constraints`."""
+def passes(constraint: Constraint, answer: Answer) -> bool:
+    """Check whether an answer satisfies one constraint of `read_constraints`."""
     options = {key: item for key, item in constraint.items() if key != "type"}
     return CHECKS[constraint["type"]].passes(answer, **options)
 
 
-def _read(item: Any) -> dict[str, Any]:
-    """One constraint without its empty keys, which Arrow tables add to every row."""
-    kind = item.get("type") if isinstance(item, dict) else None
-    if not isinstance(kind, str):
+def _read(item: object) -> Constraint:
+    """Read one constraint, without its empty keys, which Arrow tables add to every row."""
+    if not isinstance(item, dict) or not isinstance(kind := item.get("type"), str):
         raise ValueError(f"the constraint {str(item)[:80]!r} is no object with a type; correct the dataset")
     if kind not in CHECKS:
         near = difflib.get_close_matches(kind, CHECKS, n=1)

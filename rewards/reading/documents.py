@@ -55,7 +55,7 @@ class PageBlock:
 
 
 def parse_page(text: str) -> list[PageBlock]:
-    """The blocks of a page, in the order in which they are written.
+    """Read the blocks of a page, in the order in which they are written.
 
     QwenVL-HTML: each outermost element with `data-bbox` is a block, but of a list its items where they
     have boxes of their own. Text outside of such elements makes blocks without a box. QwenVL-Markdown:
@@ -69,7 +69,7 @@ def parse_page(text: str) -> list[PageBlock]:
 
 
 def read_bbox(bbox: str, frame: Frame) -> Box | None:
-    """The box in a text of four numbers, between commas or spaces; None where it is no box."""
+    """Read the box in a text of four numbers, between commas or spaces; None where it is no box."""
     numbers = bbox.replace(",", " ").split()
     if len(numbers) != 4 or not all(map(_NUMBER.fullmatch, numbers)):
         return None
@@ -78,12 +78,12 @@ def read_bbox(bbox: str, frame: Frame) -> Box | None:
 
 
 def page_text(blocks: Sequence[PageBlock]) -> str:
-    """The text of a page in reading order, on one line."""
+    """Return the text of a page in reading order, on one line."""
     return " ".join(block.text for block in blocks if block.text)
 
 
 def reading_order(reference: Sequence[PageBlock], answer: Sequence[PageBlock]) -> float:
-    """How far the blocks of the reference that are in the answer come in the right order.
+    """Measure how far the reference's blocks that are in the answer come in the right order.
 
     Formula: max(0, (C − D) / (n (n − 1) / 2)), which is Kendall's tau: of all pairs of the n reference
     blocks with text, C are found in the answer in the right order and D the wrong way round; pairs with a
@@ -166,7 +166,7 @@ class _PageReader(HTMLParser):
             self.blocks.append(self._loose)
 
     def _boxed(self, tag: str, attrs: dict[str, str | None]) -> _OpenBlock | None:
-        """A new block for an element with a box, unless it lies within one that is no list."""
+        """Begin a block for an element with a box, unless it lies within one that is no list."""
         within = self._around[-1] if self._around else None
         if "data-bbox" not in attrs or (within and not within.is_list):
             return None
@@ -178,7 +178,7 @@ class _PageReader(HTMLParser):
         return block
 
     def _break(self) -> None:
-        """The end of a line; text outside of any box begins a new block."""
+        """End a line; text outside of any box begins a new block."""
         self._space()
         self._loose = None
 
@@ -225,7 +225,7 @@ def _read_prose(text: str, blocks: list[PageBlock]) -> str | None:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Paragraphs, headings and list items without their markup."""
+    """Return paragraphs, headings and list items without their markup."""
     paragraphs: list[list[str]] = [[]]
     for line in _TABLE_FLOAT.sub("", text).splitlines():
         line = line.strip()
@@ -239,7 +239,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _plain_line(line: str) -> str:
-    """A line of Markdown without its marker, emphasis, tags and bars; "" for a fence or a line of dashes."""
+    """Return a line of Markdown without its marks, tags and bars; "" for a fence or a line of dashes."""
     if line.startswith("```") or not line.strip("|-: "):
         return ""
     line = (

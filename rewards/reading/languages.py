@@ -1,4 +1,4 @@
-"""Which languages a text can be in, told only where it is sure.
+"""Which languages a text can be in, named only where that is sure.
 
 Writing systems are told apart by their characters, with no model. Languages that share one are told apart by
 lingua's trigram models, which are loaded when first needed, and only those of the writing system seen.
@@ -49,7 +49,7 @@ _CLOSE = ({"da", "nb"}, {"id", "ms"}, {"cs", "sk"})
 
 #: A Han, kana or hangul character says about as much as three letters.
 _WIDE = {"han": 3, "kana": 3, "hangul": 3}
-#: Text of fewer letters abstains; with fewer than `_MODEL_LETTERS` only the writing system is told.
+#: Text of fewer letters abstains; with fewer than `_MODEL_LETTERS` only the writing system counts.
 MIN_LETTERS = 12
 _MODEL_LETTERS = 30
 #: lingua's low-accuracy mode is overconfident on short texts: a language is ruled out only below this.
@@ -85,7 +85,7 @@ _NO_PROSE = tuple(
 
 
 def prose(text: str) -> str:
-    """The text without code, LaTeX, URLs, addresses, tags and words with digits; "" for JSON."""
+    """Return the text without code, LaTeX, URLs, addresses, tags and words with digits; "" for JSON."""
     text = text.strip()
     if text.startswith(("{", "[")):
         try:
@@ -100,13 +100,13 @@ def prose(text: str) -> str:
 
 
 def weights(text: str) -> dict[str, int]:
-    """Letters by writing system, Han, kana and hangul three times."""
+    """Count letters by writing system, Han, kana and hangul three times."""
     counts = {script: sum(map(len, runs.findall(text))) for script, runs in _LETTERS.items()}
     return {script: count * _WIDE.get(script, 1) for script, count in counts.items() if count}
 
 
 def languages_of(text: str) -> frozenset[str]:
-    """The languages (ISO 639-1) that a text can be in; none where it is too short to tell.
+    """Find the languages (ISO 639-1) that a text can be in; none where it is too short to tell.
 
     Code, LaTeX, URLs and the like do not count (`prose`). A text with a large share of two writing systems
     can be in the languages of both.
@@ -115,7 +115,7 @@ def languages_of(text: str) -> frozenset[str]:
 
 
 def languages_of_prose(text: str) -> frozenset[str]:
-    """As `languages_of`, for text that `prose` has been through."""
+    """Find the languages as `languages_of` does, for text that `prose` has been through."""
     if len(text) > _READ:
         text = f"{text[: _READ // 2]} {text[-_READ // 2 :]}"
     found = weights(text)
@@ -134,12 +134,12 @@ def languages_of_prose(text: str) -> frozenset[str]:
 
 
 def _japanese(kana: int, han: int) -> tuple[int, int]:
-    """Kana and Han weights, with the Han given to Japanese where kana stand among them."""
+    """Return kana and Han weights, the Han given to Japanese where kana stand among them."""
     return (kana + han, 0) if kana >= _KANA_SHARE * (kana + han) and kana else (kana, han)
 
 
 def _of_script(script: str, text: str, weight: int) -> set[str]:
-    """The languages of one writing system that its letters in a text allow."""
+    """Return the languages of one writing system that its letters in a text allow."""
     if script == "han" and weight < _HAN_ALONE * _WIDE["han"]:
         return {"zh", "ja"}
     codes = LANGUAGES[script]
@@ -153,7 +153,7 @@ def _of_script(script: str, text: str, weight: int) -> set[str]:
 
 @functools.cache
 def _detector(script: str) -> LanguageDetector:
-    """Lingua's detector for one writing system; about 40 MB for Latin, loaded in 0.2 s at first use."""
+    """Build lingua's detector for one writing system; for Latin it takes about 40 MB and 0.2 s."""
     codes = LANGUAGES[script]
     languages = [lang for lang in Language.all() if lang.iso_code_639_1.name.lower() in codes]
     return LanguageDetectorBuilder.from_languages(*languages).with_low_accuracy_mode().build()

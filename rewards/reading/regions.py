@@ -6,16 +6,19 @@ Every box leaves here as a `posttrain.types.Box`, which carries its frame; a poi
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.media.images import open_image
+from posttrain.messages import without_thinking
 from posttrain.types import Box, Frame, ImageRef, RewardInput
-from rewards.reading.answers import without_thinking
 
 Kind = Literal["box", "point"]
+#: A JSON object that a model wrote, of which nothing is known.
+Found: TypeAlias = Mapping[str, Any]
+FRAMES: tuple[Frame, ...] = get_args(Frame)
 
 #: Coordinates beyond this are no place in any image, and their areas would lose digits.
 MAX_COORDINATE = 1e6
@@ -70,7 +73,7 @@ class Gold:
 
 
 def read_regions(text: str, frame: Frame) -> list[Region]:
-    """Every box and point in what a model wrote after its thinking, valid or not.
+    """Read every box and point in what a model wrote after its thinking, valid or not.
 
     Read are Qwen2-VL's `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`
     (a point has one pair), and the JSON of Qwen2.5-VL and Qwen3-VL, `{"bbox_2d": [x1, y1, x2, y2],
@@ -85,8 +88,8 @@ def read_regions(text: str, frame: Frame) -> list[Region]:
     return [*_tagged(text, frame), *_keyed(text, frame)] or _bare(text, frame)
 
 
-def read_gold(ground_truth: Any, frame: Frame) -> Gold:
-    """The boxes or points of a ground truth.
+def read_gold(ground_truth: object, frame: Frame) -> Gold:
+    """Read the boxes or points of a ground truth.
 
     Forms: `{"boxes": [[x1, y1, x2, y2], …], "labels": […], "frame": "pixel_original"}` (or `"points":
     [[x, y], …]`; `labels` and `frame` may be absent), a list of boxes, a list of points, one box, or one
@@ -100,23 +103,34 @@ def read_gold(ground_truth: Any, frame: Frame) -> Gold:
         ValueError: On any other form, a degenerate box, or labels that are not one for each object.
     """
     form = ground_truth if isinstance(ground_truth, dict) else _plain_form(ground_truth)
-    frame = form.get("frame", frame)
-    if frame not in get_args(Frame):
-        raise ValueError(f"ground_truth: frame {frame!r} is none of {', '.join(get_args(Frame))}")
+    frame = read_frame(form.get("frame", frame))
     if "boxes" not in form and "points" not in form:
         raise ValueError(f"ground_truth has the keys {sorted(form)}; it needs 'boxes' or 'points'")
     boxes = [_gold_box(numbers, "box", frame) for numbers in _list(form.get("boxes", []), "boxes")]
     points = [_gold_box(numbers, "point", frame) for numbers in _list(form.get("points", []), "points")]
-    labels = form.get("labels")
-    if labels is not None:
-        objects = len(boxes) + len(points)
-        if len(_list(labels, "labels")) != objects or not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"ground_truth: labels must be {objects} texts, one for each object")
+    if form.get("labels") is None:
+        return Gold(boxes, points, None)
+    given, objects = _list(form["labels"], "labels"), len(boxes) + len(points)
+    labels = [label for label in given if isinstance(label, str)]
+    if not len(given) == len(labels) == objects:
+        raise ValueError(f"ground_truth: labels must be {objects} texts, one for each object")
     return Gold(boxes, points, labels)
 
 
+def read_frame(name: object) -> Frame:
+    """Return the frame of that name, as a ground truth gives it.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for frame in FRAMES:
+        if name == frame:
+            return frame
+    raise ValueError(f"ground_truth: frame {name!r} is none of {', '.join(FRAMES)}")
+
+
 def in_frame(boxes: list[Box], frame: Frame, x: RewardInput) -> list[Box]:
-    """Boxes in the frame wanted, by the sizes of the sample's image.
+    """Convert boxes to the frame wanted, by the sizes of the sample's image.
 
     The image's size is the column `image_size` ([width, height]) or else that of the first image of the
     prompt; the size after the processor's resize is the column `resized_size`.
@@ -144,7 +158,7 @@ def in_frame(boxes: list[Box], frame: Frame, x: RewardInput) -> list[Box]:
 
 
 def _tagged(text: str, frame: Frame) -> list[Region]:
-    """Qwen2-VL's form; a label holds for all boxes up to the next label."""
+    """Read Qwen2-VL's form; a label holds for all boxes up to the next label."""
     regions, label = [], ""
     for found in _TAGS.finditer(text):
         if found[1] is not None:
@@ -158,7 +172,7 @@ def _tagged(text: str, frame: Frame) -> list[Region]:
 
 
 def _keyed(text: str, frame: Frame) -> list[Region]:
-    """The JSON form; one object may hold a list of boxes."""
+    """Read the JSON form; one object may hold a list of boxes."""
     regions = []
     for found in _objects(text):
         label = found.get("label")
@@ -173,8 +187,8 @@ def _keyed(text: str, frame: Frame) -> list[Region]:
     return regions
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text that is JSON, or fenced JSON, or prose around flat objects."""
+def _objects(text: str) -> Iterator[Found]:
+    """Yield the JSON objects in a text that is JSON, or fenced JSON, or prose around flat objects."""
     for part in text.split("```"):
         if not any(f'"{key}"' in part for key in _KEYS):
             continue
@@ -186,8 +200,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
                 yield from _flat_object(flat)
 
 
-def _walk(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object inside a JSON value, whose depth the strict reader has bounded."""
+def _walk(value: object) -> Iterator[Found]:
+    """Yield every object inside a JSON value, whose depth the strict reader has bounded."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
@@ -196,12 +210,14 @@ def _walk(value: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(item)
 
 
-def _flat_object(text: str) -> Iterator[dict[str, Any]]:
-    """One object without inner ones; where it cannot be read, its keys without values."""
+def _flat_object(text: str) -> Iterator[Found]:
+    """Yield one object without inner ones; where it cannot be read, its keys without values."""
     keys = [key for key in _KEYS if f'"{key}"' in text]
     if keys:
         try:
-            yield parse_json(text)
+            found = parse_json(text)
+            if isinstance(found, dict):
+                yield found
         except JsonError:
             yield dict.fromkeys(keys)
 
@@ -216,8 +232,8 @@ def _bare(text: str, frame: Frame) -> list[Region]:
     return regions
 
 
-def _box(numbers: Any, kind: Kind, frame: Frame) -> Box | None:
-    """The numbers as a place, or None where they are none."""
+def _box(numbers: object, kind: Kind, frame: Frame) -> Box | None:
+    """Return the numbers as a place, or None where they are none."""
     if not isinstance(numbers, list) or len(numbers) != _NUMBERS_OF[kind]:
         return None
     if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
@@ -228,8 +244,8 @@ def _box(numbers: Any, kind: Kind, frame: Frame) -> Box | None:
     return box if kind == "point" or min(box.x2 - box.x1, box.y2 - box.y1) > MIN_SIDE else None
 
 
-def _plain_form(ground_truth: Any) -> dict[str, Any]:
-    """The object form of a list: of boxes or points, or of the numbers of one."""
+def _plain_form(ground_truth: object) -> dict[str, object]:
+    """Return the object form of a list: of boxes or points, or of the numbers of one."""
     values = _list(ground_truth, "")
     if values and not isinstance(values[0], list | tuple):
         values = [values]
@@ -237,7 +253,7 @@ def _plain_form(ground_truth: Any) -> dict[str, Any]:
     return {"points" if values and points else "boxes": values}
 
 
-def _gold_box(numbers: Any, kind: Kind, frame: Frame) -> Box:
+def _gold_box(numbers: object, kind: Kind, frame: Frame) -> Box:
     box = _box(list(numbers) if isinstance(numbers, tuple) else numbers, kind, frame)
     if box is None:
         wanted = "[x1, y1, x2, y2] with x1 < x2 and y1 < y2" if kind == "box" else "[x, y]"
@@ -245,7 +261,7 @@ def _gold_box(numbers: Any, kind: Kind, frame: Frame) -> Box:
     return box
 
 
-def _list(value: Any, key: str) -> list[Any]:
+def _list(value: object, key: str) -> list[object]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"ground_truth{key and ': ' + key} is {value!r}, not a list; correct the dataset")
     return list(value)
@@ -263,5 +279,5 @@ def _column_size(x: RewardInput, name: str) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _image_size(image: ImageRef) -> tuple[int, int]:
-    """(width, height) as a viewer shows the image; the episodes of a group share it."""
+    """Return (width, height) as a viewer shows the image; the episodes of a group share it."""
     return open_image(image.path).size

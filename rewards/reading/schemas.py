@@ -8,10 +8,11 @@ no look-around; references must point into the schema itself; and one check has 
 
 import functools
 import json
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, TypeAlias
 
 import jsonschema
+from jsonschema.protocols import Validator
 from jsonschema.validators import extend
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
@@ -19,7 +20,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.files.strict_json import Json, JsonError, JsonObject, parse_json
 
 MAX_LENGTH = 200_000
 MAX_STEPS = 100_000
@@ -29,14 +30,17 @@ _DEEPEST_SCHEMA = 40
 _MAX_SCHEMA = 100_000
 _TOO_COSTLY = "too costly to check"
 _BASE = jsonschema.Draft202012Validator
+Violation: TypeAlias = jsonschema.ValidationError
+#: What checks one keyword of a schema: called with validator, its value, the instance and the schema.
+Keyword: TypeAlias = Callable[..., Iterable[Violation] | None]
 
 
 class _TooCostlyError(Exception):
     """A check went over its budget."""
 
 
-def answer_json(answer: str) -> Any:
-    """The JSON that an answer is, or that its one fenced block holds.
+def answer_json(answer: str) -> Json:
+    """Read the JSON that an answer is, or that its one fenced block holds.
 
     Raises:
         JsonError: If there is none, more than one fenced block, or it is not strict JSON.
@@ -53,7 +57,7 @@ def answer_json(answer: str) -> Any:
 
 
 def _fenced(text: str) -> list[str]:
-    """What stands in the fenced blocks that are closed."""
+    """Return what stands in the fenced blocks that are closed."""
     blocks: list[str] = []
     block: list[str] | None = None
     for line in text.split("\n"):
@@ -68,8 +72,8 @@ def _fenced(text: str) -> list[str]:
     return blocks
 
 
-def read_schema(schema: Any) -> dict[str, Any]:
-    """A schema given as an object or as JSON text, checked.
+def read_schema(schema: object) -> JsonObject:
+    """Read a schema given as an object or as JSON text, and check it.
 
     Raises:
         ValueError: If it is no JSON schema, or one that is refused here; the message says why.
@@ -90,8 +94,8 @@ def read_schema(schema: Any) -> dict[str, Any]:
     return schema
 
 
-def violation(schema: dict[str, Any], value: Any) -> str:
-    """Why a value does not satisfy a schema that `read_schema` accepted, or "" where it does."""
+def violation(schema: JsonObject, value: Json) -> str:
+    """Say why a value does not satisfy a schema that `read_schema` accepted, or "" where it does."""
     try:
         error = next(_validator(schema).iter_errors(value), None)
     except (_TooCostlyError, RecursionError):
@@ -121,7 +125,7 @@ def _check(text: str) -> None:
             raise ValueError("the JSON schema is too costly: its references multiply or go in a circle")
 
 
-def _walk(part: Any, references: list[str], depth: int = 0) -> None:
+def _walk(part: object, references: list[str], depth: int = 0) -> None:
     """Collect the references; refuse remote ones and whatever has no bound."""
     if depth > _DEEPEST_SCHEMA:
         raise ValueError(f"the JSON schema is nested deeper than {_DEEPEST_SCHEMA} levels; simplify it")
@@ -148,7 +152,7 @@ def _walk(part: Any, references: list[str], depth: int = 0) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _pattern(pattern: str) -> TypeAdapter[str]:
-    """A pattern, compiled by Rust's engine.
+    """Compile a pattern by Rust's engine.
 
     Raises:
         ValueError: If the engine does not take it (look-around, back-references, huge repetitions).
@@ -166,7 +170,7 @@ class _Budget:
     def __init__(self) -> None:
         self.left = MAX_STEPS
 
-    def spend(self, keyword: str, value: Any, instance: Any) -> None:
+    def spend(self, keyword: str, value: object, instance: object) -> None:
         """Pay for one keyword: for each of its branches, and for the text or list that it reads."""
         self.left -= 1 + (len(value) if isinstance(value, dict | list) else 0)
         if keyword in ("pattern", "uniqueItems") and isinstance(instance, str | list):
@@ -175,40 +179,40 @@ class _Budget:
             raise _TooCostlyError
 
 
-def _validator(schema: dict[str, Any]) -> Any:
-    """A validator with a fresh budget."""
+def _validator(schema: JsonObject) -> Validator:
+    """Build a validator with a fresh budget."""
     budget = _Budget()
     keywords = {**_BASE.VALIDATORS, "pattern": _match_pattern, "uniqueItems": _unique_items}
     counted = {name: _counted(name, function, budget) for name, function in keywords.items()}
     return extend(_BASE, counted)(schema, registry=Registry())
 
 
-def _counted(name: str, function: Callable[..., Any], budget: _Budget) -> Callable[..., Iterator[Any]]:
-    def keyword(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+def _counted(name: str, function: Keyword, budget: _Budget) -> Keyword:
+    def keyword(validator: object, value: object, instance: object, schema: object) -> Iterator[Violation]:
         budget.spend(name, value, instance)
         yield from function(validator, value, instance, schema) or ()
 
     return keyword
 
 
-def _match_pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+def _match_pattern(_: object, pattern: str, instance: object, __: object) -> Iterator[Violation]:
     if isinstance(instance, str):
         try:
             _pattern(pattern).validate_python(instance)
         except ValidationError:
-            yield jsonschema.ValidationError(f"{instance[:80]!r} does not match {pattern!r}")
+            yield Violation(f"{instance[:80]!r} does not match {pattern!r}")
 
 
-def _unique_items(_: Any, wanted: bool, instance: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-    """Unlike jsonschema's own, in linear time for lists of objects too."""
+def _unique_items(_: object, wanted: bool, instance: object, __: object) -> Iterator[Violation]:
+    """Check that items differ; unlike jsonschema's own check in linear time for lists of objects too."""
     if wanted and isinstance(instance, list):
         seen = {json.dumps(_plain(item), sort_keys=True) for item in instance}
         if len(seen) < len(instance):
-            yield jsonschema.ValidationError("the list has equal items")
+            yield Violation("the list has equal items")
 
 
-def _plain(value: Any) -> Any:
-    """A value in which equal numbers are written alike (1.0 is 1)."""
+def _plain(value: object) -> object:
+    """Write a value so that equal numbers are written alike (1.0 is 1)."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

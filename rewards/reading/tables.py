@@ -58,7 +58,7 @@ Table = list[list[Cell]]
 
 
 def parse_table(text: str) -> Table | None:
-    r"""The last table of a text, or None where there is none with a cell.
+    r"""Read the last table of a text; None where there is none with a cell.
 
     Forms, strongest first: HTML `<table>`, LaTeX `tabular`, `tabularx`, `longtable` or `array`, and
     Markdown with its line of dashes. Header and body cells count alike, and so do rows in and outside of
@@ -85,7 +85,7 @@ def parse_table(text: str) -> Table | None:
 
 
 def teds(reference: Table, answer: Table, structure_only: bool = False) -> float:
-    """Tree-edit-distance-based similarity of two tables.
+    """Compute the tree-edit-distance-based similarity of two tables.
 
     Formula: max(0, 1 − d(T_r, T_a) / max(|T_r|, |T_a|)), with T the tree table → rows → cells and |T| its
     rows and cells. Adding or removing a node costs 1; changing a cell costs 1 where its spans differ, else
@@ -103,7 +103,7 @@ def teds(reference: Table, answer: Table, structure_only: bool = False) -> float
 
 
 def latex_spans(text: str) -> list[tuple[int, int]]:
-    r"""Where each outermost LaTeX table starts and ends; one that is cut off reaches to the end."""
+    r"""Find where each outermost LaTeX table starts and ends; one that is cut off reaches to the end."""
     spans, depth, start = [], 0, 0
     for found in _ENVIRONMENT.finditer(text):
         if found[1] == "begin":
@@ -117,7 +117,7 @@ def latex_spans(text: str) -> list[tuple[int, int]]:
 
 
 def latex_table(text: str) -> Table:
-    r"""The cells of a text from `\begin{tabular}` to `\end{tabular}`."""
+    r"""Read the cells of a text from `\begin{tabular}` to `\end{tabular}`."""
     begin = _ENVIRONMENT.match(text)
     assert begin is not None
     position = begin.end()
@@ -145,7 +145,7 @@ def latex_table(text: str) -> Table:
 
 
 def _latex_cell(raw: str) -> Cell:
-    r"""A cell without its `\multicolumn` and `\multirow`, which become spans."""
+    r"""Read a cell without its `\multicolumn` and `\multirow`, which become spans."""
     spans = {"\\multicolumn": 1, "\\multirow": 1}
     raw = raw.strip()
     for _ in range(MAX_NESTING):
@@ -163,13 +163,13 @@ def _latex_cell(raw: str) -> Cell:
 
 
 def _latex_text(raw: str) -> str:
-    """The text of a cell without commands that only change its look."""
+    """Return the text of a cell without commands that only change its look."""
     raw = _STYLE.sub("", _SPACE.sub(" ", _INNER_TABLE.sub(" ", raw)))
     return clean(_ESCAPED.sub(lambda found: found[1] or "", raw))
 
 
 def _argument(text: str, position: int, brackets: str = "{}") -> tuple[str, int]:
-    """The bracketed text at a position and where it ends; "" where no bracket opens there or none closes."""
+    """Return the bracketed text at a position and where it ends; "" where no bracket opens or closes."""
     while text[position : position + 1].isspace():
         position += 1
     if text[position : position + 1] != brackets[0]:
@@ -183,7 +183,7 @@ def _argument(text: str, position: int, brackets: str = "{}") -> tuple[str, int]
 
 
 def _uncovered(rows: Table) -> Table:
-    r"""Rows without the empty cells that stand below a `\multirow`."""
+    r"""Return rows without the empty cells that stand below a `\multirow`."""
     below: dict[int, int] = {}
     result: Table = []
     for row in rows:
@@ -222,7 +222,7 @@ def _markdown_tables(text: str) -> list[Table]:
 
 
 def _markdown_cells(line: str) -> list[str]:
-    """The cells of a line, [] where it has no bar."""
+    """Return the cells of a line, [] where it has no bar."""
     if "|" not in line:
         return []
     line = re.sub(r"(?i)<br */?>", " ", line.replace("\\|", "\0").strip())
@@ -291,7 +291,7 @@ class _TableReader(HTMLParser):
 
 
 def _span(count: str | None) -> int:
-    """A span as written, from 1 to `MAX_SPAN`; 1 where it is no such number."""
+    """Read a span as written, from 1 to `MAX_SPAN`; 1 where it is no such number."""
     digits = (count or "").strip()
     if not (digits.isascii() and digits.isdigit()):
         return 1
@@ -312,7 +312,7 @@ class _Node:
 class _Costs(Config):
     """The costs of PubTabNet's TEDS; adding and removing cost 1 each."""
 
-    def rename(self, node1: _Node, node2: _Node) -> float:
+    def rename(self, node1: _Node, node2: _Node) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, second = node1.cell, node2.cell
         if first is None or second is None:
             return float(node1.tag != node2.tag)
@@ -331,7 +331,7 @@ def _without_texts(table: Table) -> Table:
 
 
 def _without_equal_ends(first: Table, second: Table) -> tuple[Table, Table]:
-    """Two tables without the rows that they share at the top and at the bottom.
+    """Return two tables without the rows that they share at the top and at the bottom.
 
     Their distance stays: where adding and removing cost 1, no mapping beats the one that keeps equal
     outermost subtrees. This saves most of apted's work.
@@ -343,6 +343,6 @@ def _without_equal_ends(first: Table, second: Table) -> tuple[Table, Table]:
 
 
 def _shared(first: Table, second: Table) -> int:
-    """How many rows two tables have in common before the first difference."""
+    """Count how many rows two tables have in common before the first difference."""
     rows = zip(first, second, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], rows))

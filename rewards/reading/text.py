@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from rewards.reading.answers import without_thinking
+from posttrain.messages import without_thinking
 
 #: Answers beyond this are not read: a full page has about 5,000 characters.
 MAX_LENGTH = 100_000
@@ -33,7 +33,7 @@ _DECLARATION = re.compile(r"<[!?][^<>]{0,1000}>")
 
 
 def clean(text: str) -> str:
-    """One spelling for texts that look the same on paper.
+    """Spell texts alike that look the same on paper.
 
     Invisible characters are removed, white space becomes single spaces (none between two Chinese or
     Japanese characters, where a line break means nothing), and NFKC joins full-width with ordinary forms.
@@ -46,7 +46,10 @@ def clean(text: str) -> str:
 
 
 def transcript(text: str) -> str:
-    """What a model transcribed: its last `<answer>…</answer>`, else all after the thinking; no code fence."""
+    """Return what a model transcribed: its last `<answer>…</answer>`, else all after the thinking.
+
+    A code fence around it is taken off.
+    """
     text = without_thinking(text)
     inner, closed, _ = text.rpartition("</answer>")
     if closed and "<answer>" in inner:
@@ -57,7 +60,7 @@ def transcript(text: str) -> str:
 
 
 def safe_html(html: str) -> str:
-    """HTML that `html.parser` reads in linear time.
+    """Make HTML such that `html.parser` reads it in linear time.
 
     Comments, declarations, styles and scripts are removed, and every `<` that opens no complete tag is
     escaped: the parser would search the whole rest of the text again after each of them.
@@ -68,7 +71,7 @@ def safe_html(html: str) -> str:
 
 
 def _without_spans(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
-    """The text without anything from `opening` to `closing`, in linear time; an unclosed one stays."""
+    """Remove all from `opening` to `closing`, in linear time; an unclosed one stays."""
     kept, position = [], 0
     while (start := opening.search(text, position)) and (end := closing.search(text, start.end())):
         kept.append(text[position : start.start()])
@@ -77,7 +80,7 @@ def _without_spans(text: str, opening: re.Pattern[str], closing: re.Pattern[str]
 
 
 def _few_marks(text: str) -> str:
-    """At most `MAX_MARKS` combining marks in a row: sorting them costs NFKC quadratic time."""
+    """Keep at most `MAX_MARKS` combining marks in a row: sorting them costs NFKC quadratic time."""
     run, kept = 0, []
     for character in text:
         run = run + 1 if unicodedata.combining(character) else 0

@@ -32,24 +32,24 @@ _BRACKETED = re.compile(r"\[[^\[\]\n]{1,100}\](?!\()")
 
 
 def visible(text: str) -> str:
-    """The text without characters that show nothing, and without white space around it."""
+    """Remove the characters that show nothing, and white space around the text."""
     if not text.isascii():
         text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cf", "Cc"))
     return text.strip()
 
 
 def has_content(text: str) -> bool:
-    """Whether there is a letter, digit or symbol, and not only punctuation and space."""
+    """Check for a letter, digit or symbol, and not only punctuation and space."""
     return any(c.isalnum() or unicodedata.category(c)[0] == "S" for c in text)
 
 
 def words(text: str) -> list[str]:
-    """Words by spaces and punctuation (`don't` is one); each Han or kana character is one."""
+    """Split into words by spaces and punctuation (`don't` is one); each Han or kana character is one."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences by their closing marks; empty lines and list items end one too, abbreviations do not."""
+    """Split into sentences by closing marks; empty lines and list items end one, abbreviations do not."""
     found: list[str] = []
     start = 0
     for end in _SENTENCE_END.finditer(text):
@@ -63,7 +63,7 @@ def sentences(text: str) -> list[str]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Blocks of lines between empty lines or rules (`***`, `---`)."""
+    """Split into blocks of lines between empty lines or rules (`***`, `---`)."""
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         if not line.strip() or _RULE.fullmatch(line):
@@ -75,7 +75,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def lines(text: str) -> list[str]:
-    """Lines that are not empty."""
+    """List the lines that are not empty."""
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -90,22 +90,22 @@ def numbered_items(text: str) -> list[str]:
 
 
 def headings(text: str) -> list[str]:
-    """Markdown headings (`# …` to `###### …`)."""
+    """List Markdown headings (`# …` to `###### …`)."""
     return [line for line in lines(text) if _HEADING.match(line)]
 
 
 def highlights(text: str) -> list[str]:
-    """Spans between single or double asterisks."""
+    """List the spans between single or double asterisks."""
     return [span for span in _HIGHLIGHT.findall(text) if has_content(span)]
 
 
 def placeholders(text: str) -> list[str]:
-    """Spans in square brackets that hold a letter, such as `[name]`; links are none."""
+    """List the spans in square brackets that hold a letter, such as `[name]`; links are none."""
     return [span for span in _BRACKETED.findall(text) if any(c.isalpha() for c in span)]
 
 
 def capital_words(text: str) -> list[str]:
-    """Words of at least two letters, all of them capitals."""
+    """List the words of at least two letters, all of them capitals."""
     return [word for word in words(text) if len(word) > 1 and word.isupper()]
 
 

@@ -38,7 +38,7 @@ class ImageAdmission:
         self._stack.close()
 
     def admit(self, inputs: Sequence[RewardInput]) -> list[RewardInput]:
-        """The episodes with images that rewards may open.
+        """Return the episodes with images that rewards may open.
 
         Raises:
             WireError: If a reference leads elsewhere, or what should be an image is none.

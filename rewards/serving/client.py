@@ -1,36 +1,28 @@
-"""Talk to a reward server, and start one for a run."""
+"""Score episodes on a reward server."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import os
 import random
-import secrets
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
-from posttrain.cli.rewards import TOKEN_VARIABLE
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.manager import RewardSpec
 
-#: Process id with which a server started for a run is to end.
-PARENT_VARIABLE = "POSTTRAIN_REWARD_PARENT"
 #: Samples in one request: few enough to answer within the time limit, enough to fill the workers.
 BATCH_SIZE = 64
 LONGEST_PAUSE_S = 5.0
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+#: A reward to ask for, as an object or as its fields.
+RewardLike: TypeAlias = RewardSpec | Mapping[str, Any]
 
 
 class RewardServerUnavailable(RuntimeError):
@@ -72,11 +64,11 @@ class AsyncRewardClient:
 
     async def score(
         self,
-        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        specs: Sequence[RewardLike],
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        """One verdict for each episode, in order; many episodes travel in several requests at once.
+        """Score episodes: one verdict each, in order; many travel in several requests at once.
 
         Args:
             specs: The rewards, as `RewardSpec` or `{"name", "weight", "params", "only_if"}`.
@@ -96,7 +88,7 @@ class AsyncRewardClient:
         return [result for results in await asyncio.gather(*batches) for result in results]
 
     async def health(self) -> bool:
-        """Whether the server answers now and accepts the token."""
+        """Ask whether the server answers now and accepts the token."""
         try:
             return (await self._http.get("/health", timeout=5)).is_success
         except httpx.TransportError:
@@ -154,29 +146,35 @@ class RewardClient:
     It may be used by several threads at once.
 
     Args:
-        options: Those of `AsyncRewardClient`.
+        url: The server's address.
+        token: Its bearer token, "" where it has none.
+        timeout: Seconds that one request of up to 64 episodes may take.
+        wait: Seconds to keep trying while the server is away or busy.
+        requests: How many requests may be under way at once.
 
     Example:
         RewardClient("http://127.0.0.1:8900").score([{"name": "math"}], episodes)
     """
 
-    def __init__(self, url: str, token: str = "", **options: Any):
+    def __init__(
+        self, url: str, token: str = "", timeout: float = 120.0, wait: float = 60.0, requests: int = 16
+    ):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
         self._thread.start()
-        self._client = AsyncRewardClient(url, token, **options)
+        self._client = AsyncRewardClient(url, token, timeout, wait, requests)
 
     def score(
         self,
-        specs: Sequence[RewardSpec | Mapping[str, Any]],
+        specs: Sequence[RewardLike],
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        """One verdict for each episode, in order; see `AsyncRewardClient.score`."""
+        """Score episodes: one verdict each, in order; see `AsyncRewardClient.score`."""
         return self._wait_for(self._client.score(specs, inputs, groups))
 
     def health(self) -> bool:
-        """Whether the server answers now and accepts the token."""
+        """Ask whether the server answers now and accepts the token."""
         return self._wait_for(self._client.health())
 
     def close(self) -> None:
@@ -186,98 +184,12 @@ class RewardClient:
         self._thread.join()
         self._loop.close()
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+    def _wait_for(self, coroutine: Coroutine[object, object, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-class RewardServer:
-    """A server process that belongs to this process; a context manager that ends it.
-
-    Attributes:
-        url: Its address.
-        token: Its bearer token.
-        process: The operating system's process.
-    """
-
-    def __init__(self, url: str, token: str, process: subprocess.Popen[bytes]):
-        self.url = url
-        self.token = token
-        self.process = process
-
-    def close(self) -> None:
-        """End the server."""
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def __enter__(self) -> "RewardServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def start_server(
-    references: Sequence[str],
-    token: str = "",
-    base_dir: Path | None = None,
-    log: Path | None = None,
-    timeout: float = 120.0,
-) -> RewardServer:
-    """Start `posttrain rewards serve` on a free port of loopback and wait until it answers.
-
-    The server ends with this process, however that ends. It has a session of its own, so Ctrl-C ends the run
-    first and the run can still be saved.
-
-    Args:
-        references: The rewards to serve.
-        token: Bearer token; "" makes one.
-        base_dir: Folder against which file references are resolved.
-        log: File that the server's output is appended to; None for this process's.
-        timeout: Seconds to wait for it.
-
-    Raises:
-        RewardServerUnavailable: If it ended or did not answer in time, with the end of its log.
-    """
-    token = token or secrets.token_urlsafe(24)
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        url_file = Path(directory) / "url"
-        command = [sys.executable, "-m", "posttrain.cli", "rewards", "serve", *references]
-        command += ["--port", "0", "--url-file", str(url_file)]
-        command += ["--base-dir", str((base_dir or Path()).absolute())]
-        command += ["--image-root", "/"]  # it has this process's rights, and only this process has the token
-        output = stack.enter_context(log.open("ab")) if log else None
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {TOKEN_VARIABLE: token, PARENT_VARIABLE: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and process.poll() is None:
-            if url_file.exists():
-                server = RewardServer(url_file.read_text(encoding="utf-8"), token, process)
-                client = RewardClient(server.url, token)
-                answers = client.health()
-                client.close()
-                if answers:
-                    return server
-            time.sleep(0.05)
-        ended = process.poll()
-        process.kill()
-        process.wait()
-    what = f"did not answer within {timeout:g} s" if ended is None else f"ended at once (exit code {ended})"
-    said = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() if log else ""
-    raise RewardServerUnavailable(f"the reward server {what}{f'; {log} ends with: {said}' if said else ''}")
-
-
 def _batches(count: int, groups: Sequence[int] | None) -> list[slice]:
-    """Runs of at most `BATCH_SIZE` episodes, or of one larger group, that end where a group ends."""
+    """Cut into runs of at most `BATCH_SIZE` episodes, or one larger group, that end where a group ends."""
     ends = list(range(1, count + 1))
     if groups is not None:
         ends = [end for end in ends if end == count or groups[end] != groups[end - 1]]
@@ -291,7 +203,7 @@ def _batches(count: int, groups: Sequence[int] | None) -> list[slice]:
 
 
 def _detail(response: httpx.Response) -> str:
-    """The server's reason, or the beginning of what it sent instead."""
+    """Return the server's reason, or the beginning of what it sent instead."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

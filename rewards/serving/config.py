@@ -1,12 +1,16 @@
 """What a reward server serves and what its clients may ask of it."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rewards.sdk import RewardError
+
+#: Environment variable of the bearer token that a server asks for and its clients send.
+TOKEN_VARIABLE = "POSTTRAIN_REWARD_TOKEN"  # noqa: S105
+#: Environment variable of the process id with which a server started for a run is to end.
+PARENT_VARIABLE = "POSTTRAIN_REWARD_PARENT"
 
 
 class ServedReward(BaseModel):
@@ -15,11 +19,11 @@ class ServedReward(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1)
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, object] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, value: Any) -> Any:
+    def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
 

@@ -42,7 +42,7 @@ def serve_replicas(
     """Serve rewards from several replicas until a signal says stop.
 
     They run on the cluster that `RAY_ADDRESS` names, else on one of this machine. Each keeps as many cores as
-    it has workers. Ray Serve adds the routes `/-/healthz` and `/-/routes`, which ask for no token and tell
+    it has workers. Ray Serve adds the routes `/-/healthz` and `/-/routes`, which ask for no token and say
     only that something is served.
 
     Args:
@@ -60,7 +60,7 @@ def serve_replicas(
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         serve.start(http_options={"host": host, "port": port})
-        deployment = RewardReplica.options(
+        deployment = RewardReplica.options(  # pyright: ignore[reportFunctionMemberAccess]  # as Ray declares it
             num_replicas=replicas, ray_actor_options={"num_cpus": config.workers or 1}
         )
         serve.run(deployment.bind(config, token), name="rewards", route_prefix="/")

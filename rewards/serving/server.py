@@ -21,9 +21,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -39,13 +39,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect
 
+from posttrain.reward_spec import RewardSpec
 from rewards import wire
-from rewards.manager import RewardSpec
 from rewards.sdk import RewardError
 from rewards.serving.admission import ImageAdmission
-from rewards.serving.client import PARENT_VARIABLE
-from rewards.serving.config import ServerConfig
-from rewards.workers.scorer import Scorer, Scoring
+from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
+from rewards.workers.scorer import PendingScores, Scorer
 
 #: Beyond so many requests at once, even `/health` answers 503.
 MAX_CONNECTIONS = 256
@@ -84,7 +83,7 @@ class _ScorerCollector(Collector):
 
 
 def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI:
-    """The HTTP interface to a scorer.
+    """Build the HTTP interface to a scorer.
 
     Args:
         scorer: Where rewards run; the caller closes it.
@@ -100,7 +99,7 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
     turns = asyncio.Semaphore()
     image_roots = [root.resolve() for root in config.image_roots]
 
-    def begin(body: bytes, images: ImageAdmission) -> Scoring:
+    def begin(body: bytes, images: ImageAdmission) -> PendingScores:
         """Read a request and queue its episodes."""
         specs, inputs, groups = wire.read_score_request(body)
         scorer.check(specs)
@@ -112,7 +111,7 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             raise HTTPException(429, f"{scorer.queued} samples are waiting already", {"Retry-After": "1"})
         return scorer.submit(specs, images.admit(inputs), groups)
 
-    def finish(scoring: Scoring) -> bytes:
+    def finish(scoring: PendingScores) -> bytes:
         return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
 
     @app.post("/v1/score")
@@ -195,7 +194,7 @@ def check_address(host: str, token: str) -> None:
     if not token and not _is_loopback(host):
         raise RewardError(
             f"rewards serve: {host} can be reached from other machines, so a token is needed: set"
-            " POSTTRAIN_REWARD_TOKEN here and for the clients, or listen on 127.0.0.1"
+            f" {TOKEN_VARIABLE} here and for the clients, or listen on 127.0.0.1"
         )
 
 
@@ -209,7 +208,7 @@ def announce(url_file: Path, host: str, port: int) -> None:
 
 
 def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> RewardSpec:
-    """The reward with the parameters that the server's configuration fixes.
+    """Return the reward with the parameters that the server's configuration fixes.
 
     Raises:
         RewardError: If the client sets one of them, or one that names files or addresses and may not.
@@ -223,11 +222,11 @@ def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> Re
                 f"reward {spec.name!r}: {name!r} names a file or an address, so it is taken only from the"
                 " server's configuration, or from clients that show a token"
             )
-    return dataclasses.replace(spec, params=fixed | spec.params)
+    return dataclasses.replace(spec, params={**fixed, **spec.params})
 
 
-def _authoriser(token: str) -> Any:
-    """A dependency that refuses requests without the token."""
+def _authoriser(token: str) -> Callable[[Request], Awaitable[None]]:
+    """Make a dependency that refuses requests without the token."""
 
     async def authorise(request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -237,8 +236,8 @@ def _authoriser(token: str) -> Any:
     return authorise
 
 
-def _body_reader(limits: ServerConfig) -> Any:
-    """A dependency that reads a request's body and stops as soon as it breaks a limit."""
+def _body_reader(limits: ServerConfig) -> Callable[[Request], Awaitable[bytes]]:
+    """Make a dependency that reads a request's body and stops as soon as it breaks a limit."""
 
     async def read(request: Request) -> bytes:
         # A web page may send text to loopback without asking; it may not claim that it is JSON.
@@ -262,7 +261,7 @@ def _body_reader(limits: ServerConfig) -> Any:
     return read
 
 
-async def _run(size: int, work: Callable[..., T], *arguments: Any) -> T:
+async def _run(size: int, work: Callable[..., T], *arguments: object) -> T:
     """Do what takes long for a large request in a thread; for a small one, handing over costs more."""
     return work(*arguments) if size <= SMALL_BODY else await asyncio.to_thread(work, *arguments)
 
@@ -271,7 +270,7 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _json_of(value: Any) -> Response:
+def _json_of(value: object) -> Response:
     return _json(wire.dumps(value))
 
 
@@ -287,7 +286,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is no longer the given one, that is, has died."""
+    """Stop the server when its parent is no longer the given one, that is, has died.
+
+    The kernel's own signal (`posttrain.sandbox.linux.die_with_parent`) will not do here: it comes already
+    when the thread ends that started the server, and leaves no time for requests under way.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -62,7 +62,8 @@ class AsyncLane:
         local = Call(call.spec, tuple(range(len(bodies))))
         with self._lock:
             self._last_id += 1
-            header = wire.job_header([local], len(bodies)) | {"id": self._last_id, "deadline_s": deadline_s}
+            header = wire.job_header([local], len(bodies))
+            header["id"], header["deadline_s"] = self._last_id, deadline_s
             try:
                 process = self._process or self._start()
             except (PluginError, WorkerLost, OSError) as error:
@@ -88,7 +89,7 @@ class AsyncLane:
         return process
 
     def _collect(self, process: ScoringProcess) -> None:
-        """One process's life: hand over its replies until it dies or is stuck."""
+        """Hand over one process's replies until it dies or is stuck."""
         try:
             while self._process is process:
                 if process.pipe.poll(_LOOK_S):

@@ -105,7 +105,7 @@ class WorkerPool:
             thread.join()
 
     def _drive(self, process: ScoringProcess | None) -> None:
-        """One thread's life: make calls, with the processes that come and go."""
+        """Make calls, in a thread of its own, with the processes that come and go."""
         while (job := self._jobs.get()) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue

@@ -48,7 +48,7 @@ class ScoringProcess:
     def started(
         cls, target: Callable[..., None], references: Sequence[str], base_dir: Path | None
     ) -> "ScoringProcess":
-        """A process that has loaded its rewards.
+        """Start a process and wait until it has loaded its rewards.
 
         Raises:
             PluginError: If a reward could not be loaded.
@@ -67,8 +67,8 @@ class ScoringProcess:
         """Whether it has not ended."""
         return self._process.is_alive()
 
-    def wait_until_ready(self) -> list[dict[str, Any]]:
-        """What it has loaded.
+    def wait_until_ready(self) -> list[wire.RewardInfo]:
+        """Wait until the rewards are loaded; return what they say of themselves.
 
         Raises:
             PluginError: If a reward could not be loaded.
@@ -79,7 +79,7 @@ class ScoringProcess:
             raise PluginError(message["failed"])
         return message["ready"]
 
-    def send(self, header: dict[str, Any], bodies: Sequence[bytes]) -> None:
+    def send(self, header: wire.JobHeader, bodies: Sequence[bytes]) -> None:
         """Hand over calls and the episodes that they judge, each episode as JSON.
 
         Raises:
@@ -94,7 +94,7 @@ class ScoringProcess:
             raise self._lost() from None
 
     def receive(self, timeout_s: float) -> Any:
-        """The next message.
+        """Wait for the next message.
 
         Raises:
             WorkerLost: If none came in time, or the process died or wrote nonsense.

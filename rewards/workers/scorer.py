@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.manager import Call, Outcome, RewardSpec, Verdicts, calls, check_specs
+from rewards.manager import Call, Outcome, Verdicts, calls, check_specs
 from rewards.sdk import RewardError
 from rewards.workers.async_lane import AsyncLane
 from rewards.workers.pool import WorkerPool
@@ -21,7 +22,7 @@ MAX_JOB = 16
 
 
 @dataclass
-class Scoring:
+class PendingScores:
     """Episodes that are being scored; `await` it, or ask for the `results` and wait."""
 
     specs: list[RewardSpec]
@@ -29,7 +30,7 @@ class Scoring:
     parts: list[tuple[list[Call], Future[list[list[Outcome]]]]] = field(default_factory=list)
 
     def results(self) -> list[RewardResult]:
-        """One verdict an episode, in order; waits for those that are missing."""
+        """Wait for the verdicts that are missing; return one an episode, in order."""
         verdicts = Verdicts(self.specs, self.count)
         for made, future in self.parts:
             for call, outcomes in zip(made, future.result(), strict=True):
@@ -37,7 +38,7 @@ class Scoring:
         return verdicts.results()
 
     async def wait(self) -> list[RewardResult]:
-        """`results`, within a running event loop."""
+        """Wait for the `results` within a running event loop."""
         await asyncio.gather(*(asyncio.wrap_future(future) for _, future in self.parts))
         return self.results()
 
@@ -112,7 +113,7 @@ class Scorer:
 
     def submit(
         self, specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None = None
-    ) -> Scoring:
+    ) -> PendingScores:
         """Queue episodes.
 
         Args:
@@ -127,7 +128,7 @@ class Scorer:
         self.check(specs)
         made = calls(specs, self._groups, len(inputs), groups)
         bodies = [wire.dumps(wire.input_to_json(x)) for x in inputs]
-        scoring = Scoring(list(specs), len(inputs))
+        scoring = PendingScores(list(specs), len(inputs))
         for call in (call for call in made if call.spec.name in self._async):
             members = [bodies[i] for i in call.members]
             future = self._lane.submit(call, members, self._deadlines[call.spec.name])
@@ -149,7 +150,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _count_when_done(self, scoring: Scoring) -> None:
+    def _count_when_done(self, scoring: PendingScores) -> None:
         left = len(scoring.parts)
 
         def one_less(part: Future[list[list[Outcome]]]) -> None:
@@ -168,7 +169,7 @@ class Scorer:
             future.add_done_callback(one_less)
 
     def _jobs(self, made: Sequence[Call], count: int) -> list[list[Call]]:
-        """A job for each call of a group reward, and one for every few episodes of the others."""
+        """Make a job for each call of a group reward, and one for every few episodes of the others."""
         most = min(MAX_JOB, self._pool.samples_per_worker)
         size = max(1, min(most, math.ceil(count / (2 * self._pool.workers))))
         jobs = [[call] for call in made if call.spec.name in self._groups]
@@ -180,7 +181,7 @@ class Scorer:
 
 
 def _as_job(future: Future[list[Outcome]]) -> Future[list[list[Outcome]]]:
-    """The one call's outcomes as those of a job."""
+    """Return the one call's outcomes as those of a job."""
     job: Future[list[list[Outcome]]] = Future()
     future.add_done_callback(lambda done: job.set_result([done.result()]))
     return job

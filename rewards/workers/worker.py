@@ -4,23 +4,22 @@ Everything crosses the pipe as JSON, so nothing that a scorer does can reach the
 """
 
 import asyncio
-import ctypes
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from posttrain.plugins import PluginError
+from posttrain.sandbox import linux
 from posttrain.types import RewardInput
 from rewards import wire
 from rewards.manager import Outcome, evaluate, failure
 from rewards.sdk import Reward, load_reward
 
-PR_SET_PDEATHSIG = 1
 #: Scoring yields to the server's event loop, which has to answer `/health` on a machine without a free core.
 NICENESS = 5
 
@@ -57,14 +56,14 @@ async def _work_concurrently(pipe: Connection, rewards: dict[str, Reward]) -> No
     ended = asyncio.Event()
     running: set[asyncio.Task[None]] = set()
 
-    async def run(header: dict[str, Any], bodies: list[bytes]) -> None:
+    async def run(header: wire.JobHeader, bodies: list[bytes]) -> None:
         call = header["calls"][0]
         xs = _read(bodies, call["members"])
         loaded, params = rewards[call["spec"]["name"]], call["spec"]["params"]
-        outcomes = await _evaluate_within(header["deadline_s"], loaded, xs, params)
-        pipe.send_bytes(_reply(outcomes, header["id"]))
+        outcomes = await _evaluate_within(header.get("deadline_s", math.inf), loaded, xs, params)
+        pipe.send_bytes(_reply(outcomes, header.get("id", 0)))
 
-    def start(job: tuple[dict[str, Any], list[bytes]]) -> None:
+    def start(job: tuple[wire.JobHeader, list[bytes]]) -> None:
         task = loop.create_task(run(*job))
         running.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(running.discard)
@@ -79,10 +78,11 @@ async def _work_concurrently(pipe: Connection, rewards: dict[str, Reward]) -> No
 
 
 async def _evaluate_within(
-    deadline_s: float, loaded: Reward, xs: Sequence[RewardInput], params: dict[str, Any]
+    deadline_s: float, loaded: Reward, xs: Sequence[RewardInput], params: Mapping[str, object]
 ) -> list[Outcome]:
+    limit = asyncio.timeout(deadline_s)
     try:
-        async with asyncio.timeout(deadline_s) as limit:
+        async with limit:
             return [Outcome(score) for score in await loaded.judge_async(xs, params)]
     except BaseException as error:  # plugins and their libraries also raise SystemExit and worse
         late = Outcome(error=f"took longer than its deadline of {deadline_s:g} s")
@@ -91,7 +91,8 @@ async def _evaluate_within(
 
 def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dict[str, Reward] | None:
     """Load the rewards and say so, or say why not."""
-    _die_with_parent()
+    if sys.platform == "linux":
+        linux.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends us
     try:
         rewards = {reference: load_reward(reference, base_dir) for reference in references}
@@ -102,8 +103,8 @@ def _load(pipe: Connection, references: list[str], base_dir: Path | None) -> dic
     return rewards
 
 
-def _next_job(pipe: Connection) -> tuple[dict[str, Any], list[bytes]] | None:
-    """A header and its episodes, or None once the parent has gone."""
+def _next_job(pipe: Connection) -> tuple[wire.JobHeader, list[bytes]] | None:
+    """Read a header and its episodes; None once the parent has gone."""
     try:
         header = wire.loads(pipe.recv_bytes())
         return header, [pipe.recv_bytes() for _ in range(header["inputs"])]
@@ -112,7 +113,7 @@ def _next_job(pipe: Connection) -> tuple[dict[str, Any], list[bytes]] | None:
 
 
 def _read(bodies: Sequence[bytes], members: Sequence[int]) -> list[RewardInput]:
-    """A call's episodes, read anew for each call: one that changes its input must not reach the next."""
+    """Read a call's episodes anew for each call: one that changes its input must not reach the next."""
     return [wire.input_from_json(wire.loads(bodies[i]), "input") for i in members]
 
 
@@ -127,7 +128,7 @@ def _reply(outcomes: Sequence[Outcome], call_id: int = 0) -> bytes:
         return message([Outcome(error=f"the verdict {error}")] * len(outcomes))
 
 
-def _describe(name: str, loaded: Reward) -> dict[str, Any]:
+def _describe(name: str, loaded: Reward) -> wire.RewardInfo:
     return {
         "name": name,
         "low": loaded.low,
@@ -138,12 +139,3 @@ def _describe(name: str, loaded: Reward) -> dict[str, Any]:
         "guarded": sorted(loaded.guarded),
         "summary": loaded.summary,
     }
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, even inside a C function that hangs."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # it had ended before we asked
-        os._exit(1)

@@ -13,8 +13,9 @@ import pytest
 from posttrain.config import ClusterConfig
 from posttrain.config.curation import load_curation
 from posttrain.config.endpoints import CheckpointConfig
-from posttrain.curation import CurationError, curate
 from posttrain.curation.engines import EngineModel, EngineModels
+from posttrain.curation.outcomes import CurationError
+from posttrain.curation.pipeline import curate
 from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.rendering.rendering import Renderer

@@ -1,6 +1,6 @@
 """Rows 5, 6, 7, 9 of posttrain/RELIABILITY.md on a real server: malformed requests, hangs, load, attacks.
 
-The rows' own numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
+The full numbers take minutes: `scripts/test.sh --soak -k reliability`. Without it they are small.
 """
 
 import json
@@ -17,7 +17,8 @@ import pytest
 
 from posttrain.types import RewardInput
 from rewards.kit.attacks import ATTACKS
-from rewards.serving.client import RewardClient, RewardServer, start_server
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import RewardServer, start_server
 
 PLUGIN = """
 import re, time
@@ -124,7 +125,8 @@ def test_row_7_answers_come_in_time_under_load(tmp_path: Path, soak: bool) -> No
     """Whatever else the machine does can only add time, so one round within the limits will do."""
     found = tmp_path / "figures.json"
     seconds = ["--seconds", "20" if soak else "3"]
-    rounds = []
+    rounds: list[dict[str, float]] = []
+    goals: dict[str, float] = {}
     for _ in range(6):
         allowed = slowdown()
         subprocess.run([sys.executable, BENCHMARK, "--only", "load", *seconds, "--json", found], check=True)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from posttrain.cli.rewards import TOKEN_VARIABLE
 from posttrain.types import RewardInput
 from rewards.manager import RewardManager, RewardSpec
 from rewards.serving.client import RewardClient
+from rewards.serving.config import TOKEN_VARIABLE
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,8 @@ import pytest
 
 from posttrain.types import RewardInput
 from rewards.manager import RewardManager, RewardSpec
-from rewards.serving.client import (
-    RewardClient,
-    RewardRequestRefused,
-    RewardServer,
-    RewardServerUnavailable,
-    start_server,
-)
+from rewards.serving.client import RewardClient, RewardRequestRefused, RewardServerUnavailable
+from rewards.serving.launch import RewardServer, start_server
 
 PLUGIN = """
 from rewards import reward
@@ -140,7 +135,7 @@ def test_close_ends_the_server_and_its_workers(folder: Path) -> None:
 
 def test_the_server_ends_with_the_process_that_started_it(folder: Path) -> None:
     script = (
-        "import sys, time; from rewards.serving.client import start_server\n"
+        "import sys, time; from rewards.serving.launch import start_server\n"
         "print(start_server(['answer_accuracy']).process.pid, flush=True); time.sleep(100)"
     )
     with subprocess.Popen(
@@ -172,7 +167,7 @@ class Moody(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode() if status == 200 else b"not now")
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
         """Keep the test's output clean."""
 
 

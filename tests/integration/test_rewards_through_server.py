@@ -12,7 +12,8 @@ from posttrain.plugins import declared
 from posttrain.types import RewardInput, ToolCall, text_message
 from rewards.manager import RewardManager, RewardSpec
 from rewards.sdk import load_reward
-from rewards.serving.client import RewardClient, RewardServer, start_server
+from rewards.serving.client import RewardClient
+from rewards.serving.launch import RewardServer, start_server
 
 LABELLED = Path(__file__).parents[1] / "labelled"
 #: Those that need a service or an optional package are tested with theirs.

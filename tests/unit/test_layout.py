@@ -22,7 +22,10 @@ NO_CV2 = tuple(name for name in HEAVY if name != "cv2")
 #: from its own layer and those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("posttrain", "types"),
-    ("messages", "joints", "files", "media", "plugins", "sandbox", "chat_endpoint"),
+    (
+        *("messages", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
+        *("chat_endpoint", "endpoint_variables", "concurrency"),
+    ),
     ("config", "doctor"),
     ("run",),
     ("data",),
@@ -36,7 +39,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
 )
 #: What rewards and tools may import of posttrain, so that a plugin stays light.
-PLUGIN_SIDE = ("types", "messages", "plugins", "media", "files", "sandbox", "chat_endpoint")
+PLUGIN_SIDE = (
+    *("types", "messages", "reward_spec", "plugins", "media", "files", "sandbox"),
+    *("chat_endpoint", "endpoint_variables", "concurrency"),
+)
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {
     "vllm": ("posttrain.inference.vllm_engine",),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from posttrain.config.data import FORMAT_COLUMNS
 from posttrain.data.formats.canonical import (
@@ -22,6 +21,7 @@ from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_qwen, read_sharegpt
 from posttrain.data.formats.ms_swift import read_ms_swift
 from posttrain.data.formats.openai import read_openai
+from posttrain.data.formats.row import Row
 from posttrain.data.formats.trl import read_trl
 
 __all__ = [
@@ -41,12 +41,12 @@ __all__ = [
 
 
 def canonical_row(
-    row: dict[str, Any],
+    row: Row,
     format_name: str,
     columns: Mapping[str, str | None] | None = None,
     tags: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """A row of any format in the canonical form, images as the row has them, videos by path.
+) -> Row:
+    """Rewrite a row of any format in the canonical form, images as the row has them, videos by path.
 
     Args:
         row: The row; it is not changed.
@@ -64,7 +64,7 @@ def canonical_row(
         canonical_row({"question": "2+2?", "answer": "4"}, "easyr1", {"problem": "question"})
     """
     known, free = _mapped(row, format_name, columns or {})
-    read: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    read: dict[str, Callable[[Row], Row]] = {
         "canonical": dict,
         "ms_swift": read_ms_swift,
         "sharegpt": partial(read_sharegpt, tags=tags or {}),
@@ -85,10 +85,8 @@ def canonical_row(
     return {key: value for key, value in canonical.items() if value not in (None, [])} | free
 
 
-def _mapped(
-    row: dict[str, Any], format_name: str, columns: Mapping[str, str | None]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The columns that the format reads, by its names for them, and all others."""
+def _mapped(row: Row, format_name: str, columns: Mapping[str, str | None]) -> tuple[Row, Row]:
+    """Return the columns that the format reads, by its names for them, and all others."""
     names = FORMAT_COLUMNS[format_name]
     taken = {path.partition(".")[0] for path in columns.values() if path is not None}
     known = {name: row[name] for name in names if name in row and name not in taken | set(columns)}
@@ -101,11 +99,11 @@ def _mapped(
     return known, free
 
 
-def _found(row: dict[str, Any], path: str) -> Any:
-    """What is at a dotted path, or None; a column whose own name has dots comes first."""
+def _found(row: Row, path: str) -> object:
+    """Return what is at a dotted path, or None; a column whose own name has dots comes first."""
     if path in row:
         return row[path]
-    value: Any = row
+    value: object = row
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

@@ -21,18 +21,18 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import PLACEHOLDERS, place_media
+from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
-from posttrain.media.videos import FRAME_SUFFIXES, VIDEO_SUFFIXES
+from posttrain.media.suffixes import FRAME_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
 
 #: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
 MAX_ROW_BYTES = 16 * 2**20
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: Keys of a row that are no columns.
 OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected")
 
@@ -77,7 +77,7 @@ def write_canonical(samples: Iterable[Sample], path: str | Path) -> None:
 
 
 def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """The lines of a file that are not blank, as (line number from 1, byte offset, bytes).
+    """Read the lines of a file that are not blank, as (line number from 1, byte offset, bytes).
 
     A line longer than the limit comes cut to one byte above it, so that `parse_row` refuses it.
     """
@@ -93,7 +93,7 @@ def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
 
 
 def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
-    """One row as a sample.
+    """Parse a row into a sample.
 
     Args:
         line: A JSON object in UTF-8.
@@ -106,8 +106,8 @@ def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
     return sample_of(parse_line(line), folder, name)
 
 
-def parse_line(line: bytes) -> dict[str, Any]:
-    """A line as a row of whatever format.
+def parse_line(line: bytes) -> Row:
+    """Parse a line into a row of whatever format.
 
     Raises:
         DataError: If it is no JSON object in UTF-8, or too long.
@@ -125,8 +125,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return row
 
 
-def sample_of(row: dict[str, Any], folder: Path, name: str = "") -> Sample:
-    """A row that is parsed already; see `parse_row`."""
+def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
+    """Make a sample of a row whose JSON is parsed already; see `parse_row`."""
     name = _id(row.get("id"), name)
     turns = place_media(row)
     messages = _messages(turns["messages"], folder)
@@ -138,7 +138,7 @@ def sample_of(row: dict[str, Any], folder: Path, name: str = "") -> Sample:
     return Sample(name, messages, row.get("ground_truth"), _tools(row), columns, chosen, rejected)
 
 
-def _id(written: Any, name: str) -> str:
+def _id(written: object, name: str) -> str:
     if written is None and name:
         return name
     if isinstance(written, int) and not isinstance(written, bool):
@@ -149,17 +149,17 @@ def _id(written: Any, name: str) -> str:
 
 
 def image_path(written: str, folder: Path) -> Path:
-    """Where a row's image is; nothing is opened.
+    """Find a row's image; nothing is opened.
 
     Raises:
         DataError: If it is a URL, does not exist, is no regular file with an image's suffix, or a relative
-            path leads out of the folder, be it by `..` or by a symbolic link.
+            path leads out of the folder, by `..` or by a symbolic link.
     """
     return _media_path("image", written, folder, IMAGE_SUFFIXES)
 
 
 def _media_path(noun: str, written: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
-    """See `image_path`; a folder of frames is a video as well."""
+    """Find an image or a video as `image_path` does; a folder of frames is a video as well."""
     if "://" in written or written.startswith("data:"):
         raise DataError(f"{noun} {written[:200]!r} is a URL; download it and give its path")
     root = folder.resolve()
@@ -180,7 +180,7 @@ def _media_path(noun: str, written: str, folder: Path, suffixes: tuple[str, ...]
     return path
 
 
-def _messages(rows: list[dict[str, Any]], folder: Path) -> tuple[Message, ...]:
+def _messages(rows: list[Row], folder: Path) -> tuple[Message, ...]:
     try:
         messages = [message_from_json(row) for row in rows]
     except ValueError as error:
@@ -190,14 +190,14 @@ def _messages(rows: list[dict[str, Any]], folder: Path) -> tuple[Message, ...]:
     )
 
 
-def _tools(row: dict[str, Any]) -> tuple[str | ToolSpec, ...]:
+def _tools(row: Row) -> tuple[str | ToolSpec, ...]:
     tools = row.get("tools", [])
     if not isinstance(tools, list):
         raise DataError('"tools" must be a list of names or function schemas')
     return tuple(tool if isinstance(tool, str) else _tool_spec(tool) for tool in tools)
 
 
-def _tool_spec(schema: Any) -> ToolSpec:
+def _tool_spec(schema: object) -> ToolSpec:
     function = schema.get("function", schema) if isinstance(schema, dict) else None
     if not isinstance(function, dict):
         raise DataError('an entry of "tools" is neither a name nor {"type": "function", "function": {…}}')
@@ -208,7 +208,7 @@ def _tool_spec(schema: Any) -> ToolSpec:
 
 
 def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
-    """The same blocks, with images and videos by absolute path."""
+    """Return the same blocks, with images and videos by absolute path."""
     return tuple(_located_block(block, folder) for block in blocks)
 
 
@@ -264,7 +264,7 @@ def _row(sample: Sample, root: Path) -> str:
     clashing = sorted(set(sample.columns) & set(OWN_KEYS))
     if clashing:
         raise DataError(f"sample {sample.id}: columns may not be called {', '.join(clashing)}")
-    row: dict[str, Any] = {"id": sample.id, "messages": _written(sample.messages, root)}
+    row: Row = {"id": sample.id, "messages": _written(sample.messages, root)}
     row |= {"ground_truth": sample.ground_truth}
     row["tools"] = [tool if isinstance(tool, str) else tool.as_openai() for tool in sample.tools]
     if sample.chosen or sample.rejected:
@@ -277,8 +277,8 @@ def _row(sample: Sample, root: Path) -> str:
     return line
 
 
-def _written(messages: Iterable[Message], root: Path) -> list[dict[str, Any]]:
-    """Messages as JSON, with images and videos inside `root` relative to it."""
+def _written(messages: Iterable[Message], root: Path) -> list[Row]:
+    """Write messages as JSON, with images and videos inside `root` relative to it."""
     written = [message_to_json(message) for message in messages]
     for block in (block for message in written for block in message["content"]):
         kind = block["type"]

@@ -6,10 +6,11 @@ canonical row is read.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import count_places
+from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 
 #: Roles as the formats name them. A `call` is an assistant's turn whose content is the call's JSON.
@@ -26,6 +27,9 @@ ROLES = {
     "tool_call": "call",
     "function_call": "call",
 }
+#: A text, or blocks.
+Content: TypeAlias = str | list[Row]
+
 _TEXT_BLOCKS = ("text", "input_text", "output_text")
 _IMAGE_BLOCKS = {
     "image": ("image", "url", "path"),
@@ -38,13 +42,13 @@ _VIDEO_KEYS = {"video_start": "start", "video_end": "end", "sample_fps": "frame_
 
 
 def read_turns(
-    value: Any,
+    value: object,
     *,
     role_key: str = "role",
     content_key: str = "content",
     roles: Mapping[str, str] = ROLES,
-) -> list[dict[str, Any]]:
-    """Messages of another tool in the canonical form.
+) -> list[Row]:
+    """Rewrite messages of another tool in the canonical form.
 
     A call that follows an assistant's text becomes part of that turn, because the model writes both in one.
 
@@ -59,7 +63,7 @@ def read_turns(
     """
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(f"the messages must be a list of objects, got {str(value)[:60]!r}")
-    turns: list[dict[str, Any]] = []
+    turns: list[Row] = []
     for item in value:
         name = item.get(role_key)
         role = roles.get(name) if isinstance(name, str) else None
@@ -74,12 +78,12 @@ def read_turns(
         elif role == "assistant":
             content = _assistant(item, content)
         speaker = "assistant" if role == "call" else role
-        turns.append({"role": speaker, "content": content} | _loss(item, speaker))
+        turns.append({"role": speaker, "content": content, **_loss(item, speaker)})
     return turns
 
 
-def read_content(value: Any) -> str | list[dict[str, Any]]:
-    """A message's content: text, or blocks whose images and videos are as the row has them.
+def read_content(value: object) -> Content:
+    """Read a message's content: a text, or blocks whose images and videos are as the row has them.
 
     Raises:
         DataError: If a block is neither text nor an image nor a video.
@@ -93,8 +97,8 @@ def read_content(value: Any) -> str | list[dict[str, Any]]:
     return [{"type": "text", "text": block} if isinstance(block, str) else _block(block) for block in value]
 
 
-def read_tools(value: Any) -> list[Any]:
-    """Tool schemas, also where they are JSON in a text, as `{"type": "function", "function": {…}}`.
+def read_tools(value: object) -> list[object]:
+    """Read tool schemas, also where they are JSON in a text, as `{"type": "function", "function": {…}}`.
 
     Raises:
         DataError: If it is no list of tools.
@@ -111,15 +115,15 @@ def read_tools(value: Any) -> list[Any]:
     ]
 
 
-def as_list(value: Any) -> list[Any]:
-    """None as no entries, one thing as one entry."""
+def as_list(value: object) -> list[object]:
+    """Return a list as it is, None as an empty one, and anything else as a list of one entry."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
-def read_videos(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The videos that a row lists, as the canonical form has them.
+def read_videos(row: Mapping[str, object]) -> list[Row]:
+    """Read the videos that a row lists into the canonical form.
 
     Raises:
         DataError: If one is no path, nor a list of paths.
@@ -127,8 +131,8 @@ def read_videos(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_video(video) for video in as_list(row.get("videos")) or as_list(row.get("video"))]
 
 
-def tool_call_text(call: Any) -> str:
-    """A call as the families' chat templates write it; a list of calls as one after another.
+def tool_call_text(call: object) -> str:
+    """Write a call as the families' chat templates do; a list of calls as one after another.
 
     Raises:
         DataError: If it names no function.
@@ -145,35 +149,34 @@ def tool_call_text(call: Any) -> str:
     return f'<tool_call>\n{{"name": {name}, "arguments": {written}}}\n</tool_call>'
 
 
-def reply(value: Any) -> list[dict[str, Any]]:
-    """A preferred or rejected reply: a text, a message, or messages."""
+def reply(value: object) -> list[Row]:
+    """Read a preferred or rejected reply: a text, a message, or messages."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     return read_turns(as_list(value))
 
 
-def with_system(text: Any, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The dialogue after a system text, where there is one and the dialogue has none itself."""
+def with_system(text: object, turns: list[Row]) -> list[Row]:
+    """Put a system text before a dialogue, where there is one and the dialogue has none itself."""
     if not text or (turns and turns[0]["role"] == "system"):
         return turns
     return [{"role": "system", "content": text}, *turns]
 
 
-def show_first(turns: list[dict[str, Any]], kind: str, count: int) -> list[dict[str, Any]]:
+def show_first(turns: list[Row], kind: str, count: int) -> list[Row]:
     """Put places for `count` images, or videos, before the first user text, if there is no place for any."""
     first = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
-    has_some = any(
-        block["type"] == kind for turn in turns for block in turn["content"] if isinstance(block, dict)
-    )
+    blocks = [block for turn in turns for block in _blocks(turn["content"]) if isinstance(block, dict)]
+    has_some = any(block.get("type") == kind for block in blocks)
     if not count or first is None or has_some or count_places(turns, kind):
         return turns
-    content = _blocks(turns[first]["content"])
-    shown = turns[first] | {"content": [{"type": kind}] * count + content}
+    places: list[Row] = [{"type": kind} for _ in range(count)]
+    shown = turns[first] | {"content": places + _blocks(turns[first]["content"])}
     return [*turns[:first], shown, *turns[first + 1 :]]
 
 
-def _loss(item: dict[str, Any], role: str) -> dict[str, bool]:
-    """Whether a turn is learned: `loss` in ms-swift, `weight` at OpenAI, `train` in the canonical form."""
+def _loss(item: Row, role: str) -> dict[str, bool]:
+    """Read whether a turn is learned: `train` of ours, `loss` in ms-swift, `weight` at OpenAI."""
     marks = [item[key] for key in ("train", "loss", "weight") if item.get(key) is not None]
     if not marks or role != "assistant":
         return {}
@@ -182,31 +185,35 @@ def _loss(item: dict[str, Any], role: str) -> dict[str, bool]:
     return {"train": bool(marks[0])}
 
 
-def _assistant(item: dict[str, Any], content: Any) -> Any:
-    """An assistant's content with its thinking before and its calls after, as the templates write them."""
+def _assistant(item: Row, content: Content) -> Content:
+    """Put an assistant's thinking before its content and its calls after, as the templates write them."""
     thinking = item.get("reasoning_content")
     if isinstance(thinking, str) and thinking:
-        content = _blocks(content)
-        content = [{"type": "text", "text": f"<think>\n{thinking.strip()}\n</think>\n\n"}, *content]
+        thought: Row = {"type": "text", "text": f"<think>\n{thinking.strip()}\n</think>\n\n"}
+        content = [thought, *_blocks(content)]
     calls = item.get("tool_calls")
     return _joined(content, tool_call_text(calls)) if calls else content
 
 
-def _joined(content: Any, text: str) -> Any:
-    """Content with a call's text on a line of its own after it."""
+def _joined(content: object, text: str) -> Content:
+    """Return content with a call's text on a line of its own after it."""
     if isinstance(content, str):
         return f"{content}\n{text}" if content else text
-    return [*content, {"type": "text", "text": f"\n{text}" if content else text}]
+    blocks = _blocks(content)
+    return [*blocks, {"type": "text", "text": f"\n{text}" if blocks else text}]
 
 
-def _blocks(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _blocks(content: object) -> list[Row]:
+    """Return the blocks that `read_content` made, or the only one of a text."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
-    return content
+    return content if isinstance(content, list) else []
 
 
-def _block(block: Any) -> dict[str, Any]:
-    kind = block.get("type") if isinstance(block, dict) else None
+def _block(block: object) -> Row:
+    if not isinstance(block, dict):
+        raise DataError(f"content block {str(block)[:80]!r} is neither a text nor an image nor a video")
+    kind = block.get("type")
     if kind in _TEXT_BLOCKS and isinstance(block.get("text"), str):
         return {"type": "text", "text": block["text"]}
     if kind in _VIDEO_BLOCKS:
@@ -221,8 +228,8 @@ def _block(block: Any) -> dict[str, Any]:
     return {"type": "image"} if image is None else {"type": "image", "image": image}
 
 
-def _video(value: Any, keys: tuple[str, ...] = _VIDEO_BLOCKS["video"]) -> dict[str, Any]:
-    """A video's path, or its frames', and how it is to be sampled; {} of a block that is only its place."""
+def _video(value: object, keys: tuple[str, ...] = _VIDEO_BLOCKS["video"]) -> Row:
+    """Read a video's path, or its frames', and how to sample it; {} of a block that only marks its place."""
     options = {}
     if isinstance(value, dict):
         named = {_VIDEO_KEYS.get(key, key): item for key, item in value.items() if item is not None}
@@ -240,7 +247,7 @@ def _video(value: Any, keys: tuple[str, ...] = _VIDEO_BLOCKS["video"]) -> dict[s
     return {"video": paths if isinstance(value, list) else paths[0]} | options
 
 
-def _json(value: Any, what: str) -> Any:
+def _json(value: object, what: str) -> object:
     if not isinstance(value, str):
         return value
     try:

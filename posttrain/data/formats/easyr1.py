@@ -1,13 +1,12 @@
 """EasyR1's rows for RL: `{"problem": "<image>What is x?", "answer": "3", "images": [...]}`."""
 
-from typing import Any
-
 from posttrain.data.formats.dialogues import as_list
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.row import Row
 
 
-def read_easyr1(row: dict[str, Any]) -> dict[str, Any]:
-    """The problem as a user's message, the answer as the ground truth.
+def read_easyr1(row: Row) -> Row:
+    """Read the problem as a user's message, the answer as the ground truth.
 
     Raises:
         DataError: If the problem is no text.

@@ -1,4 +1,4 @@
-"""The error of all data."""
+"""The error that everything about data raises."""
 
 
 class DataError(ValueError):

@@ -15,7 +15,7 @@ What `dataset_info.json` says of a data set (its file, its formatting, its colum
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 from posttrain.data.formats.dialogues import (
     ROLES,
@@ -27,6 +27,7 @@ from posttrain.data.formats.dialogues import (
 )
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import PLACEHOLDERS
+from posttrain.data.formats.row import Row
 
 #: Names of columns in dataset_info.json that we call otherwise, by formatting.
 _THEIR_NAMES = {
@@ -39,8 +40,8 @@ _TAGS = {"user_tag": "user", "assistant_tag": "assistant", "system_tag": "system
 _TAGS |= {"observation_tag": "tool", "function_tag": "call"}
 
 
-def read_sharegpt(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    """A row of `conversations`.
+def read_sharegpt(row: Row, tags: Mapping[str, str]) -> Row:
+    """Read a row of `conversations`.
 
     Args:
         row: The row.
@@ -56,7 +57,7 @@ def read_sharegpt(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any
     if row.get("conversations") is None:
         raise DataError('the row has no "conversations"')
     turns = read_turns(row["conversations"], roles=roles, **keys)
-    canonical: dict[str, Any] = {
+    canonical: Row = {
         "messages": with_system(row.get("system"), turns),
         "images": as_list(row.get("images")) or as_list(row.get("image")),
         "tools": read_tools(row.get("tools")),
@@ -69,8 +70,8 @@ def read_sharegpt(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any
     return canonical
 
 
-def read_qwen(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    """A row as `read_sharegpt` takes it, or with the paths of its images in its texts.
+def read_qwen(row: Row, tags: Mapping[str, str]) -> Row:
+    """Read a row as `read_sharegpt` takes it, or with the paths of its images in its texts.
 
     Raises:
         DataError: If it is no such row, or has images in both ways.
@@ -82,7 +83,9 @@ def read_qwen(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
         written.append(found[1].strip())
         return PLACEHOLDERS["image"]
 
-    for turn in canonical["messages"]:
+    turns = canonical["messages"]
+    assert isinstance(turns, list)
+    for turn in turns:
         if isinstance(turn["content"], str):
             turn["content"] = _IMAGE_IN_TEXT.sub(place, turn["content"])
     if written and canonical["images"]:
@@ -90,8 +93,8 @@ def read_qwen(row: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
     return canonical | {"images": canonical["images"] or written}
 
 
-def read_alpaca(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `instruction`, `input` and `output`; the first two make one question.
+def read_alpaca(row: Row) -> Row:
+    """Read a row of `instruction`, `input` and `output`; the first two make one question.
 
     Raises:
         DataError: If it is no such row.
@@ -101,13 +104,13 @@ def read_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     question = "\n".join(part for part in parts if isinstance(part, str) and part)
     if not question:
         raise DataError('the row has neither "instruction" nor "input", a text')
-    turns: list[dict[str, Any]] = []
+    turns: list[Row] = []
     for pair in as_list(row.get("history")):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError('"history" must hold pairs of a question and an answer')
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     turns.append({"role": "user", "content": question})
-    canonical: dict[str, Any] = {
+    canonical: Row = {
         "images": as_list(row.get("images")) or as_list(row.get("image")),
         "tools": read_tools(row.get("tools")),
     }
@@ -118,8 +121,17 @@ def read_alpaca(row: dict[str, Any]) -> dict[str, Any]:
     return canonical | {"messages": with_system(row.get("system"), turns)}
 
 
-def entry_of(info: Any, name: str) -> dict[str, Any]:
-    """One data set of a dataset_info.json in our terms.
+class DatasetInfo(TypedDict):
+    """What a dataset_info.json says of a data set, in the words of a dataset's YAML."""
+
+    file_name: str
+    format: str
+    columns: dict[str, str]
+    tags: dict[str, str]
+
+
+def entry_of(info: object, name: str) -> DatasetInfo:
+    """Find a data set in a dataset_info.json, and return what it says in the words of a dataset's YAML.
 
     Args:
         info: The parsed file.
@@ -141,15 +153,15 @@ def entry_of(info: Any, name: str) -> dict[str, Any]:
     if formatting not in _THEIR_NAMES:
         raise DataError(f"data set {name!r} has the formatting {formatting!r}; known are sharegpt and alpaca")
     names = _THEIR_NAMES[formatting]
-    columns = {names.get(key, key): value for key, value in (entry.get("columns") or {}).items()}
+    columns: dict[str, str] = entry.get("columns") or {}
     return {
         "file_name": entry["file_name"],
         "format": formatting,
-        "columns": columns,
+        "columns": {names.get(key, key): value for key, value in columns.items()},
         "tags": dict(entry.get("tags") or {}),
     }
 
 
-def _refuse_label(row: dict[str, Any]) -> None:
+def _refuse_label(row: Row) -> None:
     if row.get("kto_tag") is not None:
         raise DataError("a response with a label is half a preference pair, which no stage trains on")

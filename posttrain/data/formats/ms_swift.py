@@ -7,8 +7,6 @@ Calls are messages of the role `tool_call`, their results of the role `tool_resp
 `<image>`, the images come before the first question, as ms-swift has it; so do `videos`.
 """
 
-from typing import Any
-
 from posttrain.data.formats.dialogues import (
     as_list,
     read_tools,
@@ -18,10 +16,11 @@ from posttrain.data.formats.dialogues import (
     with_system,
 )
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.row import Row
 
 
-def read_ms_swift(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of either kind; with `rejected_response` or `rejected_messages` its last turn is the chosen one.
+def read_ms_swift(row: Row) -> Row:
+    """Read a row of either kind; where a reply was rejected, the last turn is the chosen one.
 
     Raises:
         DataError: If it is of neither, or marks places by `<bbox>` or `<ref-object>`.
@@ -37,7 +36,7 @@ def read_ms_swift(row: dict[str, Any]) -> dict[str, Any]:
     images = as_list(row.get("images"))
     turns = read_turns(row["messages"]) if row.get("messages") is not None else _query(row)
     turns = _shown(row, turns)
-    canonical: dict[str, Any] = {"images": images, "tools": read_tools(row.get("tools"))}
+    canonical: Row = {"images": images, "tools": read_tools(row.get("tools"))}
     rejected = _rejected(row, turns)
     if rejected is None:
         return canonical | {"messages": turns}
@@ -45,10 +44,10 @@ def read_ms_swift(row: dict[str, Any]) -> dict[str, Any]:
     return canonical | {"messages": turns[:start], "chosen": turns[start:], "rejected": rejected}
 
 
-def _query(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _query(row: Row) -> list[Row]:
     if not isinstance(row.get("query"), str):
         raise DataError('the row has neither "messages" nor "query"')
-    turns: list[dict[str, Any]] = []
+    turns: list[Row] = []
     for pair in as_list(row.get("history")):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError('"history" must hold pairs of a query and a response')
@@ -57,14 +56,14 @@ def _query(row: dict[str, Any]) -> list[dict[str, Any]]:
     return turns + (reply(row["response"]) if row.get("response") is not None else [])
 
 
-def _shown(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Turns with the row's system text and with places for its images and videos."""
+def _shown(row: Row, turns: list[Row]) -> list[Row]:
+    """Return the turns with the row's system text and with places for its images and videos."""
     turns = show_first(with_system(row.get("system"), turns), "video", len(as_list(row.get("videos"))))
     return show_first(turns, "image", len(as_list(row.get("images"))))
 
 
-def _rejected(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The rejected turns after the last prompt, or None where the row has none."""
+def _rejected(row: Row, turns: list[Row]) -> list[Row] | None:
+    """Return the rejected turns after the last prompt, or None where the row has none."""
     if row.get("rejected_response") is not None:
         return reply(row["rejected_response"])
     if row.get("rejected_messages") is None:
@@ -76,8 +75,8 @@ def _rejected(row: dict[str, Any], turns: list[dict[str, Any]]) -> list[dict[str
     return other[start:]
 
 
-def _last_prompt(turns: list[dict[str, Any]]) -> int:
-    """Where the last message of a user or a tool is."""
+def _last_prompt(turns: list[Row]) -> int:
+    """Return the index of the last message of a user or a tool."""
     places = [index for index, turn in enumerate(turns) if turn["role"] in ("user", "tool")]
     if not places:
         raise DataError("the dialogue has no user message")

@@ -5,22 +5,23 @@
 {"input": {"messages": [...], "tools": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
 """
 
-from typing import Any
-
 from posttrain.data.formats.dialogues import as_list, read_tools, read_turns, reply
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.row import Row
 
 
-def read_openai(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of either kind.
+def read_openai(row: Row) -> Row:
+    """Read a row of either kind.
 
     Raises:
         DataError: If it is of neither.
     """
-    asked = row["input"] if isinstance(row.get("input"), dict) else row
+    asked = row.get("input")
+    if not isinstance(asked, dict):
+        asked = row
     if asked.get("messages") is None:
         raise DataError('the row has no "messages"')
-    canonical: dict[str, Any] = {
+    canonical: Row = {
         "messages": read_turns(asked["messages"]),
         "tools": read_tools(asked.get("tools")),
         "images": as_list(row.get("images")),

@@ -1,16 +1,16 @@
 """Images and videos that a row lists apart from its text: each placeholder takes the next one."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.row import Row
 
 #: Where an image or a video belongs in a text.
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
-def place_media(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The dialogue of a canonical row with its listed images and videos in their places.
+def place_media(row: Row) -> dict[str, list[Row]]:
+    """Return the dialogue of a canonical row with its listed images and videos in their places.
 
     `rejected` stands where `chosen` stands, so both take theirs from what the prompt left.
 
@@ -29,13 +29,13 @@ def place_media(row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return turns
 
 
-def count_places(messages: list[dict[str, Any]], kind: str) -> int:
-    """How many images, or videos, the messages have places for."""
+def count_places(messages: list[Row], kind: str) -> int:
+    """Count the places that messages have for images, or for videos."""
     return sum(_places(message, kind) for message in messages)
 
 
-def _listed(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """What a row lists, each as what a block of it holds."""
+def _listed(row: Row, key: str) -> list[Row]:
+    """Return the images, or videos, that a row lists, each as the part of a block that names it."""
     listed = row.get(key) or []
     if not isinstance(listed, list):
         raise DataError(f'"{key}" must be a list')
@@ -46,9 +46,7 @@ def _listed(row: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return [{"image": image} for image in listed]
 
 
-def _placed(
-    kind: str, listed: list[dict[str, Any]], turns: dict[str, list[dict[str, Any]]]
-) -> dict[str, list[dict[str, Any]]]:
+def _placed(kind: str, listed: list[Row], turns: dict[str, list[Row]]) -> dict[str, list[Row]]:
     if not listed:
         return turns
     places = {key: count_places(messages, kind) for key, messages in turns.items()}
@@ -64,12 +62,12 @@ def _placed(
     return {"messages": messages, **replies}
 
 
-def _reply(messages: list[dict[str, Any]], kind: str, listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _reply(messages: list[Row], kind: str, listed: list[Row]) -> list[Row]:
     supply = iter(listed)
     return [_filled(message, kind, supply) for message in messages]
 
 
-def _turns(key: str, value: Any) -> list[dict[str, Any]]:
+def _turns(key: str, value: object) -> list[Row]:
     if value is None and key != "messages":
         return []
     if isinstance(value, str) and key != "messages":
@@ -79,7 +77,7 @@ def _turns(key: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _places(message: dict[str, Any], kind: str) -> int:
+def _places(message: Row, kind: str) -> int:
     content = message.get("content")
     if isinstance(content, str):
         return content.count(PLACEHOLDERS[kind])
@@ -87,13 +85,13 @@ def _places(message: dict[str, Any], kind: str) -> int:
     return sum(_is_place(block, kind) or _text(block).count(PLACEHOLDERS[kind]) for block in blocks)
 
 
-def _filled(message: dict[str, Any], kind: str, supply: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """A message with the next ones in its places; a message without any is returned as it is."""
+def _filled(message: Row, kind: str, supply: Iterator[Row]) -> Row:
+    """Put the next images, or videos, into a message's places; one without places is returned as it is."""
     if not _places(message, kind):
         return message
     content = message["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    filled: list[Any] = []
+    blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    filled: list[object] = []
     for block in blocks:
         if isinstance(block, dict) and _is_place(block, kind):
             filled.append(block | next(supply))
@@ -106,11 +104,11 @@ def _filled(message: dict[str, Any], kind: str, supply: Iterator[dict[str, Any]]
     return message | {"content": filled}
 
 
-def _is_place(block: dict[str, Any], kind: str) -> bool:
+def _is_place(block: Row, kind: str) -> bool:
     return block.get("type") == kind and kind not in block
 
 
-def _text(block: dict[str, Any]) -> str:
+def _text(block: Row) -> str:
     text = block.get("text")
     return text if block.get("type") == "text" and isinstance(text, str) else ""
 

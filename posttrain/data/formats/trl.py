@@ -10,14 +10,14 @@ A text is one message: the prompt the user's, the others the assistant's.
 """
 
 import itertools
-from typing import Any
 
 from posttrain.data.formats.dialogues import as_list, read_tools, read_turns, reply, show_first
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.row import Row
 
 
-def read_trl(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of any of TRL's types that have a prompt.
+def read_trl(row: Row) -> Row:
+    """Read a row of any of TRL's types that have a prompt.
 
     Raises:
         DataError: If it is of none of them.
@@ -25,7 +25,7 @@ def read_trl(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("label") is not None:
         raise DataError("a completion with a label is half a preference pair, which no stage trains on")
     images = as_list(row.get("images")) or as_list(row.get("image"))
-    canonical: dict[str, Any] = {"images": images, "tools": read_tools(row.get("tools"))}
+    canonical: Row = {"images": images, "tools": read_tools(row.get("tools"))}
     if row.get("chosen") is not None or row.get("rejected") is not None:
         prompt, canonical["chosen"], canonical["rejected"] = _pair(row)
     elif row.get("messages") is not None:
@@ -37,14 +37,14 @@ def read_trl(row: dict[str, Any]) -> dict[str, Any]:
     return canonical | {"messages": show_first(prompt, "image", len(images))}
 
 
-def _prompt(value: Any) -> list[dict[str, Any]]:
+def _prompt(value: object) -> list[Row]:
     if value is None:
         raise DataError('the row has neither "messages" nor "prompt"')
     return [{"role": "user", "content": value}] if isinstance(value, str) else read_turns(value)
 
 
-def _pair(row: dict[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Prompt, chosen and rejected."""
+def _pair(row: Row) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the prompt, and the chosen and the rejected reply."""
     chosen, rejected = reply(row.get("chosen")), reply(row.get("rejected"))
     if row.get("prompt") is not None:
         return _prompt(row["prompt"]), chosen, rejected

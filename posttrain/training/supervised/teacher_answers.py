@@ -160,7 +160,7 @@ class _Teaching:
             return
         if self.teacher is not None and self.stage.loss.top_k:
             check_same_tokens(self._renderer, self.teacher, self.config)
-        self.prompts.check(by_endpoint=self.teacher is None)
+        self.prompts.check()
         endpoint = self.stage.teacher.endpoint
         with tqdm(
             total=total, initial=total - len(todo), desc=f"{self.stage.name}: answers", disable=None

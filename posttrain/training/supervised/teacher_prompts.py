@@ -9,6 +9,7 @@ from posttrain.config import DistillationStage, RunConfig
 from posttrain.data.dataset import Dataset
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples
+from posttrain.data.uses import refusal, too_few_rows
 from posttrain.inference.answers import Question
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer
@@ -62,32 +63,17 @@ class TeacherPrompts:
         )
         return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
 
-    def check(self, by_endpoint: bool) -> None:
+    def check(self) -> None:
         """Check that every prompt can be asked and learned from, before any is asked.
 
-        Args:
-            by_endpoint: Whether an endpoint teaches, which is not told of tools.
-
         Raises:
-            TeachingError: Naming the sample that has an image in a text_only stage, or tools.
+            TeachingError: Naming a sample with contents that the stage refuses, such as images or tools.
         """
-        if not (self._stage.text_only or by_endpoint):
-            return
-        for name, row in self._chosen:
+        refused = {use.name: use.refused for use in self._stage.datasets() if use.refused}
+        for name, row in self._chosen if refused else ():
             sample = self.datasets[name][row]
-            where = f"dataset {name}, sample {sample.id}"
-            if self._stage.text_only and any(
-                block.type != "text" for message in sample.messages for block in message.content
-            ):
-                raise TeachingError(
-                    f"{where}: the prompt has an image, and the stage is text_only; filter the dataset by"
-                    " `{column: images, max_length: 0}`, or set text_only: false"
-                )
-            if by_endpoint and sample.tools:
-                raise TeachingError(
-                    f"{where}: the prompt has tools, of which an endpoint is not told; filter the dataset, or"
-                    " let a checkpoint or a stage teach"
-                )
+            if reason := refusal(sample, refused[name]):
+                raise TeachingError(f"dataset {name}, sample {sample.id}: {reason}")
 
 
 def chosen_prompts(
@@ -107,11 +93,8 @@ def chosen_prompts(
     drawn = [mixture.index(draw) for draw in range(stage.num_prompts)]
     for name, count in Counter(name for name, _ in drawn).items():
         if count > len(datasets[name]):
-            raise TeachingError(
-                f"stage {stage.name}: num_prompts = {stage.num_prompts} takes {count:,} prompts of dataset"
-                f" {name}, which has {len(datasets[name]):,}; lower it, or raise"
-                " generation.samples_per_prompt"
-            )
+            reason = too_few_rows(f"num_prompts = {stage.num_prompts}", name, count, len(datasets[name]))
+            raise TeachingError(f"stage {stage.name}: {reason}")
     return drawn
 
 

@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TypeVar
 
 from rewards.reading.mathematics.quantities import ROUNDED, read_quantity, same_quantity, split_unit
 from rewards.reading.mathematics.spelling import canonical
 from rewards.reading.mathematics.units import DEGREE
 from rewards.reading.mathematics.values import EXACT, is_number, parsed, same_value
+
+Part = TypeVar("Part")
 
 _OPENING, _CLOSING = "([{", ")]}"
 _LIST = re.compile(
@@ -69,7 +71,7 @@ class Form:
 
 
 def same(gold: str, answer: str, tolerance: float) -> bool:
-    """Whether two canonical texts are the same mathematics.
+    """Check whether two canonical texts are the same mathematics.
 
     Args:
         gold: The reference, as `spelling.canonical` writes it.
@@ -110,7 +112,7 @@ def read_form(text: str) -> Form:
 
 
 def _bracketed(text: str) -> Form | None:
-    """The set, tuple or pair that the whole text is, or None."""
+    """Return the set, tuple or pair that the whole text is, or None."""
     for left, right, kind in (("\\{", "\\}", "set"), ("{", "}", "set"), ("\\langle", "\\rangle", "tuple")):
         inner = text[len(left) : -len(right)]
         if text.startswith(left) and text.endswith(right) and _balanced(inner):
@@ -126,7 +128,7 @@ def _bracketed(text: str) -> Form | None:
 
 
 def _listed(text: str) -> tuple[str, ...]:
-    """The texts between commas, «and» and «or»; a ± makes two of one."""
+    """Return the texts between commas, «and» and «or»; a ± makes two of one."""
     return tuple(value for part in _split(text, _LIST) for value in _signs(part))
 
 
@@ -151,7 +153,7 @@ def _same_form(gold: Form, answer: Form, tolerance: float) -> bool:
 
 
 def _value_of(gold: Form, answer: Form) -> tuple[str, str] | None:
-    """Both texts, the one that is an equation without its left side: `A = {1, 2}` or `(x, y) = (1, 2)`."""
+    """Return both texts, an equation without its left side: `A = {1, 2}` or `(x, y) = (1, 2)`."""
     equation = gold if gold.kind == "one" else answer
     sides = _split(equation.text, _EQUALS)
     if len(sides) != 2 or not (_NAME.fullmatch(sides[0]) or _is_unknown(*sides)):
@@ -160,7 +162,7 @@ def _value_of(gold: Form, answer: Form) -> tuple[str, str] | None:
 
 
 def _same_list(gold: Form, answer: Form, tolerance: float) -> bool:
-    """Lists and sets in any order, tuples in theirs, and `x=1, y=2` by its names."""
+    """Compare lists and sets in any order, tuples in theirs, and `x=1, y=2` by its names."""
     (names, ours), (other_names, theirs) = _assignments(gold), _assignments(answer)
     if names and other_names:
         return names == other_names and _in_order(ours, theirs, tolerance)
@@ -170,7 +172,7 @@ def _same_list(gold: Form, answer: Form, tolerance: float) -> bool:
 
 
 def _assignments(form: Form) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of `x=1, y=2` and its values, by name; no names where all are one variable's."""
+    """Return the names of `x=1, y=2` and its values, by name; no names where all are one variable's."""
     pairs = []
     for part in form.parts:
         name, _, value = part.partition("=")
@@ -187,8 +189,8 @@ def _in_order(gold: tuple[str, ...], answer: tuple[str, ...], tolerance: float) 
     return len(gold) == len(answer) and all(same(a, b, tolerance) for a, b in zip(gold, answer, strict=True))
 
 
-def _in_any_order(gold: Sequence[Any], answer: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
-    """Whether each part of one has its own equal in the other."""
+def _in_any_order(gold: Sequence[Part], answer: Sequence[Part], equal: Callable[[Part, Part], bool]) -> bool:
+    """Check whether each part of one has its own equal in the other."""
     left = list(answer)
     if len(gold) != len(left):
         return False
@@ -201,7 +203,7 @@ def _in_any_order(gold: Sequence[Any], answer: Sequence[Any], equal: Callable[[A
 
 
 def _pieces(form: Form) -> list[tuple[str, Form]] | None:
-    """The intervals and sets whose union a form is, each with the variable it is written with."""
+    """Return the intervals and sets whose union a form is, each with the variable it is written with."""
     if form.kind in ("union", "list"):
         found = [_pieces(read_form(part)) for part in form.parts]
         return None if None in found else [piece for pieces in found for piece in pieces or []]
@@ -223,7 +225,7 @@ def _same_piece(gold: tuple[str, Form], answer: tuple[str, Form], tolerance: flo
 
 
 def _interval(text: str) -> tuple[str, Form] | None:
-    r"""The variable and interval of `x < 3`, `3 > x` or `0 \le x < 1`; None for other relations."""
+    r"""Return variable and interval of `x < 3`, `3 > x`, `0 \le x < 1`; None for other relations."""
     sides, signs = _split(text, _ORDER), [match.group() for match in _ORDER.finditer(text)]
     upward = [sign in ("<", "\\le") for sign in signs]
     if len(sides) != len(signs) + 1 or len(sides) not in (2, 3) or len(set(upward)) != 1:
@@ -273,19 +275,19 @@ def _same_one(gold: str, answer: str, tolerance: float) -> bool:
 
 
 def _sides(text: str) -> list[str]:
-    """What stands between the equality signs of a text."""
+    """Return what stands between the equality signs of a text."""
     return [side for part in _split(text, _APPROXIMATELY) for side in _split(part, _EQUALS)]
 
 
 def _consistent(sides: list[str], rough: bool, tolerance: float) -> bool:
-    """Whether all sides that are numbers are the same one: 4 = 5 is no way to say 5."""
+    """Check whether all sides that are numbers are the same one: 4 = 5 is no way to say 5."""
     numbers = [side for side in sides if _is_number(side)] if len(sides) > 1 else []
     allowed = max(tolerance, _ROUGHLY if rough else 0)
     return all(same(numbers[-1], number, allowed) for number in numbers[:-1])
 
 
 def _is_unknown(text: str, value: str) -> bool:
-    """Whether an equation may give the value of this: of `x^2 + y^2`, but `2x = 10` is no answer to x."""
+    """Check whether an equation may give the value of this: `x^2 + y^2`, but not `2x` in `2x = 10`."""
     digits = _DIGIT.search((_SUBSCRIPTS if value == "0" else _SCRIPTS).sub("", text))
     return not digits and parsed(text) is not None
 
@@ -324,7 +326,7 @@ def _scaled(formula: str, factor: Fraction) -> str:
 
 
 def _same_ratio(gold: str, answer: str, tolerance: float) -> bool:
-    """Times of day as such, and ratios part by part: 1:2 is not 2:4."""
+    """Compare times of day as such, and ratios part by part: 1:2 is not 2:4."""
     ours, theirs = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
     if ours and theirs:
         if not ours[4] and [int(n or 0) for n in ours.groups()[:3]] == [
@@ -350,7 +352,7 @@ def _signs(part: str) -> tuple[str, ...]:
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The texts between separators that stand outside all brackets."""
+    """Split a text at the separators that stand outside all brackets."""
     parts, start, position, depth = [], 0, 0, 0
     for found in separator.finditer(text):
         depth += _depth(text[position : found.start()])
@@ -369,7 +371,7 @@ def _depth(text: str) -> int:
 
 
 def _balanced(text: str) -> bool:
-    """Whether no bracket closes that did not open."""
+    """Check whether no bracket closes that did not open."""
     depths = itertools.accumulate((c in _OPENING) - (c in _CLOSING) for c in text)
     return min(depths, default=0) >= 0
 
@@ -379,5 +381,5 @@ def _spelling(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """The text without white space, save between two digits."""
+    """Return the text without white space, save between two digits."""
     return _GAP.sub("", text)

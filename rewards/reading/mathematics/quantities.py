@@ -53,7 +53,7 @@ class Quantity:
 
 @lru_cache(maxsize=2048)
 def read_quantity(text: str) -> Quantity | None:
-    """The number, with its unit, that a canonical text is; None where it is anything else.
+    """Read the number, with its unit, that a canonical text is; None where it is anything else.
 
     Words that are no unit («apples») are passed over.
     """
@@ -80,7 +80,7 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
-    r"""A formula without variables and the unit behind it: `10\pi cm` is `10\pi` and centimetres."""
+    r"""Split a formula without variables from the unit behind it: `10\pi cm` is `10\pi` and centimetres."""
     for found in re.finditer(
         r"(?<=[\d})\]])(?=[°%])|(?<=[\w})\]])\s+(?=[A-Za-z一-鿿])|(?<=[\d})\]])(?=[A-Za-z一-鿿]{2})", text
     ):
@@ -95,7 +95,7 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def same_quantity(gold: Quantity, answer: Quantity, tolerance: float) -> bool:
-    """Whether two quantities are equal, in the unit of either where only one has a unit.
+    """Check whether two quantities are equal, in the unit of either where only one has a unit.
 
     A percentage may be written without its sign where the number is above 1 (assumed: `0.5` is then no
     slip for `0.5%`).
@@ -118,7 +118,7 @@ _FLOAT_NOISE = Fraction(1, 10**9)
 
 
 def _near(a: Fraction, b: Fraction, gold: Quantity, answer: Quantity, tolerance: float) -> bool:
-    """Equal, or as near as a decimal fraction of a recurring one can be, or as the tolerance allows."""
+    """Check whether two are equal, or as near as rounding or the tolerance allows."""
     if a == b:
         return True
     allowed = Fraction(tolerance)
@@ -128,17 +128,17 @@ def _near(a: Fraction, b: Fraction, gold: Quantity, answer: Quantity, tolerance:
 
 
 def _terminates(number: Fraction) -> bool:
-    """Whether the number has a finite decimal expansion."""
+    """Check whether the number has a finite decimal expansion."""
     return pow(10, number.denominator.bit_length(), number.denominator) == 0
 
 
 def _ignorable(words: str) -> bool:
-    """Whether words after a number only say what is counted."""
+    """Check whether words after a number only say what is counted."""
     return not words.strip() or (_WORDS.fullmatch(words) is not None and not _CHANGING.search(words))
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    """The number that `_NUMBER` matched, or None where that is no number."""
+    """Return the number that `_NUMBER` matched, or None where that is no number."""
     sign = -1 if found["sign"] == "-" else 1
     if found["power"]:
         return sign * Fraction(10) ** int(found["power"])

@@ -38,7 +38,7 @@ _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def formulas(answer: str) -> list[str]:
-    """What a final answer may mean, as mathematics: itself, and what its sentence ends with.
+    """Return what a final answer may mean, as mathematics: itself, and what its sentence ends with.
 
     Formulas in dollar signs or brackets come before words: the first of them where the answer starts
     with it, else the last. Those joined by «and», «or» or commas are one list. A unit after them stays.
@@ -61,14 +61,14 @@ def formulas(answer: str) -> list[str]:
 
 
 def _only_number(text: str) -> str:
-    """The number in a sentence with only one, and what follows it; "" where words change what it says."""
+    """Return a sentence's only number and what follows it; "" where words change what it says."""
     numbers = list(_NUMBER.finditer(text))
     before = text[: numbers[0].start()] if len(numbers) == 1 else ""
     return text[len(before) :] if _SENTENCE.fullmatch(before) and not _CHANGING.search(before) else ""
 
 
 def _run(text: str, found: list[re.Match[str]]) -> str:
-    """The formulas of one list: from the first where the text starts with it, else up to the last."""
+    """Join the formulas of one list: from the first where the text starts with it, else up to the last."""
     first = last = 0 if found[0].start() == 0 else len(found) - 1
     joined = [_CONNECTED.fullmatch(text, a.end(), b.start()) for a, b in itertools.pairwise(found)]
     while first > 0 and joined[first - 1]:

@@ -63,7 +63,7 @@ _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 @lru_cache(maxsize=2048)
 def canonical(text: str) -> str:
-    """The text in one spelling: no decoration, no Unicode signs where LaTeX has a command."""
+    """Spell a text in one way: no decoration, no Unicode signs where LaTeX has a command."""
     text = text.strip()
     if _PLAIN_NUMBER.fullmatch(text):
         return text
@@ -79,7 +79,7 @@ def canonical(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without the marks around it: dollar signs, emphasis, a full stop."""
+    """Return the text without the marks around it: dollar signs, emphasis, a full stop."""
     before = ""
     while before != text:
         before = text

@@ -96,7 +96,7 @@ DEGREE = Unit((("angle", 1),), _UNITS["°"][2])
 
 
 def read_unit(text: str) -> Unit | None:
-    """The unit that a text is, such as `cm`, `m/s^2`, `square meters` or `平方厘米`; None for anything else.
+    """Read the unit that a text is: `cm`, `m/s^2`, `square meters`, `平方厘米`; None for anything else.
 
     One letter right after a number is a variable, as in `5m`.
     """

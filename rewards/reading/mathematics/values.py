@@ -7,9 +7,10 @@ until its cost is known: `9^{9^9}` is a tree of three numbers, and a gigabyte on
 import logging
 import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import (
@@ -29,6 +30,9 @@ from sympy import (
     true,
 )
 from sympy.core.relational import Relational
+
+#: A formula or number of sympy, whose attributes depend on what it is and are not declared.
+Tree: TypeAlias = Any
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off
 
@@ -52,7 +56,7 @@ _NOISE = 1e-60
 
 
 def same_value(gold: str, answer: str, tolerance: float) -> bool:
-    """Whether two formulas are equal wherever they are tried; math-verify decides what has no values.
+    """Check whether two formulas are equal wherever tried; math-verify decides what has no values.
 
     Formula: |g(p) − a(p)| ≤ tolerance · max(|g(p)|, |a(p)|) at two positive points p and, where both are
     real there, two negative ones; exactly equal where both are rational and nothing was rounded. Relations
@@ -77,7 +81,7 @@ def same_value(gold: str, answer: str, tolerance: float) -> bool:
     return decided
 
 
-def _decide(gold: Any, answer: Any, tolerance: float) -> bool | None:
+def _decide(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
     """Compare two relations or two formulas in numbers; None where there are none to compare."""
     kinds = {_kind(gold), _kind(answer)}
     if kinds == {"relation"}:
@@ -87,21 +91,21 @@ def _decide(gold: Any, answer: Any, tolerance: float) -> bool | None:
     return False if "formula" in kinds else None
 
 
-def _kind(tree: Any) -> str:
+def _kind(tree: Tree) -> str:
     if isinstance(tree, Relational):
         return "relation"
     return "formula" if isinstance(tree, Expr) and not getattr(tree, "is_Matrix", False) else "other"
 
 
 def is_number(latex: str) -> bool:
-    """Whether the formula is a number: it has a value and no variables."""
+    """Check whether the formula is a number: it has a value and no variables."""
     found = parsed(latex)
     return isinstance(found, Expr) and not found.free_symbols and not isinstance(found, MatrixBase)
 
 
 @lru_cache(maxsize=2048)
-def parsed(latex: str) -> Any:
-    """The formula as a sympy object, or None where it is none, is left undone, or would be too costly.
+def parsed(latex: str) -> Tree:
+    """Parse a formula to a sympy object; None where it is none, is left undone, or would be too costly.
 
     A text has one reading, so the cache carries nothing from one sample to another but time.
     """
@@ -110,7 +114,7 @@ def parsed(latex: str) -> Any:
     found = parse(f"\\boxed{{{latex}}}", _LATEX, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
     if not found or not isinstance(found[0], Basic | MatrixBase):
         return None
-    tree: Any = ImmutableDenseMatrix(found[0]) if isinstance(found[0], MatrixBase) else found[0]
+    tree: Tree = ImmutableDenseMatrix(found[0]) if isinstance(found[0], MatrixBase) else found[0]
     try:
         if not _affordable(tree):
             return None
@@ -120,8 +124,8 @@ def parsed(latex: str) -> Any:
     return None if tree in (true, false) else tree  # 0 = 1 says nothing
 
 
-def _affordable(tree: Any) -> bool:
-    """Whether no part of the tree has more bits, and the tree no more nodes, than is quickly computed."""
+def _affordable(tree: Tree) -> bool:
+    """Check that the tree has no more nodes, and no part more bits, than is quickly computed."""
     nodes = 0
     for nodes, _ in enumerate(_walk(tree), 1):
         if nodes > _MAX_NODES:
@@ -129,7 +133,7 @@ def _affordable(tree: Any) -> bool:
     return nodes > 0 and _bits(tree) <= _MAX_BITS
 
 
-def _walk(tree: Any) -> Any:
+def _walk(tree: Tree) -> Iterator[Tree]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -137,8 +141,8 @@ def _walk(tree: Any) -> Any:
         waiting.extend(node.args)
 
 
-def _bits(node: Any) -> float:
-    """An upper bound of log2 of the node's size, with variables up to 2^4; infinity where there is none."""
+def _bits(node: Tree) -> float:
+    """Bound log2 of the node's size from above, variables up to 2^4; infinite where nothing bounds it."""
     if isinstance(node, Number):
         return _bits_of_number(node)
     if not node.args:
@@ -158,15 +162,15 @@ def _bits(node: Any) -> float:
     return sum(parts) + 1
 
 
-def _bits_of_number(number: Any) -> float:
+def _bits_of_number(number: Tree) -> float:
     if number.is_Rational:
         return float(max(abs(number.p), number.q).bit_length())
     size = abs(float(number)) if number.is_finite else 0.0
     return abs(math.log2(size)) + 1 if size else 1.0
 
 
-def _close(gold: Any, answer: Any, tolerance: float) -> bool | None:
-    """Whether values agree at every point; None where neither side has a value at a positive one."""
+def _close(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
+    """Check whether values agree at every point; None where neither has a value at a positive one."""
     for point, ours, theirs in _pairs(gold, answer):
         if ours is None or theirs is None:
             if point < 2:
@@ -179,8 +183,8 @@ def _close(gold: Any, answer: Any, tolerance: float) -> bool | None:
     return True
 
 
-def _proportional(gold: Any, answer: Any) -> bool | None:
-    """Whether one relation is the other times a constant.
+def _proportional(gold: Tree, answer: Tree) -> bool | None:
+    """Check whether one relation is the other times a constant.
 
     Relations that always or never hold say nothing and equal only themselves.
     """
@@ -206,24 +210,24 @@ def _proportional(gold: Any, answer: Any) -> bool | None:
     return isinstance(answer, type(gold) if ratio.is_positive else gold.reversed.func)
 
 
-def _pairs(gold: Any, answer: Any) -> Any:
-    """For each point its number and both values; variables of one name stand for the same number."""
-    names = sorted(gold.free_symbols | answer.free_symbols, key=str)
+def _pairs(gold: Tree, answer: Tree) -> Iterator[tuple[int, Tree, Tree]]:
+    """Yield for each point its number and both values; variables of one name stand for the same number."""
+    names = sorted(gold.free_symbols.union(answer.free_symbols), key=str)
     for number, point in enumerate(_POINTS if names else _POINTS[:1]):
         values = dict(zip(names, point, strict=False))
         yield number, _value(gold, values), _value(answer, values)
 
 
-def _value(expression: Any, values: dict[Any, Any]) -> Any:
-    """The expression's value: a rational exactly, else to 30 digits, or None where it has none."""
+def _value(expression: Tree, values: Mapping[Symbol, Rational]) -> Tree:
+    """Evaluate an expression: a rational exactly, else to 30 digits, or None where it has no value."""
     value = expression.xreplace(values).doit()
     if not value.is_Rational:
         value = value.evalf(30)
     return value if value.is_number and value.is_finite else None
 
 
-def near(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two numbers differ by no more than the relative tolerance; rationals exactly by default."""
+def near(a: Tree, b: Tree, tolerance: float) -> bool:
+    """Check whether two numbers differ by no more than the tolerance; rationals exactly by default."""
     if tolerance <= EXACT and a.is_Rational and b.is_Rational:
         return a == b
     return bool(abs(a - b) <= max(tolerance * max(abs(a), abs(b)), _NOISE))

@@ -6,8 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from posttrain.config import ConfigError, DatasetConfig, Document, RunConfig, build_run
-from posttrain.config.explain import _sections
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
+from posttrain.config.schema import sections_of
 
 DATA = {"mixture": {"pairs": 1.0}}
 
@@ -16,7 +16,7 @@ def keys(section: type[BaseModel]) -> Iterator[str]:
     """Every key of a section and of those inside."""
     yield from section.model_fields
     for info in section.model_fields.values():
-        for inner in _sections(info.annotation):
+        for inner in sections_of(info.annotation):
             yield from keys(inner)
 
 

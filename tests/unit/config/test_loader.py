@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from posttrain.config import (
     ConfigError,
-    DatasetConfig,
     RlStage,
     RunConfig,
     SftStage,
@@ -22,7 +20,6 @@ from posttrain.config import (
     missing_variable,
     recipe_names,
 )
-from posttrain.config.explain import _sections
 
 RUN = """\
 name: mine
@@ -47,11 +44,6 @@ def run_file(tmp_path: Path) -> Path:
     return path
 
 
-def sections(section: type[BaseModel]) -> list[type[BaseModel]]:
-    inner = [each for info in section.model_fields.values() for each in _sections(info.annotation)]
-    return [section, *(deep for each in inner for deep in sections(each))]
-
-
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads(name: str) -> None:
     assert load_run(name).name == name
@@ -60,16 +52,6 @@ def test_every_recipe_loads(name: str) -> None:
 @pytest.mark.parametrize("name", dataset_names())
 def test_every_dataset_loads(name: str) -> None:
     assert load_dataset_config(name).name == name
-
-
-@pytest.mark.parametrize(
-    "section", dict.fromkeys([*sections(RunConfig), *sections(DatasetConfig)]), ids=lambda s: s.__name__
-)
-def test_every_key_is_described(section: type[BaseModel]) -> None:
-    assert section.__doc__
-    for name, info in section.model_fields.items():
-        assert info.description, f"{section.__name__}.{name}"
-        assert info.description.endswith((".", ")")), f"{section.__name__}.{name}"
 
 
 def test_values_and_defaults(run_file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from posttrain.config.curation import CurationConfig, load_curation
-from posttrain.curation import curate
+from posttrain.curation.pipeline import curate
 from posttrain.first_party import PLUGINS
 
 SAMPLES = 4

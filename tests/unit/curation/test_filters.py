@@ -10,9 +10,8 @@ from pydantic import TypeAdapter
 
 from posttrain.config import ConfigError
 from posttrain.config.curation import Step
-from posttrain.curation.directory import rewards_of
 from posttrain.curation.filters import Context
-from posttrain.curation.outcomes import CurationError, Outcome, RowError
+from posttrain.curation.outcomes import Outcome, RowError
 from posttrain.curation.registry import FILTERS
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import load_taxonomy
@@ -39,7 +38,7 @@ def row(response: str | None = None, query: str = "How long is BC?", images: int
 def outcomes(step: dict[str, Any], rows: Sequence[Sample]) -> list[Outcome]:
     """What a filter says of rows."""
     checked = TypeAdapter(Step).validate_python(step)
-    with Scoring(rewards_of(checked), PLUGINS, Path()) as scoring:
+    with Scoring([ref for _, ref in checked.rewards()], PLUGINS, Path()) as scoring:
         context = Context(load_taxonomy(), scoring, lambda: iter(enumerate(rows)))
         judge = FILTERS[checked.filter](checked, context).judge
 
@@ -213,5 +212,5 @@ def test_a_taxonomy_is_checked(tmp_path: Path) -> None:
     file.write_text("fallback: {image: a, text: b}\ndomains:\n  x: {a: {description: A}}\n")
     with pytest.raises(ConfigError, match="no sub-category 'b'"):
         load_taxonomy(str(file))
-    with pytest.raises(CurationError, match="did you mean mathematics"):
-        load_taxonomy().check(["mathematic"], "steps[1].domains")
+    assert "did you mean mathematics" in load_taxonomy().unknown(["science", "mathematic"])
+    assert load_taxonomy().unknown([]) == ""

@@ -17,9 +17,9 @@ import pytest
 
 from posttrain.config import ConfigError
 from posttrain.config.curation import curation_names, load_curation
-from posttrain.curation import CurationError, curate
 from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
-from posttrain.curation.outcomes import Changes, Outcome
+from posttrain.curation.outcomes import Changes, CurationError, Outcome
+from posttrain.curation.pipeline import curate
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.files.line_log import LineLogError
 from posttrain.first_party import PLUGINS

@@ -1,3 +1,4 @@
+import gc
 import json
 import pickle
 import subprocess
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 
 from posttrain.config import ConfigError, DatasetConfig
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.data.mixing import Mixture
-from posttrain.data.sources import load_samples, open_mixture
+from posttrain.data.row_index import Use
+from posttrain.data.sealing import INDEXES
+from posttrain.data.sources import load_samples, open_mixture, row_lengths
 from posttrain.files.durable import DiskFull
 from posttrain.plugins import PluginError
 from posttrain.types import Sample
@@ -81,9 +85,9 @@ def test_a_dataset_by_name(tmp_path: Path):
 
 def test_the_fingerprint_is_the_files(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl", [text_row(0)])
-    first = Dataset(path).fingerprint
-    assert first == Dataset(write_rows(tmp_path / "b.jsonl", [text_row(0)])).fingerprint
-    assert first != Dataset(write_rows(path, [text_row(1)])).fingerprint
+    first = Dataset(check_rows(path)).fingerprint
+    assert first == Dataset(check_rows(write_rows(tmp_path / "b.jsonl", [text_row(0)]))).fingerprint
+    assert first != Dataset(check_rows(write_rows(path, [text_row(1)]))).fingerprint
 
 
 def test_a_dataset_that_changes_under_way_is_noticed(tmp_path: Path):
@@ -97,7 +101,7 @@ def test_a_dataset_that_changes_under_way_is_noticed(tmp_path: Path):
 
 def test_an_image_that_vanishes_is_named(tmp_path: Path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    dataset = Dataset(write_rows(tmp_path / "a.jsonl", [image_row(0, "a.png")]))
+    dataset = Dataset(check_rows(write_rows(tmp_path / "a.jsonl", [image_row(0, "a.png")])))
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.jsonl:1: image 'a.png' cannot be found"):
         dataset[0]
@@ -107,7 +111,7 @@ def test_rows_without_an_id_are_called_after_their_place(tmp_path: Path):
     rows = [json.loads(text_row(number)) for number in range(3)]
     del rows[0]["id"], rows[2]["id"]
     path = write_rows(tmp_path / "a.jsonl", [json.dumps(row) for row in rows] + [text_row(0, id=7), "{"])
-    dataset = Dataset(path)
+    dataset = Dataset(check_rows(path))
     names = ["a.jsonl:1", rows[1]["id"], "a.jsonl:3", "7"]
     assert [dataset[index].id for index in range(len(dataset))] == names
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
@@ -115,7 +119,7 @@ def test_rows_without_an_id_are_called_after_their_place(tmp_path: Path):
 
 
 def test_it_can_be_sent_to_another_process(tmp_path: Path):
-    dataset = Dataset(write_rows(tmp_path / "a.jsonl", [text_row(0), text_row(1)]))
+    dataset = Dataset(check_rows(write_rows(tmp_path / "a.jsonl", [text_row(0), text_row(1)])))
     assert pickle.loads(pickle.dumps(dataset))[1] == dataset[1]
 
 
@@ -188,7 +192,7 @@ def test_data_that_cannot_be_had(plugin: Path, source: dict[str, Any], reason: s
     with pytest.raises(DataError, match=reason) as caught:
         load_samples(configured(**source), plugin, plugin / "cache")
     assert "dataset numbers" in str(caught.value)
-    assert not list(plugin.glob("cache/*")) + list(plugin.glob("cache/.*"))
+    assert {path.name for path in plugin.glob("cache/*")} <= {INDEXES}
 
 
 def test_a_full_disk_is_said(plugin: Path):
@@ -228,7 +232,8 @@ def test_processes_that_generate_at_once_agree(plugin: Path):
     command = [sys.executable, "-c", LOAD, str(plugin), config]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["3000\n"] * 4
-    assert len(list((plugin / "cache").iterdir())) == 1
+    assert len(list((plugin / "cache").iterdir())) == 2
+    assert len(list((plugin / "cache" / INDEXES).iterdir())) == 1
 
 
 def test_the_shipped_generator_makes_whole_datasets(tmp_path: Path):
@@ -242,8 +247,10 @@ def test_the_shipped_generator_makes_whole_datasets(tmp_path: Path):
 
 def test_a_row_costs_a_few_bytes(tmp_path: Path):
     path = write_rows(tmp_path / "rows.jsonl", [text_row(number) for number in range(5_000)])
+    check_rows(path)  # imports what it needs
     tracemalloc.start()
-    dataset = Dataset(path)
+    dataset = Dataset(check_rows(path))
+    gc.collect()
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(dataset) == 5_000
@@ -256,7 +263,7 @@ def test_a_row_costs_a_few_bytes(tmp_path: Path):
 def two(tmp_path: Path) -> dict[str, Dataset]:
     few = write_rows(tmp_path / "few.jsonl", [text_row(number) for number in range(7)])
     many = write_rows(tmp_path / "many.jsonl", [text_row(number) for number in range(100)])
-    return {"few": Dataset(few), "many": Dataset(many)}
+    return {"few": Dataset(check_rows(few)), "many": Dataset(check_rows(many))}
 
 
 def test_a_mixture_keeps_its_shares_and_its_epochs(two: dict[str, Dataset]):
@@ -288,7 +295,7 @@ def test_a_mixture_that_cannot_be(two: dict[str, Dataset], weights: dict[str, fl
 
 
 def test_an_empty_dataset_cannot_be_mixed(tmp_path: Path):
-    empty = Dataset(write_rows(tmp_path / "empty.jsonl", []))
+    empty = Dataset(check_rows(write_rows(tmp_path / "empty.jsonl", [])))
     with pytest.raises(DataError, match="dataset none has no rows"):
         Mixture({"none": empty}, {"none": 1.0}, seed=0)
 
@@ -337,3 +344,25 @@ def test_a_mixture_by_tokens_counts_each_row_once(tmp_path: Path):
     assert abs(tokens[str(tmp_path / "one.yaml")] - sum(tokens.values()) / 2) < 9
     open_mixture(weights, 0, tmp_path, tmp_path / "cache", counter)
     assert counter.counted == 12
+
+
+def test_lengths_are_counted_for_each_use_and_again_where_they_are_damaged(tmp_path: Path):
+    asked = [{"role": "user", "content": "Q"}]
+    answered = [*asked, {"role": "assistant", "content": "A"}]
+    path = write_rows(tmp_path / "a.jsonl", [text_row(0), text_row(1, messages=answered)])
+    index = check_rows(path)
+
+    class Turns:
+        identity = "turns"
+
+        def __call__(self, sample: Sample) -> int:
+            return len(sample.messages)
+
+    uses: list[tuple[Use, list[int]]] = [("prompts", [1, 2]), ("dialogues", [2])]
+    for use, expected in uses:
+        lengths = row_lengths({"a": Dataset(index, use)}, Turns(), tmp_path / "cache")
+        assert list(lengths["a"]) == expected
+    for damage in (b"", b"abc", bytes(400)):
+        for file in (tmp_path / "cache").glob("lengths-*/*.bin"):
+            file.write_bytes(damage)
+        assert list(row_lengths({"a": Dataset(index)}, Turns(), tmp_path / "cache")["a"]) == [1, 2]

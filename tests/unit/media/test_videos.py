@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from posttrain.media import videos
+from posttrain.media.suffixes import VIDEO_SUFFIXES
 from posttrain.media.videos import VideoError, check_video, read_frames, video_files, video_hash, video_info
 from posttrain.types import VideoRef
 
@@ -17,7 +18,7 @@ SIZE = (96, 64)
 MakeVideo = Callable[..., VideoRef]
 
 
-@pytest.mark.parametrize("suffix", videos.VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
 def test_every_container_gives_the_frames_that_were_written(
     suffix: str, tmp_path: Path, make_video: MakeVideo
 ):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from posttrain.config import build_run, read_run
 from posttrain.first_party import PLUGINS
-from posttrain.preflight import examination as preflight
+from posttrain.preflight import machine
 from posttrain.preflight.examination import Findings, examine
 
 RUN = """\
@@ -57,7 +57,7 @@ def look(folder: Path) -> Findings:
 def test_a_sound_run_has_no_problems(folder: Path) -> None:
     findings = look(folder)
     assert findings.problems == []
-    assert findings.missing_data == []
+    assert findings.missing_here == []
     assert findings.notes == [
         "model: Qwen/Qwen3-VL-2B-Instruct is not on this machine; it is fetched from the hub at the start"
     ]
@@ -127,7 +127,7 @@ def test_missing_data(folder: Path, new: str, message: str | None, monkeypatch: 
     findings = look(folder)
     if message is None:
         assert findings.problems == []
-        assert "POSTTRAIN_TEST_DATA" in findings.missing_data[0].remedy
+        assert "POSTTRAIN_TEST_DATA" in findings.missing_here[0].remedy
     else:
         assert message in str(findings.problems[0])
         assert "stages[0].tasks[0].data" in str(findings.problems[0])
@@ -204,10 +204,13 @@ def test_a_package_that_quantised_weights_need_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = "  - {stage: sft, max_steps: 1, data: {mixture: {photos: 1}}, lora: {quantization: nf4}}\n"
-    (folder / "mine.yaml").write_text(RUN + lora)
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: object())
+    (folder / "mine.yaml").write_text(RUN + lora.replace("photos", "dialogues"))
+    (folder / "datasets_cfg" / "dialogues.yaml").write_text(DATASET.replace("photos", "dialogues"))
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cup"}]
+    (folder / "datasets_cfg" / "dialogues.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: object())
     assert look(folder).problems == []
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     (problem,) = look(folder).problems
     assert str(problem).endswith("pip install 'posttrain[qlora]', or remove the key")
     assert "mine.yaml:11: stages[1].lora.quantization" in str(problem)

@@ -13,17 +13,19 @@ from posttrain.curation.pipeline import curate
 from posttrain.data.formats import read_canonical
 from posttrain.first_party import PLUGINS
 from posttrain.media.images import open_image
+from posttrain.models.supervised_head import IGNORED
 from posttrain.quickstart import marker_scenes
-from posttrain.quickstart.dense_views import IGNORED, NO_MARKER, dense_views
+from posttrain.quickstart import scenes as drawn
+from posttrain.quickstart.dense_views import NO_MARKER, dense_views
 from tools_env.hermes import parse_calls
 
 
-def scenes(split: str, seed: int, count: int) -> list[marker_scenes.Scene]:
-    return list(itertools.islice(marker_scenes.scene_stream(split, seed), count))  # pyright: ignore
+def scenes(split: str, seed: int, count: int) -> list[drawn.Scene]:
+    return list(itertools.islice(drawn.scene_stream(split, seed), count))  # pyright: ignore
 
 
 def test_splits_and_seeds_share_no_scene():
-    seen = [set(scenes(split, seed, 200)) for split in marker_scenes.SPLIT_STREAMS for seed in (0, 1)]
+    seen = [set(scenes(split, seed, 200)) for split in drawn.SPLIT_STREAMS for seed in (0, 1)]
     assert all(not a & b for a, b in itertools.combinations(seen, 2))
     assert scenes("test", 0, 5) == scenes("test", 0, 5)
 
@@ -36,10 +38,10 @@ def test_rows_are_canonical(tmp_path: Path, kind: marker_scenes.Kind):
     for sample in samples:
         for message in sample.messages:
             for image in message.images:
-                assert open_image(image.path).size[0] <= marker_scenes.SCENE_SIZE
+                assert open_image(image.path).size[0] <= drawn.SCENE_SIZE
         assert (sample.messages[-1].role == "assistant") == (kind not in ("question", "prompt", "pairs"))
         if kind not in ("list", "locate"):
-            assert sample.ground_truth in marker_scenes.LETTERS
+            assert sample.ground_truth in drawn.LETTERS
 
 
 def test_a_demonstrated_call_is_one_that_the_environment_would_run(tmp_path: Path):
@@ -103,9 +105,9 @@ def test_pairs_differ_in_their_boxes_alone(tmp_path: Path):
 @given(seed=st.integers(0, 10**6), sloppiness=st.floats(0, 1))
 def test_boxes_lie_on_the_grid_and_are_never_empty(seed: int, sloppiness: float):
     rng = random.Random(seed)
-    scene = marker_scenes.random_scene(rng)
+    scene = drawn.random_scene(rng)
     for marker in scene.markers:
-        x1, y1, x2, y2 = marker_scenes.sloppy_box(marker, rng, sloppiness)
+        x1, y1, x2, y2 = drawn.sloppy_box(marker, rng, sloppiness)
         assert 0 <= x1 < x2 <= 1000
         assert 0 <= y1 < y2 <= 1000
         assert all(v % marker_scenes.COORDINATE_STEP == 0 for v in (x1, y1, x2, y2))

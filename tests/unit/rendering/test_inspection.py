@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.cli import main as cli
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import read_canonical
 from posttrain.data.lengths import token_lengths
@@ -45,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_views_are_the_renderers_tokens(path: Path, renderer: Renderer):
-    dataset = Dataset(path)
+    dataset = Dataset(check_rows(path))
     found = inspect_dataset("rows", dataset, "tiny", renderer, shown=41, measured=41)
     assert [shown.sample.id for shown in found.shown] == [str(number) for number in range(1, 42)]
     for shown in found.shown[:39]:
@@ -71,7 +72,7 @@ def test_views_are_the_renderers_tokens(path: Path, renderer: Renderer):
 
 
 def test_a_part_is_spread_over_the_whole(path: Path, renderer: Renderer):
-    found = inspect_dataset("rows", Dataset(path), "tiny", renderer, shown=4, measured=8)
+    found = inspect_dataset("rows", Dataset(check_rows(path)), "tiny", renderer, shown=4, measured=8)
     assert [shown.sample.id for shown in found.shown] == ["1", "11", "21", "31"]
     assert len(found.lengths) + len(found.unrendered) == 8
 
@@ -96,7 +97,7 @@ def test_the_page_shows_everything_and_runs_nothing(path: Path, renderer: Render
     script = "<script>alert(1)</script>"
     rows = [row(1), row(2, id=script, ground_truth=script, note=script), pair(3)]
     hostile.write_text("".join(json.dumps(each) + "\n" for each in rows) + "{\n")
-    found = inspect_dataset(script, Dataset(hostile), "tiny", renderer, shown=3, measured=3)
+    found = inspect_dataset(script, Dataset(check_rows(hostile)), "tiny", renderer, shown=3, measured=3)
     page = write_dataset_page(found, path.with_name("page.html")).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -116,7 +117,7 @@ def test_videos_are_shown_as_strips_of_timed_frames(tmp_path: Path, clips: list[
         (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "film", "messages": messages}) + "\n")
         renderer = Renderer.from_pretrained(tmp_path / family, family)
         found = inspect_dataset(
-            "films", Dataset(tmp_path / "rows.jsonl"), "tiny", renderer, shown=1, measured=1
+            "films", Dataset(check_rows(tmp_path / "rows.jsonl")), "tiny", renderer, shown=1, measured=1
         )
         (view,) = found.shown[0].views
         assert [token.text for token in view.tokens if token.is_media] == ["video 0"] * parts

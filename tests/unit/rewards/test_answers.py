@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, ToolCall
 from rewards.builtin.answer_accuracy import answer_accuracy
 from rewards.builtin.tool_calls import tool_calls
-from rewards.reading.answers import final_answer, normalise, without_thinking
+from rewards.reading.answers import final_answer, normalise
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

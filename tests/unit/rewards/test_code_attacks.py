@@ -260,7 +260,7 @@ def test_an_attack_that_would_succeed_is_noticed(canaries: dict[str, Any]) -> No
 def test_the_sandbox_dies_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = (
         "from posttrain.sandbox import *\nimport os\n"
-        "with Sandbox('while True: pass', Limits(30, 40)) as s:\n"
+        "with Sandbox('while True: pass', ResourceLimits(30, 40)) as s:\n"
         "    print(s._process.pid, flush=True)\n    s.run_program('')"
     )
     python = subprocess.Popen(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.sandbox import Limits, Sandbox
+from posttrain.sandbox import ResourceLimits, Sandbox
 from posttrain.types import RewardInput
 from rewards.builtin.code import code
 
@@ -165,5 +165,5 @@ def test_an_attack_is_not_carried_over() -> None:
 
 def test_a_later_run_does_not_see_an_earlier_one() -> None:
     source = "import builtins\nprint(getattr(builtins, 'seen', 'nothing'))\nbuiltins.seen = input()"
-    with Sandbox(source, Limits()) as sandbox:
+    with Sandbox(source, ResourceLimits()) as sandbox:
         assert [sandbox.run_program("secret").output for _ in range(3)] == ["nothing\n"] * 3

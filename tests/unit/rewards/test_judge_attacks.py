@@ -13,7 +13,7 @@ from posttrain.types import RewardInput, text_message
 from rewards.builtin.judge import judge, judge_accuracy, judge_pairwise, multi_turn_reasoning
 from rewards.judge import JudgeError
 from rewards.judge.guards import attack
-from rewards.judge.prompts import Question, harmless
+from rewards.judge.prompts import JudgeQuestion, harmless
 from rewards.judge.verdicts import BadVerdict, read_verdict, scores_schema
 
 QUESTION = "What does the sign above the door say?"
@@ -232,7 +232,7 @@ def test_no_mark_of_a_chat_template_is_left(text: str) -> None:
 @given(st.text(), st.text())
 def test_what_is_asked_can_be_sent_whatever_was_written(question: str, answer: str) -> None:
     sections = (("QUESTION", question), ("ANSWER", answer))
-    messages = Question("task", "", "{nonce}", sections, (), {}).messages("fedcba9876543210")
+    messages = JudgeQuestion("task", "", "{nonce}", sections, (), {}).messages("fedcba9876543210")
     assert json.dumps(messages, ensure_ascii=False).encode()
 
 

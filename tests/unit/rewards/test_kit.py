@@ -133,6 +133,8 @@ def test_names_that_are_no_functions_are_refused(tmp_path: Path, name: str) -> N
         ('{"answer": 3}', "add `answer`"),
         ('{"answer": "a", "messages": [{"role": "root", "content": ""}]}', "role"),
         ('{"answer": "a", "prompt": "a", "messages": []}', "keep one"),
+        ('{"answer": "a", "messages": 3}', "no list of messages"),
+        ('{"answer": "a", "messages": ["a"]}', "no list of messages"),
         ("", "holds no samples"),
     ],
 )

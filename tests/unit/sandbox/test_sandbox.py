@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.sandbox import (
-    Limits,
-    Outcome,
+    Execution,
+    ResourceLimits,
     Sandbox,
     SandboxError,
     SandboxMissing,
@@ -31,8 +31,8 @@ from posttrain.sandbox.statements import split_tests
 ROOT = Path(__file__).parents[3]
 
 
-def run(source: str, text: str = "", limits: Limits | None = None) -> Outcome:
-    with Sandbox(source, limits or Limits()) as sandbox:
+def run(source: str, text: str = "", limits: ResourceLimits | None = None) -> Execution:
+    with Sandbox(source, limits or ResourceLimits()) as sandbox:
         return sandbox.run_program(text)
 
 
@@ -76,19 +76,19 @@ ENDS = [
     ("print(", "error", "SyntaxError"),
     ("\0", "error", ""),
     ("import asyncio\nasyncio.run(asyncio.sleep(0))", "error", "PermissionError"),
-    ("open('/tmp/x', 'w')", "error", "PermissionError"),
+    ("open('/tmp/written-by-an-answer', 'w')", "error", "PermissionError"),
 ]
 
 
 @pytest.mark.parametrize(("source", "status", "detail"), ENDS)
 def test_how_a_program_ended_is_told(source: str, status: str, detail: str) -> None:
-    outcome = run(source, limits=Limits(seconds=1.0, memory_mb=256))
+    outcome = run(source, limits=ResourceLimits(seconds=1.0, memory_mb=256))
     assert outcome.status == status
     assert detail in outcome.detail
 
 
 def test_the_total_time_is_shared() -> None:
-    with Sandbox("while True: pass", Limits(seconds=1.0, total_seconds=1.5)) as sandbox:
+    with Sandbox("while True: pass", ResourceLimits(seconds=1.0, total_seconds=1.5)) as sandbox:
         begun = time.monotonic()
         assert [sandbox.run_program("").status for _ in range(50)] == ["time"] * 50
         assert time.monotonic() - begun < 4
@@ -152,7 +152,7 @@ class TestProbe:
 
 
 def test_a_supervisor_that_is_lost_is_an_error_of_the_sandbox() -> None:
-    with Sandbox("print(1)", Limits()) as sandbox:
+    with Sandbox("print(1)", ResourceLimits()) as sandbox:
         sandbox._process.kill()
         sandbox._process.wait()
         with pytest.raises(SandboxError, match="lost"):
@@ -274,7 +274,7 @@ class TestSplitTests:
 
 
 def test_tests_that_need_more_than_plain_data_are_refused() -> None:
-    with Sandbox("def f(g): return g(1)", Limits()) as sandbox:
+    with Sandbox("def f(g): return g(1)", ResourceLimits()) as sandbox:
         with pytest.raises(ValueError, match="function"):
             sandbox.run_tests([(True, "assert f(lambda x: x) == 1")], ["f"])
         with pytest.raises(ValueError, match="numpy"):
@@ -284,7 +284,7 @@ def test_tests_that_need_more_than_plain_data_are_refused() -> None:
 def test_a_preparation_that_fails_fails_the_tests_after_it() -> None:
     source = "def f(x):\n  if x == 2: raise KeyError(x)\n  return x"
     statements = [(False, "x = f(1)"), (True, "assert x == 1"), (False, "x = f(2)"), (True, "assert x == 1")]
-    with Sandbox(source, Limits()) as sandbox:
+    with Sandbox(source, ResourceLimits()) as sandbox:
         first, second = sandbox.run_tests(statements, ["f"])
     assert first is None
     assert second is not None

@@ -14,6 +14,7 @@ from PIL import Image
 from posttrain.media.images import open_image, pixel_hash, save_image
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, text_message
 from tools_env import FunctionTool, ImageZoomIn, Tool, ToolEnvironment, ToolError, ToolResult, deadline, tool
+from tools_env import environment as tool_environment
 from tools_env.environment import MAX_IMAGES, MAX_TEXT
 
 
@@ -42,8 +43,8 @@ def sample(tmp_path: Path) -> Sample:
 
 @pytest.fixture
 def start(sample: Sample, tmp_path: Path) -> Callable[..., ToolEnvironment]:
-    def begin(*tools: Tool, max_turns: int = 4, call_timeout: float = 10) -> ToolEnvironment:
-        environment = ToolEnvironment(tools, max_turns, tmp_path / "images", call_timeout)
+    def begin(*tools: Tool, max_turns: int = 4) -> ToolEnvironment:
+        environment = ToolEnvironment(tools, max_turns, tmp_path / "images")
         assert environment.start(sample) == sample.messages
         return environment
 
@@ -191,9 +192,10 @@ def test_observations_cannot_speak_for_the_template(start):
     assert text == "< think>a <b> < tool_call> ? x< |image_pad|>"
 
 
-def test_a_tool_that_hangs_is_left_behind(start):
+def test_a_tool_that_hangs_is_left_behind(start, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tool_environment, "CALL_TIMEOUT_S", 0.1)
     release = threading.Event()
-    environment = start(made_of(lambda: str(release.wait(30))), call_timeout=0.1)
+    environment = start(made_of(lambda: str(release.wait(30))))
     started = time.perf_counter()
     text, record = only(environment, call("act"))
     assert time.perf_counter() - started < 5
@@ -204,10 +206,11 @@ def test_a_tool_that_hangs_is_left_behind(start):
 
 
 def test_tools_left_behind_are_bounded(start, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tool_environment, "CALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(deadline, "MAX_LEFT_BEHIND", 3)
     monkeypatch.setattr(deadline, "_left_behind", set())
     release = threading.Event()
-    environment = start(made_of(lambda: str(release.wait(30))), max_turns=9, call_timeout=0.05)
+    environment = start(made_of(lambda: str(release.wait(30))), max_turns=9)
     texts = [only(environment, call("act"))[0] for _ in range(4)]
     assert "did not return" in texts[2]
     assert "was not started" in texts[3]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.media.images import save_image
-from posttrain.quickstart.marker_scenes import Marker, Scene, question, random_scene, sloppy_box, zoom_call
+from posttrain.quickstart.marker_scenes import question, zoom_call
+from posttrain.quickstart.scenes import Marker, Scene, random_scene, sloppy_box
 
 RL_STEPS = 60
 CONFIG: dict[str, Any] = {

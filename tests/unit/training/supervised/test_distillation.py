@@ -13,6 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.data.formats import write_canonical
 from posttrain.data.mixing import Mixture
@@ -94,7 +95,7 @@ class Setup(test_sft.Setup):
         config = config_of(checkpoint, stage)
         renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
         model: Any = in_float64(load_model(checkpoint, dtype="float32"))
-        self.samples = Samples(answers / "data.jsonl")
+        self.samples = Samples(check_rows(answers / "data.jsonl"))
         mixture = Mixture({"taught": self.samples}, {"taught": 1.0}, seed=0)
         parts = StageParts(renderer, model, mixture, 1, None)
         vocabulary = model.config.get_text_config().vocab_size
@@ -225,7 +226,7 @@ def test_a_stage_resumes_where_it_was_and_trains_the_language_model_alone(
 def test_tokens_beyond_the_students_vocabulary_count_among_the_rest(
     renderer: Renderer, answers: Path
 ) -> None:
-    samples = Samples(answers / "data.jsonl")
+    samples = Samples(check_rows(answers / "data.jsonl"))
     mixture = Mixture({"taught": samples}, {"taught": 1.0}, seed=0)
     full, small = (TaughtDraws(mixture, renderer, 999, 8, vocabulary=size) for size in (10_000, 100))
     items = [full._show("taught", samples[index]) for index in range(3)]

@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SftStage, SupervisedStage
+from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.data.formats import DataError
 from posttrain.data.mixing import Mixture
@@ -86,7 +87,7 @@ class Setup:
         self.stage: Any = stage
         config = config_of(checkpoint, stage)
         self.mixture = Mixture(
-            {name: Samples(folder / name / "data.jsonl") for name in ("zoom", "list")},
+            {name: Samples(check_rows(folder / name / "data.jsonl")) for name in ("zoom", "list")},
             {"zoom": 0.5, "list": 0.5},
             seed=0,
         )

@@ -1,16 +1,18 @@
 """Turn pydantic's findings into problems that name the key, the reason and the nearest right name."""
 
-import difflib
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from posttrain.config.base import MisfitError, Section
+from posttrain.config.base import PATTERNS, MisfitError, Section
 from posttrain.config.document import Document, Key, entry_name, key_text
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
+from posttrain.config.renamed_keys import RENAMED_KEYS
+from posttrain.config.schema import chosen_by, key_paths, sections_of, tags_of
+from posttrain.files.nearest import did_you_mean, nearest
 
 _REASONS = {
     "missing": "is required",
@@ -24,13 +26,12 @@ _REASONS = {
     "float_type": "should be a number",
     "bool_type": "should be true or false",
     "string_type": "should be text",
-    "string_pattern_mismatch": "should be up to 64 letters, digits, '.', '_' and '-', no mark first",
     "finite_number": "should be a finite number",
 }
 
 
-def explain(error: ValidationError, document: Document, root: type[Section]) -> ConfigError:
-    """Every finding of a validation as a problem with its place.
+def problems_of(error: ValidationError, document: Document, root: type[Section]) -> ConfigError:
+    """Return every finding of a validation as a problem with its place.
 
     Args:
         error: What pydantic raised.
@@ -46,33 +47,50 @@ def explain(error: ValidationError, document: Document, root: type[Section]) -> 
     return ConfigError(list(dict.fromkeys(problems)))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a finding is.
+
+    Attributes:
+        key: Its key path, without the tags of unions that pydantic puts between.
+        around: The section that has the key's last part, or the sections of a union that might.
+        inside: The sections that the value itself may be of.
+    """
+
+    key: Key
+    around: list[type[Section]]
+    inside: list[type[Section]]
+
+
 def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> Problem:
-    key, sections = _locate(details["loc"], document.data, root)
-    kind, value = details["type"], details["input"]
+    """Return one finding as a problem."""
+    place = _locate(details["loc"], document.data, root)
+    key, kind, value = place.key, details["type"], details["input"]
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, MisfitError):
         key = (*key, *_parse_key(cause.key))
         return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
-    reason, remedy = _REASONS.get(kind, _plain(details["msg"])), ""
+    reason, remedy = _reason(details), ""
     if kind == "extra_forbidden":
-        remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), sections, root)
+        remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), place.around, root)
     elif kind == "missing":
-        remedy = _description(str(key[-1]), sections)
+        remedy = _description(str(key[-1]), place.around)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        return _wrong_tag(details, key, document)
+        return _wrong_tag(details, place, document)
     else:
         reason = f"{reason}, not {_shown(value)}"
-        remedy = _mend(value, details)
+        remedy = _better_value(value, details)
     return Problem(document.place(key), key_text(key), reason, remedy)
 
 
-def _locate(loc: tuple[int | str, ...], data: Any, root: type[Section]) -> tuple[Key, list[type[Section]]]:
-    """The key path without the tags of unions that pydantic puts between, and the section it ends in."""
+def _locate(loc: tuple[int | str, ...], data: object, root: type[Section]) -> _Place:
+    """Follow pydantic's location through the data and the sections."""
     key: list[int | str] = []
     sections, around = [root], [root]
     for number, part in enumerate(loc):
-        tagged = [section for section in sections if isinstance(part, str) and part in _tags(section)]
-        if tagged and isinstance(data, dict) and part in [data.get(k) for k in ("stage", "name", "filter")]:
+        if isinstance(data, dict) and (
+            tagged := [s for s in chosen_by(data, sections) if part in tags_of([s])]
+        ):
             sections = around = tagged
             continue
         if isinstance(part, str) and part.startswith(("list[", "literal[", "constrained-")) and number:
@@ -85,44 +103,19 @@ def _locate(loc: tuple[int | str, ...], data: Any, root: type[Section]) -> tuple
             around = sections
             fields = [section.model_fields[str(part)] for section in sections if part in section.model_fields]
             if fields or number + 1 == len(loc):  # else a name in a mapping of sections
-                sections = [inner for info in fields for inner in _sections(info.annotation)]
+                sections = [inner for info in fields for inner in sections_of(info.annotation)]
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
-    return tuple(key), around
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    """The sections that a field's type mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
-
-
-def _tags(section: type[Section]) -> tuple[Any, ...]:
-    """What `stage:`, `name:` or `filter:` may say to choose this section of a union."""
-    return tuple(
-        value
-        for field in ("stage", "name", "filter")
-        if field in section.model_fields
-        for value in get_args(section.model_fields[field].annotation)
-    )
-
-
-def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Every key of a section and of those inside it, as dotted paths; nearer ones first."""
-    yield from (prefix + name for name in section.model_fields)
-    for name, info in section.model_fields.items():
-        inside = "[]" if "list[" in str(info.annotation) else ""
-        for inner in _sections(info.annotation):
-            yield from _keys(inner, f"{prefix}{name}{inside}.")
+    return _Place(tuple(key), around, sections)
 
 
 def _right_name(wrong: str, sections: list[type[Section]], root: type[Section]) -> str:
-    """What an unknown key should have been called, and where it belongs."""
-    here = [key for section in sections for key in _keys(section)]
-    everywhere = list(_keys(root))
+    """Return what an unknown key should have been called, and where it belongs."""
+    here = [key for section in sections for key in key_paths(section)]
+    everywhere = list(key_paths(root))
+    if new := _new_name(wrong, here):
+        return new
     leaves = {key.rpartition(".")[2]: key for key in reversed(here)}
     for candidate, origin in ((wrong, ""), (FOREIGN_NAMES.get(wrong, ""), f" ({wrong} elsewhere)")):
         if candidate in leaves:
@@ -134,27 +127,42 @@ def _right_name(wrong: str, sections: list[type[Section]], root: type[Section]) 
     if wrong in LEFT_OUT:
         return LEFT_OUT[wrong]
     own = [key for section in sections for key in section.model_fields]
-    if near := difflib.get_close_matches(wrong, own, n=1) or difflib.get_close_matches(wrong, leaves, n=1):
-        return f"did you mean {leaves.get(near[0], near[0])}?"
+    if near := nearest(wrong, own) or nearest(wrong, leaves):
+        return f"did you mean {leaves.get(near, near)}?"
     known = f"known here: {', '.join(dict.fromkeys(own))}"
-    if "stage" in own and (
-        others := [tag for s in _stages(root) if wrong in s.model_fields for tag in _tags(s)]
-    ):
+    if others := _kinds_with(wrong, sections, root):
         return f"only {' and '.join(others)} stages have it; {known}"
+    if new := _new_name(wrong, everywhere):
+        return new
     for candidate in (wrong, FOREIGN_NAMES.get(wrong, "")):
         if found := next((key for key in everywhere if key.rpartition(".")[2] == candidate), None):
             return f"it belongs in {found}"
     return known
 
 
-def _stages(root: type[Section]) -> list[type[Section]]:
-    """The kinds of stages that a run may have."""
+def _new_name(old: str, keys: Sequence[str]) -> str:
+    """Return what a key of an earlier version is called now, if that is among some keys; else "".
+
+    Inside of the section that has it now, the last part of the new name is enough.
+    """
+    new = RENAMED_KEYS.get(old, "")
+    if " " in new:
+        return new
+    ending = "." + new
+    found = next((key for key in keys if new and f".{key}".replace("[]", "").endswith(ending)), None)
+    found = found or next((key for key in keys if key == new.rpartition(".")[2]), None)
+    return f"it is called {found} now" if found else ""
+
+
+def _kinds_with(key: str, sections: list[type[Section]], root: type[Section]) -> list[str]:
+    """Return the kinds of stages that have a key which a stage of another kind lacks."""
     info = root.model_fields.get("stages")
-    return list(_sections(info.annotation)) if info else []
+    kinds = list(sections_of(info.annotation)) if info else []
+    return tags_of([kind for kind in kinds if key in kind.model_fields]) if set(sections) & set(kinds) else []
 
 
-def _named_entry(key: Key, data: Any) -> str:
-    """Where the entry of a list is that a key names as if it were one: `sft.max_steps=10`."""
+def _named_entry(key: Key, data: dict) -> str:
+    """Return where the entry of a list is that a key names as if it were one: `sft.max_steps=10`."""
     for part in key[:-1]:
         data = data[part]
     lists = {name: value for name, value in data.items() if isinstance(value, list)}
@@ -165,37 +173,35 @@ def _named_entry(key: Key, data: Any) -> str:
 
 
 def _description(name: str, sections: list[type[Section]]) -> str:
+    """Return what a key means, from the section that has it."""
     info = next((section.model_fields[name] for section in sections if name in section.model_fields), None)
     return (info.description or "") if info else ""
 
 
-def _wrong_tag(details: ErrorDetails, key: Key, document: Document) -> Problem:
-    """An entry whose `stage:`, `name:` or `filter:` is missing or unknown."""
+def _wrong_tag(details: ErrorDetails, place: _Place, document: Document) -> Problem:
+    """Return the problem of an entry whose `stage:`, `name:` or `filter:` is missing or unknown."""
     context = details.get("ctx", {})
-    field = str(context.get("discriminator", "")).strip("'")
+    key = (*place.key, str(context.get("discriminator", "")).strip("'"))
+    choices = tags_of(place.inside)
+    remedy = f"choose {_either(choices)}"
     if details["type"] == "union_tag_not_found":
-        choices = {
-            "stage": "tiny_model, sft, distillation, dpo or rl",
-            "name": "sapo, grpo or gspo",
-            "filter": "one, such as query, reward or pass_rate",
-        }.get(field, "")
-        reason, remedy = "is required", f"choose {choices}"
+        reason = "is required"
     else:
-        key = (*key, field)
-        choices = [choice.strip("' ") for choice in str(context["expected_tags"]).split(",")]
-        near = difflib.get_close_matches(str(context["tag"]), choices, n=1)
         reason = f"{context['tag']!r} is none of {', '.join(choices)}"
-        remedy = f"did you mean {near[0]}?" if near else f"choose {' or '.join(choices)}"
-        return Problem(document.place(key), key_text(key), reason, remedy)
-    return Problem(document.place(key), key_text((*key, field)), reason, remedy)
+        remedy = did_you_mean(str(context["tag"]), choices) or remedy
+    return Problem(document.place(key), key_text(key), reason, remedy)
 
 
-def _mend(value: Any, details: ErrorDetails) -> str:
-    """A remedy for a value of the wrong kind, where there is an obvious one."""
+def _either(choices: Sequence[str]) -> str:
+    """Return choices as a sentence has them: `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), *choices[-1:])))
+
+
+def _better_value(value: object, details: ErrorDetails) -> str:
+    """Return a remedy for a value of the wrong kind, where there is an obvious one."""
     if details["type"] == "literal_error":
         choices = str(details.get("ctx", {}).get("expected", "")).replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(str(value), [choice.strip("'") for choice in choices], n=1)
-        return f"did you mean {near[0]}?" if near else ""
+        return did_you_mean(str(value), [choice.strip("'") for choice in choices])
     if isinstance(value, str) and details["type"] in ("int_type", "float_type", "bool_type"):
         bare = value.replace("_", "").replace(",", "").strip()
         if details["type"] == "bool_type":
@@ -210,17 +216,23 @@ def _mend(value: Any, details: ErrorDetails) -> str:
     return ""
 
 
-def _plain(message: str) -> str:
-    """Pydantic's words, in the tone of the others: 'should be greater than 0'."""
-    return message.removeprefix("Input ").removeprefix("Value error, ")
+def _reason(details: ErrorDetails) -> str:
+    """Return what is wrong; in pydantic's words, 'should be greater than 0', where there are no better."""
+    if details["type"] == "string_pattern_mismatch":
+        pattern = details.get("ctx", {}).get("pattern", "")
+        _, meaning = PATTERNS.get(pattern, ("", f"of the form {pattern}"))
+        return f"should be {meaning}"
+    plain = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return _REASONS.get(details["type"], plain)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
+    """Return a value as Python writes it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _parse_key(key: str) -> Key:
-    """`stages[1].name` → ("stages", 1, "name")."""
+    """Split a key path: `stages[1].name` → ("stages", 1, "name")."""
     parts = key.replace("[", ".").replace("]", "").split(".")
     return tuple(int(part) if part.isdigit() else part for part in parts)

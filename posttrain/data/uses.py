@@ -1,0 +1,69 @@
+"""What a row must have and must not hold for what it is used for."""
+
+from collections.abc import Collection, Mapping
+
+from posttrain.config.data import Use
+from posttrain.config.stage import Content
+from posttrain.types import Sample
+
+#: What a row lacks that is whole and yet cannot be used so.
+MISFITS: Mapping[Use, str] = {
+    "episodes": "the prompt shows a video; rollouts and evaluations show texts and images only",
+    "dialogues": "the dialogue has no assistant message to learn from",
+    "pairs": 'a preference pair needs both "chosen" and "rejected"',
+}
+_WORDS: Mapping[Content, str] = {"images": "an image", "videos": "a video", "tools": "tools"}
+
+
+def fits(sample: Sample, use: Use) -> bool:
+    """Tell whether a sample's form allows a use; `MISFITS` says what it lacks."""
+    if use == "pairs":
+        return bool(sample.chosen)
+    if use == "dialogues":
+        return any(message.role == "assistant" for message in sample.messages)
+    return use != "episodes" or not any(message.videos for message in sample.messages)
+
+
+def refusal(sample: Sample, refused: Mapping[Content, str]) -> str:
+    """Return why a sample cannot be used by who refuses some contents; "" if it has none of them.
+
+    Args:
+        sample: The sample.
+        refused: Contents, each with the reason, and perhaps what to do.
+
+    Example:
+        "the prompt has an image, and the stage is text_only"
+    """
+    found = contents(sample)
+    reasons = (f"the prompt has {_WORDS[each]}, and {why}" for each, why in refused.items() if each in found)
+    return next(reasons, "")
+
+
+def contents(sample: Sample) -> Collection[Content]:
+    """Return what a sample holds beside text."""
+    turns = (*sample.messages, *sample.chosen, *sample.rejected)
+    found: set[Content] = set()
+    if any(message.images for message in turns):
+        found.add("images")
+    if any(message.videos for message in turns):
+        found.add("videos")
+    if sample.tools:
+        found.add("tools")
+    return found
+
+
+def repeated_id(name: str) -> str:
+    """Say that a row's id is another row's."""
+    return f"the id {name!r} is an earlier row's; columns: {{id: null}} numbers rows"
+
+
+def too_few_rows(taken_by: str, name: str, taken: int, rows: int) -> str:
+    """Say that a dataset has fewer rows than are taken of it.
+
+    Example:
+        too_few_rows("num_prompts = 9", "chat", 9, 4)
+    """
+    return (
+        f"{taken_by} takes {taken:,} prompts of dataset {name}, which has {rows:,}; lower it, or raise"
+        " generation.samples_per_prompt"
+    )

@@ -1,0 +1,16 @@
+"""The nearest right name, for messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return that one of some names which is most like a given one; None if none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `did you mean x?` for the nearest of some names, or "" if none is near."""
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else ""

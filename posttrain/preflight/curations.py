@@ -1,0 +1,54 @@
+"""The curations of a run's stages, and the models behind addresses that it asks."""
+
+from posttrain.config.curation import load_curation
+from posttrain.config.document import Key
+from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.stage import CurationUse
+from posttrain.curation.checks import VARIABLES, missing_address, recipe_faults, withheld_key
+from posttrain.curation.taxonomy import load_taxonomy
+from posttrain.preflight.findings import Examination
+from posttrain.preflight.models import checkpoint_faults, examine_length
+
+
+def examine_curations(look: Examination) -> None:
+    """Look at the recipes of all stages."""
+    for index, stage in enumerate(look.config.stages):
+        for use in stage.curations():
+            _examine_recipe(look, use, ("stages", index, *use.key))
+
+
+def examine_endpoints(look: Examination) -> None:
+    """Look whether the models that stages ask have an address."""
+    for index, stage in enumerate(look.config.stages):
+        for use in stage.endpoints():
+            _examine_address(look, use.endpoint, ("stages", index, *use.key), "the teacher")
+
+
+def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
+    """Look at a recipe's rewards, domains and models, and whether its rows are learned from."""
+    recipe = look.load(key, use.recipe, load_curation, use.recipe, look.base_dir)
+    if recipe is None:
+        return
+    if recipe.data not in use.datasets:
+        reason = f"the recipe {use.recipe!r} curates {recipe.data!r}, which is not in the stage's mixture"
+        look.problem(key, reason, "put it in data.mixture, or choose another recipe")
+    for name, entry in recipe.endpoints.items():
+        what = f"{use.recipe}: endpoints.{name}"
+        if isinstance(entry, EndpointConfig):
+            _examine_address(look, entry, key, what)
+            continue
+        for reason in checkpoint_faults(entry.checkpoint):
+            look.problem(key, f"{what}: {entry.checkpoint} {reason}", "fetch or export the checkpoint again")
+        examine_length(look, key, entry.checkpoint, entry.max_length)
+    taxonomy = look.load(key, str(recipe.taxonomy), load_taxonomy, recipe.taxonomy)
+    if taxonomy is not None:
+        for fault in recipe_faults(recipe, taxonomy, look.plugins):
+            look.problem(key, f"{use.recipe}: {fault.text}")
+
+
+def _examine_address(look: Examination, endpoint: EndpointConfig, key: Key, what: str) -> None:
+    """Note an endpoint that has no address on this machine, or to which no key goes."""
+    if note := withheld_key(endpoint):
+        look.note(f"{what}: {note}")
+    if reason := missing_address(endpoint):
+        look.missing(key, f"{what}: {reason}", f"set base_url, or the environment variable {VARIABLES.url}")

@@ -1,0 +1,133 @@
+"""The tasks of a run: do tools and rewards load, and do gold answers earn full marks?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.config.document import Key
+from posttrain.config.stage import TaskUse
+from posttrain.joints import Reward
+from posttrain.preflight.datasets import Dataset
+from posttrain.preflight.findings import Examination
+from posttrain.types import RewardInput, Sample, Score, text_message
+
+
+@dataclass(frozen=True)
+class LoadedReward:
+    """A reward of a task with its parameters."""
+
+    reward: Reward
+    params: Mapping[str, object]
+
+    def score(self, sample: Sample, ground_truth: object) -> Score | None:
+        """Score a ground truth that is given as the answer to a sample's prompt."""
+        gold = str(_first(ground_truth))
+        asked = RewardInput(
+            prompt=sample.messages,
+            response=(text_message("assistant", gold),),
+            answer=gold,
+            ground_truth=ground_truth,
+            columns=sample.columns,
+        )
+        return self.reward(asked, **self.params)
+
+
+def load_tools(look: Examination, use: TaskUse) -> None:
+    """Load a task's tools, each with its params."""
+    for index, tool in enumerate(use.task.tools):
+        key = (*use.key, "tools", index)
+        look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir)
+
+
+def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:
+    """Load a task's rewards; return those that can be tried here.
+
+    Not to be tried are those that ask a service or compare episodes.
+    """
+    loaded: dict[str, Reward] = {}
+    for index, ref in enumerate(use.task.rewards):
+        key = (*use.key, "rewards", index)
+        reward = look.attempt(key, look.plugins.load_reward, ref.name, look.base_dir)
+        if reward is not None:
+            loaded[ref.name] = reward
+            look.attempt(key, reward.check, ref.params)
+    for index, ref in enumerate(use.task.rewards):
+        for gate, least in ref.only_if.items():
+            if gate in loaded and least > loaded[gate].high:
+                reason = f"{gate} never gives {least:g}, but {loaded[gate].high:g} at most"
+                look.problem((*use.key, "rewards", index, "only_if"), reason, "lower it")
+    return [
+        LoadedReward(loaded[ref.name], ref.params)
+        for ref in use.task.rewards
+        if ref.name in loaded and not (loaded[ref.name].is_async or loaded[ref.name].group)
+    ]
+
+
+def examine_golds(look: Examination, dataset: Dataset, key: Key, rewards: Sequence[LoadedReward]) -> None:
+    """Try a task's rewards on the gold answers of the first rows, where the data are on disk."""
+    samples = list(dataset.first_samples())
+    if samples and all(sample.ground_truth in (None, []) for sample in samples):
+        look.attempt((*key, "rewards"), _check_without_golds, dataset, samples[0], rewards)
+    else:
+        look.attempt((*key, "rewards"), _check_golds, dataset, rewards)
+
+
+def _check_without_golds(dataset: Dataset, sample: Sample, rewards: Sequence[LoadedReward]) -> None:
+    """Refuse rows without a ground truth where every reward of the task needs one.
+
+    Needs one that judges an answer if there is one, and does not apply or fails if there is none.
+
+    Raises:
+        ValueError: If none of the rewards can judge such rows.
+    """
+    if all(_applies(each, sample, "1") and not _applies(each, sample, None) for each in rewards):
+        raise ValueError(
+            f"{dataset.path}: row {sample.id!r} and those after it have no ground_truth, without which no "
+            "reward of the task applies, so every episode would be left out"
+        )
+
+
+def _applies(loaded: LoadedReward, sample: Sample, ground_truth: object) -> bool:
+    """Tell whether a reward gives a score."""
+    try:
+        return loaded.score(sample, ground_truth) is not None
+    except Exception:  # whatever a plugin raises; in a run this is an error of the episode
+        return False
+
+
+def _check_golds(dataset: Dataset, rewards: Sequence[LoadedReward]) -> None:
+    """Refuse a gold answer that earns full marks from none of its task's rewards.
+
+    A ground truth that is no text, such as boxes, must only be one that the rewards can read.
+
+    Raises:
+        ValueError: Naming the first row whose gold does not.
+    """
+    path = dataset.path
+    for sample in dataset.first_samples():
+        if sample.ground_truth in (None, []):
+            continue
+        earned = [_earned(path, sample, reward) for reward in rewards]
+        if not any(earned) and isinstance(_first(sample.ground_truth), str | int | float):
+            raise ValueError(
+                f"{path}: row {sample.id!r}: the gold answer {str(sample.ground_truth)[:60]!r} earns full "
+                "marks from no reward of the task, so nothing could be learned from it"
+            )
+
+
+def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool:
+    """Tell whether a sample's own ground truth, given as the answer, earns a reward's full marks.
+
+    Raises:
+        ValueError: If the reward fails on it.
+    """
+    try:
+        score = loaded.score(sample, sample.ground_truth)
+    except Exception as error:
+        raise ValueError(f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}") from error
+    return score is not None and score.value >= loaded.reward.high
+
+
+def _first(ground_truth: object) -> object:
+    """Return one of several golds, or the only one."""
+    return ground_truth[0] if isinstance(ground_truth, list) else ground_truth

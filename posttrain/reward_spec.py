@@ -1,0 +1,77 @@
+"""The rewards of a task as data, and what makes a list of them wrong.
+
+Configurations, the reward server and its clients share both. Only the standard library is imported.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class WeightedReward(Protocol):
+    """What the rules of a list look at; a configuration's section and `RewardSpec` both have it."""
+
+    @property
+    def name(self) -> str:
+        """Reference of the reward."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the sum."""
+        ...
+
+    @property
+    def only_if(self) -> dict[str, float]:
+        """Other rewards of the list, and the least value that each must have for this one to count."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One line of a configuration's `rewards:` list.
+
+    Attributes:
+        name: Reference of the reward.
+        weight: Its factor in the sum.
+        params: Keyword arguments of the reward.
+        only_if: Other rewards of the list and the least value that each must have for this one to count.
+
+    Example:
+        RewardSpec("tool_calls", weight=0.3, params={"target": 2}, only_if={"answer_accuracy": 1.0})
+    """
+
+    name: str
+    weight: float = 1.0
+    params: Mapping[str, object] = field(default_factory=dict)
+    only_if: dict[str, float] = field(default_factory=dict)
+
+
+def reward_list_fault(rewards: Sequence[WeightedReward]) -> tuple[str, str] | None:
+    """Find what is wrong with a list of rewards.
+
+    Results are kept by name, so each reward stands in it once; conditions name other rewards of the list;
+    weights and conditions are finite numbers.
+
+    Returns:
+        The first fault and its remedy, or None where the list is right.
+    """
+    if not rewards:
+        return "the list is empty", "name at least one reward"
+    names = [reward.name for reward in rewards]
+    for reward in rewards:
+        name = reward.name
+        if names.count(name) > 1:
+            return f"{name!r} is listed more than once", "list it once"
+        if not math.isfinite(reward.weight):
+            return f"the weight of {name!r} is {reward.weight}", "give it a finite number"
+        for other, least in reward.only_if.items():
+            if other not in names or other == name:
+                return (
+                    f"{name!r} has only_if {other!r}, which is not another reward of the task",
+                    "list that reward too, with weight 0 if it is only a condition",
+                )
+            if not math.isfinite(least):
+                return f"only_if of {name!r} asks for {least}", "ask for a finite number"
+    return None

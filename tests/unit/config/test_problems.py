@@ -1,0 +1,65 @@
+"""Findings of a validation as problems: the choices of a union, and the new names of renamed keys."""
+
+import re
+
+import pytest
+
+from posttrain.config import ConfigError, Document, build_run
+from posttrain.config.renamed_keys import RENAMED_KEYS
+
+TASK = {"data": "markers_train", "rewards": ["answer_accuracy"]}
+RL = {"stage": "rl", "max_steps": 1, "tasks": [TASK]}
+
+
+def refusal(**changes: object) -> str:
+    run = {"name": "mine", "model": {"name_or_path": "Qwen/Qwen3-VL-2B-Instruct"}, "stages": [RL]} | changes
+    with pytest.raises(ConfigError) as caught:
+        build_run(Document(run, "run.yaml"))
+    return re.sub(r"\s+", " ", str(caught.value))
+
+
+def test_a_missing_tag_is_told_the_choices_of_its_union() -> None:
+    message = refusal(stages=[{"max_steps": 1}])
+    assert "stages[0].stage: is required → choose tiny_model, sft, distillation, dpo or rl" in message
+    message = refusal(stages=[RL | {"algorithm": {"group_size": 4}}])
+    assert "stages[0].algorithm.name: is required → choose sapo, grpo or gspo" in message
+
+
+@pytest.mark.parametrize(
+    ("new", "stage", "remedy"),
+    [
+        ("rollout.actors", {"old_key": 4}, "it is called rollout.actors now"),
+        ("actors", {"old_key": 4}, "it is called rollout.actors now"),
+        ("rollout.actors", {"rollout": {"old_key": 4}}, "it is called actors now"),
+        ("tasks.max_turns", {"old_key": 4}, "it is called tasks[].max_turns now"),
+        ("model.dtype", {"old_key": 4}, "it is called model.dtype now"),
+        ("write it into another file", {"old_key": 4}, "write it into another file"),
+    ],
+)
+def test_a_renamed_key_is_told_its_new_name_and_place(
+    monkeypatch: pytest.MonkeyPatch, new: str, stage: dict, remedy: str
+) -> None:
+    monkeypatch.setitem(RENAMED_KEYS, "old_key", new)
+    message = refusal(stages=[RL | stage])
+    assert "old_key: unknown key" in message
+    assert remedy in message
+
+
+def test_a_pattern_is_told_by_its_meaning() -> None:
+    teacher = {"endpoint": {"model": "m", "base_url": "localhost:8000"}}
+    stage = {"stage": "distillation", "data": {"mixture": {"markers_zoom": 1}}, "teacher": teacher}
+    assert "should be an address that begins with http://" in refusal(stages=[stage | {"max_steps": 1}])
+    assert "up to 64 letters" in refusal(name="a/b")
+
+
+@pytest.mark.parametrize(
+    ("stage", "remedy"),
+    [
+        (RL | {"micro_batch_size": 2}, "it is called per_device_batch_size now"),
+        (RL | {"warmup_steps": 2}, "it is called warmup_ratio now"),
+        ({"stage": "tiny_model", "steps": 2}, "it is called max_steps now"),
+        ({"stage": "tiny_model", "batch_size": 2}, "it is called global_batch_size now"),
+    ],
+)
+def test_the_keys_of_earlier_versions(stage: dict, remedy: str) -> None:
+    assert remedy in refusal(stages=[stage])
