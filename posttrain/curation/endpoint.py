@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from posttrain.chat_endpoint import (
     ChatClient,
@@ -119,8 +119,8 @@ class Endpoint:
 
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, encode: Callable[[ImageRef], str]
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         """Make the body of a request."""
-        body: dict[str, object] = {"model": self._config.model, "messages": chat(messages, encode)}
+        body: dict[str, Any] = {"model": self._config.model, "messages": chat(messages, encode)}
         body |= asdict(sampling) | self._config.request
         return {key: value for key, value in body.items() if value is not None}

@@ -56,7 +56,7 @@ def curate(
 
     Args:
         config: The recipe.
-        plugins: Load and run the recipe's rewards.
+        plugins: Load and run its rewards.
         resume: Whether to continue where it stopped; rows that failed are tried again.
         open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
 
@@ -236,7 +236,7 @@ class _StepWork:
         if self._failed > self._allowed:
             raise CurationError(
                 f"step {self._step.name}: {self._failed:,} rows could not be judged, more than"
-                f" max_error_share allows. The last: {reason}. What was decided is kept: mend the cause, then"
+                f" max_error_share allows. The last: {reason}. What was decided is kept: fix the cause, then"
                 " go on with --resume"
             )
 
