@@ -30,13 +30,13 @@ from posttrain.data.uses import fits, repeated_id
 from posttrain.files.progress import progress_bar
 from posttrain.media.images import ImageError
 from posttrain.media.videos import VideoError
-from posttrain.types import Sample, VideoRef
+from posttrain.types import VideoRef
 
 #: Stamps and SHA-256 of images and videos that were found good before.
 Known: TypeAlias = Mapping[Medium, tuple[Stamp, bytes]]
 
-#: Rows that are parsed before the images of the first of them are waited for.
-_AHEAD = 512
+#: Rows that are parsed before the images of the first of them are waited for, and images of one task.
+_AHEAD, _BATCH = 1024, 16
 #: Longest wait for a file that was just written; a time further ahead is a clock's mistake.
 _LONGEST_WAIT_S = 2.5
 
@@ -146,15 +146,11 @@ def _read_ahead(file: BinaryIO, name: str, root: Path, table: "_MediaTable") -> 
         else:
             media = media_of(sample)
             table.request(media)
-            ahead.append(_Row(line, offset, len(content), sample.id, media, _uses(sample)))
+            uses = sum(use_bit(use) for use in USES if fits(sample, use))
+            ahead.append(_Row(line, offset, len(content), sample.id, media, uses))
         if len(ahead) > _AHEAD:
             yield ahead.popleft()
     yield from ahead
-
-
-def _uses(sample: Sample) -> int:
-    """Return the uses that a sample's form allows, as bits; `MISFITS` says what it lacks for the others."""
-    return sum(use_bit(use) for use in USES if fits(sample, use))
 
 
 class _RowTable:
@@ -202,8 +198,9 @@ class _MediaTable:
 
     def __init__(self, pool: Executor, known: Known, digest: "hashlib._Hash"):
         self._pool, self._known, self._digest = pool, known, digest
-        #: What is being looked at, has a number, or cannot be used, with the reason.
-        self._looks: dict[Medium, Future[tuple[Stamp, bytes]] | int | str] = {}
+        #: What is being looked at has its place in a batch, what is good a number, the rest the reason.
+        self._looks: dict[Medium, tuple[_Batch, int] | int | str] = {}
+        self._batch = _Batch()
         self._digested = bytearray()
         self.sizes, self.times, self.hashes = array("q"), array("q"), bytearray()
         self.name_ends, self.names = array("Q"), bytearray()
@@ -212,7 +209,10 @@ class _MediaTable:
         """Begin to look at those that nobody has looked at yet."""
         for medium in media:
             if medium not in self._looks:
-                self._looks[medium] = self._pool.submit(_look, medium, self._known.get(medium))
+                self._looks[medium] = (self._batch, len(self._batch.media))
+                self._batch.media.append(medium)
+            if len(self._batch.media) == _BATCH:
+                self._submit()
 
     def numbers(self, media: list[Medium], digested: bool) -> list[int]:
         """Return the numbers of images and videos that were requested; `digested` adds them to the digest.
@@ -232,35 +232,56 @@ class _MediaTable:
 
     def _number(self, medium: Medium) -> int:
         look = self._looks[medium]
-        if isinstance(look, Future):
-            try:
-                (size, changed), digest = look.result()
-            except (ImageError, VideoError) as error:
-                look = self._looks[medium] = str(error)
-            else:
-                look = self._looks[medium] = len(self.sizes)
-                self.sizes.append(size)
-                self.times.append(changed)
-                self.hashes += digest
-                self.names += encode_medium(medium)
-                self.name_ends.append(len(self.names))
-                self._digested.append(False)
+        if isinstance(look, tuple):
+            batch, place = look
+            if batch.found is None:
+                self._submit()
+            assert batch.found is not None
+            found = batch.found.result()[place]
+            look = self._looks[medium] = found if isinstance(found, str) else self._added(medium, *found)
         if isinstance(look, str):
             raise DataError(look)
         return look
 
+    def _added(self, medium: Medium, stamp: Stamp, digest: bytes) -> int:
+        """Give an image or video that is good the next number."""
+        self.sizes.append(stamp[0])
+        self.times.append(stamp[1])
+        self.hashes += digest
+        self.names += encode_medium(medium)
+        self.name_ends.append(len(self.names))
+        self._digested.append(False)
+        return len(self.sizes) - 1
 
-def _look(medium: Medium, known: tuple[Stamp, bytes] | None) -> tuple[Stamp, bytes]:
-    """Return the stamp and SHA-256 of an image or video that can be used.
+    def _submit(self) -> None:
+        """Have the pool look at the images and videos that were requested, and begin another batch."""
+        batch, self._batch = self._batch, _Batch()
+        batch.found = self._pool.submit(lambda: [_look(each, self._known.get(each)) for each in batch.media])
 
-    Raises:
-        ImageError: If the image cannot be used.
-        VideoError: If the video cannot be used.
+
+@dataclass
+class _Batch:
+    """Images and videos that one task of the pool looks at.
+
+    Attributes:
+        media: Themselves.
+        found: What `_look` says of each, once it has been submitted.
     """
+
+    media: list[Medium] = field(default_factory=list)
+    found: "Future[list[tuple[Stamp, bytes] | str]] | None" = None
+
+
+def _look(medium: Medium, known: tuple[Stamp, bytes] | None) -> tuple[Stamp, bytes] | str:
+    """Return the stamp and SHA-256 of an image or video, or why it cannot be used."""
     if known is not None and is_unchanged(medium, known[0]):
         return known
     # Its stamp comes first: a change during the check then shows.
-    return stamp_of(medium) or (0, UNSETTLED), check_medium(medium)
+    stamp = stamp_of(medium) or (0, UNSETTLED)
+    try:
+        return stamp, check_medium(medium)
+    except (ImageError, VideoError) as error:
+        return str(error)
 
 
 def _settled_stamp(path: Path) -> tuple[FileStamp, bool]:

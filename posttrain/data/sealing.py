@@ -6,13 +6,14 @@ broken rows, which may have been repaired. An index that does not fit, or is dam
 images and videos only those that changed are then read.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 from posttrain.data.checking import Known, check_rows, still_broken
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 INDEXES = "indexes"
 #: Images and videos that one task of the pool looks at.
 _BATCH = 1024
+#: Age from which the index of a data file that is gone is removed.
+_OLD_S = 30 * 24 * 3600
 
 
 def sealed_index(path: Path, image_root: Path | None, cache: Path, look_again: bool) -> RowIndex:
@@ -54,7 +57,7 @@ def sealed_index(path: Path, image_root: Path | None, cache: Path, look_again: b
     fitting = _fitting(index, look_again)
     if fitting is not None and fitting is index:
         return fitting
-    with ExitStack() as held:
+    with contextlib.ExitStack() as held:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -155,10 +158,19 @@ def _kept(index: RowIndex, file: Path) -> RowIndex:
     """Write an index and open it from its file; where that cannot be, return it as it is."""
     try:
         index.save(file)
+        _prune(file.parent)
         return open_index(file)
     except (OSError, IndexFileError) as error:
         logger.warning("%s was not kept, so other processes check the dataset as well: %s", file, error)
         return index
+
+
+def _prune(folder: Path) -> None:
+    """Remove indexes that are old, and of data files that are gone."""
+    for file in folder.glob("*.index"):
+        with contextlib.suppress(OSError, IndexFileError):
+            if time.time() - file.stat().st_mtime > _OLD_S and not open_index(file).path.exists():
+                file.unlink()
 
 
 def _sha256(path: Path) -> str:

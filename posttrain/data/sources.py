@@ -19,6 +19,7 @@ from posttrain.data.formats import DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
+from posttrain.data.row_index import RowIndex
 from posttrain.data.sealing import sealed_index
 from posttrain.files.durable import DiskFull, sync
 from posttrain.joints import Generator
@@ -62,12 +63,13 @@ def load_samples(
     config = load_dataset_config(dataset, base_dir) if isinstance(dataset, str) else dataset
     cache = cache_dir or default_cache()
     if config.source.path is None:
-        opened = _opened(_Opening(_generated(config, base_dir, cache), None, None, cache, use, look_again))
+        opening = _Opening(_generated(config, base_dir, cache), None, None, cache, look_again)
+        opened = _opened(opening, use)
     elif (variable := missing_variable(config)) is not None:
         raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
     else:
         try:
-            opened = _located(locate(config, base_dir), cache, use, look_again)
+            opened = _opened(_located(locate(config, base_dir), cache, look_again), use)
         except DataError as error:
             raise DataError(f"dataset {config.name}: {error}") from error.__cause__
     _judge(config.name, opened, config.max_bad_share if max_bad_share is None else max_bad_share)
@@ -115,14 +117,13 @@ def row_lengths(
 
 @dataclass(frozen=True)
 class _Opening:
-    """All that an opened file depends on, but for its contents.
+    """All that an opened file depends on, but for its contents and its use.
 
     Attributes:
         path: A canonical file.
         image_root: What image paths are relative to; the file's folder if None.
         prepared: The folder that `prepare` filled, if the file lies in one.
         cache: Where indexes are kept.
-        use: What the rows are used for.
         look_again: See `load_samples`.
     """
 
@@ -130,32 +131,42 @@ class _Opening:
     image_root: Path | None
     prepared: Path | None
     cache: Path
-    use: Use
     look_again: bool
 
 
-def _located(source: Source, cache: Path, use: Use, look_again: bool) -> Dataset:
-    """Open the rows at a path; those that are not canonical lines already are first rewritten, once."""
+def _located(source: Source, cache: Path, look_again: bool) -> _Opening:
+    """Return how to open the rows at a path; unless they are canonical lines, they are first rewritten."""
     if source.as_it_stands:
-        return _opened(_Opening(source.path, source.image_root, None, cache, use, look_again))
+        return _Opening(source.path, source.image_root, None, cache, look_again)
     final = cache / f"{source.config.name}-{source.identity()[:12]}"
     folder = cached_folder(final, lambda folder: prepare(source, folder, final))
-    return _opened(_Opening(folder / DATA, source.image_root, folder, cache, use, look_again))
+    return _Opening(folder / DATA, source.image_root, folder, cache, look_again)
 
 
-def _opened(opening: _Opening) -> Dataset:
+def _opened(opening: _Opening, use: Use) -> Dataset:
     """Open a file once a process, unless it has changed."""
-    return _opened_version(opening, file_version(opening.path))
+    return _opened_version(opening, use, file_version(opening.path))
 
 
 @functools.lru_cache(maxsize=32)
-def _opened_version(opening: _Opening, version: tuple[int, int]) -> Dataset:
-    index = sealed_index(opening.path, opening.image_root, opening.cache, opening.look_again)
+def _opened_version(opening: _Opening, use: Use, version: tuple[int, int]) -> Dataset:
+    index = _index_version(opening, version)
     if opening.prepared is None:
-        return Dataset(index, opening.use)
+        return Dataset(index, use)
     left_out = read_left_out(opening.prepared)
     broken = [BrokenRow(place, reason) for place, reason in left_out.broken]
-    return Dataset(index, opening.use, opening.prepared / PLACES, broken, sum(left_out.filtered))
+    return Dataset(index, use, opening.prepared / PLACES, broken, sum(left_out.filtered))
+
+
+@functools.lru_cache(maxsize=32)
+def _index_version(opening: _Opening, version: tuple[int, int]) -> RowIndex:
+    return sealed_index(opening.path, opening.image_root, opening.cache, opening.look_again)
+
+
+def forget_opened() -> None:
+    """Have this process look at every dataset anew, as another process would."""
+    _opened_version.cache_clear()
+    _index_version.cache_clear()
 
 
 def _judge(name: str, dataset: Dataset, max_bad_share: float) -> None:

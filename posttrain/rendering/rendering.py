@@ -121,7 +121,7 @@ class Renderer:
         if family == "text":
             tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
             return cls(tokenizer, family, earlier_thinking=earlier_thinking)
-        processor: Any = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
         size = processor.image_processor.size
         processor.image_processor.size = {
             "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,

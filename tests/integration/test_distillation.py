@@ -18,7 +18,7 @@ from posttrain.run.directory import RunDir
 from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
-from posttrain.training.supervised.teacher_prompts import prompt_of
+from posttrain.training.supervised.teacher_prompts import teacher_prompt
 from posttrain.types import Sample, text_message
 from tests.stage_jobs import job_of, worker_name
 
@@ -108,7 +108,7 @@ def sequences(dataset: DatasetConfig, renderer: Renderer) -> list[tuple[Sample, 
     """Every answered prompt, with the tokens of its dialogue; those of the answer are supervised."""
     found = []
     for sample in read_canonical(str(dataset.source.path)):
-        prompt = renderer.render(prompt_of(sample), add_generation_prompt=True)
+        prompt = renderer.render(teacher_prompt(sample), add_generation_prompt=True)
         answer = sample.columns[COLUMN]["token_ids"]
         prompt.supervised = [False] * len(prompt.token_ids) + [True] * len(answer)
         prompt.token_ids += answer

@@ -62,7 +62,7 @@ def jobs(samples: list[Sample]) -> list[EpisodeJob]:
 
 @torch.no_grad()
 def largest_gap(checkpoint: Path, trajectories: Sequence[Trajectory], renderer: Renderer) -> float:
-    """Between the ledgers' log-probs and transformers', over all sampled tokens."""
+    """Return the largest difference between the ledgers' log-probs and transformers'."""
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
     gap = 0.0
     for start in range(0, len(trajectories), 16):

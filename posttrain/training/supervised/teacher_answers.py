@@ -39,7 +39,7 @@ from posttrain.training.supervised.teacher_prompts import (
     TeacherPrompts,
     TeachingError,
     check_same_tokens,
-    prompt_of,
+    teacher_prompt,
 )
 from posttrain.types import Sample, text_message
 
@@ -311,7 +311,7 @@ class _Teaching:
             yield dataclasses.replace(
                 sample,
                 id=f"{sample.id}/{self.prompts.place(number)}",
-                messages=(*prompt_of(sample), text_message("assistant", line.text)),
+                messages=(*teacher_prompt(sample), text_message("assistant", line.text)),
                 chosen=(),
                 rejected=(),
                 columns=sample.columns | {COLUMN: {"name": self._teacher_name(), **line.sampled()}},

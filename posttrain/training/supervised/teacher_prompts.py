@@ -61,7 +61,7 @@ class TeacherPrompts:
         seed = stable_seed(
             self._config.seed, self._stage.name, self.dataset_of(number), sample.id, self.place(number)
         )
-        return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
+        return Question(number, teacher_prompt(sample), tuple(tool_specs(sample)), seed)
 
     def check(self) -> None:
         """Check that every prompt can be asked and learned from, before any is asked.
@@ -98,7 +98,7 @@ def chosen_prompts(
     return drawn
 
 
-def prompt_of(sample: Sample) -> tuple[Message, ...]:
+def teacher_prompt(sample: Sample) -> tuple[Message, ...]:
     """Cut a row's dialogue after its last user or tool turn; earlier assistant turns are not learned."""
     last = max(place for place, each in enumerate(sample.messages) if each.role in ("user", "tool"))
     return tuple(

@@ -1,4 +1,4 @@
-"""A model's endpoint that answers by a function, and fails where it is told to."""
+"""A model's endpoint that answers by a function, and fails as a test asks."""
 
 import json
 import time
@@ -10,7 +10,7 @@ import pytest
 
 
 class FakeEndpoint:
-    """How the server behaves as a curation's model.
+    """A server that plays a curation's model.
 
     Attributes:
         server: The server.
@@ -64,7 +64,7 @@ class FakeEndpoint:
 
 @pytest.fixture
 def endpoint(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> FakeEndpoint:
-    """A running endpoint, which the environment does not name."""
+    """Start an endpoint that no environment variable names."""
     monkeypatch.delenv("POSTTRAIN_ENDPOINT_URL", raising=False)
     monkeypatch.delenv("POSTTRAIN_ENDPOINT_API_KEY", raising=False)
     return FakeEndpoint(chat_server)
@@ -72,5 +72,5 @@ def endpoint(chat_server: Any, monkeypatch: pytest.MonkeyPatch) -> FakeEndpoint:
 
 @pytest.fixture(scope="module")
 def shared_endpoint(start_chat_server: Callable[[], Any]) -> FakeEndpoint:
-    """One for a module, for what is only read afterwards."""
+    """Start one endpoint for a whole module, for tests that only read its results."""
     return FakeEndpoint(start_chat_server())

@@ -58,7 +58,7 @@ def write_data(folder: Path, rows: int) -> None:
 
 
 def write_recipe(folder: Path, url: str, name: str = "c", steps: str = STEPS, more: str = "") -> Path:
-    """A recipe in a folder that has the data; its path."""
+    """Write a recipe into a folder that has the data, and return its path."""
     endpoints = ""
     for endpoint in ("reviewer", "solver"):
         if f"endpoint: {endpoint}" in steps:
@@ -75,12 +75,12 @@ def write_recipe(folder: Path, url: str, name: str = "c", steps: str = STEPS, mo
 
 
 def right_answers(n: int) -> int:
-    """How many of the model's four answers to row n are right."""
+    """Return how many of the model's four answers to row n are right."""
     return n % (SAMPLES + 1)
 
 
 def answer(body: dict[str, Any]) -> str:
-    """What the model says: a pure function of the request."""
+    """Return what the model says; it depends on the request alone."""
     shown = body["messages"][-1]["content"]
     text = shown if isinstance(shown, str) else "".join(part.get("text", "") for part in shown)
     n = int(text.partition("[")[2].partition("]")[0])
@@ -113,7 +113,7 @@ def answer(body: dict[str, Any]) -> str:
 
 
 def expected(rows: int) -> dict[str, tuple[str, str]]:
-    """Step and reason that drop a row, by its id; ("", "") for one that is kept. Written down on its own."""
+    """Return the step and reason that drop a row, by its id; ("", "") if it is kept."""
     fates = {}
     for i in range(rows):
         fates[f"r{i}"] = ("", "")
@@ -138,7 +138,7 @@ def expected(rows: int) -> dict[str, tuple[str, str]]:
 
 
 def load(path: Path, **changes: Any) -> CurationConfig:
-    """The recipe, with other values."""
+    """Load the recipe with some values changed."""
     return load_curation(path).model_copy(update=changes)
 
 

@@ -30,7 +30,7 @@ def asked(
     read: Any = lambda answer: answer,
     **config: Any,
 ) -> list[Any]:
-    """The answers to several questions at once; exceptions in their places."""
+    """Return the answers to several questions asked at once, with exceptions in their places."""
 
     async def ask_all() -> list[Any]:
         cache = AnswerCache(folder / "answers.sqlite")

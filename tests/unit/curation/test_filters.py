@@ -36,7 +36,7 @@ def row(response: str | None = None, query: str = "How long is BC?", images: int
 
 
 def outcomes(step: dict[str, Any], rows: Sequence[Sample]) -> list[Outcome]:
-    """What a filter says of rows."""
+    """Return a filter's verdicts on rows."""
     checked = TypeAdapter(Step).validate_python(step)
     with Scoring([ref for _, ref in checked.rewards()], PLUGINS, Path()) as scoring:
         context = Context(load_taxonomy(), scoring, lambda: iter(enumerate(rows)))

@@ -40,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def fates(folder: Path) -> dict[str, tuple[str, str]]:
-    """Step and reason that dropped each row, as `expected` has them."""
+    """Return the step and reason that dropped each row, in the form of `expected`."""
     found = {row["id"]: ("", "") for row in read(folder / "out/c/kept.jsonl")}
     dropped = read(folder / "out/c/dropped.jsonl")
     return found | {row["id"]: (row["dropped"]["step"], row["dropped"]["reason"]) for row in dropped}
@@ -48,7 +48,7 @@ def fates(folder: Path) -> dict[str, tuple[str, str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, endpoint: Any) -> Path:
-    """A folder with data and a recipe, whose model answers."""
+    """Make a folder with data and a recipe whose model answers."""
     part("write_data")(tmp_path, FEW)
     endpoint.answer = part("answer")
     recipe(tmp_path, endpoint.url)
@@ -57,7 +57,7 @@ def folder(tmp_path: Path, endpoint: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(shared_endpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished curation: its folder, its report and its endpoint."""
+    """Run a curation; return its folder, its report and its endpoint."""
     folder = tmp_path_factory.mktemp("finished")
     part("write_data")(folder, ROWS)
     shared_endpoint.answer = part("answer")
@@ -131,7 +131,7 @@ def test_a_used_directory_is_refused_and_so_is_a_changed_recipe(finished: Any, t
     changed = recipe(folder, endpoint.url, "c", part("STEPS").replace("max: 0.75", "max: 0.5"))
     with pytest.raises(CurationError, match=r"recipe.steps\[3\].max: 0.75 → 0.5"):
         curate(load_curation(changed), PLUGINS, resume=True)
-    # Where the endpoint is and how fast it may be asked is no part of what a curation is.
+    # The endpoint's address and speed may change while a curation is under way.
     quicker = recipe(folder, endpoint.url + "/", "c").read_text().replace("concurrency: 8", "concurrency: 2")
     (folder / "c.yaml").write_text(quicker)
     asked = len(endpoint.requests)

@@ -110,12 +110,12 @@ def test_images_that_are_refused_say_why(folder: Path):
     assert not list((folder / "c").glob("**/*.tmp"))
 
 
-def test_an_image_that_arrives_later_mends_its_row(folder: Path):
+def test_an_image_that_arrives_later_repairs_its_row(folder: Path):
     rows = [{"problem": "<image>?", "images": [name]} for name in ("a.png", "late.png")]
     config = configured(stored(folder, "jsonl", rows), "easyr1")
     assert len(load_samples(config, folder, folder / "c", max_bad_share=0.5)) == 1
     (folder / "late.png").write_bytes(encoded("red"))
-    sources._opened_version.cache_clear()  # another process
+    sources.forget_opened()
     assert len(load_samples(config, folder, folder / "c")) == 2
 
 

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -17,69 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from posttrain.config import DatasetConfig
+from posttrain.config.data import Use
 from posttrain.data import checking, dataset, sealing
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, parse_row, rows
-from posttrain.data.row_index import MISFITS, USES, IndexFileError, RowIndex, Use, open_index
-from posttrain.data.sealing import INDEXES, sealed_index
-from posttrain.files.durable import DiskFull
+from posttrain.data.row_index import USES
+from posttrain.data.sealing import INDEXES
+from posttrain.data.sources import forget_opened, load_samples
+from posttrain.data.uses import MISFITS
 from posttrain.media.images import ImageError, check_image
-from posttrain.types import Sample, VideoRef
-
-TURN = {"role": "assistant", "content": "K"}
-
-
-def row(number: int, *shown: str, **changes: object) -> dict[str, object]:
-    kinds = ("video" if name == "walk" or name.endswith(".mp4") else "image" for name in shown)
-    blocks = [{"type": kind, kind: name} for kind, name in zip(kinds, shown, strict=True)]
-    asked = {"role": "user", "content": [*blocks, {"type": "text", "text": f"Q {number}"}]}
-    return {"id": str(number), "messages": [asked, TURN]} | changes
-
-
-@pytest.fixture
-def folder(tmp_path: Path, clips: list[VideoRef]) -> Path:
-    """Rows that show images and videos, some of them broken; everything is a minute old."""
-    for name, colour in {"a.png": "red", "b.png": "green", "c.png": "blue"}.items():
-        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
-    shutil.copy(clips[0].paths[0], tmp_path / "film.mp4")
-    shutil.copytree(clips[2].paths[0], tmp_path / "walk")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-20])
-    lines = [
-        row(0),
-        row(1, "a.png"),
-        row(2, "a.png", "b.png"),
-        row(3, "cut.png"),
-        row(4, "film.mp4"),
-        row(5, "walk", "b.png"),
-        row(6, "gone.png"),
-        row(7, chosen="K", rejected="L", messages=[{"role": "user", "content": "?"}]),
-        row(0),
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
-    age(tmp_path)
-    return tmp_path
-
-
-def age(folder: Path, seconds: float = 60) -> None:
-    """Have all files last changed a while ago."""
-    then = time.time_ns() - int(seconds * 1e9) + 1
-    for path in folder.rglob("*"):
-        if path.is_file():
-            os.utime(path, ns=(then, then))
-
-
-def opened(folder: Path, cache: Path, look_again: bool = True) -> RowIndex:
-    return sealed_index(folder / "rows.jsonl", None, cache, look_again)
-
-
-def contents(index: RowIndex) -> dict[Use, tuple[list[Sample], list[dataset.BrokenRow], str]]:
-    """Samples, broken rows and fingerprint, for every use."""
-    found: dict[Use, tuple[list[Sample], list[dataset.BrokenRow], str]] = {}
-    for use in USES:
-        each = Dataset(index, use)
-        found[use] = ([each[number] for number in range(len(each))], each.broken, each.fingerprint)
-    return found
+from posttrain.types import Sample
+from tests.unit.data.sample_rows import age, append, contents, opened, rewrite, row
 
 
 def refuse(*_: object) -> None:
@@ -111,18 +60,6 @@ def test_a_second_opening_reads_neither_rows_nor_images(
         read_nothing(patch)
         index = opened(folder, cache, look_again)
     assert contents(index) == expected
-
-
-def append(path: Path) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row(99)) + "\n")
-
-
-def rewrite(path: Path) -> None:
-    """Change the contents, and neither the size nor the time."""
-    status = path.stat()
-    path.write_bytes(path.read_bytes().replace(b"Q 0", b"Q !", 1))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -214,115 +151,33 @@ def test_a_file_written_just_now_may_change_unseen(folder: Path, cache: Path) ->
     assert Dataset(opened(folder, cache))[0].messages[0].text == "Q !"
 
 
-def index_file(cache: Path) -> Path:
-    (file,) = (cache / INDEXES).glob("*.index")
-    return file
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, bytes]:
-    """A folder of rows, a cache, and the index that is in it."""
-    folder, cache = tmp_path_factory.mktemp("rows"), tmp_path_factory.mktemp("cache")
-    Image.new("RGB", (8, 8)).save(folder / "a.png")
-    lines = [row(number, *["a.png"] * (number % 3)) for number in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
-    age(folder)
-    opened(folder, cache)
-    return folder, cache, index_file(cache).read_bytes()
-
-
-@given(st.data())
-def test_a_damaged_index_is_made_again(small: tuple[Path, Path, bytes], data: st.DataObject) -> None:
-    folder, cache, whole = small
-    place = data.draw(st.integers(0, len(whole) - 1))
-    damage = data.draw(st.sampled_from(["cut", "flip", "longer", "garbage"]))
-    damaged = {
-        "cut": whole[:place],
-        "flip": whole[:place]
-        + bytes([whole[place] ^ 1 << data.draw(st.integers(0, 7))])
-        + whole[place + 1 :],
-        "longer": whole + bytes(place + 1),
-        "garbage": data.draw(st.binary(max_size=200)),
-    }[damage]
-    index_file(cache).write_bytes(damaged)
-    with pytest.raises(IndexFileError):
-        open_index(index_file(cache))
-    assert len(opened(folder, cache, look_again=False)) == 20
-    assert index_file(cache).read_bytes() == whole
-
-
-def test_an_index_of_another_format_is_made_again(
+def test_a_process_looks_at_images_once_whatever_the_use(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.data.row_index.FORMAT", 2)
-    opened(folder, cache)
-    monkeypatch.undo()
-    with pytest.raises(IndexFileError, match="no index of the format 1"):
-        open_index(index_file(cache))
-    opened(folder, cache)
-    open_index(index_file(cache))
-
-
-def test_nothing_in_an_index_is_executed(folder: Path, cache: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[object, ...]:
-            return os.mkdir, (str(folder / "executed"),)
-
-    opened(folder, cache)
-    index_file(cache).write_bytes(pickle.dumps(Hostile()))
-    opened(folder, cache)
-    assert not (folder / "executed").exists()
-
-
-def test_an_index_of_other_data_is_not_taken(folder: Path, cache: Path, tmp_path: Path) -> None:
-    opened(folder, cache)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "rows.jsonl").write_text(json.dumps(row(0)) + "\n")
-    elsewhere = tmp_path / "other cache"
-    opened(other, elsewhere)
-    shutil.copy(index_file(cache), index_file(elsewhere))
-    assert len(opened(other, elsewhere)) == 1
-
-
-def test_a_write_that_fails_leaves_nothing_half_written(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("posttrain.data.row_index.os.fsync", full)
-        with pytest.raises(DiskFull):
-            opened(folder, cache)
-    assert list((cache / INDEXES).iterdir()) == []
-    opened(folder, cache)
-
-
-def test_a_cache_that_cannot_be_written_costs_a_check(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "no folder").touch()
-    index = opened(folder, tmp_path / "no folder")
-    assert contents(index) == contents(check_rows(folder / "rows.jsonl"))
-    assert "was not kept" in caplog.text
-    assert len(pickle.loads(pickle.dumps(index))) == len(index)
-
-
-def test_an_index_goes_to_another_process_by_its_name(folder: Path, cache: Path) -> None:
-    index = opened(folder, cache)
-    sent = pickle.dumps(index)
-    assert len(sent) < 500
-    assert contents(pickle.loads(sent)) == contents(index)
-    append(folder / "rows.jsonl")
-    opened(folder, cache)
-    with pytest.raises(IndexFileError, match="made anew"):
-        pickle.loads(sent)
+    source = {"path": str(folder / "rows.jsonl")}
+    config = DatasetConfig.model_validate(
+        {"name": "rows", "description": "Rows.", "licence": "MIT", "source": source, "max_bad_share": 1.0}
+    )
+    load_samples(config, folder)
+    forget_opened()
+    looks: list[int] = []
+    look = sealing._new_times
+    monkeypatch.setattr(sealing, "_new_times", lambda *batch: looks.append(1) or look(*batch))
+    loaded = {use: load_samples(config, folder, use=use) for use in USES}
+    assert looks == [1]
+    assert {use: len(each) for use, each in loaded.items()} == {
+        "prompts": 6,
+        "episodes": 4,
+        "dialogues": 5,
+        "pairs": 1,
+    }
 
 
 OPEN = """
 import sys, time
 from pathlib import Path
+from posttrain.config import DatasetConfig
+from posttrain.config.data import Use
 from posttrain.data import checking, sealing
 folder, check = Path(sys.argv[1]), checking.check_medium
 def told(medium):

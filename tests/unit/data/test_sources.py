@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from posttrain.config import ConfigError, DatasetConfig
+from posttrain.config.data import Use
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.formats import DataError, read_canonical
 from posttrain.data.mixing import Mixture
-from posttrain.data.row_index import Use
 from posttrain.data.sealing import INDEXES
 from posttrain.data.sources import load_samples, open_mixture, row_lengths
 from posttrain.files.durable import DiskFull

@@ -1,3 +1,5 @@
+"""Reading, checking and storing images, damaged and hostile ones included."""
+
 import contextlib
 import hashlib
 import io
@@ -21,7 +23,7 @@ def noise(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
 
 
 def png_header_only(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no such pixels."""
+    """Make a PNG that claims a size and has no such pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -38,7 +38,7 @@ def batch(renderer: Renderer, tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 def parts_that_train(model: torch.nn.Module) -> set[str]:
-    """Which of the model's parts have a trainable parameter."""
+    """Return the parts of a model that have a trainable parameter."""
     parts = {
         r"visual\.(blocks|patch_embed|pos_embed)\.": "tower",
         r"visual\.(merger|deepstack_merger_list)\.": "merger",
@@ -116,7 +116,7 @@ def test_saved_directory_loads_as_it_is(tiny_checkpoint, renderer, batch, tmp_pa
 
 
 def test_experts_are_saved_as_published(tmp_path):
-    """[experts, in, out], which vLLM reads; transformers alone would write [experts, out, in]."""
+    """Experts are written as [experts, in, out], which vLLM reads, and not as transformers holds them."""
     build_tiny("qwen3_vl_moe", tmp_path / "tiny")
     model: Any = load_model(tmp_path / "tiny", dtype="float32")
     model.save_pretrained(tmp_path / "saved")

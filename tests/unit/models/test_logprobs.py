@@ -175,4 +175,4 @@ def test_never_holds_the_logits_of_all_positions() -> None:
     assert largest.elements == chunk_size * vocabulary
     with LargestTensor() as naive:
         direct(hidden, weight, targets)
-    assert naive.elements == n * vocabulary  # the measure would have seen it
+    assert naive.elements == n * vocabulary  # so the measurement works

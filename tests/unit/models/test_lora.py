@@ -38,7 +38,7 @@ def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def adapted(tiny_checkpoint: Path) -> PeftModel:
-    """Adapters that have moved."""
+    """Make a model whose adapters differ from their initial values."""
     model = with_lora(load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4, alpha=8), seed=0)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def adapted(tiny_checkpoint: Path) -> PeftModel:
 
 @pytest.fixture(scope="module")
 def adapter(adapted: PeftModel, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as a stage with LoRA leaves it."""
+    """Write a checkpoint as a stage with LoRA writes it."""
     directory = tmp_path_factory.mktemp("adapter") / "checkpoint-3"
     adapted.save_pretrained(str(directory))
     AutoProcessor.from_pretrained(tiny_checkpoint).save_pretrained(directory)

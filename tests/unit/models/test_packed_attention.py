@@ -21,7 +21,7 @@ FAMILIES: dict[str, Family] = {"qwen3_vl_moe": "qwen3_vl"}
 
 
 def dialogues(renderer: Renderer, folder: Path) -> list[Rendered]:
-    """Text only, one image, and two images of different sizes."""
+    """Make dialogues with text only, with one image, and with two images of different sizes."""
     rng = np.random.default_rng(0)
     sides = ((64, 64), (90, 40), (48, 100))
     blocks = [

@@ -38,7 +38,7 @@ def checkpoint(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def renderer(checkpoint: Path, family: Family) -> Renderer:
-    """At a rate at which a video's time reaches further than its height and width."""
+    """Show so many frames that a video's positions in time are its greatest."""
     return Renderer.from_pretrained(checkpoint, family, videos=VideoSettings(fps=4.0))
 
 
@@ -46,7 +46,7 @@ def renderer(checkpoint: Path, family: Family) -> Renderer:
 def items(
     renderer: Renderer, clips: list[VideoRef], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Rendered]:
-    """A video, two videos around an image, text alone, an image alone."""
+    """Render a video, two videos around an image, text alone, and an image alone."""
     image = save_image(Image.new("RGB", (64, 64), "red"), tmp_path_factory.mktemp("images"))
     picture = Block("image", image=image)
     film = [Block("video", video=clip) for clip in clips]
@@ -64,7 +64,7 @@ def items(
 
 @pytest.fixture
 def model(checkpoint: Path, family: Family, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """In float64 throughout: transformers' RMSNorm and the vision tower's rotation round to float32."""
+    """Make a model that computes in float64 even where transformers rounds to float32."""
 
     def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         variance = hidden.pow(2).mean(-1, keepdim=True)
@@ -83,7 +83,7 @@ def model(checkpoint: Path, family: Family, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def as_published(batch: dict[str, torch.Tensor], family: Family, tokens_per_second: int) -> torch.Tensor:
-    """Positions [3, T] of one sample: what follows an image or a video comes after all of its positions."""
+    """Compute [3, T] positions of a sample; text after an image or video follows all of its positions."""
     kinds = batch["mm_token_type_ids"][0].tolist()
     grids = {
         1: iter(batch.get("image_grid_thw", torch.empty(0, 3)).tolist()),
@@ -129,7 +129,7 @@ def test_positions_are_those_that_checkpoints_were_trained_with(
         assert offsets.item() == expected.max() + 1 - expected.shape[1]
         theirs = type(model.base_model).get_rope_index(model.base_model, **given)[0]
         overlapping += not torch.equal(theirs, found)
-    assert bool(overlapping) == (family != "qwen3_vl")  # else the mended positions are transformers' own
+    assert bool(overlapping) == (family != "qwen3_vl")  # else the corrected positions are transformers' own
     both = collate(items, renderer)
     found, _ = model.base_model.get_rope_index(**{k: v for k, v in both.items() if "pixel" not in k})
     for row, item in enumerate(items):

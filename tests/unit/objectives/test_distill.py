@@ -28,14 +28,14 @@ TEACHER = (2 * draw(TOKENS, VOCABULARY, seed=2)).log_softmax(1)
 
 
 def divergences(k: int, hidden: Tensor = HIDDEN, weight: Tensor = WEIGHT) -> tuple[Tensor, Tensor]:
-    """[T] log-probs of the targets and [T] divergences, from hidden states to the end."""
+    """Return [T] log-probs of the targets and [T] divergences, computed from hidden states."""
     teacher, ids = TEACHER.topk(k)
     logprobs, candidates, rest = candidate_logprobs(hidden, weight, TARGETS, ids, chunk_size=5)
     return logprobs, top_k_kl(TopLogprobs(teacher, candidates, rest))
 
 
 def by_definition(k: int) -> list[float]:
-    """The sum over the teacher's k likeliest tokens and over all others as one, number by number."""
+    """Compute the divergence over k tokens and all others as one, number by number."""
     student = (HIDDEN @ WEIGHT.T).log_softmax(1)
     found = []
     for q, p in zip(TEACHER.exp().tolist(), student.exp().tolist(), strict=True):
@@ -79,7 +79,7 @@ def test_the_teachers_own_distribution_costs_nothing() -> None:
 
 
 def test_tokens_that_the_student_has_not_are_among_the_rest() -> None:
-    """As the draws give them: log-prob −inf, in the place of another candidate named again."""
+    """A token that the student lacks has log-prob −inf, and another candidate is named twice."""
     teacher, ids = TEACHER.topk(4)
     unknown = torch.tensor([False, False, True, False]).expand_as(ids)
     teacher, ids = teacher.masked_fill(unknown, -math.inf), torch.where(unknown, ids[:, :1], ids)
@@ -95,7 +95,7 @@ def test_tokens_that_the_student_has_not_are_among_the_rest() -> None:
 
 
 def test_a_confident_teacher_in_float32_is_no_trouble() -> None:
-    """Its probabilities sum up to 1, or by rounding to more; the student leaves next to nothing."""
+    """The teacher's probabilities add up to 1, or by rounding to more; the student leaves next to nothing."""
     hidden = (30 * HIDDEN).float().requires_grad_()
     teacher, ids = (60 * TEACHER).log_softmax(1).float().topk(4)
     _, candidates, rest = candidate_logprobs(hidden, WEIGHT.float(), TARGETS, ids)

@@ -55,7 +55,7 @@ class Batch:
 
 
 def random_batch(seed: int, spread: float = 0.4) -> Batch:
-    """Ratios around 1, advantages of both signs, one of them zero."""
+    """Draw a batch with ratios around 1, and with advantages of both signs, one of them zero."""
     generator = torch.Generator().manual_seed(seed)
     normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     ids = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
@@ -81,7 +81,7 @@ def gradient(name: str, batch: Batch, cap: float | None = None) -> Tensor:
 
 
 def formula(name: str, batch: Batch, cap: float | None) -> float:
-    """The papers' formulas, literally: loops over Python floats."""
+    """Compute the papers' formulas literally, by loops over Python floats."""
     total = 0.0
     for sequence in range(len(LENGTHS)):
         tokens = [t for t in range(len(batch.sequence_ids)) if batch.sequence_ids[t] == sequence]
@@ -120,7 +120,7 @@ def test_gradient_equals_finite_differences(name: str, cap: float | None) -> Non
 
 
 def trl_loss(name: str, batch: Batch, cap: float | None) -> Tensor:
-    """TRL's own loss of the same tokens, padded to a rectangle."""
+    """Compute TRL's own loss of the same tokens, padded to a rectangle."""
     sequences, width = len(LENGTHS), max(LENGTHS)
     mask = torch.arange(width) < torch.tensor(LENGTHS)[:, None]
 
@@ -203,7 +203,7 @@ def test_order_changes_nothing(name: str) -> None:
 
 
 def one_rank(rank: int, directory: Path) -> None:
-    """Half of the sequences on each of two ranks, gradients of shared parameters summed."""
+    """Run half of the sequences on one of two ranks, and add up the gradients of shared parameters."""
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     gradients = {}
     for name in LOSSES:

@@ -1,3 +1,5 @@
+"""The quickstart's task: its scenes, its dialogues and its labelled views."""
+
 import itertools
 import json
 import random

@@ -53,7 +53,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
 
 @pytest.fixture
 def batch(renderer: Renderer, images: list[ImageRef]) -> dict[str, torch.Tensor]:
-    """Two dialogues with images between the texts, one without, of different lengths."""
+    """Make a batch of two dialogues with images between the texts and one without, of different lengths."""
     blocks = tuple(
         block for image in images for block in (Block("image", image=image), Block("text", text=" and "))
     )
@@ -116,7 +116,7 @@ def test_logprobs_equal_those_of_the_full_logits(tiny, batch):
 
 
 def test_positions_are_the_familys_own(tiny, batch):
-    """What the model computes by itself from the batch is its own `get_rope_index` on each row alone."""
+    """A model computes from a batch the positions of its own `get_rope_index` for each row."""
     model: Any = load_model(tiny, dtype="float32").eval()
     positions, _ = model.base_model.get_rope_index(**without_pixels(batch))
     with torch.no_grad():

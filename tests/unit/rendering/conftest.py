@@ -22,7 +22,7 @@ TEMPLATES = {"qwen2_vl": "qwen2_5_vl", "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_checkpoint: Path) -> Any:
-    """The tiny tokenizer with `\\n\\n` as one token, as in the published vocabulary."""
+    """Make the tiny tokenizer with `\\n\\n` as one token, as in the published vocabulary."""
     tokenizer = copy.deepcopy(Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl").processor.tokenizer)
     tokenizer.add_tokens(["\n\n"])
     return tokenizer
@@ -56,7 +56,7 @@ def make_processor(family: str, tokenizer: Any, template: str) -> Any:
 
 @pytest.fixture(scope="module")
 def processors(tokenizer: Any) -> dict[str, Any]:
-    """Each family's processor with the published template."""
+    """Make each family's processor with the published template."""
     folder = Path(trl.__file__).parent / "chat_templates"
     return {
         family: make_processor(family, tokenizer, (folder / f"{name}.jinja").read_text(encoding="utf-8"))

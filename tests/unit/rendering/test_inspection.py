@@ -1,3 +1,5 @@
+"""What an inspection shows of a dataset, and how long its samples are."""
+
 import json
 import re
 from pathlib import Path

@@ -35,7 +35,7 @@ def renderer(tiny_checkpoint: Path) -> Renderer:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
-    """Images of several sizes and shapes, so that their numbers of tokens differ."""
+    """Write images of several sizes and shapes, so that their numbers of tokens differ."""
     directory = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (200, 90), (50, 130), (17, 40), (512, 512)]
@@ -84,7 +84,7 @@ def test_image_spans_hold_exactly_the_placeholders(renderer, images):
 
 
 def test_appended_turns_equal_a_rendering_from_scratch(renderer, images):
-    """What the ledger relies on: prompt + sampled ids + observations is the whole dialogue's rendering."""
+    """Prompt, sampled ids and observations together are the rendering of the whole dialogue."""
     for messages, tools in random_dialogues(100, images):
         replies = [index for index, message in enumerate(messages) if message.role == "assistant"]
         ledger = renderer.render(messages[: replies[0]], tools, add_generation_prompt=True)
@@ -167,7 +167,7 @@ def with_template(renderer: Renderer, template: str | None) -> Renderer:
 
 
 def test_template_without_tools_refuses_them(renderer):
-    """A format of one's own is kept, not replaced by the family's, and cannot show tools."""
+    """A template of another format is kept, not replaced by the family's, and cannot show tools."""
     plain = with_template(
         renderer,
         "{% for m in messages %}<|im_start|>{{ m.role }}:\n"
@@ -183,7 +183,7 @@ def test_template_without_tools_refuses_them(renderer):
 
 
 def test_templates_that_lose_something_give_way_to_the_familys(renderer):
-    """Where both write the same prompts, the one that keeps thinking and announces tools is used."""
+    """If both templates write the same prompts, the one that keeps thinking and announces tools is used."""
     template = renderer.processor.chat_template
     stripping = template.replace(
         "text_of(message.content) }}", "text_of(message.content).split('</think>')[-1] }}"
@@ -213,7 +213,7 @@ def test_unfaithful_templates_are_refused(renderer):
 
 
 def learned(renderer: Renderer, messages: list[Message]) -> str:
-    """The text that is learned from."""
+    """Return the text that is learned from."""
     rendered = renderer.render(messages, [ZOOM])
     ids = [token for token, keep in zip(rendered.token_ids, rendered.supervised, strict=True) if keep]
     return renderer.processor.tokenizer.decode(ids)

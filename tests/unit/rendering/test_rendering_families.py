@@ -86,7 +86,7 @@ class Dialogue:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[ImageRef]:
-    """Images of several sizes and shapes, so that their numbers of tokens differ."""
+    """Write images of several sizes and shapes, so that their numbers of tokens differ."""
     directory = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     sizes = [(64, 64), (200, 90), (50, 130), (30, 40), (300, 300)]
@@ -129,7 +129,7 @@ def dialogues(
 
 
 def sampled(processor: Any, ref: VideoRef) -> tuple[np.ndarray, VideoMetadata]:
-    """The frames of a video that transformers' video processor samples at two a second, or at its own rate.
+    """Sample a video's frames by transformers' video processor, at two per second or its own rate.
 
     Returns:
         The frames in full size, and what tells when they were.
@@ -142,7 +142,7 @@ def sampled(processor: Any, ref: VideoRef) -> tuple[np.ndarray, VideoMetadata]:
 
 
 def seen(processor: Any, dialogue: Dialogue) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """The videos of a dialogue, and with which arguments transformers' processor takes them."""
+    """Return the videos of a dialogue, and the arguments with which transformers' processor takes them."""
     videos = [sampled(processor, ref) for ref in dialogue.videos]
     arguments = {
         "video_metadata": [metadata for _, metadata in videos],
@@ -153,7 +153,7 @@ def seen(processor: Any, dialogue: Dialogue) -> tuple[list[np.ndarray], dict[str
 
 
 def with_published_template(processor: Any, dialogue: Dialogue, ask: bool) -> dict[str, torch.Tensor]:
-    """transformers' own way from messages to tensors."""
+    """Turn messages into tensors by transformers' own means."""
     conversation = [message_to_json(message) for message in dialogue.messages]
     for block in (block for message in conversation for block in message["content"] if "image" in block):
         block["image"] = open_image(block["image"])
@@ -175,7 +175,7 @@ def with_published_template(processor: Any, dialogue: Dialogue, ask: bool) -> di
 def with_text_template(
     processor: Any, template: str, dialogue: Dialogue, ask: bool
 ) -> dict[str, torch.Tensor]:
-    """A text model's template, with placeholders where the images are, through the family's processor."""
+    """Render by a text model's template, with placeholders for images, through the family's processor."""
     conversation = [
         {
             "role": message.role,
@@ -205,7 +205,7 @@ def ours(renderer: Renderer, dialogue: Dialogue, ask: bool) -> dict[str, torch.T
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Ids, masks, pixels and grids are equal to the last bit."""
+    """Check that ids, masks, pixels and grids are equal to the last bit."""
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name].to(tensor.dtype), rtol=0, atol=0)
@@ -282,7 +282,7 @@ def stripped_dialogue() -> Dialogue:
 
 
 def learned(renderer: Renderer, dialogue: Dialogue) -> str:
-    """The text that is learned from."""
+    """Return the text that is learned from."""
     rendered = renderer.render(dialogue.messages, dialogue.tools)
     ids = [token for token, keep in zip(rendered.token_ids, rendered.supervised, strict=True) if keep]
     return renderer.processor.tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""An engine that says what a test wants it to say, and fails when a test wants it to fail."""
+"""An engine whose answers and failures a test decides."""
 
 import os
 import time
@@ -22,7 +22,7 @@ def zoom_once(request: Request) -> str:
 
 
 class ScriptedEngine:
-    """Has the constructor of `VllmEngine`; a request's seed decides how many steps it takes.
+    """An engine with the constructor of `VllmEngine`; a request's seed decides how many steps it takes.
 
     Faults are files in the checkpoint's folder `faults` that hold how often they strike: `die` and `hang`
     in a step, `stall` while loading weights.

@@ -20,13 +20,13 @@ PAD = 9
 
 
 def turn(token_ids: list[int], logprobs: list[float]) -> Completion:
-    """What an engine of policy version 7 sampled."""
+    """Make a turn that an engine of policy version 7 sampled."""
     return Completion(id="a", token_ids=token_ids, logprobs=logprobs, finish_reason="stop", version=7)
 
 
 @pytest.fixture
 def ledger() -> Trajectory:
-    """Prompt with an image, a turn, a reply with an image, a turn."""
+    """Make a ledger of a prompt with an image, a turn, a reply with an image, and a turn."""
     trajectory = Trajectory("scene-1", "markers", group=0, episode=2)
     image = TrajectoryImage(ImageRef("/a.png", "aa"), offset=1, num_tokens=2)
     prompt = Rendered([1, PAD, PAD, 2], [False] * 4, [image])

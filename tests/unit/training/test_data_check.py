@@ -12,7 +12,7 @@ from PIL import Image
 
 from posttrain.config import RunConfig
 from posttrain.data.formats import DataError
-from posttrain.data.sources import _opened_version
+from posttrain.data.sources import forget_opened
 from posttrain.run.directory import ChangedRun, RunDir
 from posttrain.training import pipeline
 from posttrain.training.data_check import BROKEN_ROWS, check_run_data
@@ -23,6 +23,11 @@ STAGES = {
     "sft": {"stage": "sft", "data": {"mixture": {"rows": 1.0}}, "max_steps": 1},
     "dpo": {"stage": "dpo", "data": {"mixture": {"rows": 1.0}}, "eval_dataset": "held"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def write_dataset(folder: Path, name: str, lines: list[str], **keys: Any) -> None:
@@ -155,7 +160,7 @@ def test_changed_data_stop_the_run_unless_told_otherwise(
         checkpoint = run.save_checkpoint("dpo", 1, lambda path: (path / "weights").touch())
         run.finish_stage("dpo", checkpoint)
     change(tmp_path)
-    _opened_version.cache_clear()  # as another process finds them
+    forget_opened()
     monkeypatch.setattr(pipeline, "cluster", lambda **_: pytest.fail("something was started"))
     with pytest.raises(
         ChangedRun, match=rf"the data of {named} changed since the run began.*--allow-changes"
