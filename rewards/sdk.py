@@ -68,7 +68,7 @@ class Reward:
     async def judge_async(
         self, xs: Sequence[RewardInput], params: Mapping[str, object]
     ) -> list[Score | None]:
-        """`judge` within a running event loop."""
+        """Do what `judge` does within a running event loop."""
         verdict = self._call(xs, params)
         if inspect.isawaitable(verdict):
             verdict = await verdict

@@ -116,12 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether an error was raised on purpose, with a message for people, here or in a Ray worker."""
+    """Tell whether an error was raised on purpose, with a message for people, here or in a Ray worker."""
     return any(cls.__module__.partition(".")[0] in OWN_PACKAGES for cls in type(error).__mro__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with every command."""
+    """Build the parser with every command."""
     parser = argparse.ArgumentParser(
         prog="posttrain",
         description=ABOUT,
@@ -242,7 +242,7 @@ def load_checked(document: Document, about_to_run: bool) -> RunConfig:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """`posttrain run`."""
+    """Run a recipe: `posttrain run`."""
     config = load_checked(read_run(options.source, options.overrides), about_to_run=not options.dry_run)
     if options.dry_run:
         print(f"{config.name}: nothing was started (--dry-run)")
@@ -254,7 +254,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def validate_command(options: argparse.Namespace) -> int:
-    """`posttrain validate`."""
+    """Check a recipe and print what it comes to: `posttrain validate`."""
     config = load_checked(read_run(options.source, options.overrides), about_to_run=False)
     stages = " → ".join(stage.name for stage in config.stages) or "evaluation only"
     print(f"{config.name}: valid ({stages})")
@@ -262,14 +262,14 @@ def validate_command(options: argparse.Namespace) -> int:
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    """`posttrain doctor`."""
+    """Look at this environment: `posttrain doctor`."""
     from posttrain import doctor
 
     return doctor.run(fix=options.fix)
 
 
 def eval_command(options: argparse.Namespace) -> int:
-    """`posttrain eval`: a run without stages, whose model is measured as it is."""
+    """Measure a checkpoint by a run without stages: `posttrain eval`."""
     config = load_checked(Document(evaluation_run(options), "command line"), about_to_run=True)
     from posttrain.training import pipeline
 
@@ -278,7 +278,7 @@ def eval_command(options: argparse.Namespace) -> int:
 
 
 def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
-    """The data of a run that only measures a checkpoint."""
+    """Make the settings of a run that only measures a checkpoint."""
     checkpoint = Path(options.checkpoint).expanduser()
     stored = read_model_config(checkpoint)
     dtype = stored.get("dtype", stored.get("torch_dtype"))
@@ -311,7 +311,7 @@ def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def view_command(options: argparse.Namespace) -> int:
-    """`posttrain view`."""
+    """Write a run's report: `posttrain view`."""
     from posttrain.viewer import write_report
 
     print(write_report(options.run))
@@ -319,7 +319,7 @@ def view_command(options: argparse.Namespace) -> int:
 
 
 def export_command(options: argparse.Namespace) -> int:
-    """`posttrain export`."""
+    """Merge adapters and write a model card: `posttrain export`."""
     from posttrain.models.export import export
 
     export(options.checkpoint, options.output)
@@ -328,7 +328,7 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def chat_command(options: argparse.Namespace) -> int:
-    """`posttrain chat`: one answer, or question after question."""
+    """Ask a checkpoint once, or question after question: `posttrain chat`."""
     from posttrain.cli.chat import HELP, Chat, converse
 
     def write(text: str) -> None:

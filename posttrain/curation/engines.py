@@ -65,7 +65,7 @@ class EngineModels:
         self._stack.close()
 
     def open(self, name: str, entry: CheckpointConfig) -> "EngineModel":
-        """A checkpoint as steps ask it; nothing is started yet.
+        """Return a checkpoint as steps ask it; nothing is started yet.
 
         Raises:
             CurationError: If it is one of adapters alone.
@@ -80,7 +80,7 @@ class EngineModels:
         )
 
     def _pool_of(self, entry: CheckpointConfig) -> InferencePool:
-        """The pool, serving a checkpoint."""
+        """Return the pool once it serves a checkpoint."""
         if self._pool is None or entry != self._served:
             self._close_pool()
             if not ray.is_initialized():
@@ -132,13 +132,13 @@ class EngineModel:
             await self._batches
 
     def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-        """The checkpoint's files, how it is shown images, the dialogue and the sampling."""
+        """Return what an answer depends on: checkpoint, how it sees images, dialogue and sampling."""
         return [self._identity, chat(messages, file_digest), asdict(sampling)]
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]
     ) -> tuple[Completion, T]:
-        """A new answer. The same seed gives the same one, so one that `read` refuses is not asked for again.
+        """Ask for a new answer; the same seed gives the same one, so one that `read` refuses is final.
 
         Raises:
             RowError: If the dialogue cannot be shown to the model, or `read` cannot use the answer.
@@ -182,7 +182,7 @@ class EngineModel:
                     future.set_result(answer)
 
     def _next_batch(self) -> list[tuple[tuple[Message, ...], Sampling, asyncio.Future[SampledAnswer]]]:
-        """The longest waiting question, and as many sampled in the same way as are answered at once."""
+        """Take the longest waiting question, and as many sampled in the same way as are answered at once."""
         _, first, _ = self._waiting[0]
         alike = [
             asked
@@ -198,5 +198,5 @@ class EngineModel:
 
 
 def _seed(messages: Sequence[Message], sampling: Sampling) -> int:
-    """Of an answer: its own for every dialogue, lest the same chance decide on all rows."""
+    """Return a seed of the dialogue's own, so that the same luck does not decide on all rows."""
     return stable_seed(sampling.seed, *(message.text for message in messages))
