@@ -1,4 +1,4 @@
-"""The rewards and tools that ship with posttrain, as what the rest of it is handed.
+"""The rewards and tools that ship with posttrain, as the rest of it is given them.
 
 Only the top (the command line and whoever starts a run) imports this module; everything below knows the
 protocols of `posttrain.joints` alone.

@@ -1,4 +1,4 @@
-"""What posttrain asks of rewards and tools, as protocols.
+"""Protocols of rewards, tools and environments, as posttrain uses them.
 
 `rewards` and `tools_env` are plugins: nothing below the command line imports them. The top
 (`posttrain.first_party`) hands them down as the protocols of this module, and processes that need them get
@@ -81,7 +81,7 @@ class Reward(Protocol):
         """Whether it waits for a service."""
         ...
 
-    def check(self, params: dict[str, Any]) -> None:
+    def check(self, params: dict[str, object]) -> None:
         """Raise ValueError for parameters that the reward does not take."""
         ...
 

@@ -1,4 +1,4 @@
-"""Find rewards, tools and generators by reference, so that no part imports another's code by hand.
+"""Find rewards, tools, generators and runners of stages by reference.
 
 A reference is text, and every process that needs the plugin resolves it itself:
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class PluginError(ValueError):
-    """A reference that leads nowhere, or to code that cannot be loaded; the message says what to do."""
+    """A reference names nothing, or code that cannot be loaded; the message says what to do."""
 
 
 def resolve(reference: str, group: str, kind: type[T], base_dir: Path | None = None) -> T:
@@ -38,9 +38,8 @@ def resolve(reference: str, group: str, kind: type[T], base_dir: Path | None = N
 
     Args:
         reference: A name, `file.py:attribute` or `package.module:attribute`.
-        group: Entry-point group in which names are looked up: `posttrain.rewards`,
-            `posttrain.tools` or `posttrain.generators`.
-        kind: What it has to be: a class, or a protocol that is checked at run time; `object` for anything.
+        group: Entry-point group in which names are looked up, such as `posttrain.rewards`.
+        kind: Class of the object, or a protocol that can be checked at run time; `object` for anything.
         base_dir: Folder against which file references are resolved; the working directory if None.
 
     Raises:
@@ -70,7 +69,7 @@ def resolve(reference: str, group: str, kind: type[T], base_dir: Path | None = N
 
 @functools.cache
 def declared(group: str) -> dict[str, str]:
-    """The names that installed packages declare in a group, with the reference behind each.
+    """List the names that installed packages declare in a group, with the reference behind each.
 
     Raises:
         PluginError: If two packages declare one name for different code.
@@ -130,7 +129,7 @@ def _load_module(source: str, reference: str) -> ModuleType:
 
 
 def _load_file(path: Path, reference: str) -> ModuleType:
-    """Execute a Python file as a module, once a process."""
+    """Execute a Python file as a module, once per process."""
     path = path.absolute()
     if not path.is_file():
         others = [other.name for other in path.parent.glob("*.py")]
@@ -153,6 +152,7 @@ def _load_file(path: Path, reference: str) -> ModuleType:
 
 
 def _failed_to_load(reference: str, source: str, error: BaseException) -> PluginError:
+    """Make the error of code that raised while it was loaded."""
     return PluginError(f"{reference!r}: loading {source} failed with {type(error).__name__}: {error}")
 
 

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -46,7 +46,7 @@ from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendering import Renderer
-from posttrain.training.supervised.batches import PackedBatches, RenderedDraws
+from posttrain.training.supervised.batches import PackedBatches, RankBatch, RenderedDraws
 
 GOALS = {
     "open_s": ("<=", 1.0),
@@ -56,8 +56,6 @@ GOALS = {
     "data_ratio": (">=", 5.0),
     "memory_growth_mb": ("<=", 20.0),
 }
-#: What a worker does in a step: each of the `micro_batches` makes a row of its batch when it is called.
-Share: TypeAlias = dict[str, list[Callable[[], dict[str, Tensor]]]]
 #: What a benchmark measured.
 Figures: TypeAlias = dict[str, object]
 #: Steps before memory is first looked at: the caches below are full by then.
@@ -150,7 +148,7 @@ def open_renderer(folder: Path, cache_bytes: int) -> Renderer:
 
 def steps(
     folder: Path, mixture: Mixture, model: PreTrainedModel, count: int, cache_bytes: int
-) -> Iterator[Share]:
+) -> Iterator[RankBatch]:
     """What a worker gets for each of `count` steps; nothing has been rendered before."""
     renderer = open_renderer(folder, cache_bytes)
     draws = RenderedDraws(mixture, renderer, MAX_LENGTH, count * BATCH)

@@ -122,10 +122,8 @@ def our_trainer(folder: Path, stage: SftStage, renderer: Renderer, model: Any, s
     add_supervised_head(model)
     use_packed_attention(model)
     return SupervisedTrainer(
-        normalization="token",
         run=RunDir(folder / "ours"),
-        stage_name="sft",
-        max_skipped_updates=stage.max_skipped_updates,
+        stage=stage,
         model=model,
         args=training_arguments(config, stage, folder / "ours", steps),
         data_collator=batches,

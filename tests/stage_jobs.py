@@ -11,17 +11,17 @@ from posttrain.training.stage_job import StageJob
 
 
 def job_of(config: RunConfig, run: RunDir, start: Path, place: int = 0, **more: Any) -> StageJob[Any]:
-    """The work of one of a run's stages, from its own newest checkpoint if there is one."""
+    """Make the work of one of a run's stages, from its own newest checkpoint if there is one."""
     stage: Any = config.stages[place]
     settings: dict[str, Any] = {"resume": run.newest_checkpoint(stage.name)} | more
     return StageJob(config=config, stage=stage, run=run, start=start, **settings)
 
 
 def worker_of(stage: StageConfig) -> Callable[[StageJob[Any]], None]:
-    """What the workers of a stage run."""
+    """Return the function that the workers of a stage call."""
     return pkgutil.resolve_name(worker_name(stage))
 
 
 def worker_name(stage: StageConfig) -> str:
-    """Its reference."""
+    """Return the reference of that function."""
     return pkgutil.resolve_name(stage.runner).worker

@@ -1,4 +1,4 @@
-"""The sums behind a run: batches, updates, and roughly how much memory they take."""
+"""Compute the sizes of a run: samples and steps of each stage, and roughly how much memory it takes."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
-    """Return what each stage's batch settings come to.
+    """Compute what the batch settings of each stage amount to.
 
     Returns:
-        Rows of (stage and quantity, sum), for a table of two columns.
+        Rows of (stage and quantity, calculation), for a table of two columns.
 
     Example:
         [("rl: episodes a step", "16 prompts × 8 = 128"), …]
@@ -42,10 +42,10 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
-    """Estimate what weights, gradients and optimiser take; activations and the engine's cache come on top.
+    """Estimate the memory of weights, gradients and optimiser, without activations and the engine's cache.
 
     Returns:
-        Rows of (what, how much); empty where the model's size is not known.
+        Rows of (process, memory); empty if the model's size is not known.
     """
     sizes = model_size(config.model)
     if sizes is None:
@@ -67,7 +67,10 @@ def memory_estimate(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def model_size(model: ModelConfig) -> tuple[float, float] | None:
-    """(all, vision tower) parameters, by a local `config.json` or by the name; None if neither tells."""
+    """Estimate the number of all parameters, and of the vision tower's; None if the model is not known.
+
+    The numbers come from a local `config.json`, or else from the model's name.
+    """
     if model.name_or_path is None:
         return None
     local = read_model_config(model.name_or_path)
@@ -79,7 +82,7 @@ def model_size(model: ModelConfig) -> tuple[float, float] | None:
 
 
 def count_parameters(config: dict[str, Any]) -> tuple[float, float]:
-    """(all, vision tower) parameters of a Qwen-VL `config.json`, norms and biases left out."""
+    """Count all parameters, and the vision tower's, by a Qwen-VL `config.json`, without norms and biases."""
     text, vision = config.get("text_config", config), config["vision_config"]
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     head_dim = text.get("head_dim") or hidden // heads

@@ -1,4 +1,4 @@
-"""What every section of a config shares: strictness, and errors that name the key at fault."""
+"""The base class of every section of a config, common types, and errors that name the key at fault."""
 
 from typing import Annotated
 
@@ -47,7 +47,7 @@ LEAST_SHARE = 1e-4
 
 
 def check_shares(key: str, shares: dict[str, float]) -> None:
-    """Check that shares of a whole add up to it, and that none is too small to be drawn.
+    """Check that shares add up to 1, and that none is too small to be drawn.
 
     Raises:
         MisfitError: If they do not sum to 1 (within 0.001), or one is below 1/10,000.

@@ -1,4 +1,4 @@
-"""Datasets, and what a stage draws from them."""
+"""Datasets, and how stages draw from them."""
 
 from typing import Annotated, Literal
 
@@ -40,7 +40,7 @@ TAGS = (
 
 
 class SourceConfig(Section):
-    """Where the rows come from: files, or a generator that writes one."""
+    """The origin of the rows: files, or a generator that writes a file."""
 
     path: LocalPath | None = Field(
         default=None,

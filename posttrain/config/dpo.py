@@ -11,7 +11,7 @@ from posttrain.config.stage import DatasetUse, ModelBytes
 
 
 class PreferenceData(Section):
-    """What a preference stage draws from: rows with `chosen` and `rejected` beside the prompt."""
+    """The data of a preference stage: rows with `chosen` and `rejected` beside the prompt."""
 
     mixture: dict[str, PositiveFloat] = Field(
         min_length=1, description="Share of each dataset in every stretch of training; the shares sum to 1."
@@ -31,8 +31,8 @@ class PreferenceData(Section):
 class DpoStage(DrawingStage):
     """Direct preference optimisation: TRL's trainer on Ray Train.
 
-    The reference is the checkpoint that the stage begins with: a frozen copy of it, or with `lora` the model
-    itself with its adapters off, which takes no memory.
+    The reference is the checkpoint that the stage starts from: a frozen copy of it, or with `lora` the model
+    itself without its adapters, which takes no memory.
     """
 
     runner: ClassVar[str] = "posttrain.training.supervised.runners:DpoRunner"
@@ -69,13 +69,13 @@ class DpoStage(DrawingStage):
         return self.data.mixture
 
     def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate what the policy takes, and beside it the reference where it is a model of its own."""
+        """Estimate the bytes of the policy, and of the reference unless that is the same model."""
         reference = model.width * model.parameters if self.lora is None else 0
         parts = self.num_workers if self.sharding != "none" else 1
         return super().learner_bytes(model) + reference / parts
 
     def measured_by_itself(self) -> frozenset[str]:
-        """Return the held-out pairs."""
+        """Return the name of the held-out pairs."""
         return frozenset() if self.eval_dataset is None else frozenset({self.eval_dataset})
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Models that are asked: behind an endpoint, or in engines of our own."""
+"""Models that answer questions: behind an endpoint, or in engines that the run starts itself."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from posttrain.types import ModelFamily
 
 
 class EndpointConfig(Section):
-    """A model behind an OpenAI-compatible endpoint, and how patiently it is asked."""
+    """A model behind an OpenAI-compatible endpoint, with limits of requests and retries."""
 
     model: str = Field(min_length=1, description="Name under which the endpoint serves the model.")
     base_url: Address = Field(
@@ -38,7 +38,7 @@ class EndpointConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """A model in engines of our own, which run while steps ask it."""
+    """A model in engines that the run starts itself, and ends when no step needs them."""
 
     checkpoint: ModelPath = Field(
         min_length=1,
@@ -57,15 +57,15 @@ class CheckpointConfig(Section):
 
     @property
     def concurrency(self) -> int:
-        """Queries that are answered at once."""
+        """Number of queries that are answered at the same time."""
         return self.actors * self.engine.max_num_seqs
 
     @property
     def as_model(self) -> ModelConfig:
-        """The model as rollouts take it.
+        """The same model as a model section of a run.
 
         Raises:
-            ValueError: If its family is not known, or a directory is not there.
+            ValueError: If its family is not known, or its directory does not exist.
         """
         settings = self.model_dump(include={"family", "dtype", "max_pixels"}, exclude_none=True)
         try:
@@ -75,7 +75,7 @@ class CheckpointConfig(Section):
 
 
 def _kind_of_model(value: object) -> str:
-    """By its name, which of the two a recipe's entry is."""
+    """Tell which of the two classes an entry of a recipe is: one with `checkpoint` is our own."""
     is_own = isinstance(value, CheckpointConfig) or (isinstance(value, dict) and "checkpoint" in value)
     return CheckpointConfig.__name__ if is_own else EndpointConfig.__name__
 

@@ -15,13 +15,13 @@ Optimizer = Literal["adamw", "muon"]
 
 
 def _product(settled: dict[str, Any]) -> int:
-    """Multiply the sizes validated before (a missing one is reported by itself)."""
+    """Multiply the sizes of a batch; one that is missing or wrong has an error of its own."""
     keys = ("per_device_batch_size", "gradient_accumulation_steps", "num_workers")
     return math.prod(settled.get(key, 1) for key in keys)
 
 
 class LearningStage(TrainingStage):
-    """A stage that goes on from a checkpoint and changes its weights."""
+    """A stage that starts from a checkpoint and trains its weights."""
 
     #: Keys of this section that a kind of stage cannot obey: key → (reason, remedy).
     unsupported: ClassVar[dict[str, tuple[str, str]]] = {}
@@ -76,17 +76,17 @@ class LearningStage(TrainingStage):
         return self.start_from or before
 
     def warmup_steps(self, steps: int) -> int:
-        """Return the steps during which the learning rate rises, of all the stage's steps."""
+        """Return the number of steps during which the learning rate rises, given the number of all steps."""
         return round(self.warmup_ratio * steps)
 
     def packages(self) -> list[PackageUse]:
-        """Return bitsandbytes where it holds the fixed weights."""
+        """Return bitsandbytes if the fixed weights are quantized."""
         if self.lora is None or self.lora.quantization is None:
             return []
         return [PackageUse(("lora", "quantization"), "bitsandbytes", "qlora")]
 
     def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate weights, gradients and the optimiser's states; adapters weigh next to nothing."""
+        """Estimate the bytes of weights, gradients and optimiser states, without those of adapters."""
         if self.lora is not None:
             return model.width * model.parameters
         states = 1 if self.optimizer == "muon" else 2
@@ -96,7 +96,7 @@ class LearningStage(TrainingStage):
         return (fixed + trained * model.trainable * (2 + states)) / (self.num_workers if sharded else 1)
 
     def measured_by_itself(self) -> frozenset[str]:
-        """Return what `metric` may name besides evaluation tasks: what the stage measures on its own."""
+        """Return what the stage itself measures, which `metric` may name like an evaluation task."""
         return frozenset()
 
     def check_in_run(self, around: Surroundings) -> None:
@@ -131,7 +131,7 @@ class LearningStage(TrainingStage):
 
     @model_validator(mode="after")
     def _check_supported(self) -> "LearningStage":
-        """Refuse a value that this kind of stage would not obey; a default written out does no harm."""
+        """Refuse a key that has no effect in this kind of stage, unless its value is the default."""
         for key, (reason, remedy) in self.unsupported.items():
             default = (
                 type(self).model_fields[key].get_default(call_default_factory=True, validated_data=vars(self))
@@ -158,7 +158,7 @@ class LearningStage(TrainingStage):
 class DrawingStage(LearningStage):
     """A learning stage that draws samples from datasets, batch by batch."""
 
-    #: What the rows that are drawn are used for.
+    #: The form that the drawn rows must have.
     use: ClassVar[Use]
 
     @property
@@ -177,11 +177,11 @@ class DrawingStage(LearningStage):
         return self.max_steps or math.ceil(epochs * rows / self.global_batch_size)
 
     def evaluation_steps(self, rows: int) -> list[int]:
-        """Return the steps after which checkpoints are measured on the way, given the rows of one epoch."""
+        """Return the steps before the last after which checkpoints are measured, given an epoch's rows."""
         return []
 
     def arithmetic(self) -> list[tuple[str, str]]:
-        """Return the sums of batches."""
+        """Return the calculations of batches."""
         size = self.global_batch_size
         sizes = f"{self.per_device_batch_size} × {self.gradient_accumulation_steps} accumulated"
         total = (

@@ -1,4 +1,4 @@
-"""Which model is trained, and on what machine."""
+"""The model that is trained, and the machine or cluster that trains it."""
 
 import json
 import re
@@ -20,12 +20,12 @@ _FAMILY_NAMES: dict[str, Family] = {
 
 
 def read_model_config(checkpoint: Path | str) -> dict:
-    """A local checkpoint's `config.json`, or {} where there is none that can be read."""
+    """Read a local checkpoint's `config.json`; {} if there is none that can be read."""
     return _read_json(Path(base_model(checkpoint)) / "config.json")
 
 
 def base_model(checkpoint: Path | str) -> Path | str:
-    """The model that a checkpoint of adapters belongs to; any other checkpoint itself."""
+    """Return the model that a checkpoint of adapters belongs to; any other checkpoint itself."""
     return _read_json(Path(checkpoint) / "adapter_config.json").get("base_model_name_or_path") or checkpoint
 
 
@@ -38,7 +38,7 @@ def _read_json(path: Path) -> dict:
 
 
 def infer_family(checkpoint: Path | str) -> ModelFamily | None:
-    """The family of a checkpoint, by its `config.json` or else by its name; None if neither tells."""
+    """Find the family of a checkpoint by its `config.json`, or else by its name; None if neither says."""
     config = read_model_config(checkpoint)
     model_type = str(config.get("model_type", "")).removesuffix("_moe")
     name = str(base_model(checkpoint))
@@ -127,10 +127,10 @@ class ModelConfig(Section):
         return self
 
     def family_of(self, checkpoint: Path | str) -> ModelFamily:
-        """The family of a checkpoint of this run: as set, else as the checkpoint tells.
+        """Return the family of a checkpoint of this run: the one that is set, else the checkpoint's own.
 
         Raises:
-            ValueError: If neither tells.
+            ValueError: If neither is known.
         """
         family = self.family or infer_family(checkpoint)
         if family is None:
@@ -139,7 +139,7 @@ class ModelConfig(Section):
 
 
 def _refuse_vision_keys(keys: set[str]) -> None:
-    """Keys that say nothing to a model that sees no images."""
+    """Refuse keys that have no effect on a model that sees no images."""
     seeing = ("freeze_vision_tower", "freeze_merger", "min_pixels", "max_pixels")
     for key in (*seeing, "video_fps", "video_max_frames", "video_max_tokens", "video_max_pixels"):
         if key in keys:

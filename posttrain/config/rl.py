@@ -21,7 +21,7 @@ from posttrain.config.tasks import RlTask
 
 
 class _Algorithm(Section):
-    """What the objectives share."""
+    """The settings that all objectives have."""
 
     group_size: int = Field(
         default=16, ge=2, description="Episodes of each prompt; their mean is the baseline."
@@ -56,14 +56,14 @@ class Gspo(_Algorithm):
     clip_high: PositiveFloat = Field(default=4e-4, description="Ratios are clipped above 1 + clip_high.")
 
 
-#: By a model's type, the gap that rounding explains between engine and learner.
+#: Largest gap between engine's and learner's log-probs that rounding explains, by the type of the weights.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 
 AlgorithmConfig = Annotated[Sapo | Grpo | Gspo, Field(discriminator="name")]
 
 
 class RlStage(LearningStage):
-    """Group-relative RL on episodes, with tools where a task offers them."""
+    """Group-relative RL on episodes, with the tools that each task offers."""
 
     runner: ClassVar[str] = "posttrain.training.on_policy.controller:OnPolicyRunner"
     unsupported: ClassVar[dict[str, tuple[str, str]]] = {
@@ -123,11 +123,11 @@ class RlStage(LearningStage):
         return [TaskUse(("tasks", number), task) for number, task in enumerate(self.tasks)]
 
     def tolerance(self, dtype: str) -> float:
-        """Return `logprob_tolerance`, or what is usual for a model's type."""
+        """Return `logprob_tolerance`, or the usual one for weights of a type."""
         return self.logprob_tolerance or TOLERANCES[dtype]
 
     def arithmetic(self) -> list[tuple[str, str]]:
-        """Return the sums of prompts, episodes and updates."""
+        """Return the calculations of prompts, episodes and updates."""
         algorithm, episodes = self.algorithm, self.episodes_per_step
         part = episodes // algorithm.mini_batches
         share = math.ceil(part / self.num_workers)

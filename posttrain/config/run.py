@@ -26,7 +26,7 @@ RESERVED_NAMES = ("all", "base", "data", "images", "rollouts")
 
 
 class RunConfig(Section):
-    """A whole run; what `posttrain run` takes."""
+    """A whole run: the contents of the file that `posttrain run` is given."""
 
     name: Name = Field(description="Name of the run; its directory is <output_dir>/<name>.")
     output_dir: str = Field(default="runs", min_length=1, description="Folder that holds the runs.")
@@ -61,7 +61,7 @@ class RunConfig(Section):
 
     @property
     def origins(self) -> dict[str, str]:
-        """By stage, whose checkpoint it starts from: an earlier stage's, or `base`; none for a new model."""
+        """The stage that each stage starts from, or `base`; a stage that makes a new model is not in it."""
         befores = ["base", *(stage.name for stage in self.stages)]
         starts = ((stage, stage.origin(before)) for before, stage in zip(befores, self.stages, strict=False))
         return {stage.name: start for stage, start in starts if start is not None}
@@ -89,7 +89,7 @@ class RunConfig(Section):
             yield DatasetUse((*task.key, "data"), task.task.data, "episodes", unseen)
 
     def tasks_after(self, stage: str) -> list[EvalTask]:
-        """Return what the final checkpoint of a stage (or `base`) is to be measured on."""
+        """Return the tasks on which the final checkpoint of a stage (or `base`) is measured."""
         if self.evaluation is None or {"all", stage}.isdisjoint(self.evaluation.stages):
             return []
         return [task for task in self.evaluation.tasks if not {"all", stage}.isdisjoint(task.stages)]

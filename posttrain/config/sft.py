@@ -13,7 +13,7 @@ Normalization = Literal["sqrt", "token", "sample"]
 
 
 class LossConfig(Section):
-    """How the tokens' losses become one number."""
+    """How the losses of the tokens are combined into one."""
 
     normalization: Normalization = Field(
         default="sqrt",
@@ -36,7 +36,7 @@ class LengthCurriculum(Section):
 
 
 class SftData(DataConfig):
-    """What supervised fine-tuning draws from, and how samples share a row."""
+    """The data of supervised fine-tuning, and how samples are packed and ordered."""
 
     packing: bool = Field(
         default=False,
@@ -75,7 +75,7 @@ class SftData(DataConfig):
 
 
 class SupervisedStage(DrawingStage):
-    """What the stages share that learn from dialogues: TRL's SFTTrainer and how it is fed."""
+    """What the stages share that learn from dialogues with TRL's SFTTrainer."""
 
     data: SftData = Field(description="What is learned from.")
 
@@ -100,7 +100,7 @@ class SupervisedStage(DrawingStage):
         return round(self.data.curriculum.short_phase * self.steps_for(rows)) * self.global_batch_size
 
     def arithmetic(self) -> list[tuple[str, str]]:
-        """Return the sums of batches, packing and curriculum."""
+        """Return the calculations of batches, packing and curriculum."""
         return super().arithmetic() + self.data.length_rows()
 
     @model_validator(mode="after")
@@ -148,7 +148,7 @@ class SftStage(SupervisedStage):
         return self.loss.normalization
 
     def datasets(self) -> list[DatasetUse]:
-        """List the mixture: dialogues, or prompts where curation writes the answers first."""
+        """List the mixture: dialogues, or prompts if a curation writes the answers first."""
         use: Use = "dialogues" if self.curation is None else "prompts"
         return [DatasetUse(("data", "mixture", name), name, use) for name in self.data.mixture]
 
@@ -159,14 +159,14 @@ class SftStage(SupervisedStage):
         return [CurationUse(("curation",), self.curation, list(self.data.mixture))]
 
     def evaluation_steps(self, rows: int) -> list[int]:
-        """Return the steps after which checkpoints are measured on the way, given the rows of one epoch."""
+        """Return the steps before the last after which checkpoints are measured, given an epoch's rows."""
         if self.eval_epochs is None:
             return []
         every = max(1, round(self.eval_epochs * rows / self.global_batch_size))
         return list(range(every, self.steps_for(rows), every))
 
     def check_in_run(self, around: Surroundings) -> None:
-        """Check also that something is measured where `eval_epochs` asks for it."""
+        """Check also that `eval_epochs` has something to measure."""
         if self.eval_epochs is not None and not around.measured_after:
             raise MisfitError(
                 "eval_epochs",

@@ -1,4 +1,4 @@
-"""What every kind of stage answers about itself.
+"""What a stage's config says about the stage, for every kind of stage.
 
 A kind of stage is one config class, derived from `StageConfig` or `LearningStage`, and one runner, which its
 `runner` names. Everything else (validation, the check of data, batch arithmetic, the memory estimate, the
@@ -18,7 +18,7 @@ from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.tasks import TaskConfig
 
-#: What a row may hold beside text and that not every use can take.
+#: What a row may have besides text, and some uses cannot handle.
 Content = Literal["images", "videos", "tools"]
 
 
@@ -153,7 +153,7 @@ class Surroundings:
 
 
 class StageConfig(Section):
-    """What every kind of stage has, whether or not it goes on from a checkpoint."""
+    """What every kind of stage has, whether or not it starts from a checkpoint."""
 
     #: Reference of the class that runs the stage (see `posttrain.training.pipeline.StageRunner`).
     runner: ClassVar[str]

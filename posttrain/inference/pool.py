@@ -5,17 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.worker import AnswerQuestions, EngineSetup, InferenceWorker
+from posttrain.run.actors import Actor
 
 logger = logging.getLogger(__name__)
 
-W = TypeVar("W", bound=InferenceWorker)
 J = TypeVar("J")
 R = TypeVar("R")
 
@@ -34,9 +35,9 @@ class Timeouts:
 
     Attributes:
         start: For a worker to load its model.
-        publish: For a worker to load new weights, or to hand its episodes over.
-        probe: Between looks at a busy worker, and for its answer. An engine that is in one step for longer
-            has hung, which is noticed within two such intervals.
+        publish: For a worker to load new weights, or to hand over its results.
+        probe: For an idle worker to generate a token; and how often a busy worker is looked at. An engine
+            whose present step has taken longer than this counts as hung.
     """
 
     start: float = 600.0
@@ -45,11 +46,18 @@ class Timeouts:
 
 
 class InferencePool:
-    """N workers that divide the jobs they are given between them.
+    """Workers that divide the jobs they are given between them.
 
     A worker that dies, or whose engine hangs, is replaced; its successor takes the current weights before it
     serves and repeats the whole share. So each result is returned exactly once, and is the one that an
     undisturbed pool returns.
+
+    Args:
+        setup: What each worker is made from.
+        actors: Number of workers.
+        use_gpu: Whether each takes a GPU; else they divide the cores between them.
+        timeouts: Limits of every wait.
+        max_restarts: How many workers may be replaced while they share one list of jobs.
 
     Example:
         pool = InferencePool(setup, actors=2, use_gpu=False)
@@ -58,7 +66,7 @@ class InferencePool:
         pool.close()
     """
 
-    #: What each actor of the pool runs.
+    #: Class of the object in each worker's process.
     worker_class: ClassVar[type[InferenceWorker]] = InferenceWorker
 
     def __init__(
@@ -70,43 +78,31 @@ class InferencePool:
         timeouts: Timeouts = Timeouts(),
         max_restarts: int = 3,
     ) -> None:
-        """Start the workers, all at once; the first use waits for them.
-
-        Args:
-            setup: What each worker is made from.
-            actors: How many.
-            use_gpu: Whether each takes a GPU; else they divide the cores between them.
-            timeouts: No wait is unbounded.
-            max_restarts: How often workers may be replaced while they share one list of jobs.
-        """
+        """Start the workers, all at once; the first use waits for them."""
         cores = int(ray.cluster_resources().get("CPU", 1))
-        options = {
-            "num_cpus": 0,  # workers and learners take turns on the same cores
-            "num_gpus": 1 if use_gpu else 0,
-            "runtime_env": {
-                "env_vars": {
-                    "OMP_NUM_THREADS": str(max(1, cores // actors)),
-                    "VLLM_LOGGING_LEVEL": "ERROR",
-                    "VLLM_NO_USAGE_STATS": "1",
-                    "PYTHONWARNINGS": "ignore",
-                }
-            },
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, cores // actors)),
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONWARNINGS": "ignore",
         }
+        make_actor = partial(
+            Actor[InferenceWorker],
+            self.worker_class,
+            use_gpu=use_gpu,
+            environment=environment,
+            watched=True,
+        )
         self._max_restarts = max_restarts
         self._published: tuple[Path, int] | None = None
-        # One call at a time, and beside it the watcher's question of how the engine is.
-        actor = ray.remote(concurrency_groups={"watch": 1})(self.worker_class)  # pyright: ignore[reportCallIssue]
-        self._workers = [
-            _Worker(index, partial(actor.options(**options).remote), setup, timeouts)
-            for index in range(actors)
-        ]
+        self._workers = [_Worker(index, make_actor, setup, timeouts) for index in range(actors)]
 
     def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
-        """Have questions answered, once each.
+        """Have questions answered, each once.
 
         Args:
-            questions: With distinct indices.
-            sampling: How.
+            questions: The questions, with distinct indices.
+            sampling: How answers are sampled.
 
         Returns:
             The answers by index.
@@ -120,37 +116,38 @@ class InferencePool:
             raise PoolError("the workers answered other questions than they were asked")
         return answers
 
-    def divide(self, make_job: Callable[[Sequence[J]], Callable[[W], R]], items: Sequence[J]) -> list[R]:
+    def divide(self, make_job: Callable[[Sequence[J]], Callable[..., R]], items: Sequence[J]) -> list[R]:
         """Give every worker a job with its share of the items; a lost worker's share is repeated.
 
         Args:
-            make_job: Makes the job of a share; it is pickled and called with the worker.
-            items: What is to be shared out.
+            make_job: Makes the job of a share; the job is pickled and called with the worker.
+            items: The items to share out.
 
         Returns:
             The results of the workers that had a share.
 
         Raises:
             PoolError: If workers were lost more than `max_restarts` times.
-            Exception: What a job raised.
+            Exception: The exception that a job raised.
         """
         count = len(self._workers)
-        for worker in self._workers:
-            share = list(items[worker.index :: count])
-            worker.assign(make_job(share) if share else None)
+        parts = [list(items[worker.index :: count]) for worker in self._workers]
+        shares = [
+            _Share(worker, make_job(part)) for worker, part in zip(self._workers, parts, strict=True) if part
+        ]
         losses = 0
-        while busy := [worker for worker in self._workers if not worker.done]:
-            for worker in busy:
+        while busy := [share for share in shares if not share.results]:
+            for share in busy:
                 try:
-                    worker.advance()
+                    share.advance()
                 except WorkerLostError as loss:
                     losses += 1
                     if losses > self._max_restarts:
                         raise PoolError(f"gave up after losing {losses} workers; the last: {loss}") from loss
                     logger.warning("%s; it is replaced and its share is repeated", loss)
-                    worker.restart(self._published)
+                    share.repeat(self._published)
             _wait_for_any(busy)
-        return [worker.result for worker in self._workers if worker.result is not None]
+        return [result for share in shares for result in share.results]
 
     def publish(self, path: Path, version: int) -> None:
         """Have every worker load a checkpoint's weights; return once all of them serve them.
@@ -158,7 +155,7 @@ class InferencePool:
         A worker that has died is replaced by one that starts with these weights.
 
         Args:
-            path: Must stay until the next publish: workers that are replaced load it.
+            path: The checkpoint. It must stay until the next publish: workers that are replaced load it.
             version: The policy version of these weights.
 
         Raises:
@@ -166,13 +163,13 @@ class InferencePool:
         """
         self._ready()
         self._published = (path, version)
-        answers = [worker.actor.load_weights.remote(path, version) for worker in self._workers]
+        answers = [worker.actor.call(InferenceWorker.load_weights, path, version) for worker in self._workers]
         for worker, answer in zip(self._workers, answers, strict=True):
             try:
                 worker.get(answer, worker.timeouts.publish, f"loading version {version} from {path}")
             except WorkerLostError as loss:
                 if isinstance(loss.__cause__, GetTimeoutError):
-                    ray.kill(worker.actor)  # whatever it has loaded by now, nobody may sample from it
+                    worker.actor.kill()  # whatever it has loaded by now, nobody may sample from it
                     raise
                 logger.warning("%s; it is replaced", loss)
                 worker.restart(self._published)
@@ -181,7 +178,7 @@ class InferencePool:
     def probe(self) -> None:
         """Have every idle worker generate a token, and replace those that cannot."""
         self._ready()
-        answers = [worker.actor.probe.remote() for worker in self._workers]
+        answers = [worker.actor.call(InferenceWorker.probe) for worker in self._workers]
         for worker, answer in zip(self._workers, answers, strict=True):
             try:
                 worker.get(answer, worker.timeouts.probe, "generating a token")
@@ -193,38 +190,38 @@ class InferencePool:
     def close(self) -> None:
         """Stop the workers."""
         for worker in self._workers:
-            ray.kill(worker.actor)
+            worker.actor.kill()
 
     def _ready(self) -> None:
+        """Wait until every worker has loaded its model."""
         for worker in self._workers:
             worker.ready()
 
 
 class _Worker:
-    """One worker's place in the pool: its present actor, and what that has been asked."""
+    """One worker's place in the pool, and the actor that fills it at present."""
 
     def __init__(
-        self, index: int, make_actor: Callable[[], Any], setup: EngineSetup, timeouts: Timeouts
+        self,
+        index: int,
+        make_actor: Callable[[], Actor[InferenceWorker]],
+        setup: EngineSetup,
+        timeouts: Timeouts,
     ) -> None:
         self.index = index
         self.timeouts = timeouts
-        self.actor: Any = None
-        self.result: Any = None
-        self.done = True
         self._make_actor = make_actor
         self._setup = setup
-        self._starting: Any = None
-        self.answer: Any = None
-        self._job: Callable[..., object] | None = None
-        self.restart(None)
+        self._start(None)
 
     def restart(self, published: tuple[Path, int] | None) -> None:
         """Put a new actor in this place, which takes the published weights as it starts."""
-        if self.actor is not None:
-            ray.kill(self.actor)
+        self.actor.kill()
+        self._start(published)
+
+    def _start(self, published: tuple[Path, int] | None) -> None:
         self.actor = self._make_actor()
-        self._starting = self.actor.start.remote(self._setup, published)
-        self.answer = None
+        self._starting: ObjectRef[int] | None = self.actor.call(InferenceWorker.start, self._setup, published)
 
     def ready(self) -> None:
         """Wait until the model is loaded."""
@@ -232,31 +229,18 @@ class _Worker:
             self.get(self._starting, self.timeouts.start, "loading the model")
             self._starting = None
 
-    def assign(self, job: Callable[..., object] | None) -> None:
-        """Set what to do next, if anything; `advance` does the rest, until it is `done`."""
-        self._job = job
-        self.answer = self.result = None
-        self.done = job is None
+    def get(self, answer: "ObjectRef[R]", timeout: float, doing: str) -> R:
+        """Wait for the actor's answer, for a limited time.
 
-    def advance(self) -> None:
-        """Ask for the result, or collect it, or see whether the worker is alive."""
-        if self.answer is None:
-            self.ready()
-            self.answer = self.actor.do.remote(self._job)
-        elif ray.wait([self.answer], timeout=0)[0]:
-            self.result = self.get(self.answer, self.timeouts.publish, "handing its results over")
-            self.done = True
-        else:
-            watch = self.actor.step_seconds.options(concurrency_group="watch").remote()
-            seconds = self.get(watch, self.timeouts.probe, "at work")
-            if seconds > self.timeouts.probe:
-                raise WorkerLostError(
-                    f"inference worker {self.index} hangs: its engine has been in one step for"
-                    f" {seconds:.0f} s"
-                )
+        Args:
+            answer: What a call returned.
+            timeout: Seconds to wait.
+            doing: What the actor does, for the messages of errors.
 
-    def get(self, answer: Any, timeout: float, doing: str) -> Any:
-        """The actor's answer, waited for with a limit; what the actor raised is raised here."""
+        Raises:
+            WorkerLostError: If the actor died, or did not answer in time.
+            Exception: The exception that the actor raised.
+        """
         try:
             return ray.get(answer, timeout=timeout)
         except RayTaskError as error:
@@ -269,8 +253,54 @@ class _Worker:
             raise WorkerLostError(f"inference worker {self.index} died while {doing}: {error}") from error
 
 
-def _wait_for_any(busy: Sequence[_Worker]) -> None:
+class _Share(Generic[R]):
+    """One worker's job.
+
+    Args:
+        worker: Who does it.
+        job: The job; called with the worker.
+
+    Attributes:
+        answer: The call under way, if there is one.
+        results: The job's result, once it is there.
+    """
+
+    def __init__(self, worker: _Worker, job: Callable[..., R]) -> None:
+        self.worker = worker
+        self.answer: ObjectRef[R] | None = None
+        self.results: list[R] = []
+        self._job = job
+
+    def advance(self) -> None:
+        """Ask for the result, or collect it, or check that the worker is alive.
+
+        Raises:
+            WorkerLostError: If the worker died, or its engine hangs.
+            Exception: The exception that the job raised.
+        """
+        worker = self.worker
+        if self.answer is None:
+            worker.ready()
+            self.answer = worker.actor.call(InferenceWorker.do, self._job)
+        elif ray.wait([self.answer], timeout=0)[0]:
+            self.results = [worker.get(self.answer, worker.timeouts.publish, "handing its results over")]
+        else:
+            watch = worker.actor.watch(InferenceWorker.step_seconds)
+            seconds = worker.get(watch, worker.timeouts.probe, "at work")
+            if seconds > worker.timeouts.probe:
+                raise WorkerLostError(
+                    f"inference worker {worker.index} hangs: its engine has been in one step for"
+                    f" {seconds:.0f} s"
+                )
+
+    def repeat(self, published: tuple[Path, int] | None) -> None:
+        """Replace the worker, and begin again with its successor."""
+        self.worker.restart(published)
+        self.answer = None
+
+
+def _wait_for_any(shares: Sequence[_Share[R]]) -> None:
     """Sleep until a worker has finished, or it is time to look at them again."""
-    answers = [worker.answer for worker in busy if worker.answer is not None and not worker.done]
+    answers = [share.answer for share in shares if share.answer is not None and not share.results]
     if answers:
-        ray.wait(answers, timeout=busy[0].timeouts.probe)
+        ray.wait([*answers], timeout=shares[0].worker.timeouts.probe)

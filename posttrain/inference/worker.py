@@ -1,4 +1,4 @@
-"""One process of a pool: an engine that serves a checkpoint, and what it is asked to do."""
+"""The object in each process of a pool: an engine that serves a checkpoint, and does jobs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
 
 R = TypeVar("R")
-W = TypeVar("W", bound="InferenceWorker")
 
 
 @runtime_checkable
@@ -36,14 +35,14 @@ class EngineFactory(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSetup:
-    """What every worker of a pool is made from; plain data that each resolves by itself.
+    """What every worker of a pool is made from: plain data that can be pickled.
 
     Attributes:
-        model: How the model is loaded.
+        model: The run's model section.
         checkpoint: Directory with model and processor.
         engine_config: Memory and batch size of the engine.
         max_length: Most tokens of a dialogue.
-        engine: Reference of the engine's class, which loads vLLM in the worker alone.
+        engine: Reference of the engine's class; only the worker's process loads it, and vLLM with it.
     """
 
     model: ModelConfig
@@ -54,7 +53,12 @@ class EngineSetup:
 
 
 class InferenceWorker:
-    """Serves a checkpoint and does what jobs ask of it, one job at a time."""
+    """Serves a checkpoint, and does one job at a time.
+
+    Attributes:
+        engine: The engine.
+        renderer: The renderer of the checkpoint.
+    """
 
     engine: Engine
     renderer: Renderer
@@ -64,7 +68,8 @@ class InferenceWorker:
 
         Args:
             setup: What the worker is made from.
-            published: Weights to take before the first use, and their version; else the checkpoint's, as 0.
+            published: Weights to load before the first use, and their version; None keeps the checkpoint's,
+                as version 0.
 
         Returns:
             The version served.
@@ -83,12 +88,12 @@ class InferenceWorker:
         return self.engine.version
 
     def load_weights(self, path: Path, version: int) -> int:
-        """Take a checkpoint's weights; return the version now served."""
+        """Load a checkpoint's weights; return the version now served."""
         self.engine.load_weights(path, version)
         return self.engine.version
 
     def probe(self) -> int:
-        """Generate one token, the one proof that an engine works; return the version that sampled it."""
+        """Generate one token, to prove that the engine works; return the version that sampled it."""
         token_ids = [self.renderer.end_token_id]
         self.engine.submit(Request(id="probe", token_ids=token_ids, max_tokens=1, temperature=0.0, seed=0))
         while True:
@@ -96,21 +101,21 @@ class InferenceWorker:
                 return completion.version
 
     def step_seconds(self) -> float:
-        """Return for how long the engine has been in its present step; may be called while a job runs."""
+        """Return how long the engine's present step has taken so far; may be called while a job runs."""
         began = self.engine.step_began
         return 0.0 if began is None else time.monotonic() - began
 
-    def do(self: W, job: Callable[[W], R]) -> R:
-        """Do a job, which is pickled with what it needs, and return its result."""
+    def do(self, job: Callable[..., R]) -> R:
+        """Call a job with this worker, and return its result."""
         return job(self)
 
 
 @dataclass(frozen=True)
 class AnswerQuestions:
-    """A job: answer questions, in their order; nothing is scored.
+    """A job: answer questions, without scoring the answers.
 
     Attributes:
-        questions: With distinct indices.
+        questions: The questions, with distinct indices.
         sampling: How answers are sampled.
     """
 
@@ -118,5 +123,5 @@ class AnswerQuestions:
     sampling: AnswerSampling
 
     def __call__(self, worker: InferenceWorker) -> list[SampledAnswer]:
-        """Answer by the worker's engine."""
+        """Return an answer for each question, in their order."""
         return sample_answers(worker.engine, worker.renderer, self.questions, self.sampling)

@@ -1,9 +1,9 @@
 """The quickstart's first stage: build a tiny model and teach its vision tower to see.
 
-Throw-away read-outs on every visual token name the marker that covers it (colour), place it (box)
-and read it (letter). Colour and letter are read through the token embeddings of their words, so
-that what the tower sees already lies where the language model looks for it. Without this stage
-the tiny model's reading stays at chance after the time that the stage takes.
+Read-outs, thrown away afterwards, predict for every visual token the colour, the letter and the box of the
+marker that covers it. Colour and letter are read through the token embeddings of their words, so that the
+tower's features lie where the language model looks for them. A tiny model that is trained for the same time
+without this stage still reads letters at chance.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,29 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from posttrain.config import TinyModelStage
+from posttrain.models.backbone import vision_backbone
 from posttrain.models.load import load_model, save_model
 from posttrain.models.supervised_head import IGNORED
 from posttrain.quickstart.dense_views import DenseViews, dense_views
 from posttrain.quickstart.scenes import COLOURS, COORDINATE_STEP, LETTERS
 from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering.processors import ImageProcessor
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import step_of
+from posttrain.run.metric_names import ACCURACY, LOSS, TIME_STEP, UPDATE_SKIPPED
 from posttrain.run.process import stop_requested
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.distributed import any_over_ranks, barrier, rank, world_size
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.policy import CHECKPOINTS_KEPT, STATE, Updates
+from posttrain.training.core.policy import CHECKPOINTS_KEPT, STATE, Updates, UpdatesState
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.stage_job import StageJob
-from posttrain.training.supervised.trl_stage import SKIPPED
 
+#: Scenes on which the trained tower is measured.
 TEST_SCENES = 60
-#: Scenes drawn for each step of training; a view is seen about six times at the defaults.
+#: Scenes drawn for each step of training; with the default batch size each view is used about six times.
 SCENES_PER_STEP = 1.5
+#: Steps during which the learning rate rises.
 WARMUP_STEPS = 50
 
 
@@ -62,7 +66,7 @@ class DenseReadout(nn.Module):
         self.box = nn.Linear(width, 4 * (1000 // COORDINATE_STEP + 1))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From visual tokens [T, D] to colour [T, C+1], letter [T, L] and box [T, 4, bins] logits."""
+        """Compute logits of colour [T, C+1], letter [T, L] and box [T, 4, bins] from visual tokens [T, D]."""
         colours = features @ torch.cat((self.colour_words, self.no_marker)).T
         boxes = self.box(features).unflatten(-1, (4, -1))
         return colours, features @ self.letter_words.T, boxes
@@ -70,14 +74,14 @@ class DenseReadout(nn.Module):
 
 @dataclass
 class LabelledPixels:
-    """Views as the vision tower takes them, and the labels of their cells.
+    """N views as the vision tower takes them, and the labels of their cells.
 
     Attributes:
-        pixels: [N, patches, values a patch].
-        grid_thw: [3] of every view.
-        colours: [N, cells].
-        letters: [N, cells], IGNORED where illegible.
-        boxes: [N, cells, 4], IGNORED where there is no marker.
+        pixels: [N, patches, values per patch].
+        grid_thw: [3] the grid of patches, the same for every view.
+        colours: [N, cells] numbers of colours; the last stands for no marker.
+        letters: [N, cells] numbers of letters, IGNORED where illegible.
+        boxes: [N, cells, 4] steps of the coordinates, IGNORED where there is no marker.
     """
 
     pixels: Tensor
@@ -87,8 +91,8 @@ class LabelledPixels:
     boxes: Tensor
 
     @classmethod
-    def of(cls, views: DenseViews, image_processor: Any) -> "LabelledPixels":
-        """Pre-process views with the checkpoint's own image processor."""
+    def of(cls, views: DenseViews, image_processor: ImageProcessor) -> "LabelledPixels":
+        """Preprocess views with the checkpoint's own image processor."""
         made = image_processor(images=views.images, return_tensors="pt")
         pixels = made["pixel_values"].view(len(views.images), -1, made["pixel_values"].shape[-1])
         labels = (torch.from_numpy(array) for array in (views.colours, views.letters, views.boxes))
@@ -99,15 +103,30 @@ class LabelledPixels:
         return LabelledPixels(self.pixels[index], self.grid_thw, *rows)
 
 
+class TrainerState(TypedDict):
+    """The state of a DenseTrainer, as a checkpoint keeps it."""
+
+    readout: dict[str, Tensor]
+    updates: UpdatesState
+
+
 class DenseTrainer:
-    """Vision tower and read-outs, trained on labelled views by data-parallel steps."""
+    """Vision tower and read-outs, trained on labelled views by data-parallel steps.
+
+    Args:
+        model: The model whose vision tower is trained.
+        renderer: The model's renderer.
+        stage: The stage's settings.
+        seed: Seed of the read-outs' first weights.
+    """
 
     def __init__(self, model: PreTrainedModel, renderer: Renderer, stage: TinyModelStage, seed: int) -> None:
         word = renderer.processor.tokenizer.convert_tokens_to_ids
-        embeddings: Any = model.get_input_embeddings().weight
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
         torch.manual_seed(seed)
-        self.readout = DenseReadout(embeddings, [word(c) for c in COLOURS], [word(c) for c in LETTERS])
-        self.tower: Any = model.base_model.visual
+        self.readout = DenseReadout(embeddings.weight, [word(c) for c in COLOURS], [word(c) for c in LETTERS])
+        self.tower = vision_backbone(model).visual
         modules = (self.tower, self.readout)
         self.updates = Updates(
             modules,
@@ -118,7 +137,7 @@ class DenseTrainer:
         )
 
     def losses(self, batch: LabelledPixels) -> tuple[Tensor, dict[str, float]]:
-        """The summed mean losses of the three read-outs, and their accuracies."""
+        """Compute the sum of the three read-outs' mean losses, and their accuracies by metric name."""
         count, patches, _ = batch.pixels.shape
         grids = batch.grid_thw.expand(count, 3)
         features = self.tower(batch.pixels.reshape(count * patches, -1), grid_thw=grids).pooler_output
@@ -132,22 +151,22 @@ class DenseTrainer:
             loss = loss + cross_entropy(flat[known], target[known])
             distance = (flat.argmax(-1) - target)[known].abs()
             # A box edge counts as found within one coordinate step.
-            metrics[f"accuracy/{name}"] = (distance <= (name == "box")).float().mean().item()
+            metrics[ACCURACY + name] = (distance <= (name == "box")).float().mean().item()
         return loss, metrics
 
     def step(self, batch: LabelledPixels) -> float:
-        """One update on this rank's share of a batch, skipped if it is not finite; returns its loss."""
+        """Update on this rank's share of a batch, unless that is not finite; return the share's loss."""
         loss, _ = self.losses(batch)
         (loss / world_size()).backward()
         self.updates.step(math.isfinite(loss.item()))
         return loss.item()
 
-    def state(self) -> dict[str, Any]:
-        """Return what going on takes besides the model."""
+    def state(self) -> TrainerState:
+        """Return everything that resuming needs besides the model."""
         return {"readout": self.readout.state_dict(), "updates": self.updates.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+    def restore(self, state: TrainerState) -> None:
+        """Continue from what `state` returned."""
         self.readout.load_state_dict(state["readout"])
         self.updates.load_state_dict(state["updates"])
 
@@ -157,6 +176,9 @@ class DenseStage:
 
     Args:
         job: The stage's work.
+
+    Attributes:
+        done: Steps that were done when the worker started.
     """
 
     def __init__(self, job: StageJob[TinyModelStage]) -> None:
@@ -178,7 +200,7 @@ class DenseStage:
             self.tracker.start(self.stage.name, self.stage.max_steps)
 
     def train(self) -> None:
-        """Take the steps that are left, or those up to a SIGTERM."""
+        """Make the remaining steps, or those until a SIGTERM, and save checkpoints."""
         seed, steps = 1000 * self.config.seed + rank(), self.stage.max_steps
         scenes = math.ceil(steps * SCENES_PER_STEP / world_size())
         views = dense_views(scenes, seed=1 + rank() + 1000 * self.config.seed)
@@ -187,12 +209,12 @@ class DenseStage:
         size = (self.stage.global_batch_size // world_size(),)
         batches = (torch.randint(len(data.pixels), size, generator=draw) for _ in range(steps))
         stop = False
-        # Those of the steps that are done are drawn again, so that the generator needs no state.
+        # The batches of earlier steps are drawn again, so that the generator's state need not be saved.
         for number, rows in enumerate(itertools.islice(batches, self.done, None), self.done + 1):
             begun = time.perf_counter()
             loss = self.trainer.step(data[rows])
             if number % self.stage.logging_steps == 0 or number == steps:
-                self.log(number, {"loss": loss, "time/step": time.perf_counter() - begun})
+                self.log(number, {LOSS: loss, TIME_STEP: time.perf_counter() - begun})
             [stop] = any_over_ranks(stop_requested(self.run))
             if number % self.stage.save_steps == 0 or number == steps or stop:
                 self.save(number)
@@ -200,11 +222,11 @@ class DenseStage:
                 return
 
     def log(self, number: int, metrics: dict[str, float]) -> None:
-        """A row of metrics, after the last step with the accuracies on scenes that were not trained on."""
+        """Log a row of metrics; after the last step also the accuracies on scenes never trained on."""
         if self.tracker is None:
             return
         self.tracker.log(
-            self.stage.name, number, metrics | {SKIPPED: float(self.trainer.updates.take_skipped())}
+            self.stage.name, number, metrics | {UPDATE_SKIPPED: float(self.trainer.updates.take_skipped())}
         )
         if number == self.stage.max_steps:
             views = dense_views(TEST_SCENES, seed=0)
@@ -215,7 +237,7 @@ class DenseStage:
             self.tracker.log(self.stage.name, number, held_out)
 
     def save(self, number: int) -> None:
-        """A checkpoint that loads anywhere, with what going on takes in `state/` (rank 0)."""
+        """Write a checkpoint that loads anywhere, and what resuming needs in `state/` (rank 0 only)."""
 
         def write(path: Path) -> None:
             save_model(self.model, self.renderer.processor, path)

@@ -1,4 +1,4 @@
-"""Runs the quickstart's first stage."""
+"""The runner of the quickstart's first stage."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ class TinyModelRunner(WorkersRunner[TinyModelStage]):
     worker = "posttrain.quickstart.pretrain:pretrain_worker"
 
     def run(self) -> Path:
-        """Run the workers to the stage's end."""
+        """Run the workers to the stage's end; return the final checkpoint."""
         work, stage = self.work, self.stage
         job = partial(StageJob[TinyModelStage], config=work.config, stage=stage, run=work.run)
         return self.run_until(job, [], stage.max_steps)

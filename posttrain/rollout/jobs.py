@@ -1,4 +1,4 @@
-"""What a rollout is asked for, and what comes of it."""
+"""What a rollout is asked for, and what it returns."""
 
 from dataclasses import dataclass, field
 
@@ -13,8 +13,8 @@ class GroupJob:
         group: Index of the prompt in its batch.
         task: Name of its task.
         sample: The prompt.
-        size: How many episodes to sample.
-        seed: Of the group; see `stable_seed`.
+        size: Number of episodes to sample.
+        seed: The group's seed; see `stable_seed`.
 
     Example:
         GroupJob(3, "markers", sample, size=8, seed=stable_seed(run_seed, step, 3))
@@ -32,8 +32,8 @@ class Rollout:
     """Finished groups.
 
     Attributes:
-        trajectories: Checked, and scored where the setup has rewards.
-        reward_seconds: Time spent waiting for rewards after the last episode was over.
+        trajectories: The episodes' trajectories, checked, and scored if the setup has rewards.
+        reward_seconds: Time spent waiting for rewards after the last episode had ended.
     """
 
     trajectories: list[Trajectory] = field(default_factory=list)

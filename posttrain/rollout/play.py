@@ -1,4 +1,4 @@
-"""Episodes over a pool of workers."""
+"""Play episodes on a pool of workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class PlayGroups:
     """A job: run and score whole groups.
 
     Attributes:
-        groups: With distinct indices.
+        groups: The groups, with distinct indices.
         limits: Lengths and temperature of the episodes.
     """
 
@@ -25,12 +25,12 @@ class PlayGroups:
     limits: Limits
 
     def __call__(self, worker: RolloutWorker) -> Rollout:
-        """Play by the worker's engine."""
+        """Return the groups' trajectories, played on the worker's engine."""
         return worker.rollout(self.groups, self.limits)
 
 
 class RolloutPool(InferencePool):
-    """A pool whose workers play episodes as well.
+    """A pool whose workers also play episodes.
 
     Example:
         pool = RolloutPool(setup, actors=2, use_gpu=False)
@@ -45,7 +45,7 @@ class RolloutPool(InferencePool):
         """Run groups of episodes and score them.
 
         Args:
-            groups: With distinct indices.
+            groups: The groups, with distinct indices.
             limits: Lengths and temperature of this rollout.
 
         Returns:
@@ -53,13 +53,13 @@ class RolloutPool(InferencePool):
 
         Raises:
             PoolError: If workers were lost more than `max_restarts` times.
-            Exception: What a worker raised, such as the reward client's error when its server stays away.
+            Exception: A worker's exception, such as the reward client's if its server does not answer.
         """
         return _gather(groups, self.divide(partial(PlayGroups, limits=limits), groups))
 
 
 def _gather(groups: Sequence[GroupJob], parts: Sequence[Rollout]) -> Rollout:
-    """Put the workers' parts together; every episode asked for must be there exactly once."""
+    """Join the workers' parts; every episode asked for must be there exactly once."""
     trajectories = [trajectory for part in parts for trajectory in part.trajectories]
     trajectories.sort(key=lambda trajectory: (trajectory.group, trajectory.episode))
     expected = sorted((group.group, episode) for group in groups for episode in range(group.size))

@@ -1,4 +1,4 @@
-"""One process of the rollout pool: an engine, its episodes, and their rewards."""
+"""The object in each process of a rollout pool: an engine that plays episodes and has them scored."""
 
 import time
 from collections import defaultdict
@@ -48,8 +48,8 @@ class RolloutSetup(EngineSetup):
         image_dir: Folder in which tools store their images.
         load_tools: Makes a task's tools.
         make_environment: Makes the environment of an episode.
-        rewards: The reward server, or None where nothing is to be scored.
-        base_dir: Folder against which references to files are resolved.
+        rewards: The reward server; None if nothing is to be scored.
+        base_dir: Folder against which references to files are resolved; the working directory if None.
     """
 
     tasks: Sequence[TaskConfig]
@@ -79,10 +79,10 @@ class RolloutWorker(InferenceWorker):
 
         Args:
             groups: With distinct indices.
-            limits: Of this rollout; `max_length` at most the setup's.
+            limits: Lengths and temperature of this rollout; `max_length` is at most the setup's.
 
         Raises:
-            Exception: What scoring raised where the reward server stays away; its message says what to do.
+            Exception: The reward client's error if its server does not answer; it says what to do.
         """
         samples = {group.group: group.sample for group in groups}
         sizes = {group.group: group.size for group in groups}
@@ -125,7 +125,7 @@ class RolloutWorker(InferenceWorker):
 
 
 def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
-    """What rewards see of a finished episode."""
+    """Make what rewards are shown of a finished episode."""
     turns = [message for message in trajectory.response if message.role == "assistant"]
     return RewardInput(
         prompt=trajectory.prompt,
@@ -139,7 +139,7 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
 
 
 def _environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
-    """Load a task's tools, which its episodes share; environments are made one an episode."""
+    """Load a task's tools, which its episodes share; each episode gets an environment of its own."""
     tools = setup.load_tools([tool.model_dump() for tool in task.tools], setup.base_dir)
 
     def create() -> Environment:
@@ -149,6 +149,7 @@ def _environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
 
 
 def _client(access: RewardAccess | None) -> RewardClient | None:
+    """Connect to the reward server, if there is one."""
     if access is None:
         return None
     return access.make_client(access.url, access.token, timeout=access.timeout, wait=access.wait)

@@ -1,4 +1,4 @@
-"""The check of a run's data before anything starts: are they whole, and those that the run began with?"""
+"""Check a run's data before anything starts: whether they are whole, and the same as at its beginning."""
 
 import json
 import os
@@ -14,13 +14,13 @@ BROKEN_ROWS = "broken_rows.jsonl"
 
 
 def check_run_data(config: RunConfig, run: RunDir) -> None:
-    """Check every dataset of a run, of finished stages and of evaluations too, and list the broken rows.
+    """Check every dataset of a run, those of finished stages and evaluations too; list the broken rows.
 
-    What was checked before is only looked at: other processes then open the indexes that this one leaves.
+    A dataset that was checked before is not read again: there is an index of it, which other processes open.
 
     Raises:
-        DataError: If a dataset cannot be had, or more of it is broken than its `max_bad_share`.
-        ChangedRun: If one is not what it was when the run began.
+        DataError: If a dataset cannot be read, or a larger share of its rows is broken than `max_bad_share`.
+        ChangedRun: If a dataset has changed since the run began.
         DiskFull: If there is no space for the list.
     """
     uses = list(dict.fromkeys((each.name, each.use) for each in config.datasets()))

@@ -1,4 +1,4 @@
-"""What rollouts need beside the learner: the engine pool and the reward server, started when first used.
+"""The engine pool and the reward server of a run, started when first used.
 
 Starting an engine takes half a minute, so one pool serves every stage and evaluation of a run; a new
 stage only changes its weights.
@@ -49,12 +49,12 @@ class EnginesAndRewards:
         self._stack.close()
 
     def pool_with(self, checkpoint: Path, rollout: RolloutConfig, origin: str = "") -> RolloutPool:
-        """The pool, serving a checkpoint's weights; other settings or another model get a new pool.
+        """Return the pool, serving a checkpoint's weights; other settings or another model need a new one.
 
         Args:
             checkpoint: Directory or Hugging Face id of the weights.
-            rollout: Engines and lengths.
-            origin: Which model the checkpoint is of, where it does not descend from the run's own.
+            rollout: Settings of engines and lengths.
+            origin: Name of the model that the checkpoint is of, if it does not descend from the run's own.
         """
         if self._pool is None or self._kind != (rollout, origin):
             self.close_pool()
@@ -68,7 +68,7 @@ class EnginesAndRewards:
         return self._pool
 
     def next_version(self) -> int:
-        """A policy version that nothing has had before; the pool then serves no known checkpoint."""
+        """Return an unused policy version, for weights that are not those of a checkpoint."""
         self._serving = None
         self._version += 1
         return self._version
@@ -101,7 +101,7 @@ class EnginesAndRewards:
         return RolloutPool(setup, actors=rollout.actors, use_gpu=config.cluster.num_gpus > 0)
 
     def _start_rewards(self) -> RewardAccess:
-        """A reward server process that serves the run's rewards and no others."""
+        """Start a reward server in a process of its own, which serves the run's rewards and no others."""
         references = sorted({reward.name for task in self._tasks for reward in task.rewards})
         token = secrets.token_urlsafe(24)
         log = self._run.path / "reward-server.log"

@@ -2,8 +2,8 @@
 
 check the data
 for each stage:
-runner   = what the stage's config names
-final    = runner.run(), from the checkpoint of the stage that it starts from
+runner   = the one that the stage's config names
+final    = runner.run(), from the checkpoint that the stage starts from
 evaluate = the final checkpoint on the stage's tasks
 write the report
 """
@@ -29,15 +29,15 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
 
     Args:
         config: The resolved settings.
-        resume: Go on with a run of this name.
-        allow_changes: Go on although settings or data changed since the run began.
+        resume: Whether to continue a run of this name.
+        allow_changes: Whether to continue even if settings or data have changed since the run began.
 
     Returns:
         The run's directory.
 
     Raises:
         RunInUse: If another process works on the run.
-        RunStopped: If SIGTERM came; what was reached is saved.
+        RunStopped: If SIGTERM came; the progress is saved.
     """
     with working_on(RunDir.of(config).path), ending_on_sigterm():
         directory = RunDir.create(config, resume=resume, allow_changes=allow_changes)
@@ -55,7 +55,7 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
 
 
 def execute(work: RunAtWork) -> None:
-    """Run and measure the stages of a run, in order; what is finished is passed over."""
+    """Run and measure the stages of a run, in order, except those that are finished."""
     if work.config.model.name_or_path is not None:
         given = Path(work.config.model.name_or_path)
         work.checkpoints["base"] = standalone(given, work.run.path / "base" / "checkpoint-0")
@@ -65,12 +65,12 @@ def execute(work: RunAtWork) -> None:
 
 
 def run_stage(work: RunAtWork, stage: StageConfig) -> Path:
-    """Run one stage if it is not finished, and measure what it has come to.
+    """Run one stage if it is not finished, and measure its final checkpoint.
 
     Returns:
-        What later stages start from. A stage with LoRA keeps its adapters, and beside them a copy of the
-        model with the adapters merged: every engine, evaluation and stage after it finds an ordinary model,
-        and the adapters of the next stage have a base that PEFT, transformers and vLLM can load.
+        The model that later stages start from. A stage with LoRA keeps its adapters, and beside them a copy
+        of the model with the adapters merged. So every engine, evaluation and stage after it gets an ordinary
+        model, and the adapters of the next stage have a base that PEFT, transformers and vLLM can load.
     """
     runner = resolve(stage.runner, "posttrain.stages", StageRunnerFactory)(work, stage)
     final = work.run.final_checkpoint(stage.name)

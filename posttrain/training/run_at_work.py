@@ -1,9 +1,9 @@
-"""A run while it works: its settings, its directory, its engines, and what its stages have come to."""
+"""A run in progress: its settings, directory and engines, and the checkpoints of its stages so far."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from posttrain.config import RunConfig, StageConfig
 from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
@@ -16,14 +16,14 @@ from posttrain.training.engines_and_rewards import EnginesAndRewards
 
 @dataclass
 class RunAtWork:
-    """What the runners of stages share.
+    """What the runners of a run's stages share.
 
     Attributes:
         config: The run's settings.
         run: The run's directory.
         services: Engine pool and reward server.
         plugins: Rewards and tools.
-        checkpoints: By stage, and for `base`, what later stages start from: whole models.
+        checkpoints: The whole models that later stages start from, by stage; `base` is the given model.
     """
 
     config: RunConfig
@@ -38,11 +38,11 @@ class RunAtWork:
         return self.config.cluster.num_gpus > 0
 
     def start_of(self, stage: StageConfig) -> Path | None:
-        """Return the checkpoint that a stage starts from; None where it makes a new model."""
+        """Return the checkpoint that a stage starts from; None if it makes a new model."""
         return self.checkpoints.get(self.config.origins.get(stage.name, ""))
 
     def evaluate(self, name: str, checkpoint: Path) -> None:
-        """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless it has been done."""
+        """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless that has been done."""
         step = step_in_name(checkpoint)
         done = {row.place for row in read_evaluations(self.run)}
         for task in self.config.tasks_after(name):
@@ -61,28 +61,28 @@ class StageRunner(Protocol):
     """Runs one stage of a run."""
 
     def run(self) -> Path:
-        """Run the stage from its start, or from its newest checkpoint; return its final checkpoint."""
+        """Run the stage, from its newest checkpoint if it has one; return its final checkpoint."""
         ...
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return rows of evaluation.jsonl that the finished stage has measured by itself."""
+        """Return what the finished stage has measured by itself, as rows of evaluation.jsonl."""
         ...
 
 
 @runtime_checkable
 class StageRunnerFactory(Protocol):
-    """Makes the runner of a stage; what `StageConfig.runner` refers to."""
+    """Makes the runner of a stage; `StageConfig.runner` is the name of one."""
 
-    def __call__(self, work: RunAtWork, stage: Any) -> StageRunner:
-        """Make a runner for a stage of the kind that names it."""
+    def __call__(self, work: RunAtWork, stage: StageConfig) -> StageRunner:
+        """Make a runner of a stage, which is of the kind that names this factory."""
         ...
 
 
 def standalone(checkpoint: Path, merged: Path) -> Path:
-    """Return a checkpoint as a whole model: itself, or where it holds adapters a merged copy.
+    """Return a checkpoint as a whole model: the checkpoint itself, or a merged copy if it has adapters.
 
     Args:
-        checkpoint: What a stage has come to, or a model given by name.
+        checkpoint: A stage's checkpoint, or a model given by name.
         merged: Directory for the copy, which is written if it is not there.
     """
     if not is_adapter(checkpoint):
@@ -91,5 +91,5 @@ def standalone(checkpoint: Path, merged: Path) -> Path:
 
 
 def step_in_name(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's name; 0 of a model that a run did not make."""
+    """Return the step in a checkpoint's name; 0 for a model that no run made."""
     return step_of(checkpoint) if CHECKPOINT_NAME.fullmatch(checkpoint.name) else 0

@@ -1,4 +1,4 @@
-"""What the workers of a stage get: everything about the stage and its run, as plain data that pickles."""
+"""What the workers of a stage are given: everything about the stage and its run, as data that pickles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ class StageJob(Generic[S]):
 
     Attributes:
         config: The run's settings.
-        stage: The stage's.
+        stage: The stage's settings.
         run: The run's directory.
-        start: Checkpoint that the stage starts from; None where it makes a new model.
-        resume: The stage's own newest checkpoint, to go on from; None at the beginning.
-        until: Step after which to stop for now, with a checkpoint; None for the stage's end.
-        replaced: Datasets that take the place of those that names of the mixture stand for: curated rows, or
-            prompts with a teacher's answers.
+        start: Checkpoint that the stage starts from; None if it makes a new model.
+        resume: The stage's own newest checkpoint, to continue from; None at the beginning.
+        until: Step after which to stop for now, with a checkpoint; None means the end of the stage.
+        replaced: Datasets to use in place of some of the mixture's, by name: curated rows, or prompts with a
+            teacher's answers.
     """
 
     config: RunConfig
@@ -36,6 +36,6 @@ class StageJob(Generic[S]):
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint that the stage starts from, of a stage that has one."""
+        """The checkpoint that the stage starts from; an error if it makes a new model."""
         assert self.start is not None, f"stage {self.stage.name} makes its own model"
         return self.start

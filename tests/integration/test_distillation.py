@@ -17,7 +17,8 @@ from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.ray_workers import run_workers
-from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets, teacher_prompt
+from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
+from posttrain.training.supervised.teacher_prompts import teacher_prompt
 from posttrain.types import Sample, text_message
 from tests.stage_jobs import job_of, worker_name
 

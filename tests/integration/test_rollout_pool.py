@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -62,7 +63,8 @@ def pool(setup: RolloutSetup) -> Iterator[RolloutPool]:
 
 
 def process_id(pool: RolloutPool, index: int) -> int:
-    return ray.get(pool._workers[index].actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+    handle: Any = pool._workers[index].actor.handle
+    return ray.get(handle.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
 
 
 def versions(trajectories: list[Trajectory]) -> set[int]:

@@ -47,8 +47,8 @@ PLUGIN_SIDE = (
 OWNERS: dict[str, tuple[str, ...]] = {
     "vllm": ("posttrain.inference.vllm_engine",),
     "ray": (
-        *("posttrain.run.cluster", "posttrain.inference", "posttrain.curation.engines", "posttrain.training"),
-        *("posttrain.doctor", "rewards.serving.replicas"),
+        *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.inference", "posttrain.training"),
+        *("posttrain.curation.engines", "posttrain.doctor", "rewards.serving.replicas"),
     ),
     "trl": ("posttrain.training.supervised",),
     "fastapi": ("rewards.serving",),

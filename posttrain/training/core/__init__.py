@@ -1,1 +1,1 @@
-"""A model being trained, for every stage: loaded, frozen, adapted, optimised, guarded, saved."""
+"""A model being trained, as every stage needs it: loading, optimisers, guarded updates, collectives."""

@@ -8,49 +8,49 @@ from torch import Tensor, nn
 
 
 def process_group_backend(use_gpu: bool) -> str:
-    """The collectives' backends: gradients travel between GPUs, counts and metrics between CPUs."""
+    """Return the backends of the collectives: NCCL for tensors on GPUs, gloo for those on CPUs."""
     return "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
 
 
 def rank() -> int:
-    """This process's rank; 0 where there is no process group."""
+    """Return this process's rank; 0 if there is no process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes; 1 where there is no process group."""
+    """Return the number of processes; 1 if there is no process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, in place."""
+    """Add up a tensor over all ranks, in place; return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has called this."""
     sum_over_ranks(torch.zeros(1))
 
 
 def max_over_ranks(tensor: Tensor) -> Tensor:
-    """The largest of a tensor's values over all ranks, in place."""
+    """Replace each value of a tensor by the largest over all ranks, in place; return the tensor."""
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def any_over_ranks(*flags: bool) -> list[bool]:
-    """Of each flag, whether it is set on any rank."""
+    """Return for each flag whether it is set on any rank."""
     return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up every gradient over the ranks, in one collective.
 
-    Losses are sums with global normalisers, so the sum over ranks is the gradient of the
-    whole batch. A parameter without a gradient on this rank counts as zero.
+    Losses are sums with global normalisers, so the sum over the ranks is the gradient of the whole batch. A
+    parameter without a gradient on this rank counts as zero.
     """
     if world_size() == 1:
         return

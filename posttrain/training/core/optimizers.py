@@ -1,10 +1,11 @@
-"""Optimisers by name, one object whatever is inside."""
+"""Optimisers by name: AdamW, and Muon with AdamW behind one interface."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 OptimizerName = Literal["adamw", "muon"]
 #: Muon's step has the size of its learning rate in every direction; on the tiny model twice AdamW's
@@ -17,26 +18,30 @@ LOOKED_UP = ("embed_tokens", "pos_embed", "lm_head")
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for everything else.
 
-    Behaves as one optimiser: its `param_groups` are those of both, so that schedulers and gradient
-    scalers need not know.
+    It behaves as one optimiser: its `param_groups` are those of both parts, so that schedulers and gradient
+    scalers work as with any other.
+
+    Args:
+        muon: The optimiser of the matrices.
+        adamw: The optimiser of all other parameters.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self.parts = (muon, adamw)
-        self.defaults: dict[str, Any] = {}
+        self.defaults = {}
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def param_groups(self) -> list[dict[str, object]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The groups of both parts, Muon's first."""
         return [group for part in self.parts for group in part.param_groups]
 
     @property
-    def state(self) -> dict[Any, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self) -> dict[Tensor, dict[str, object]]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Each parameter's state, over both parts."""
         return {parameter: state for part in self.parts for parameter, state in part.state.items()}
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("MuonWithAdamW takes no closure")
         for part in self.parts:
@@ -47,12 +52,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self.parts:
             part.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Both parts' states."""
+    def state_dict(self) -> StateDict:
+        """Return the states of both parts."""
         return {"muon": self.parts[0].state_dict(), "adamw": self.parts[1].state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both parts."""
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Restore both parts from what `state_dict` returned."""
         self.parts[0].load_state_dict(state_dict["muon"])
         self.parts[1].load_state_dict(state_dict["adamw"])
 
@@ -63,10 +68,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def build_optimizer(
     modules: Iterable[nn.Module], name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """An optimiser over the parameters that require gradients.
+    """Make an optimiser of the parameters that require gradients.
 
     Args:
-        modules: Whose parameters to train.
+        modules: The modules whose parameters to train.
         name: `adamw`, or `muon` (Muon for matrices at twice the rate, AdamW for the rest).
         learning_rate: AdamW's rate.
         weight_decay: Decoupled decay of matrices; vectors and embeddings are not decayed.

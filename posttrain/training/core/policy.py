@@ -1,17 +1,18 @@
-"""A model being trained: loaded and frozen as the run says, and updated by steps that can be skipped.
+"""Load a model to train, and update it by steps that are skipped if they are not finite.
 
-The trainers of the supervised stages bring a loop of their own (TRL's) and use the loading alone; the
-quickstart's first stage and the on-policy learner take their steps by `Updates`.
+The supervised stages only load models here, since TRL's trainers have a training loop of their own. The
+quickstart's first stage and the on-policy learner update their models by `Updates`.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim.optimizer import StateDict
 from transformers import PreTrainedModel
 
 from posttrain.config import ModelConfig
@@ -22,19 +23,19 @@ from posttrain.training.core.update_guard import UpdateGuard
 
 #: Checkpoints of a stage that are kept: the newest, and one to fall back to.
 CHECKPOINTS_KEPT = 2
-#: Where a checkpoint keeps what going on takes besides the model.
+#: Where a checkpoint keeps the state of its training: everything besides the model that resuming needs.
 STATE = Path("state") / "trainer.pt"
 
 
 def load_policy(
     model: ModelConfig, checkpoint: Path, quantization: Quantization | None = None
 ) -> PreTrainedModel:
-    """Load a checkpoint's weights, frozen as the run says.
+    """Load a checkpoint's weights, with those frozen that the run's settings name.
 
     Args:
         model: The run's model section.
         checkpoint: Directory or Hugging Face id.
-        quantization: Form in which the fixed weights of linear layers are held; only adapters can then learn.
+        quantization: How to quantize the language model's linear layers; only adapters can then be trained.
     """
     return load_model(
         checkpoint,
@@ -45,18 +46,29 @@ def load_policy(
     )
 
 
+class UpdatesState(TypedDict):
+    """The state of `Updates`, as a checkpoint keeps it."""
+
+    optimizer: StateDict
+    schedule: dict[str, object]
+    skipped: int
+    skipped_in_a_row: int
+
+
 class Updates:
     """Optimiser, schedule and guard of a model whose gradients are summed over the ranks.
 
     Args:
-        modules: What is trained.
-        optimizer: Over their parameters.
-        rate: The learning rate's factor at each update, counted from 0.
+        modules: The modules being trained.
+        optimizer: The optimiser of their parameters.
+        rate: Returns the factor of the learning rate at an update; updates are counted from 0.
         guard: Ends the run after too many updates that are not finite.
-        max_grad_norm: Norm to which gradients are clipped; None leaves them as they are.
+        max_grad_norm: Norm to which gradients are clipped; None does not clip.
 
     Attributes:
-        skipped: Updates that were not made since `take_skipped` was last asked.
+        optimizer: The optimiser.
+        schedule: The schedule of its learning rate.
+        skipped: Number of updates that were skipped since the last call of `take_skipped`.
     """
 
     def __init__(
@@ -76,14 +88,16 @@ class Updates:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next update."""
+        """The learning rate of the next update."""
         return float(self.schedule.get_last_lr()[0])
 
     def step(self, loss_is_finite: bool = True) -> float:
-        """Sum the gradients over the ranks and update, unless loss or gradient are not finite on any rank.
+        """Sum the gradients over the ranks and update the parameters, or skip the update.
+
+        It is skipped if the loss or the gradient of any rank is not finite.
 
         Args:
-            loss_is_finite: Whether this rank's loss is.
+            loss_is_finite: Whether the loss of this rank is finite.
 
         Returns:
             The gradient's norm before clipping.
@@ -106,17 +120,18 @@ class Updates:
         return norm
 
     def _clipped_norm(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Clip the gradients, and return their norm before."""
         if self._max_grad_norm is not None:
             return clip_grad_norm_(parameters, self._max_grad_norm).item()
         return get_total_norm([each.grad for each in parameters if each.grad is not None]).item()
 
     def take_skipped(self) -> int:
-        """Return the updates skipped since the last call."""
+        """Return the number of updates skipped since the last call."""
         skipped, self.skipped = self.skipped, 0
         return skipped
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what going on takes."""
+    def state_dict(self) -> UpdatesState:
+        """Return everything that resuming needs besides the modules."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -124,8 +139,8 @@ class Updates:
             "skipped_in_a_row": self._guard.in_a_row,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+    def load_state_dict(self, state: UpdatesState) -> None:
+        """Continue from what `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.skipped = state["skipped"]

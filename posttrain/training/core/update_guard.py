@@ -1,11 +1,11 @@
-"""Updates whose loss or gradient is not finite: skipped, and a row of them ends the run."""
+"""Skip updates whose loss or gradient is not finite, and end the run after several of them in a row."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-#: Broken tensors that an error names.
+#: Most tensors that an error names.
 _NAMED = 5
 
 
@@ -14,14 +14,14 @@ class NonFiniteUpdates(RuntimeError):
 
 
 class UpdateGuard:
-    """Lets an update through if it is finite.
+    """Decides whether an update is made: only if it is finite.
 
     Args:
-        limit: Updates in a row that are not finite before the run ends.
-        remedy: What the error tells people to do.
+        limit: Number of updates in a row that may not be finite before the run ends.
+        remedy: Advice at the end of the error's message.
 
     Attributes:
-        in_a_row: How many have been skipped since the last that was let through.
+        in_a_row: Number of updates skipped since the last one that was made.
 
     Example:
         broken = guard.broken(model.named_parameters())
@@ -36,10 +36,10 @@ class UpdateGuard:
         self._remedy = remedy
 
     def broken(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-        """Names of the parameters whose gradient is not finite, if the run ends should one be so.
+        """Find the parameters whose gradient is not finite, and return their names.
 
-        To be asked before clipping, which spreads one NaN over all gradients. It costs a pass over them, so
-        it is made only where `admits` would need the names.
+        Call it before clipping, which spreads one NaN over all gradients. It reads all of them, so it does
+        that only if one more skipped update would end the run, and returns nothing otherwise.
         """
         if self.in_a_row + 1 < self._limit:
             return []
@@ -47,11 +47,11 @@ class UpdateGuard:
         return [name for name, grad in found if grad is not None and not torch.isfinite(grad).all()]
 
     def admits(self, finite: bool, broken: list[str]) -> bool:
-        """Count an update, the same on every rank.
+        """Decide whether an update may be made, and count it.
 
         Args:
-            finite: Whether its loss and its gradient are.
-            broken: What `broken` found.
+            finite: Whether its loss and its gradient are finite, on every rank.
+            broken: The names that `broken` returned.
 
         Returns:
             Whether it may be made.

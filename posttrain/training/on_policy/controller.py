@@ -3,11 +3,11 @@
     for each step:
         groups  = the next prompts of every task, in their fixed ratio
         rollout = the engines' episodes, scored while others still run
-        update  = the learners check the engines' log-probs, then take their mini-batches
+        update  = the learners check the engines' log-probs, then learn from their mini-batches
         publish = the new weights to every engine, caches cleared
 
-Which prompts and which random numbers a step uses depends on the seed and the step alone, so a resumed
-run goes on exactly as the undisturbed one would have.
+The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run continues
+exactly as an undisturbed one would have.
 """
 
 import logging
@@ -25,6 +25,22 @@ from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir, step_of
+from posttrain.run.metric_names import (
+    ADVANTAGE_DROPPED_GROUPS,
+    ADVANTAGE_ZERO_GROUPS,
+    EPISODE_TOKENS,
+    EPISODE_TOOL_CALLS,
+    EPISODE_TRUNCATED,
+    EPISODE_TURNS,
+    PUBLISH_REPEATED,
+    REWARD,
+    REWARD_ERRORS,
+    REWARD_MEAN,
+    TIME_PUBLISH,
+    TIME_REWARD,
+    TIME_ROLLOUT,
+    TIME_STEP,
+)
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import Tracker
@@ -40,11 +56,11 @@ logger = logging.getLogger(__name__)
 
 
 class OnPolicyRunner:
-    """Runs an rl stage: makes learners and controller, publishes after each step, saves and stops.
+    """Runs an rl stage: starts the learners, publishes their weights after each step, saves and stops.
 
     Args:
         work: The run.
-        stage: The stage.
+        stage: The stage's settings.
     """
 
     def __init__(self, work: RunAtWork, stage: RlStage) -> None:
@@ -55,7 +71,7 @@ class OnPolicyRunner:
         return []
 
     def run(self) -> Path:
-        """Train from the stage's start, or go on from its own newest checkpoint; return the final one."""
+        """Train from the stage's newest checkpoint, or from its start; return the final checkpoint."""
         work, stage = self._work, self._stage
         newest = work.run.newest_checkpoint(stage.name)
         done = step_of(newest) if newest else 0
@@ -89,36 +105,48 @@ class OnPolicyRunner:
         return newest
 
     def _step(self, step: int, controller: "Controller", sync: WeightSync) -> dict[str, float]:
-        """Take one step and publish its weights; return the step's metrics."""
+        """Make one step and publish its weights; return the step's metrics."""
         services = self._work.services
         begun = time.perf_counter()
         metrics = step_or_repeat(lambda: controller.step(step), lambda: sync.publish(services.next_version()))
         published = time.perf_counter()
         sync.publish(services.next_version())
         ended = time.perf_counter()
-        return metrics | {"time/publish": ended - published, "time/step": ended - begun}
+        return metrics | {TIME_PUBLISH: ended - published, TIME_STEP: ended - begun}
 
 
 def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], None]) -> dict[str, float]:
-    """A step, repeated once after a new publish where engine and learner disagreed.
+    """Make a step; if engine and learner disagree, publish the weights again and repeat it once.
 
-    Nothing has been learned from a batch on which they disagree. One repetition heals a publish that an
-    engine took badly, and what a CPU engine's threads do to each other on a machine that is overloaded
-    (seen once in about 300 steps: one token 6e-4 off, and not again with the same samples).
+    Nothing has been learned from a batch on which they disagree. One repetition repairs a publish that went
+    wrong in an engine, and rare rounding errors of a CPU engine on an overloaded machine (seen once in about
+    300 steps: the log-prob of one token was off by 6e-4, and not again with the same samples).
+
+    Args:
+        step: Makes the step, and returns its metrics.
+        publish: Publishes the present weights.
 
     Raises:
         PolicyMismatch: If they disagree again.
     """
     try:
-        return step() | {"publish/repeated": 0.0}
+        return step() | {PUBLISH_REPEATED: 0.0}
     except PolicyMismatch as mismatch:
         logger.warning("publishing again and repeating the rollout once: %s", mismatch)
     publish()
-    return step() | {"publish/repeated": 1.0}
+    return step() | {PUBLISH_REPEATED: 1.0}
 
 
 class Controller:
-    """One step at a time: prompts, rollout, rewards, update."""
+    """Makes one step at a time: prompts, rollout, rewards, update.
+
+    Args:
+        config: The run's settings.
+        stage: The stage's settings.
+        run: The run's directory.
+        pool: The engines.
+        learners: The learners.
+    """
 
     def __init__(
         self, config: RunConfig, stage: RlStage, run: RunDir, pool: RolloutPool, learners: LearnerGroup
@@ -136,13 +164,13 @@ class Controller:
         self._prompts = Mixture(samples, ratios, seed=config.seed)
 
     def step(self, step: int) -> dict[str, float]:
-        """Roll out, score, record and learn; returns the step's metrics."""
+        """Roll out, score, record and learn; return the step's metrics."""
         settings = self._stage.rollout
         limits = Limits(settings.max_new_tokens, settings.max_length)
         groups = self._groups(step)
         begun = time.perf_counter()
         rollout = self._pool.rollout(groups, limits)
-        metrics = {"time/rollout": time.perf_counter() - begun, "time/reward": rollout.reward_seconds}
+        metrics = {TIME_ROLLOUT: time.perf_counter() - begun, TIME_REWARD: rollout.reward_seconds}
         counts = assign_advantages(rollout.trajectories)
         metrics |= rollout_metrics(rollout.trajectories, counts)
         write_trajectories(
@@ -157,7 +185,7 @@ class Controller:
         return metrics | self._learners.update(learnable)
 
     def _groups(self, step: int) -> list[GroupJob]:
-        """The step's prompts: the next `prompts_per_step` draws of the mixture."""
+        """Draw the step's prompts: the next `prompts_per_step` of the mixture."""
         size = self._stage.algorithm.group_size
         first = (step - 1) * self._stage.prompts_per_step
         groups: list[GroupJob] = []
@@ -170,25 +198,25 @@ class Controller:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
-    rewards: dict[str, list[float]] = {}
+    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
+    rewards: dict[str, list[float]] = {}  # by metric name
     for trajectory in trajectories:
         verdict = trajectory.reward
         if verdict is None or verdict.total is None:
             continue
-        rewards.setdefault("mean", []).append(verdict.total)
+        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
         for name, value in verdict.values.items():
             if value is not None:
-                rewards.setdefault(name, []).append(value)
+                rewards.setdefault(REWARD + name, []).append(value)
     calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
     turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
     return {
-        **{f"reward/{name}": fmean(values) for name, values in rewards.items()},
-        "reward/errors": float(counts.errors),
-        "advantage/zero_groups": float(counts.zero_groups),
-        "advantage/dropped_groups": float(counts.dropped_groups),
-        "episode/tool_calls": fmean(calls),
-        "episode/turns": fmean(turns),
-        "episode/tokens": fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        "episode/truncated": fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
+        **{name: fmean(values) for name, values in rewards.items()},
+        REWARD_ERRORS: float(counts.errors),
+        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
+        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
+        EPISODE_TOOL_CALLS: fmean(calls),
+        EPISODE_TURNS: fmean(turns),
+        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
+        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
     }

@@ -1,39 +1,44 @@
 """The learner: turns scored trajectories into policy updates.
 
-One `Learner` a rank, all with the same weights; each takes a share of every mini-batch that is
-balanced by tokens, and gradients are summed. Losses are sums with global normalisers, so the number
-of ranks and of micro-batches changes nothing but the speed.
+Each rank has a `Learner`, all with the same weights. It takes a share of every mini-batch, balanced by
+tokens, and gradients are summed over the ranks. Losses are sums with global normalisers, so the number of
+ranks and of micro-batches changes nothing but the speed.
 """
 
-import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from posttrain.config import AlgorithmConfig, ModelConfig, RlStage
+from posttrain.config import ModelConfig, RlStage
 from posttrain.models.load import forward_hidden, save_model
 from posttrain.models.logprobs import token_logprobs
 from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
-from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
-from posttrain.objectives.sapo import gate_quantiles, sapo_loss
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Renderer
-from posttrain.training.core.distributed import (
-    max_over_ranks,
-    rank,
-    sum_over_ranks,
-    world_size,
+from posttrain.run.metric_names import (
+    ENTROPY,
+    GRAD_NORM,
+    KL_ENGINE_LEARNER,
+    KL_OLD_NEW,
+    LEARNING_RATE,
+    LOGPROB_GAP_MAX,
+    LOGPROB_GAP_MEAN,
+    LOSS,
+    TIME_LEARNER,
+    UPDATE_SKIPPED,
 )
+from posttrain.training.core.distributed import max_over_ranks, rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import STATE, Updates, load_policy
 from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.types import Trajectory
 
 
@@ -42,32 +47,40 @@ class PolicyMismatch(RuntimeError):
 
 
 @dataclass
+class MicroBatch:
+    """Trajectories that are run forward and backward at once.
+
+    Attributes:
+        trajectories: The trajectories.
+        old_logprobs: [T] the learner's log-probs of their sampled tokens before the update.
+        engine_logprobs: [T] the engine's log-probs of the same tokens. Both are empty until
+            `Learner.compute_old_logprobs` has been called.
+    """
+
+    trajectories: list[Trajectory]
+    old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
+    engine_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True)
 class Share:
     """This rank's part of a mini-batch.
 
     Attributes:
-        micro_batches: Lists of trajectories, each run forward and backward at once.
+        micro_batches: The part in pieces.
         sequences: Number of trajectories of the mini-batch over all ranks (the normaliser).
     """
 
-    micro_batches: list[list[Trajectory]]
+    micro_batches: list[MicroBatch]
     sequences: int
 
 
-def objective_of(algorithm: AlgorithmConfig) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-    """The loss that the stage's settings name, its own parameters bound."""
-    if algorithm.name == "sapo":
-        return functools.partial(sapo_loss, tau_pos=algorithm.tau_pos, tau_neg=algorithm.tau_neg)
-    loss = {"grpo": grpo_loss, "gspo": gspo_loss}[algorithm.name]
-    return functools.partial(loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
-
-
 def share_of(trajectories: Sequence[Trajectory], micro_batch_size: int, index: int, of: int) -> Share:
-    """Deal trajectories to ranks by length, so that every rank carries about the same tokens.
+    """Deal trajectories to ranks by length, so that every rank gets about the same number of tokens.
 
     Args:
         trajectories: A mini-batch.
-        micro_batch_size: Trajectories run at once.
+        micro_batch_size: Number of trajectories that are run at once.
         index: The rank.
         of: Number of ranks.
     """
@@ -78,7 +91,7 @@ def share_of(trajectories: Sequence[Trajectory], micro_batch_size: int, index: i
         # there and back again (0 1 1 0 …), or the first rank would get the longer of every pair
         if (place % of if place // of % 2 == 0 else of - 1 - place % of) == index
     ]
-    pieces = [mine[i : i + micro_batch_size] for i in range(0, len(mine), micro_batch_size)]
+    pieces = [MicroBatch(mine[i : i + micro_batch_size]) for i in range(0, len(mine), micro_batch_size)]
     return Share(pieces, len(trajectories))
 
 
@@ -87,20 +100,20 @@ class Learner:
 
     Args:
         model_config: How to load and freeze the model.
-        stage: The RL stage's settings.
-        checkpoint: Where to start from; its `state/` is restored where `resume` is set.
-        resume: Whether the checkpoint is one of this stage's own.
+        stage: The rl stage's settings.
+        checkpoint: Where to start from.
+        resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
     """
 
     def __init__(self, model_config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool) -> None:
         self.stage = stage
         self.renderer = Renderer.from_config(checkpoint, model_config)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = load_policy(model_config, checkpoint)
-        self.model.to(self.device)
+        self.model: PreTrainedModel = load_policy(model_config, checkpoint)
+        nn.Module.to(self.model, self.device)
         if stage.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.objective = objective_of(stage.algorithm)
+        self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)
         self.updates = Updates(
             [self.model],
@@ -117,7 +130,7 @@ class Learner:
             self.updates.load_state_dict(state)
 
     def _rate(self, update: int) -> float:
-        """Warm-up, then the stage's decay, as a factor of the learning rate."""
+        """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
         total = self.stage.max_steps * self.stage.algorithm.mini_batches
         warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.algorithm.mini_batches
         if update < warmup:
@@ -127,11 +140,11 @@ class Learner:
         return float(decays[self.stage.lr_scheduler_type])
 
     def update(self, trajectories: list[Trajectory]) -> dict[str, float]:
-        """One rollout batch: check it against the engine, then one optimiser step a mini-batch.
+        """Check a rollout batch against the engine, then make one optimiser step for each mini-batch.
 
         Args:
-            trajectories: The whole batch, the same on every rank; all with an advantage. Without any (every
-                reward failed, say) the policy stays as it is.
+            trajectories: The whole batch, the same on every rank; all have an advantage. If it is empty
+                (because every reward failed, say) the policy stays as it is.
 
         Returns:
             The step's metrics, the same on every rank.
@@ -141,21 +154,22 @@ class Learner:
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         if not trajectories:
-            return {"update/skipped": float(self.stage.algorithm.mini_batches)}
+            return {UPDATE_SKIPPED: float(self.stage.algorithm.mini_batches)}
         begun = time.perf_counter()
         self.model.train()
         mini_batches = self._mini_batches(trajectories)
-        old = self._old_logprobs([micro for share in mini_batches for micro in share.micro_batches])
-        metrics = self._agreement(old)
-        pieces: list[dict[str, Tensor]] = []
-        norms = [self._mini_batch_update(share, old, pieces) for share in mini_batches]
+        micro_batches = [micro for share in mini_batches for micro in share.micro_batches]
+        self.compute_old_logprobs(micro_batches)
+        metrics = self._agreement(micro_batches)
+        pieces: list[Piece] = []
+        norms = [self._mini_batch_update(share, pieces) for share in mini_batches]
         metrics |= self._summary(norms, pieces)
-        metrics["learning_rate"] = self.updates.learning_rate
-        metrics["time/learner"] = time.perf_counter() - begun
+        metrics[LEARNING_RATE] = self.updates.learning_rate
+        metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
     def _mini_batches(self, trajectories: list[Trajectory]) -> list[Share]:
-        """Split by group, so that a group's episodes stay together; then deal to ranks."""
+        """Split a batch by groups, whose episodes stay together, and take this rank's share of each part."""
         groups = sorted({trajectory.group for trajectory in trajectories})
         count = min(self.stage.algorithm.mini_batches, len(groups))
         place = {group: number * count // len(groups) for number, group in enumerate(groups)}
@@ -163,37 +177,46 @@ class Learner:
         return [share_of(part, self.stage.per_device_batch_size, rank(), world_size()) for part in split]
 
     def _logprobs(self, micro: list[Trajectory]) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of a micro-batch's sampled tokens, each [T], in sequence order."""
+        """Compute log-probs and entropies of the sampled tokens, each [T], one trajectory after another."""
         batch = collate(micro, self.renderer, self.device)
         sampled = pad_rows([t.sampled for t in micro], False, bool).to(self.device)
         hidden = forward_hidden(self.model, batch)[:, :-1][sampled[:, 1:]]
-        head: Any = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
         return token_logprobs(hidden, head.weight, batch["input_ids"][sampled])
 
     @torch.no_grad()
-    def _old_logprobs(self, micros: list[list[Trajectory]]) -> dict[int, tuple[Tensor, Tensor]]:
-        """Before the update: (learner's, engine's) log-probs by the micro-batch's identity."""
-        result = {}
-        for micro in micros:
-            engine = [p for t in micro for p, s in zip(t.logprobs, t.sampled, strict=True) if s]
-            result[id(micro)] = (self._logprobs(micro)[0], torch.tensor(engine, device=self.device))
-        return result
+    def compute_old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Set the log-probs of micro-batches: the learner's with its present weights, and the engine's."""
+        for micro in micro_batches:
+            engine = [
+                logprob
+                for trajectory in micro.trajectories
+                for logprob, sampled in zip(trajectory.logprobs, trajectory.sampled, strict=True)
+                if sampled
+            ]
+            micro.old_logprobs, _ = self._logprobs(micro.trajectories)
+            micro.engine_logprobs = torch.tensor(engine, device=self.device)
 
-    def _agreement(self, old: dict[int, tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Compare engine and learner on the sampled tokens, and refuse to learn from another policy."""
-        gaps = [(learner - engine).double() for learner, engine in old.values()]
+    def _agreement(self, micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
+        """Compare engine and learner on the sampled tokens, and refuse to learn from another policy.
+
+        Raises:
+            PolicyMismatch: If their log-probs differ by more than the tolerance.
+        """
+        gaps = [(micro.old_logprobs - micro.engine_logprobs).double() for micro in micro_batches]
         gap = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float64)
         # E over the engine's samples of (r − 1 − log r), r = π_learner/π_engine: never negative ("k3").
         sums = sum_over_ranks(torch.tensor([gap.abs().sum(), (gap.exp() - 1 - gap).sum(), len(gap)]))
         largest = max_over_ranks(gap.abs().max() if len(gap) else torch.zeros(()).double()).item()
         count = max(1.0, sums[2].item())
         metrics = {
-            "logprob_gap/max": largest,
-            "logprob_gap/mean": sums[0].item() / count,
-            "kl/engine_learner": sums[1].item() / count,
+            LOGPROB_GAP_MAX: largest,
+            LOGPROB_GAP_MEAN: sums[0].item() / count,
+            KL_ENGINE_LEARNER: sums[1].item() / count,
         }
         exact = self.model.dtype == torch.float32
-        measured = largest if exact else metrics["logprob_gap/mean"]
+        measured = largest if exact else metrics[LOGPROB_GAP_MEAN]
         if not measured <= self.tolerance:
             raise PolicyMismatch(
                 f"engine and learner log-probs of the sampled tokens differ by {measured:.2e}, more than"
@@ -203,61 +226,59 @@ class Learner:
             )
         return metrics
 
-    def _mini_batch_update(
-        self, share: Share, old: dict[int, tuple[Tensor, Tensor]], pieces: list[dict[str, Tensor]]
-    ) -> float:
-        """Forward and backward of this rank's micro-batches, then one step.
+    def _mini_batch_update(self, share: Share, pieces: list[Piece]) -> float:
+        """Run this rank's micro-batches forward and backward, then make one optimiser step.
+
+        Args:
+            share: This rank's part of the mini-batch.
+            pieces: Each micro-batch's sums are added to it.
 
         Returns:
-            The gradient's norm; each micro-batch's metrics are added to `pieces`.
+            The gradient's norm.
         """
         for micro in share.micro_batches:
-            logprobs, entropy = self._logprobs(micro)
-            old_logprobs, engine_logprobs = old[id(micro)]
-            lengths = torch.tensor([sum(t.sampled) for t in micro], device=self.device)
-            advantages = torch.tensor([t.advantage for t in micro], device=self.device)
-            weights = truncated_importance_weights(
-                old_logprobs, engine_logprobs, self.stage.algorithm.importance_cap
-            )
+            logprobs, entropy = self._logprobs(micro.trajectories)
+            lengths = torch.tensor([sum(t.sampled) for t in micro.trajectories], device=self.device)
+            advantages = torch.tensor([t.advantage for t in micro.trajectories], device=self.device)
             tokens = SampledTokens(
-                logprobs,
-                old_logprobs,
-                advantages.repeat_interleave(lengths),
-                torch.arange(len(micro), device=self.device).repeat_interleave(lengths),
-                share.sequences,
-                importance_weights=weights,
+                logprobs=logprobs,
+                old_logprobs=micro.old_logprobs,
+                advantages=advantages.repeat_interleave(lengths),
+                sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
+                num_sequences=share.sequences,
+                importance_weights=truncated_importance_weights(
+                    micro.old_logprobs, micro.engine_logprobs, self.stage.algorithm.importance_cap
+                ),
             )
-            loss, piece = self.objective(tokens)
+            loss, piece = self.objective.loss(tokens)
             loss.backward()
             pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
         return self.updates.step()
 
-    def _summary(self, norms: list[float], pieces: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Means over the tokens of all ranks; the gate's quantiles are this rank's."""
-        names = ("loss", "entropy_sum", "kl_sum", "clipped_sum", "num_tokens")
-        sums = [sum(piece[name].item() for piece in pieces if name in piece) for name in names]
+    def _summary(self, norms: list[float], pieces: list[Piece]) -> dict[str, float]:
+        """Make the step's metrics of the optimiser steps' gradient norms and the micro-batches' sums."""
+        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
+        sums = [sum(piece[name].item() for piece in pieces) for name in names]
         sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         total = dict(zip(names, sums, strict=True))
         tokens = max(1.0, total["num_tokens"])
         finite = [norm for norm in norms if math.isfinite(norm)]
         metrics = {
-            "loss": total["loss"] / len(norms),
-            "entropy": total["entropy_sum"] / tokens,
-            "kl/old_new": total["kl_sum"] / tokens,
-            "grad_norm": sum(finite) / len(finite) if finite else math.nan,
-            "update/skipped": float(self.updates.take_skipped()),
+            LOSS: total["loss"] / len(norms),
+            ENTROPY: total["entropy_sum"] / tokens,
+            KL_OLD_NEW: total["kl_sum"] / tokens,
+            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
+            UPDATE_SKIPPED: float(self.updates.take_skipped()),
         }
-        if self.stage.algorithm.name == "sapo":
-            return metrics | gate_quantiles(pieces)
-        return metrics | {"clip_fraction": total["clipped_sum"] / tokens}
+        return metrics | self.objective.metrics(pieces, tokens)
 
     def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (rank 0)."""
+        """Write the weights alone, for the engines (rank 0 only)."""
         if rank() == 0:
             self.model.save_pretrained(directory)
 
     def write_checkpoint(self, directory: Path) -> None:
-        """Write a checkpoint that loads anywhere, with what resuming needs in `state/` (rank 0)."""
+        """Write a checkpoint that loads anywhere, and what resuming needs in `state/` (call on rank 0)."""
         save_model(self.model, self.renderer.processor, directory)
         (directory / STATE).parent.mkdir()
         torch.save(self.updates.state_dict(), directory / STATE)

@@ -1,21 +1,25 @@
-"""Learners as Ray actors: started together, asked together, and waited for with a limit."""
+"""The learners of all ranks, as Ray actors: started together, called together, waited for with a limit."""
 
 import os
 import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import ray
 import torch
 import torch.distributed as dist
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from posttrain.config import ModelConfig, RlStage
+from posttrain.run.actors import Actor
 from posttrain.training.core.distributed import process_group_backend
 from posttrain.training.on_policy.learner import Learner
 from posttrain.types import Trajectory
+
+R = TypeVar("R")
 
 #: Seconds that a learner may take to start, and to do one step or save.
 START_TIMEOUT = 600
@@ -27,16 +31,20 @@ class LearnerFailed(RuntimeError):
     """A learner died or overran its time."""
 
 
-@ray.remote(num_cpus=0)
 class LearnerActor:
-    """One rank's process: joins the process group, then forwards to its `Learner`."""
+    """One rank's process: it joins the process group, then forwards to its `Learner`.
+
+    Args:
+        index: The rank.
+        of: Number of ranks.
+    """
 
     def __init__(self, index: int, of: int) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._index, self._of = index, of
 
     def free_address(self) -> str:
-        """An address of this process's machine for the group to meet at."""
+        """Find an address of this machine at which the ranks can meet."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -55,8 +63,9 @@ class LearnerActor:
             )
         self._learner = Learner(config, stage, checkpoint, resume)
 
-    def update(self, trajectories: list[Trajectory]) -> dict[str, float]:
-        """Learn from a rollout batch; see `Learner.update`."""
+    def update(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> dict[str, float]:
+        """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
+        assert isinstance(trajectories, list)
         return self._learner.update(trajectories)
 
     def write_weights(self, directory: Path) -> None:
@@ -82,37 +91,39 @@ class LearnerGroup:
     def __init__(
         self, config: ModelConfig, stage: RlStage, checkpoint: Path, *, resume: bool, use_gpu: bool
     ) -> None:
-        actor: Any = LearnerActor
-        options = {"num_gpus": 1 if use_gpu else 0}
         count = stage.num_workers
-        self._actors = [actor.options(**options).remote(index, count) for index in range(count)]
-        address = self._wait([self._actors[0].free_address.remote()], START_TIMEOUT)[0]
-        begun = [actor.start.remote(address, config, stage, checkpoint, resume) for actor in self._actors]
+        self._actors = [Actor(LearnerActor, index, count, use_gpu=use_gpu) for index in range(count)]
+        address = self._wait([self._actors[0].call(LearnerActor.free_address)], START_TIMEOUT)[0]
+        begun = [
+            actor.call(LearnerActor.start, address, config, stage, checkpoint, resume)
+            for actor in self._actors
+        ]
         self._wait(begun, START_TIMEOUT)
 
     def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """One rollout batch; see `Learner.update`."""
-        batch = ray.put(list(trajectories))
-        return self._wait([a.update.remote(batch) for a in self._actors], STEP_TIMEOUT)[0]
+        """Learn from a rollout batch; see `Learner.update`."""
+        batch = ray.put(list(trajectories))  # once, and not once a rank
+        return self._wait([actor.call(LearnerActor.update, batch) for actor in self._actors], STEP_TIMEOUT)[0]
 
     def write_weights(self, directory: Path) -> None:
         """Write the weights alone, for the engines."""
-        self._wait([self._actors[0].write_weights.remote(directory)], STEP_TIMEOUT)
+        self._wait([self._actors[0].call(LearnerActor.write_weights, directory)], STEP_TIMEOUT)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
-        self._wait([self._actors[0].write_checkpoint.remote(directory)], STEP_TIMEOUT)
+        self._wait([self._actors[0].call(LearnerActor.write_checkpoint, directory)], STEP_TIMEOUT)
 
     def close(self) -> None:
         """End the processes."""
         for actor in self._actors:
-            ray.kill(actor)
+            actor.kill()
 
-    def _wait(self, calls: list[Any], timeout: float) -> list[Any]:
-        """The results of calls to all ranks.
+    def _wait(self, calls: "list[ObjectRef[R]]", timeout: float) -> list[R]:
+        """Wait for calls to one or all ranks, and return their results.
 
         Raises:
-            LearnerFailed: If a learner died or overran; an error that it raised itself is raised as it is.
+            LearnerFailed: If a learner died or overran its time.
+            Exception: The exception that a learner raised itself.
         """
         try:
             return ray.get(calls, timeout=timeout)

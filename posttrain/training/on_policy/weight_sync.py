@@ -1,8 +1,8 @@
-"""How a learner's weights reach the engines: `publish(version)`, and no engine samples from half of them.
+"""Bring a learner's weights to the engines, so that no engine samples from a half-loaded version.
 
-On one machine weights travel through a folder in shared memory, or on disk where there is none; the
-engines reload from it, clear their caches and take the new version. The folder of the version before
-is removed only when every engine has moved on.
+On one machine weights go through a folder in shared memory, or on disk if there is none; the engines load
+them from there, clear their caches and take the new version. The folder of the version before is removed
+only when every engine has the new one.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import psutil
 
-#: Shared memory of this machine, if it has any.
+#: Folder of this machine's shared memory, if it has any.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (a private folder is made in it)
 
 
@@ -21,7 +21,7 @@ PREFIX = "posttrain-weights-"
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove the folders of runs that were killed: weights in shared memory are memory lost."""
+    """Remove the folders of runs that were killed: weights in shared memory take up memory."""
     for folder in parent.glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
@@ -45,7 +45,11 @@ class WeightSink(Protocol):
 
 
 class WeightSync:
-    """Publishes from a source to a sink.
+    """Publishes weights from a source to a sink.
+
+    Args:
+        source: The learners.
+        sink: The engine pool.
 
     Example:
         sync = WeightSync(learners, pool)
@@ -60,7 +64,7 @@ class WeightSync:
         self._directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
 
     def publish(self, version: int) -> None:
-        """Bring every engine to the source's present weights, under this version."""
+        """Load the source's present weights into every engine, as this version."""
         path = self._directory / f"version-{version}"
         self._source.write_weights(path)
         self._sink.publish(path, version)

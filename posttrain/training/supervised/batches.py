@@ -1,10 +1,10 @@
-"""What each optimiser step of supervised fine-tuning learns from: draws, rendered and put into batches."""
+"""Batches of supervised fine-tuning: draws of a mixture, rendered, and padded or packed."""
 
 import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Generic, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,22 +21,52 @@ from posttrain.types import Sample
 
 #: Rendered tokens kept by a worker, about 50 bytes each; pixels have their own bounded cache.
 TOKENS_KEPT = 2_000_000
-#: Replacements of a sample that is too long that are looked at, before the dataset is blamed.
+#: How many replacements of a sample that is too long are tried before it is an error of the dataset.
 REPLACEMENTS = 100
+#: The number of a draw, or of a packed step, as the trainer hands it to the collator: `{"draw": i}`.
+Row = dict[str, int]
+#: A micro-batch: the model's arguments by name, `labels` [B, L] and what `RenderedDraws.targets` returns.
+Batch = dict[str, Tensor]
 
 
-class RenderedDraws:
-    """The sample of each draw, as the model sees it.
+class RankBatch(TypedDict):
+    """What a rank works on between two calls of the collator.
+
+    Attributes:
+        micro_batches: Functions that make the micro-batches, so that the pixels of only one are in memory.
+        supervised: [S] supervised tokens of each sample.
+        left_out: Number of samples that were too long, a scalar.
+    """
+
+    micro_batches: list[Callable[[], Batch]]
+    supervised: Tensor
+    left_out: Tensor
+
+
+class HasTokens(Protocol):
+    """A rendered sample, or a rendered pair."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens whose number `max_length` bounds."""
+        ...
+
+
+T = TypeVar("T", bound=HasTokens)
+
+
+class Draws(Generic[T]):
+    """The sample of each draw, rendered.
 
     A sample with more than `max_length` tokens is left out, and replaced by one of the same dataset: that of
     the first draw that fits among those one, two … times the stage's length beyond it. So every step has all
     its samples and every dataset its share, and a draw stays a pure function of its number.
 
     Args:
-        mixture: Which sample each draw is.
-        renderer: Of the checkpoint being trained.
+        mixture: Tells which sample each draw is.
+        renderer: The renderer of the checkpoint being trained.
         max_length: Most tokens of a sample.
-        draws: How many the stage makes in total.
+        draws: Number of draws that the stage makes in total.
     """
 
     def __init__(self, mixture: Mixture, renderer: Renderer, max_length: int, draws: int) -> None:
@@ -44,11 +74,11 @@ class RenderedDraws:
         self._renderer = renderer
         self._max_length = max_length
         self._draws = draws
-        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], T] = OrderedDict()
         self._tokens_kept = 0
 
-    def sample(self, draw: int) -> tuple[Any, int]:
-        """The sample of a draw, and how many were left out before it.
+    def sample(self, draw: int) -> tuple[T, int]:
+        """Render the sample of a draw; return it, and how many were left out before it.
 
         Raises:
             DataError: If REPLACEMENTS samples in a row are too long.
@@ -67,20 +97,21 @@ class RenderedDraws:
         return rendered, left_out
 
     def fits(self, draw: int) -> bool:
-        """Whether the sample of a draw is not left out."""
+        """Tell whether the sample of a draw is short enough."""
         return len(self._render(*self._mixture.index(draw)).token_ids) <= self._max_length
 
     def max_length(self, draw: int) -> int:
-        """Most tokens of a packed row with the sample of a draw."""
+        """Return the most tokens of a packed row that has the sample of a draw."""
         return self._mixture.max_length(draw) or self._max_length
 
     def _replacement(self, dataset: str, draw: int, turn: int) -> int:
-        """Row of the `turn`-th replacement; places in the mixture's period recur, so there is one."""
+        """Find the row of the `turn`-th replacement; there is one, since the mixture repeats its places."""
         beyond = (self._mixture.index(draw + again * self._draws) for again in itertools.count(1))
         rows = (row for name, row in beyond if name == dataset)
         return next(itertools.islice(rows, turn - 1, None))
 
-    def _render(self, dataset: str, row: int) -> Any:
+    def _render(self, dataset: str, row: int) -> T:
+        """Render a row, or take it from those that were rendered last."""
         key = (dataset, row)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -93,34 +124,43 @@ class RenderedDraws:
             self._tokens_kept -= len(dropped.token_ids)
         return rendered
 
-    def _show(self, dataset: str, sample: Sample) -> Any:
-        """A sample as the model sees it; whatever it is, its `token_ids` are what `max_length` bounds."""
+    def _show(self, dataset: str, sample: Sample) -> T:
+        """Render a sample."""
+        raise NotImplementedError
+
+
+class RenderedDraws(Draws[Rendered]):
+    """The sample of each draw as one dialogue; see `Draws`."""
+
+    def _show(self, dataset: str, sample: Sample) -> Rendered:
+        """Render a sample."""
         return self._renderer.render(sample.messages, tools=tool_specs(sample))
 
-    def targets(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """More arguments of the model, of the items' supervised tokens one after another; here none."""
+    def targets(self, items: Sequence[Rendered]) -> Batch:
+        """Return more tensors about the supervised tokens of all items, one after another; here none."""
         return {}
 
 
 class PaddedBatches:
-    """Draw numbers to one padded micro-batch.
+    """A collator that makes one padded micro-batch of the samples of several draws.
 
     Args:
         draws: The samples.
-        renderer: Of the checkpoint being trained.
+        renderer: The renderer of the checkpoint being trained.
     """
 
     def __init__(self, draws: RenderedDraws, renderer: Renderer) -> None:
         self._draws = draws
         self._renderer = renderer
 
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Batch the samples of `rows`, each `{"draw": i}`; returns what `_share` does."""
+    def __call__(self, rows: Sequence[Row]) -> RankBatch:
+        """Batch the samples of the draws."""
         found = [self._draws.sample(row["draw"]) for row in rows]
         items = [item for item, _ in found]
-        return _share([items], self._batch, left_out=sum(number for _, number in found))
+        return _rank_batch([items], self._batch, left_out=sum(number for _, number in found))
 
-    def _batch(self, items: Sequence[Rendered]) -> dict[str, Tensor]:
+    def _batch(self, items: Sequence[Rendered]) -> Batch:
+        """Make the micro-batch of some samples."""
         batch = collate(items, self._renderer)
         supervised = pad_rows([item.supervised for item in items], False, bool)
         batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
@@ -128,16 +168,16 @@ class PaddedBatches:
 
 
 class PackedBatches:
-    """Numbers of steps to this rank's packed rows, each a micro-batch.
+    """A collator that makes this rank's packed rows of a step, each a micro-batch.
 
     Every rank renders its part of the step's samples and tells the others their lengths; then each can work
     out by itself which samples are its own (see `pack`).
 
     Args:
         draws: The samples.
-        renderer: Of the checkpoint being trained.
-        rope_index: `get_rope_index` of the model's backbone; None of a text model.
-        samples: Of each step, over all ranks.
+        renderer: The renderer of the checkpoint being trained.
+        rope_index: `get_rope_index` of the model's backbone; None for a text model.
+        samples: Number of samples of each step, over all ranks.
     """
 
     def __init__(
@@ -152,11 +192,11 @@ class PackedBatches:
         self._rope_index = rope_index
         self._samples = samples
 
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        """Pack the samples of the step that the only row, `{"draw": i}`, stands for.
+    def __call__(self, rows: Sequence[Row]) -> RankBatch:
+        """Pack the samples of a step; `left_out` counts among the samples that this rank rendered first.
 
-        Returns:
-            What `_share` does; `left_out` is of the samples that this rank measured.
+        Args:
+            rows: One row, with the number of the step times the number of ranks, plus the rank.
         """
         (row,) = rows
         first = row["draw"] // world_size() * self._samples
@@ -170,28 +210,23 @@ class PackedBatches:
         capacity = max(self._draws.max_length(first), int(lengths.max()))
         shares = pack(lengths.tolist(), capacity, world_size())
         mine = [[self._draws.sample(first + place)[0] for place in places] for places in shares[rank()]]
-        return _share(mine, self._row, left_out)
+        return _rank_batch(mine, self._row, left_out)
 
-    def _row(self, items: Sequence[Rendered]) -> dict[str, Tensor]:
+    def _row(self, items: Sequence[Rendered]) -> Batch:
+        """Make the packed row of some samples."""
         batch = collate_packed(items, self._renderer, self._rope_index)
-        # A sample's first token follows another sample's last: it is not to be foretold.
+        # A sample's first token follows the last of another sample, from which it cannot be predicted.
         supervised = torch.tensor([flag for item in items for flag in (False, *item.supervised[1:])])
         batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
         return batch | self._draws.targets(items)
 
 
-def _share(
+def _rank_batch(
     micro_batches: Sequence[Sequence[Rendered]],
-    make: Callable[[Sequence[Rendered]], dict[str, Tensor]],
+    make: Callable[[Sequence[Rendered]], Batch],
     left_out: int,
-) -> dict[str, Any]:
-    """What a rank works on between two calls of the collator.
-
-    Returns:
-        `micro_batches`: what makes each, the model's arguments and `labels` [B, L]; so the pixels of one are
-        in memory at a time. `supervised`: [S] supervised tokens of each sample. `left_out`: how many samples
-        were too long, a tensor.
-    """
+) -> RankBatch:
+    """Make what the trainer works on, of the samples of each micro-batch."""
     supervised = [sum(item.supervised[1:]) for items in micro_batches for item in items]
     return {
         "micro_batches": [functools.partial(make, items) for items in micro_batches],
@@ -200,8 +235,13 @@ def _share(
     }
 
 
-def sequence_ids(batch: dict[str, Tensor]) -> Tensor:
-    """The sample within the micro-batch that each token belongs to, [B, L]."""
+def model_inputs(batch: Batch) -> Batch:
+    """Return a micro-batch without its `labels`: what the model's forward pass takes."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def sequence_ids(batch: Batch) -> Tensor:
+    """Return the sample within the micro-batch that each token belongs to, [B, L]."""
     ids = batch["input_ids"]
     if "position_ids" in batch:
         return (batch["position_ids"].view(-1, *ids.shape)[0] == 0).cumsum(1) - 1

@@ -1,7 +1,7 @@
 """Direct preference optimisation: TRL's DPOTrainer in Ray Train workers, on image-text and text pairs.
 
 Ours are the rendering, the loss with its normalisation over the global batch, a vision tower that sees each
-image once a pair, and held-out pairs measured exactly; `trl_stage` has what the stages share.
+image once a pair, and the exact measurement of held-out pairs; `trl_stage` has what the stages share.
 """
 
 import dataclasses
@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -28,14 +29,23 @@ from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.rendering.tools import tool_specs
-from posttrain.run.metric_names import HELD_OUT_PREFERRED as PREFERRED
+from posttrain.run.directory import RunDir
+from posttrain.run.metric_names import (
+    DATA_LEFT_OUT,
+    HELD_OUT,
+    HELD_OUT_LEFT_OUT,
+    HELD_OUT_LOSS,
+    HELD_OUT_PREFERRED,
+    PREFERENCE_ACCURACIES,
+    PREFERENCE_CHOSEN,
+    PREFERENCE_MARGINS,
+    PREFERENCE_REJECTED,
+)
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
-from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import load_policy
 from posttrain.training.stage_job import StageJob
-from posttrain.training.supervised.batches import RenderedDraws
+from posttrain.training.supervised.batches import Batch, Draws, Row
 from posttrain.training.supervised.trl_stage import (
-    LEFT_OUT,
     StageTrainer,
     TrackerCallback,
     stage_parts,
@@ -43,24 +53,23 @@ from posttrain.training.supervised.trl_stage import (
 )
 from posttrain.types import Sample
 
-#: Figures of the pairs, as TRL calls them.
-FIGURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-#: Held-out pairs with more than `data.max_length` tokens.
-EVAL_LEFT_OUT = "eval_left_out"
-EVAL_FIGURES = ("eval_loss", *(f"eval_{name}" for name in FIGURES), PREFERRED, EVAL_LEFT_OUT)
+#: Figures of the pairs, in the order of their rows.
+FIGURES = (PREFERENCE_CHOSEN, PREFERENCE_REJECTED, PREFERENCE_MARGINS, PREFERENCE_ACCURACIES)
+HELD_OUT_FIGURES = tuple(HELD_OUT + name for name in FIGURES)
+EVAL_FIGURES = (HELD_OUT_LOSS, *HELD_OUT_FIGURES, HELD_OUT_PREFERRED, HELD_OUT_LEFT_OUT)
 
 
 class PairError(ValueError):
-    """A row that is no usable preference pair."""
+    """A row is not a usable preference pair."""
 
 
 @dataclass
 class RenderedPair:
-    """Both answers of a row, each after the prompt.
+    """Both answers of a row, each after the prompt; their assistant turns are supervised.
 
     Attributes:
-        chosen: With the preferred answer; supervised are its assistant turns.
-        rejected: With the other.
+        chosen: The prompt with the preferred answer.
+        rejected: The prompt with the rejected answer.
     """
 
     chosen: Rendered
@@ -68,14 +77,19 @@ class RenderedPair:
 
     @property
     def token_ids(self) -> list[int]:
-        """Of the longer one."""
+        """The tokens of the longer of the two dialogues, whose number `max_length` bounds."""
         return max(self.chosen.token_ids, self.rejected.token_ids, key=len)
 
 
-class RenderedPairs(RenderedDraws):
-    """The pair of each draw; one with an answer that is too long is left out and replaced."""
+class RenderedPairs(Draws[RenderedPair]):
+    """The pair of each draw; a pair with an answer that is too long is left out and replaced."""
 
     def _show(self, dataset: str, sample: Sample) -> RenderedPair:
+        """Render a pair.
+
+        Raises:
+            PairError: If an answer is missing, or the prompt's tokens depend on what follows it.
+        """
         name = f"dataset {dataset}, sample {sample.id}"
         if not (sample.chosen and sample.rejected):
             raise PairError(f"{name}: a preference pair needs both `chosen` and `rejected`")
@@ -93,24 +107,24 @@ class RenderedPairs(RenderedDraws):
 
 
 class PairCollator:
-    """Draw numbers to a padded batch of pairs.
+    """A collator that makes one padded batch of the pairs of several draws.
 
     Args:
         pairs: The pair of each draw.
-        renderer: Of the checkpoint being trained.
+        renderer: The renderer of the checkpoint being trained.
     """
 
     def __init__(self, pairs: RenderedPairs, renderer: Renderer) -> None:
         self._pairs = pairs
         self._renderer = renderer
 
-    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        """Batch the pairs of `rows`, each `{"draw": i}`.
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """Batch the pairs of the draws.
 
         Returns:
-            What `collate` gives of 2P sequences, the preferred answers first and then the others, with the
-            pixels of each image once (`share_images`); `completion_mask` [2P, L], True on the answers; and
-            `left_out`, how many pairs were too long.
+            The result of `collate` for 2P sequences, the P preferred answers first and then the others, with
+            the pixels of each image once (`share_images`); `completion_mask` [2P, L], True on the answers;
+            and `left_out`, the number of pairs that were too long.
         """
         found = [self._pairs.sample(row["draw"]) for row in rows]
         items = [pair.chosen for pair, _ in found] + [pair.rejected for pair, _ in found]
@@ -121,91 +135,92 @@ class PairCollator:
         return batch | {"completion_mask": mask, "left_out": left_out}
 
 
+class DPOTrainerParts(TypedDict, total=False):
+    """The arguments of TRL's DPOTrainer, as far as stages give them."""
+
+    model: PreTrainedModel
+    ref_model: PreTrainedModel | None
+    peft_config: LoraConfig | None
+    args: DPOConfig
+    data_collator: PairCollator
+    train_dataset: Dataset
+    eval_dataset: Dataset
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin
+    callbacks: list[TrainerCallback]
+
+
 class PreferenceTrainer(StageTrainer, DPOTrainer):
-    """DPOTrainer with our pairs, normalisation, checkpoints and held-out measurement.
+    """DPOTrainer with our pairs, normalisation, optimisers, checkpoints and held-out measurement.
 
     Args:
-        stage: Its settings.
-        eval_collator: Batches the held-out pairs, whose numbers are `eval_dataset`.
-        eval_left_out: How many of them were too long.
-        **kwargs: StageTrainer's and DPOTrainer's own; the models have a supervised head.
+        run: The run's directory.
+        stage: The stage's settings.
+        held_out: Batches the held-out pairs, whose draws are `eval_dataset`.
+        held_out_left_out: Number of held-out pairs that were too long.
+        **parts: DPOTrainer's own arguments; the models have a supervised head.
     """
-
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         *,
+        run: RunDir,
         stage: DpoStage,
-        eval_collator: PairCollator | None = None,
-        eval_left_out: int = 0,
-        **kwargs: Any,
+        held_out: PairCollator | None = None,
+        held_out_left_out: int = 0,
+        **parts: Unpack[DPOTrainerParts],
     ) -> None:
         self._stage = stage
-        self._eval_collator = eval_collator
-        self._eval_left_out = eval_left_out
-        super().__init__(stage_name=stage.name, max_skipped_updates=stage.max_skipped_updates, **kwargs)
+        self._held_out = held_out
+        self._held_out_left_out = held_out_left_out
+        self.begin(run, stage)
+        super().__init__(**parts)
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As it is: the collator renders."""
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Leave the dataset as it is: the collator renders."""
         return dataset
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Over what trains, which with LoRA exists only once DPOTrainer has put the adapters on."""
-        if self.optimizer is None:
-            settings = (self._stage.optimizer, self._stage.learning_rate, self._stage.weight_decay)
-            self.optimizer = build_optimizer([self.model], *settings)  # pyright: ignore[reportArgumentType]
-        return self.optimizer
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """The loss's normaliser: the pairs of every micro-batch of every rank; counts what was left out."""
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        """Count the pairs of every micro-batch of every rank, the loss's normaliser; count those left out."""
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in batch_samples:
             sums += torch.tensor([len(batch["input_ids"]) // 2, batch["left_out"]])
         pairs, left_out = sum_over_ranks(sums)
-        self.count(LEFT_OUT, int(left_out))
+        self.count(DATA_LEFT_OUT, int(left_out))
         return pairs.to(device)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """The normalised loss of a micro-batch; DDP averages gradients, so it is scaled by the ranks."""
-        pairs = self.log_ratios(model, inputs)
-        assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
-        figures = self._summed(dpo_metrics(pairs, self._stage.beta), len(pairs.chosen))
+    def batch_loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        """Compute a micro-batch's share of the loss; see `dpo_loss`. Log the pairs' figures."""
+        pairs = self.log_ratios(model, batch)
+        figures = self._means(dpo_metrics(pairs, self._stage.beta), len(pairs.chosen))
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
-        loss = dpo_loss(pairs, num_items_in_batch, self._stage.beta, self._stage.loss_type)
-        return loss.to(pairs.chosen.dtype) * world_size()
+        loss = dpo_loss(pairs, normalizer, self._stage.beta, self._stage.loss_type)
+        return loss.to(pairs.chosen.dtype)
 
-    def log_ratios(self, model: Any, inputs: dict[str, Tensor]) -> PairLogRatios:
-        """How far the policy has moved from the reference on each answer; takes what `log_probs` does."""
-        policy, reference, lengths = self.log_probs(model, inputs)
+    def log_ratios(self, model: nn.Module, batch: Batch) -> PairLogRatios:
+        """Compute how far the policy has moved from the reference on each answer; see `log_probs`."""
+        policy, reference, lengths = self.log_probs(model, batch)
         chosen, rejected = (policy - reference).chunk(2)
         return PairLogRatios(chosen, rejected, *lengths.chunk(2))
 
-    def log_probs(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """How likely each answer is.
+    def log_probs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the log-probs of the answers.
 
         Args:
             model: The policy, as the training loop has wrapped it.
-            inputs: As `PairCollator` gives them.
+            batch: A batch from `PairCollator`; it is not changed.
 
         Returns:
-            [2P] the policy's and [2P] the reference's log-probs of the answers, and [2P] their tokens.
+            [2P] the policy's and [2P] the reference's log-prob of each answer, and [2P] its number of tokens.
         """
-        batch = dict(inputs)
+        batch = dict(batch)
         image_index = batch.pop(IMAGE_INDEX, None)
         mask = batch.pop("completion_mask")
         del batch["left_out"]
         labels = batch["input_ids"].masked_fill(~mask, IGNORED)
         rows = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
 
-        def answer_logprobs(model: Any) -> Tensor:
+        def answer_logprobs(model: nn.Module) -> Tensor:
             with self.accelerator.autocast(), sharing_images(model, image_index):
                 logprobs = model(**batch, supervised_labels=labels)
             return logprobs.new_zeros(len(labels)).index_add(0, rows, logprobs)
@@ -215,30 +230,37 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         return answer_logprobs(model), of_reference, mask.sum(1)
 
     @contextmanager
-    def reference(self) -> Iterator[Any]:
-        """The model that the policy is compared with: the frozen copy, or itself with its adapters off."""
+    def reference(self) -> Iterator[nn.Module]:
+        """Give the model to compare the policy with: the frozen copy, or itself with its adapters off."""
         if self.ref_model is not None:
+            assert isinstance(self.ref_model, nn.Module)
             yield self.ref_model
             return
-        adapted: Any = self.accelerator.unwrap_model(self.model)
+        assert isinstance(self.model, nn.Module)
+        adapted = self.accelerator.unwrap_model(self.model)
+        assert isinstance(adapted, PeftModel)
         with adapted.disable_adapter():
             yield self.model
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # pyright: ignore
-        """Measure the held-out pairs, each exactly once; every rank takes its share, in lock-step."""
-        assert self._eval_collator is not None
-        assert isinstance(self.model, torch.nn.Module)
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Measure the held-out pairs, each exactly once, and log the figures.
+
+        Every rank takes its share, and all make the same number of forward passes.
+        """
+        assert self._held_out is not None
+        assert isinstance(self.model, nn.Module)
+        assert isinstance(self.eval_dataset, Dataset)
         was_training = self.model.training
         self.model.eval()
-        total = len(self.eval_dataset)  # pyright: ignore[reportArgumentType]
+        total = len(self.eval_dataset)
         size = self.args.per_device_train_batch_size
         sums: dict[str, Tensor] = dict.fromkeys(("loss", "preferred", *FIGURES), torch.zeros(()))
         for start in range(0, total, size * world_size()):
             own = range(start + rank() * size, min(start + (rank() + 1) * size, total))
             # A rank that has nothing left runs along, since sharded models gather their weights together.
-            rows: list[Any] = [self.eval_dataset[place] for place in own or range(1)]  # pyright: ignore
+            rows = [self.eval_dataset[place] for place in own or range(1)]
             with torch.no_grad():
-                inputs = self._prepare_inputs(self._eval_collator(rows))
+                inputs = self._prepare_inputs(self._held_out(rows))
                 policy, reference, lengths = self.log_probs(self.model, inputs)
             if own:
                 pairs = PairLogRatios(*(policy - reference).chunk(2), *lengths.chunk(2))
@@ -248,16 +270,16 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
                 found |= dpo_metrics(pairs, self._stage.beta)
                 sums = {name: sums[name] + found[name].double().cpu() for name in sums}
         totals = sum_over_ranks(torch.stack([value.double() for value in sums.values()])).tolist()
-        metrics = {f"eval_{name}": value / total for name, value in zip(sums, totals, strict=True)}
-        metrics[EVAL_LEFT_OUT] = float(self._eval_left_out)
+        metrics = {HELD_OUT + name: value / total for name, value in zip(sums, totals, strict=True)}
+        metrics[HELD_OUT_LEFT_OUT] = float(self._held_out_left_out)
         self.log(dict(metrics))  # before training mode, in which TRL would add the training figures
         self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @staticmethod
-    def _summed(sums: dict[str, Tensor], pairs: int) -> dict[str, float]:
-        """Means over the pairs of all ranks."""
+    def _means(sums: dict[str, Tensor], pairs: int) -> dict[str, float]:
+        """Divide this rank's sums over its pairs, added up over the ranks, by the pairs of all ranks."""
         row = torch.stack([*sums.values()]).double().cpu()
         *totals, count = sum_over_ranks(torch.cat([row, torch.tensor([float(pairs)]).double()])).tolist()
         return {name: total / count for name, total in zip(sums, totals, strict=True)}
@@ -266,10 +288,13 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
 def training_arguments(
     config: RunConfig, stage: DpoStage, output_dir: Path, steps: int, resumed: bool = False
 ) -> DPOConfig:
-    """Our keys as TRL's."""
+    """Translate a stage's settings into TRL's; see `trainer_arguments`.
+
+    A stage that is not `resumed` measures its held-out pairs before the first step.
+    """
     held_out = stage.eval_dataset is not None
     return DPOConfig(
-        **trainer_arguments(config, stage, output_dir, steps),
+        **trainer_arguments(config, stage, output_dir, steps),  # pyright: ignore[reportArgumentType] (`fsdp`)
         beta=stage.beta,
         loss_type=[stage.loss_type],
         max_length=None,
@@ -281,14 +306,22 @@ def training_arguments(
 
 
 def frozen_copy(config: RunConfig, checkpoint: Path) -> PreTrainedModel:
-    """The reference of a stage without LoRA."""
+    """Load the reference model of a stage without LoRA."""
     model = load_policy(config.model, checkpoint)
     add_supervised_head(model)
     return model.requires_grad_(False).eval()
 
 
-def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> dict[str, Any]:
-    """What PreferenceTrainer takes to measure held-out pairs; each that fits comes once.
+class HeldOut(TypedDict, total=False):
+    """The arguments by which a PreferenceTrainer measures held-out pairs."""
+
+    eval_dataset: Dataset
+    held_out: PairCollator
+    held_out_left_out: int
+
+
+def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> HeldOut:
+    """Open a stage's held-out pairs, if it has any; those that are too long are left out.
 
     Raises:
         DataError: If all are too long.
@@ -305,8 +338,8 @@ def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> di
         )
     return {
         "eval_dataset": Dataset.from_dict({"draw": draws}),
-        "eval_collator": PairCollator(pairs, renderer),
-        "eval_left_out": len(mixture) - len(draws),
+        "held_out": PairCollator(pairs, renderer),
+        "held_out_left_out": len(mixture) - len(draws),
     }
 
 

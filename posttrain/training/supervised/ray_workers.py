@@ -3,7 +3,6 @@
 import logging
 import pkgutil
 from pathlib import Path
-from typing import Any
 
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -30,10 +29,10 @@ def run_workers(
     """Call `function(job)` in every worker and wait for all of them.
 
     Args:
-        function: What each worker runs, as `package.module:name`; `torch.distributed` is initialised (gloo,
-            or NCCL on GPUs). By name, since Ray Train's controller opens what it hands on: before any worker
-            starts it would spend seconds on importing TRL.
-        job: Given to each worker.
+        function: What each worker calls, as `package.module:name`; `torch.distributed` is initialised (gloo,
+            or NCCL on GPUs). It is a name, because Ray Train's controller unpickles its arguments: for a
+            function it would spend seconds on importing TRL before any worker starts.
+        job: The argument of the function.
         num_workers: Number of processes: one GPU each, or one core each.
         use_gpu: Whether each worker takes a GPU.
         scratch: Folder for Ray Train's own bookkeeping.
@@ -62,5 +61,6 @@ def run_workers(
         raise StageFailed(str(error)) from error
 
 
-def _call(work: dict[str, Any]) -> None:
-    pkgutil.resolve_name(work["function"])(work["job"])
+def _call(work: dict[str, object]) -> None:
+    """Call a stage's function in a worker."""
+    pkgutil.resolve_name(str(work["function"]))(work["job"])

@@ -1,7 +1,7 @@
-"""Runners of the stages whose whole work happens in Ray Train workers.
+"""Runners of the stages that train in Ray Train workers.
 
-Their data are made ready first (curated, or answered by a teacher); then the workers run, stopping where a
-checkpoint is to be measured on the way.
+They prepare the stage's data (curate it, or have a teacher answer), then run the workers, and stop them
+wherever a checkpoint is to be measured before the stage's end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ class WorkersRunner(Generic[S]):
         stage: The stage.
     """
 
-    #: What each worker runs, as `package.module:function`: it is given a StageJob.
+    #: The function that each worker calls with a StageJob, as `package.module:function`.
     worker: ClassVar[str]
 
     def __init__(self, work: RunAtWork, stage: S) -> None:
@@ -44,7 +44,7 @@ class WorkersRunner(Generic[S]):
         """Run the workers up to each stop and to the end, measuring the checkpoint at each stop.
 
         Args:
-            make_job: Makes the workers' job, given `resume` and `until`.
+            make_job: Makes the workers' job from `resume` and `until`.
             stops: Steps after which a checkpoint is measured, in order.
             steps: Steps in total.
 
@@ -66,7 +66,7 @@ class WorkersRunner(Generic[S]):
         return final
 
     def _run_workers(self, job: StageJob[S]) -> None:
-        """Run the workers once; engines make room for them where GPUs are needed."""
+        """Run the workers once; on GPUs the engines are ended first, to make room for them."""
         if self.work.use_gpu:
             self.work.services.close_pool()
         with saving_on_sigterm(self.work.run):
@@ -79,23 +79,23 @@ class WorkersRunner(Generic[S]):
             )
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: such a stage measures nothing by itself."""
+        """Return nothing: most stages measure nothing by themselves."""
         return []
 
 
 class DrawingRunner(WorkersRunner[D]):
-    """Runs a stage that draws from the mixture of its data."""
+    """Runs a stage that draws its samples from a mixture."""
 
     def prepared(self) -> Mapping[str, DatasetConfig]:
-        """Make the stage's data ready; return the datasets that replace names of its mixture."""
+        """Prepare the stage's data; return the datasets that replace some of its mixture, by name."""
         return {}
 
     def run(self) -> Path:
-        """Make the data ready, then run the workers to the stage's end."""
+        """Prepare the data, then run the workers to the stage's end; return the final checkpoint."""
         work, stage = self.work, self.stage
         replaced = self.prepared()
         if work.use_gpu:
-            work.services.close_pool()  # engines that made the data ready leave the room to the workers
+            work.services.close_pool()  # engines that prepared the data make room for the workers
         datasets = [
             load_samples(replaced.get(name, name), work.config.base_dir, use=stage.use)
             for name in stage.mixture
@@ -113,12 +113,12 @@ class DrawingRunner(WorkersRunner[D]):
 
 
 class SftRunner(DrawingRunner[SftStage]):
-    """Runs supervised fine-tuning, after curation where the stage names a recipe."""
+    """Runs supervised fine-tuning, after a curation if the stage names a recipe."""
 
     worker = "posttrain.training.supervised.sft:sft_worker"
 
     def prepared(self) -> Mapping[str, DatasetConfig]:
-        """Curate the dataset that the recipe names, or go on with that."""
+        """Curate the dataset that the recipe names, or continue an interrupted curation."""
         found = curated_dataset(self.stage, self.work)
         if found is None:
             return {}
@@ -133,7 +133,7 @@ class DistillationRunner(DrawingRunner[DistillationStage]):
     worker = "posttrain.training.supervised.distillation:distillation_worker"
 
     def prepared(self) -> Mapping[str, DatasetConfig]:
-        """Have the teacher answer the prompts, or go on with that."""
+        """Have the teacher answer the prompts, or continue where it was interrupted."""
         work, stage = self.work, self.stage
         teacher: Path | None = None
         if stage.teacher.stage is not None:

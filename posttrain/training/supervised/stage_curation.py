@@ -1,4 +1,4 @@
-"""Curation as the first half of a stage: what passes the recipe's filters is what the stage learns from."""
+"""Curation as the first half of a stage, which then learns from the rows that pass the recipe's filters."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ CURATION = "curation"
 
 
 def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[DatasetConfig, str] | None:
-    """Curate a stage's data, or go on with a curation that was interrupted.
+    """Curate a stage's data, or continue a curation that was interrupted.
 
     Its rows, kept and dropped, its funnel and its page are in `<run>/<stage>/curation`.
 
     Args:
-        stage: Its `curation` names the recipe.
+        stage: The stage's settings; `curation` names the recipe.
         work: The run.
 
     Returns:
-        The kept rows, under the name of the dataset that they are of, and the funnel's table; None where the
-        stage curates nothing.
+        A dataset of the kept rows, which has the name of the one that was curated, and the table of how many
+        rows each step kept; None if the stage has no curation.
 
     Raises:
-        CurationError, DataError, ConfigError, DiskFull: As `curate` says.
+        CurationError, DataError, ConfigError, DiskFull: As in `curate`.
     """
     if stage.curation is None:
         return None

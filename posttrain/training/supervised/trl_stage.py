@@ -1,7 +1,7 @@
-"""What the stages that run TRL's trainers in Ray Train workers have in common.
+"""The common part of the stages that run TRL's trainers in Ray Train workers.
 
-TRL keeps the optimiser loop, the chunked language-model head and resuming. Ours are the mixture with exact
-ratios, the rendering, the normalisation over the global batch and the atomic checkpoints.
+TRL and transformers do the optimiser loop, adapters, sharding and resuming. Ours are the mixture with exact
+ratios, the rendering, the loss with its normalisation over the global batch, and the atomic checkpoints.
 """
 
 import json
@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -27,6 +28,7 @@ from transformers import (
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from posttrain.config import DrawingStage, RunConfig, SupervisedStage
+from posttrain.config.learning import Scheduler
 from posttrain.data.curriculum import CurriculumMixture, LengthPhases
 from posttrain.data.lengths import TokenCounter
 from posttrain.data.mixing import Mixture
@@ -35,78 +37,123 @@ from posttrain.files.durable import explaining_full_disk
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.sample_tokens import SampleTokens
 from posttrain.run.directory import RunDir, step_of
+from posttrain.run.metric_names import (
+    DATA_LEFT_OUT,
+    GRAD_NORM,
+    HELD_OUT_LOSS,
+    LEARNING_RATE,
+    LOSS,
+    UPDATE_SKIPPED,
+)
 from posttrain.run.process import stop_requested
 from posttrain.run.tracking import Tracker
-from posttrain.training.core.distributed import any_over_ranks, barrier, rank
+from posttrain.training.core.distributed import any_over_ranks, barrier, rank, world_size
+from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import CHECKPOINTS_KEPT, load_policy
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.stage_job import StageJob
-
-#: Metric: updates since the row before that were skipped, their loss or gradient not being finite.
-SKIPPED = "update/skipped"
-#: Metric: samples with more than `data.max_length` tokens that were drawn since the row before.
-LEFT_OUT = "data/left_out"
+from posttrain.training.supervised.batches import Batch
 
 
 class StageTrainer(Trainer):
-    """The half of our trainers that is not about their loss: sample order, checkpoints and faults.
+    """The part of our trainers that does not depend on the loss: samples in order, checkpoints, faults.
 
-    To be named before one of TRL's trainers among the base classes.
-
-    Args:
-        run: The run's directory.
-        stage_name: Under which checkpoints are saved.
-        max_skipped_updates: Updates in a row that are not finite before the stage ends.
-        **kwargs: The trainer's own.
+    It comes before one of TRL's trainers among the base classes. Their constructors call `begin` before
+    TRL's own.
     """
 
+    #: Tells transformers that `compute_loss` has counted every micro-batch of the step.
+    loss_is_scaled_for_ga = True
     _metrics: dict[str, defaultdict[str, list[float]]]  # TRL's means since the last row, by mode
-    _tr_loss: torch.Tensor  # transformers' sum since then
+    _tr_loss: Tensor  # transformers' sum since then
 
-    def __init__(self, *, run: RunDir, stage_name: str, max_skipped_updates: int, **kwargs: Any) -> None:
+    def begin(self, run: RunDir, stage: DrawingStage) -> None:
+        """Set what the trainer needs of its stage, and remove what a killed process left half written.
+
+        Args:
+            run: The run's directory.
+            stage: The stage's settings.
+        """
         self._run = run
-        self._stage_name = stage_name
+        self._settings = stage
         self._guard = UpdateGuard(
-            max_skipped_updates, "Lower learning_rate, or look for the samples of these steps"
+            stage.max_skipped_updates, "Lower learning_rate, or look for the samples of these steps"
         )
         self._loss_is_finite = torch.tensor(True)
         self._counts: Counter[str] = Counter()
-        super().__init__(**kwargs)
-        if rank() == 0:  # what a killed process left half written
-            for leftover in run.scratch(stage_name).glob("checkpoint-*"):
+        if rank() == 0:
+            for leftover in run.scratch(stage.name).glob("checkpoint-*"):
                 shutil.rmtree(leftover)
 
+    def batch_loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
+        """Compute a micro-batch's share of the loss.
+
+        Args:
+            model: The model, as the training loop has wrapped it.
+            batch: The micro-batch; it is not changed.
+            normalizer: The loss's normaliser over every micro-batch of every rank.
+        """
+        raise NotImplementedError
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return `batch_loss`, scaled by the number of ranks, since DDP and FSDP average gradients."""
+        assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
+        return self.batch_loss(model, inputs, num_items_in_batch) * world_size()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the stage's optimiser; FSDP and PEFT have changed the model's parameters by now."""
+        if self.optimizer is None:
+            stage = self._settings
+            assert isinstance(self.model, nn.Module)
+            self.optimizer = build_optimizer(
+                [self.model], stage.optimizer, stage.learning_rate, stage.weight_decay
+            )
+        return self.optimizer
+
     def count(self, figure: str, number: int) -> None:
-        """Add to a figure that the next row of metrics tells, the same on every rank."""
+        """Add to a figure of the next row of metrics; every rank must add the same."""
         self._counts[figure] += number
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As transformers does, with what was counted since the last row."""
-        if "loss" in logs:
-            self._counts[SKIPPED] += 0
+        """Log as transformers does, and with it what was counted since the last row."""
+        if LOSS in logs:
+            self._counts[UPDATE_SKIPPED] += 0
             logs = logs | {figure: float(number) for figure, number in self._counts.items()}
             self._counts.clear()
         super().log(logs, start_time)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """In order: the mixture has shuffled and interleaved already."""
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        """Draw in order: the mixture has shuffled and interleaved already."""
         return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of a micro-batch, whose loss is noted."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run a micro-batch forward and backward, and note whether its loss is finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._loss_is_finite = self._loss_is_finite & torch.isfinite(loss)
         return loss
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        """Between the gradients and the optimiser: skip what is not finite, and see whether to end."""
-        broken = self._guard.broken(self.model.named_parameters())  # pyright: ignore
-        norm: Any = super()._clip_grad_norm(model)
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float:
+        """Clip the gradients; skip the update if they are not finite; see whether to end.
+
+        transformers calls this between the backward passes of a step and the optimiser.
+        """
+        assert isinstance(self.model, nn.Module)
+        broken = self._guard.broken(self.model.named_parameters())
+        norm = super()._clip_grad_norm(model)
+        assert norm is not None
         finite = bool(self._loss_is_finite) and math.isfinite(norm)
         self._loss_is_finite = torch.tensor(True)
         skip, stop = any_over_ranks(not finite, stop_requested(self._run))
         if not self._guard.admits(not skip, broken):
-            self.count(SKIPPED, 1)
+            self.count(UPDATE_SKIPPED, 1)
             model.zero_grad(set_to_none=True)  # without gradients the optimiser leaves everything as it is
         if stop:
             self.control.should_save = self.control.should_training_stop = True
@@ -114,21 +161,22 @@ class StageTrainer(Trainer):
             self.control.should_log = True
         return norm
 
-    def _get_output_dir(self, trial: Any) -> str:
-        """Transformers writes here; `_save_checkpoint` moves the result to its place."""
-        return str(self._run.scratch(self._stage_name))
+    def _get_output_dir(self, trial: object) -> str:
+        """Return the folder that transformers writes to; `_save_checkpoint` moves the result to its place."""
+        return str(self._run.scratch(self._settings.name))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        """Write a checkpoint to a scratch folder, then move it into the run's directory as a whole."""
+        step, stage_name = self.state.global_step, self._settings.name
         written = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
         try:
-            with explaining_full_disk(self._run.stage_dir(self._stage_name) / written.name):
-                super()._save_checkpoint(model, trial)
+            with explaining_full_disk(self._run.stage_dir(stage_name) / written.name):
+                super()._save_checkpoint(model, None)  # no search for hyper-parameters, so no trial
             barrier()  # every rank has written its random state
             if rank() == 0:
                 (written / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should load
                 self._run.save_checkpoint(
-                    self._stage_name, step, lambda path: _move_into(path, written), keep=CHECKPOINTS_KEPT
+                    stage_name, step, lambda path: _move_into(path, written), keep=CHECKPOINTS_KEPT
                 )
         finally:
             if rank() == 0:
@@ -136,7 +184,7 @@ class StageTrainer(Trainer):
         barrier()
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """With the figures that no row has told yet, or the first row after resuming would differ."""
+        """Save the random state, and the figures since the last row, which the next row needs."""
         super()._save_rng_state(output_dir)
         figures = {
             "loss": self._tr_loss.item(),
@@ -148,9 +196,10 @@ class StageTrainer(Trainer):
         (Path(output_dir) / _figures_name()).write_text(json.dumps(figures))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore what `_save_rng_state` has saved."""
         super()._load_rng_state(checkpoint)
         path = Path(checkpoint or "") / _figures_name()
-        if not path.is_file():  # the stage goes on with another number of workers
+        if not path.is_file():  # the stage continues with another number of workers
             return
         figures = json.loads(path.read_text())
         self._tr_loss += figures["loss"]
@@ -166,7 +215,7 @@ def _move_into(folder: Path, written: Path) -> None:
 
 
 def _figures_name() -> str:
-    """Beside transformers' random state of this rank."""
+    """Return the name of the file with this rank's figures, beside its random state."""
     return f"figures_{rank()}.json"
 
 
@@ -174,15 +223,15 @@ class TrackerCallback(TrainerCallback):
     """Hands transformers' logs to our tracker.
 
     Args:
-        tracker: Of the run.
-        stage_name: Of the rows.
-        extra: Figures to pass on besides loss, gradient norm, learning rate and what was skipped or left out.
+        tracker: The run's tracker.
+        stage_name: The stage's name.
+        extra: Names of more figures to pass on, besides those that every stage has.
     """
 
     def __init__(self, tracker: Tracker, stage_name: str, extra: tuple[str, ...] = ()) -> None:
         self._tracker = tracker
         self._stage_name = stage_name
-        self._names = ("loss", "grad_norm", "learning_rate", SKIPPED, LEFT_OUT, *extra)
+        self._names = (LOSS, GRAD_NORM, LEARNING_RATE, UPDATE_SKIPPED, DATA_LEFT_OUT, *extra)
 
     def on_log(
         self,
@@ -190,16 +239,16 @@ class TrackerCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Log the figures of a step or of a measurement; the summary at the end is left out."""
-        if logs and not {"loss", "eval_loss"}.isdisjoint(logs):
+        if logs and not {LOSS, HELD_OUT_LOSS}.isdisjoint(logs):
             found = {name: logs[name] for name in self._names if name in logs}
             self._tracker.log(self._stage_name, state.global_step, found)
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step, with a checkpoint from which it can go on as if it had not ended.
+    """Ends training after a step, with a checkpoint from which it can continue as if it had not ended.
 
     Args:
         step: The optimiser step.
@@ -209,15 +258,50 @@ class StopAt(TrainerCallback):
         self._step = step
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Ask for both where the step has come."""
+        """Ask for a checkpoint and for the end once the step is done."""
         if state.global_step == self._step:
             control.should_save = control.should_training_stop = True
 
 
-def trainer_arguments(config: RunConfig, stage: DrawingStage, output_dir: Path, steps: int) -> dict[str, Any]:
-    """Translate a stage's keys into those that all of transformers' trainers take."""
+class TrainerArguments(TypedDict):
+    """The arguments that all of transformers' trainers take, as far as stages set them."""
+
+    output_dir: str
+    max_steps: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    lr_scheduler_type: Scheduler
+    warmup_steps: float
+    weight_decay: float
+    max_grad_norm: float
+    logging_steps: float
+    save_steps: float
+    save_strategy: str
+    bf16: bool
+    use_cpu: bool
+    gradient_checkpointing: bool
+    seed: int
+    report_to: str
+    disable_tqdm: bool
+    remove_unused_columns: bool
+    fsdp: bool  # as transformers documents it; its annotation says text
+    fsdp_config: dict[str, object]
+
+
+def trainer_arguments(
+    config: RunConfig, stage: DrawingStage, output_dir: Path, steps: int
+) -> TrainerArguments:
+    """Translate a stage's settings into the arguments that all of transformers' trainers take.
+
+    Args:
+        config: The run's settings.
+        stage: The stage's settings.
+        output_dir: Where transformers writes.
+        steps: Optimiser steps in total.
+    """
     return {
         "output_dir": str(output_dir),
         "max_steps": steps,
@@ -246,14 +330,14 @@ def trainer_arguments(config: RunConfig, stage: DrawingStage, output_dir: Path, 
 
 @dataclass
 class StageParts:
-    """What every worker of a stage opens.
+    """What every worker of a stage needs, opened.
 
     Attributes:
-        renderer: Of the checkpoint that the stage begins with.
-        model: Its weights.
-        mixture: What is drawn from.
+        renderer: The renderer of the checkpoint that the stage starts from.
+        model: The model of that checkpoint.
+        mixture: The samples to draw from.
         steps: Optimiser steps in total.
-        tracker: On rank 0.
+        tracker: The run's tracker on rank 0; None on other ranks.
     """
 
     renderer: Renderer
@@ -265,7 +349,7 @@ class StageParts:
 
 @contextmanager
 def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
-    """Open what a worker of a stage needs, and end it afterwards."""
+    """Open what a worker of a stage needs, and close the tracker afterwards."""
     config, stage = job.config, job.stage
     renderer = Renderer.from_config(job.checkpoint, config.model)
     mixture = stage_mixture(job, renderer)
@@ -303,7 +387,7 @@ def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
 def curriculum_mixture(
     mixture: Mixture, stage: SupervisedStage, seed: int, counter: TokenCounter, cache_dir: Path | None = None
 ) -> CurriculumMixture:
-    """A mixture in the two phases of a stage's curriculum."""
+    """Put a mixture into the order of a stage's curriculum: short samples first, then all lengths."""
     data = stage.data
     assert data.curriculum is not None
     phases = LengthPhases(

@@ -1,1 +1,1 @@
-"""What each sampled token is to learn from its episode and its group."""
+"""Learning signals: what each episode teaches the tokens that were sampled in it."""

@@ -1,4 +1,4 @@
-"""Group-relative advantages: an episode against the others of the same prompt."""
+"""Group-relative advantages: an episode's reward compared with the others of the same prompt."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class AdvantageCounts:
-    """What became of a batch's groups.
+    """How many groups and episodes of a batch teach nothing, and why.
 
     Attributes:
-        zero_groups: Groups whose episodes all got the same reward; they teach nothing.
-        dropped_groups: Groups left with fewer than two scored episodes; none of theirs has an advantage.
+        zero_groups: Groups whose episodes all got the same reward; their advantages are zero.
+        dropped_groups: Groups with fewer than two scored episodes; none of their episodes has an advantage.
         errors: Episodes whose reward failed; they have no advantage and are not in the baseline.
     """
 
@@ -32,7 +32,7 @@ def assign_advantages(trajectories: Sequence[Trajectory]) -> AdvantageCounts:
     None: it is neither learnt from nor part of the mean (an error is never a zero).
 
     Args:
-        trajectories: Whole groups, scored.
+        trajectories: Whole groups, scored; they are changed.
 
     Source:
         DeepSeekMath (arXiv 2402.03300), section 4.1.2; SAPO (arXiv 2511.20347) uses the same.

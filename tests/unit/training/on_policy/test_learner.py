@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.training.core.update_guard import NonFiniteUpdates
-from posttrain.training.on_policy.learner import Learner, PolicyMismatch, share_of
+from posttrain.training.on_policy.learner import Learner, MicroBatch, PolicyMismatch, share_of
 from posttrain.types import Trajectory
 
 
@@ -30,8 +30,9 @@ def test_an_update_moves_the_policy_towards_the_better_answers(
     assert metrics["update/skipped"] == 0
     assert metrics["kl/old_new"] == pytest.approx(0, abs=1e-9)  # one mini-batch: measured on-policy
     assert metrics["gate/pos_p50"] == pytest.approx(1)
-    [old] = learner._old_logprobs([trajectories]).values()
-    gained = (old[0] - old[1]).split([sum(t.sampled) for t in trajectories])
+    after = MicroBatch(trajectories)
+    learner.compute_old_logprobs([after])
+    gained = (after.old_logprobs - after.engine_logprobs).split([sum(t.sampled) for t in trajectories])
     towards = sum(
         (t.advantage or 0) * piece.mean().item() for t, piece in zip(trajectories, gained, strict=True)
     )
@@ -116,8 +117,9 @@ def test_a_resumed_learner_goes_on_bit_for_bit(
 def _refresh(learner: Learner, trajectories: list[Trajectory]) -> None:
     """Give the trajectories the log-probs that an engine with these weights would report."""
     for trajectory in trajectories:
-        [(logprobs, _)] = learner._old_logprobs([[trajectory]]).values()
-        values = iter(logprobs.tolist())
+        micro = MicroBatch([trajectory])
+        learner.compute_old_logprobs([micro])
+        values = iter(micro.old_logprobs.tolist())
         trajectory.logprobs = [next(values) if sampled else 0.0 for sampled in trajectory.sampled]
 
 
@@ -131,8 +133,11 @@ def test_every_trajectory_is_dealt_to_one_rank_and_tokens_are_balanced(
 ):
     dealt = [Trajectory(str(i), "t", i, 0, token_ids=[0] * n) for i, n in enumerate(lengths)]
     shares = [share_of(dealt, size, rank, ranks) for rank in range(ranks)]
-    micros = [micro for share in shares for micro in share.micro_batches]
+    ranks_micros = [[micro.trajectories for micro in share.micro_batches] for share in shares]
+    micros = [micro for rank in ranks_micros for micro in rank]
     assert sorted(t.group for micro in micros for t in micro) == list(range(len(lengths)))
     assert all(len(micro) <= size for micro in micros)
-    tokens = [sum(len(t.token_ids) for micro in share.micro_batches for t in micro) for share in shares]
+    tokens = [
+        sum(len(t.token_ids) for micro in share.micro_batches for t in micro.trajectories) for share in shares
+    ]
     assert max(tokens) - min(tokens) <= 2 * max(lengths, default=0)

@@ -1,5 +1,7 @@
 """The log of answers: what a crash leaves of it are answers with all that belongs to them."""
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 
 from posttrain.files.line_log import LineLogError
+from posttrain.files.strict_json import JsonObject
 from posttrain.inference.engine import TopTokens
-from posttrain.training.supervised.answer_log import LOG, AnswerLog, read_top_tokens
+from posttrain.training.supervised.answer_log import LOG, AnswerLine, AnswerLog, read_top_tokens
 
 QUESTIONS = 9
 BATCH = 3
@@ -22,8 +25,8 @@ def top_of(question: int) -> TopTokens | None:
     return TopTokens(np.full(shape, question, np.int32), np.full(shape, -question, np.float32))
 
 
-def line_of(question: int) -> dict:
-    return {"question": question, "text": f"été {question}", "token_ids": [7] * (question + 1)}
+def line_of(question: int) -> AnswerLine:
+    return AnswerLine(question, f"été {question}", token_ids=(7,) * (question + 1))
 
 
 def fill(log: AnswerLog) -> None:
@@ -39,10 +42,10 @@ def check(folder: Path, log: AnswerLog) -> int:
     found = [question for question in range(QUESTIONS) if question in log]
     for question in found:
         line, top = log.read(question), top_of(question)
-        assert line.items() >= line_of(question).items()
-        assert ("shard" in line) == (top is not None)
+        assert dataclasses.replace(line, shard="", start=0) == line_of(question)
+        assert bool(line.shard) == (top is not None)
         if top is not None:
-            stored = read_top_tokens(folder, line["shard"], line["start"], question + 1)
+            stored = read_top_tokens(folder, line.shard, line.start, question + 1)
             assert (stored.ids == top.ids).all()
             assert (stored.logprobs == top.logprobs).all()
     return len(found)
@@ -80,7 +83,7 @@ def test_every_prefix_of_the_writes_is_gone_on_with(tmp_path: Path, soak: bool) 
 
 def test_a_failure_is_kept_until_there_is_an_answer(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path)
-    log.append([{"question": 0, "error": "busy"}, line_of(1)])
+    log.append([AnswerLine(0, error="busy"), line_of(1)])
     log.close()
     log = AnswerLog(tmp_path)
     assert log.failed == {0}
@@ -89,7 +92,7 @@ def test_a_failure_is_kept_until_there_is_an_answer(tmp_path: Path) -> None:
     log.close()
     log = AnswerLog(tmp_path)
     assert not log.failed
-    assert log.read(0)["text"] == "été 0"
+    assert log.read(0).text == "été 0"
     log.close()
 
 
@@ -101,3 +104,16 @@ def test_damage_before_the_end_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"\x00" * 5 + path.read_bytes()[5:])
     with pytest.raises(LineLogError, match=r"answers.jsonl:1 is damaged .* --resume"):
         AnswerLog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"question": 3, "error": "busy"},
+        {"question": 3, "left_out": "cut off"},
+        {"question": 3, "text": "K"},
+        {"question": 3, "text": "K", "token_ids": [7, 8], "shard": "top-0.safetensors", "start": 0},
+    ],
+)
+def test_a_line_is_written_as_it_was_read(line: JsonObject) -> None:
+    assert json.dumps(AnswerLine.from_json(line).to_json()) == json.dumps(line)

@@ -26,9 +26,9 @@ from posttrain.objectives.sft import EXPONENTS
 from posttrain.quickstart import marker_scenes
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
-from posttrain.training.supervised.answer_log import AnswerLog, read_top_tokens
+from posttrain.run.metric_names import KL_TEACHER
+from posttrain.training.supervised.answer_log import AnswerLine, AnswerLog, read_top_tokens
 from posttrain.training.supervised.distillation import (
-    KL,
     DistillationTrainer,
     TaughtDraws,
     distillation_worker,
@@ -66,7 +66,7 @@ def answers(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Pat
         # Tokens that no text would be cut into.
         tokens = [*torch.randint(5, 200, (index + 1,), generator=generator).tolist(), renderer.end_token_id]
         logprobs, ids = torch.randn(len(tokens), vocabulary, generator=generator).log_softmax(1).topk(TOP_K)
-        lines.append({"question": index, "text": "?", "token_ids": tokens})
+        lines.append(AnswerLine(index, "?", tuple(tokens)))
         tops.append(TopTokens(ids.int().numpy(), logprobs.numpy()))
         samples.append(Sample(f"s{index}", (prompt, text_message("assistant", "?"))))
     log = AnswerLog(folder)
@@ -74,7 +74,7 @@ def answers(renderer: Renderer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     about = [log.read(index) for index in range(SAMPLES)]
     log.close()
     for sample, line in zip(samples, about, strict=True):
-        sample.columns[COLUMN] = {key: line[key] for key in ("token_ids", "shard", "start")}
+        sample.columns[COLUMN] = line.sampled()
     write_canonical(samples, folder / "data.jsonl")
     return folder
 
@@ -106,11 +106,8 @@ class Setup(test_sft.Setup):
         if stage.data.packing:
             use_packed_attention(model)
         self.trainer: Any = DistillationTrainer(
-            normalization=stage.loss.normalization,
-            top_k_weight=stage.loss.top_k_weight,
             run=RunDir(scratch),
-            stage_name="distillation",
-            max_skipped_updates=stage.max_skipped_updates,
+            stage=stage,
             model=model,
             args=training_arguments(config, stage, scratch, steps=1),
             data_collator=self.collator,
@@ -210,7 +207,7 @@ def test_a_stage_resumes_where_it_was_and_trains_the_language_model_alone(
     first = load_file(newest / weights)
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert rows[-1][KL] < rows[0][KL]
+    assert rows[-1][KL_TEACHER] < rows[0][KL_TEACHER]
     shutil.rmtree(newest)
     distillation_worker(job_of(config, run, tiny_checkpoint, replaced=replaced))
     again = load_file(newest / weights)

@@ -156,13 +156,14 @@ def trainer(
             if each is not None:
                 add_supervised_head(each)
         extra = {"run": RunDir(tmp_path), "stage": settings}
+    collator: Any = lambda rows: {}  # noqa: E731 (of any type)
     dataset = {"draw": range(8)} if kind is PreferenceTrainer else {"draw": range(8), "images": [[]] * 8}
     return kind(
         model=model,
         ref_model=frozen,
         peft_config=lora_config(model, settings.lora) if settings.lora else None,
         args=training_arguments(config, settings, tmp_path, steps=1),
-        data_collator=lambda rows: {},
+        data_collator=collator,
         train_dataset=Dataset.from_dict(dataset),
         processing_class=renderer.processor,
         **extra,

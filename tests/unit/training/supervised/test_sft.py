@@ -29,6 +29,7 @@ from posttrain.plugins import resolve
 from posttrain.quickstart import marker_scenes
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
+from posttrain.training.supervised.batches import RankBatch
 from posttrain.training.supervised.sft import SupervisedTrainer, sft_batches, sft_worker, training_arguments
 from posttrain.training.supervised.trl_stage import StageParts
 from tests.stage_jobs import job_of
@@ -97,12 +98,7 @@ class Setup:
         extra = {}
         if kind is SupervisedTrainer:
             add_supervised_head(model)
-            extra = {
-                "normalization": stage.loss.normalization,
-                "run": RunDir(scratch),
-                "stage_name": "sft",
-                "max_skipped_updates": stage.max_skipped_updates,
-            }
+            extra = {"run": RunDir(scratch), "stage": stage}
         if stage.data.packing:
             use_packed_attention(model)
         self.trainer: Any = kind(
@@ -114,7 +110,7 @@ class Setup:
             **extra,
         )
 
-    def shares(self) -> list[dict[str, Any]]:
+    def shares(self) -> list[RankBatch]:
         """What the trainer collects for its only step."""
         rows = [{"draw": draw} for draw in self.draws["draw"]]
         size = 1 if self.stage.data.packing else self.stage.per_device_batch_size

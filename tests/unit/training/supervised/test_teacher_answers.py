@@ -22,12 +22,8 @@ from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.engines_and_rewards import EnginesAndRewards
-from posttrain.training.supervised.teacher_answers import (
-    COLUMN,
-    TeachingError,
-    check_same_tokens,
-    taught_datasets,
-)
+from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
+from posttrain.training.supervised.teacher_prompts import TeachingError, check_same_tokens
 from posttrain.types import Block, Message, Sample, text_message
 
 PROMPTS = 12
