@@ -22,6 +22,7 @@ from posttrain.config.endpoints import EndpointConfig
 from posttrain.curation.asking import Sampling, chat, file_digest
 from posttrain.curation.checks import VARIABLES, missing_address
 from posttrain.curation.outcomes import CurationError, RowError
+from posttrain.files.strict_json import JsonObject
 from posttrain.media.images import ImageError
 from posttrain.types import ImageRef, Message
 
