@@ -60,6 +60,10 @@ TOP = ("first_party", "cli")
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS = 400, 60, 250, 8
 MAX_ANY_PER_1000 = 12
 MAX_ISINSTANCE_ON_STAGES = 6
+#: First words of docstrings that name something.
+NOT_VERBS = set(
+    "The A An What Whether How Of Who When Where Our Its In As By With From For Each One Nothing".split()
+)
 
 
 def module_of(path: Path) -> str:
@@ -217,6 +221,22 @@ def test_types_say_what_they_are() -> None:
     )
     share = 1000 * anys / sum(map(code_lines, SOURCES))
     assert share <= MAX_ANY_PER_1000, f"{anys} times Any, {share:.1f} per 1,000 lines of code"
+
+
+def test_docstrings_of_functions_begin_with_what_happens() -> None:
+    """A noun phrase says what a value is; a function's first word says what it does."""
+    nominal, count = [], 0
+    for module, path in MODULES.items():
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            text = ast.get_docstring(node)
+            if not text or any("property" in ast.unparse(mark) for mark in node.decorator_list):
+                continue
+            count += 1
+            if text.split()[0].strip("`'\",.:") in NOT_VERBS or text[0] in "`…":
+                nominal.append(f"{module}.{node.name}")
+    assert len(nominal) <= count / 100, nominal
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,43 @@ def test_micro_batches_change_nothing(
     assert results[1] == pytest.approx(results[0], rel=1e-4, abs=1e-6)
 
 
+def test_checkpointing_activations_changes_nothing(
+    model_config: ModelConfig, stage: RlStage, tiny_checkpoint: Path, trajectories: list[Trajectory]
+):
+    learned = []
+    for checkpointing in (False, True):
+        settings = stage.model_copy(update={"gradient_checkpointing": checkpointing})
+        learner = Learner(model_config, settings, tiny_checkpoint, resume=False)
+        assert learner.model.is_gradient_checkpointing is checkpointing
+        learner.update(trajectories)
+        learned.append(weights(learner))
+    plain, checkpointed = learned
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=1e-6)
+
+
+def test_muon_trains_and_resumes_like_adamw(
+    model_config: ModelConfig,
+    stage: RlStage,
+    tiny_checkpoint: Path,
+    trajectories: list[Trajectory],
+    tmp_path: Path,
+):
+    settings = stage.model_copy(update={"optimizer": "muon"})
+    learner = Learner(model_config, settings, tiny_checkpoint, resume=False)
+    before = weights(learner)
+    learner.update(trajectories)
+    learner.write_checkpoint(tmp_path / "checkpoint-1")
+    assert any(not torch.equal(before[name], value) for name, value in weights(learner).items())
+    resumed = Learner(model_config, settings, tmp_path / "checkpoint-1", resume=True)
+    again = copy.deepcopy(trajectories)
+    resumed.tolerance = learner.tolerance = math.inf  # the same episodes, which are an older policy's now
+    for each in (learner, resumed):
+        each.update(again)
+    ours, theirs = weights(learner), weights(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_frozen_parts_stay(learner: Learner, trajectories: list[Trajectory]):
     before = weights(learner)
     learner.update(trajectories)
