@@ -154,7 +154,7 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.global_batch_size=99", "write prompts_per_step"),
         ("stages.rl.logging_steps=5", "every rollout batch has its row"),
         ("stages.rl.rollout.max_new_tokens=8192", "leaves no room for a prompt"),
-        ("stages.rl.warmup_steps=5", "it is called warmup_ratio"),
+        ("stages.rl.warmup_steps=5", "write warmup_ratio, a share of the steps"),
         ("stages.rl.name=sft", "the name 'sft' is taken by another stage"),
         ("stages.rl.name=images", "the name 'images' is reserved"),
         ("name=../../etc", "name: should be up to 64 letters, digits"),
