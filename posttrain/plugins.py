@@ -85,9 +85,14 @@ def declared(group: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def is_declared_name(reference: str) -> bool:
+    """Tell whether a reference can only be a declared name: following it runs installed code alone."""
+    return _NAME.fullmatch(reference) is not None
+
+
 def _declared(name: str, group: str, kind: type[T], base_dir: Path | None) -> T:
     """Follow a declared name to the code behind it."""
-    if not _NAME.fullmatch(name):
+    if not is_declared_name(name):
         raise PluginError(
             f"{name!r} is not a plugin reference: write a name, file.py:attribute or package.module:attribute"
         )

@@ -2,7 +2,7 @@
 
 import functools
 
-from posttrain.plugins import PluginError, resolve
+from posttrain.plugins import PluginError, is_declared_name, resolve
 from posttrain.types import Sample, ToolSpec
 
 
@@ -19,9 +19,13 @@ def tool_specs(sample: Sample) -> list[ToolSpec]:
 def declared_spec(name: str) -> ToolSpec:
     """Return the specification of an installed tool, which is declared as an object or as its class.
 
+    Rows of datasets name tools, so only declared names are followed, never a file or a module.
+
     Raises:
         PluginError: If there is no such tool.
     """
+    if not is_declared_name(name):
+        raise PluginError(f"{name!r} is not the name of an installed tool")
     found = resolve(name, "posttrain.tools", object)
     spec = getattr(found() if isinstance(found, type) else found, "spec", None)
     if not isinstance(spec, ToolSpec):

@@ -29,6 +29,7 @@ from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.media.suffixes import FRAME_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.messages import message_from_json, message_to_json
+from posttrain.plugins import is_declared_name
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
 
 #: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
@@ -194,7 +195,17 @@ def _tools(row: Row) -> tuple[str | ToolSpec, ...]:
     tools = row.get("tools", [])
     if not isinstance(tools, list):
         raise DataError('"tools" must be a list of names or function schemas')
-    return tuple(tool if isinstance(tool, str) else _tool_spec(tool) for tool in tools)
+    return tuple(_tool_name(tool) if isinstance(tool, str) else _tool_spec(tool) for tool in tools)
+
+
+def _tool_name(name: str) -> str:
+    """Refuse what would lead to code of the row's choice: rows come from strangers."""
+    if not is_declared_name(name):
+        raise DataError(
+            f"the tool {name[:80]!r} is not the name of an installed one; write its schema, "
+            '{"type": "function", "function": {…}}'
+        )
+    return name
 
 
 def _tool_spec(schema: object) -> ToolSpec:

@@ -240,7 +240,7 @@ TURN = st.tuples(TEXT, st.booleans(), TEXT)
 @given(
     st.lists(TURN, min_size=1, max_size=3),
     VALUE,
-    st.lists(TEXT, max_size=2),
+    st.lists(st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]*", fullmatch=True), max_size=2),
     st.dictionaries(TEXT.filter(lambda key: key not in formats.OWN_KEYS), VALUE, max_size=3),
 )
 def test_samples_survive_a_round_trip(folder: Path, dialogue: list, truth: Any, tools: list, columns: dict):
