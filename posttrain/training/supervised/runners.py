@@ -122,9 +122,9 @@ class SftRunner(DrawingRunner[SftStage]):
         found = curated_dataset(self.stage, self.work)
         if found is None:
             return {}
-        curated, funnel = found
+        name, curated, funnel = found
         print(funnel, flush=True)
-        return {curated.name: curated}
+        return {name: curated}
 
 
 class DistillationRunner(DrawingRunner[DistillationStage]):

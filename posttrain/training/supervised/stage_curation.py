@@ -13,7 +13,7 @@ from posttrain.viewer.curation_page import write_curation_page
 CURATION = "curation"
 
 
-def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[DatasetConfig, str] | None:
+def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[str, DatasetConfig, str] | None:
     """Curate a stage's data, or continue a curation that was interrupted.
 
     Its rows, kept and dropped, its funnel and its page are in `<run>/<stage>/curation`.
@@ -43,4 +43,4 @@ def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[DatasetConfig, st
         licence=whole.licence,
         source=SourceConfig(path=str(report.directory / "kept.jsonl")),
     )
-    return kept, report.table()
+    return recipe.data, kept, report.table()
