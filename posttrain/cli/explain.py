@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from posttrain.config.reference import ANY_NAME, FILES, Entry, Found, look_up, reference
+from posttrain.config.reference import ANY_NAME, FILES, NOT_TAKEN, Entry, Found, look_up, reference
 
 EXAMPLES = """\
 examples:
@@ -167,6 +167,8 @@ def _facts(entry: Entry) -> str:
     kind = entry.kind + (f", by {ANY_NAME}" if ANY_NAME in entry.path[-1:] else "")
     if entry.kind.startswith("the word"):
         return f"{kind}, which chooses this variant"
+    if entry.kind == NOT_TAKEN:
+        return kind
     return f"{kind}; " + ("required" if entry.default is None else f"default: {entry.default}")
 
 

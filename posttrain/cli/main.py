@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -99,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return options.action(options)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted; `posttrain run … --resume` goes on", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from posttrain.config.curation import CurationConfig
 from posttrain.config.data import DatasetConfig
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
+from posttrain.config.learning import LearningStage
 from posttrain.config.renamed_keys import RENAMED_KEYS
 from posttrain.config.run import RunConfig
 from posttrain.config.schema import sections_of, tag_of
@@ -34,6 +35,9 @@ _SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or fal
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 #: Stands in a path for a name that the writer of the file chooses.
 ANY_NAME = "<name>"
+
+#: In place of the type of a key that a kind of stage does not obey.
+NOT_TAKEN = "not taken here"
 
 
 @dataclass(frozen=True)
@@ -175,10 +179,19 @@ def _nearest_key(words: Sequence[str], everything: Sequence[Entry]) -> str:
 
 
 def _keys(section: type[Section], path: tuple[str, ...], may_lack: frozenset[int]) -> tuple[Entry, ...]:
-    """Return the entries of a section's keys, that which chooses it in a union first."""
+    """Return the entries of a section's keys, that which chooses it in a union first.
+
+    A key that this kind of section does not obey has the reason in place of its meaning.
+    """
     first, _ = tag_of(section) or ("", "")
+    refused = section.unsupported if issubclass(section, LearningStage) else {}
     fields = sorted(section.model_fields.items(), key=lambda field: field[0] != first)
-    return tuple(_key(name, info, path, may_lack) for name, info in fields)
+    return tuple(
+        Entry((*path, name), may_lack, "", NOT_TAKEN, None, "; ".join(refused[name]) + ".", (), ())
+        if name in refused
+        else _key(name, info, path, may_lack)
+        for name, info in fields
+    )
 
 
 def _key(name: str, info: FieldInfo, path: tuple[str, ...], may_lack: frozenset[int]) -> Entry:

@@ -149,6 +149,18 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_engines_of_evaluation(self) -> "RunConfig":
+        actors = self.evaluation_rollout.actors
+        offered = self.cluster.num_gpus if self.cluster.address is None else 0
+        if self.evaluation is not None and offered and actors > offered:
+            raise MisfitError(
+                "evaluation.rollout.actors",
+                f"{actors} take one GPU each, and cluster.num_gpus is {offered}",
+                "lower it, or raise cluster.num_gpus",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stages_in_run(self) -> "RunConfig":
         for index, stage in enumerate(self.stages):
             try:

@@ -50,7 +50,12 @@ class Source:
     def identity(self) -> str:
         """Return a digest of all that the rewritten file depends on; another version of a file changes it."""
         files = data_files(self.path, self.config.source.split)
-        stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        # The later of both times: restoring the time of a file's contents does not hide that it was written.
+        stamps = [
+            (str(file), status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            for file in files
+            if (status := file.stat())
+        ]
         settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
         whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()

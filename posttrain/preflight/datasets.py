@@ -1,6 +1,7 @@
 """The datasets of a run: are they there, and can their first rows be used for what they are used for?"""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ class Dataset:
     def path(self) -> Path:
         """Where its rows are, of a dataset that has a path."""
         return Path(str(self.config.source.path))
+
+    @property
+    def can_be_counted(self) -> bool:
+        """Whether counting the rows is a matter of counting the lines of a file that is not large."""
+        path = self.path
+        plain = self.config.as_it_stands and path.is_file() and path.suffix == ".jsonl"
+        return plain and path.stat().st_size <= MAX_COUNTED_BYTES
 
     def first_rows(self) -> Iterator[FirstRow]:
         """Read its first rows; none if they are not here.
@@ -94,13 +102,24 @@ def examine_rows(look: Examination, dataset: Dataset, use: DatasetUse) -> None:
     if is_whole and not total:
         removed = f"; the filters remove all {len(found)}" if found else ""
         look.problem(use.key, f"dataset {use.name}: {dataset.path} has no rows{removed}")
-    elif faults and (not good or (is_whole and len(faults) > dataset.config.max_bad_share * total)):
+    elif _too_many(dataset, good, faults, is_whole):
         remedy = f"correct or remove it; {len(faults)} of the first {total} rows cannot be used"
         look.problem(use.key, faults[0], remedy)
     elif reason := next(filter(None, (_refusal(look, use, row) for row in good)), ""):
         look.problem(use.key, reason)
     elif use.taken and (count := _count(dataset, len(good), is_whole, use.taken)) < use.taken:
         look.problem(use.key, too_few_rows(use.taken_by, use.name, use.taken, count))
+
+
+def _too_many(dataset: Dataset, good: Sequence[FirstRow], faults: Sequence[str], is_whole: bool) -> bool:
+    """Tell whether the first rows alone have more faults than the whole dataset may have."""
+    share = dataset.config.max_bad_share
+    if not faults or is_whole:
+        return len(faults) > share * (len(good) + len(faults))
+    if not dataset.can_be_counted:
+        return not good
+    enough = math.ceil(len(faults) / share) if share else 0
+    return not enough or _count(dataset, len(good), is_whole, enough) < enough
 
 
 def _judge(found: Sequence[FirstRow], use: DatasetUse) -> tuple[list[FirstRow], list[str]]:
@@ -142,11 +161,9 @@ def _count(dataset: Dataset, good: int, is_whole: bool, most: int) -> int:
     """Count the rows of a dataset up to a number, which is also the answer where it would take too long."""
     if is_whole:
         return good
-    path = dataset.path
-    plain = dataset.config.as_it_stands and path.is_file() and path.suffix == ".jsonl"
-    if not plain or path.stat().st_size > MAX_COUNTED_BYTES:
+    if not dataset.can_be_counted:
         return most
-    with path.open("rb") as file:
+    with dataset.path.open("rb") as file:
         return sum(1 for _ in itertools.islice(rows(file), most))
 
 

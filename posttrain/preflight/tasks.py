@@ -34,9 +34,13 @@ class LoadedReward:
 
 def load_tools(look: Examination, use: TaskUse) -> None:
     """Load a task's tools, each with its params."""
+    names: set[str] = set()
     for index, tool in enumerate(use.task.tools):
         key = (*use.key, "tools", index)
-        look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir)
+        for loaded in look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir) or ():
+            if loaded.spec.name in names:
+                look.problem(key, f"two tools call themselves {loaded.spec.name!r}", "rename or remove one")
+            names.add(loaded.spec.name)
 
 
 def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:

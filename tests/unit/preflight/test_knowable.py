@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from posttrain.config import recipe_names
+from posttrain.plugins import PluginError
 from posttrain.preflight import machine
 from posttrain.preflight.findings import Findings
+from posttrain.rendering.tools import tool_specs
+from posttrain.types import Sample
 
 ENDPOINT = {"endpoint": {"model": "m", "base_url": "http://127.0.0.1:1/v1"}}
 
@@ -71,6 +74,39 @@ def test_rows_that_the_stage_cannot_use(look, stage, key, reason):
     assert reason in message
 
 
+CODE = ["evil.py:spec", "os:getcwd", "../evil.py:spec", "tools_env.zoom:ImageZoomIn"]
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_rows_name_no_code(look, folder, name, tmp_path, monkeypatch):
+    """Rows come from strangers: nothing that they name is run, here or when they are rendered."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nspec = 1\n")
+    path = folder / "datasets_cfg" / "dialogues.jsonl"
+    rows = [json.loads(line) | {"tools": [name]} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert "is not the name of an installed one" in only(look(sft()))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(PluginError, match="not the name of an installed tool"):
+        tool_specs(Sample("s", (), tools=(name,)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_tools_of_one_name(look, folder):
+    (folder / "own.py").write_text(
+        "from tools_env import tool\n\n\n@tool\ndef echo(text: str) -> str:\n"
+        '    """Say it again.\n\n    Args:\n        text: What.\n    """\n    return text\n'
+    )
+    task = {"tools": ["own.py:echo", "./own.py:echo"], "max_turns": 2}
+    assert "two tools call themselves 'echo'" in only(look(rl(**task)))
+
+
+def test_engines_of_the_evaluation_must_fit_the_machine(look):
+    evaluation = {"tasks": [{"data": "prompts"}], "rollout": {"actors": 4}}
+    message = only(look(sft(), evaluation=evaluation, cluster={"num_gpus": 2}))
+    assert "evaluation.rollout.actors: 4 take one GPU each" in message
+
+
 def test_a_text_model_is_shown_no_images(look):
     model = {"name_or_path": "someone/text", "family": "text"}
     assert "a text model sees none" in only(look(sft("pictures"), model=model))
@@ -88,11 +124,20 @@ def test_as_many_broken_rows_as_the_dataset_allows_are_left_out(look, folder):
 
 def test_of_a_larger_dataset_some_broken_rows_prove_nothing(look, folder):
     rows = (folder / "datasets_cfg" / "dialogues.jsonl").read_text().splitlines()
-    more = [json.dumps(json.loads(rows[0]) | {"id": f"more {n}"}) for n in range(40)]
-    (folder / "datasets_cfg" / "dialogues.jsonl").write_text("\n".join(["{}", *more]) + "\n")
+    more = [json.dumps(json.loads(rows[0]) | {"id": f"more {n}"}) for n in range(4000)]
+
+    def write(broken: int, good: int) -> None:
+        lines = ["{}"] * broken + more[:good]
+        (folder / "datasets_cfg" / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
+
+    write(1, 120)
     assert look(sft()).problems == []
-    assert look(distillation("dialogues", num_prompts=41)).problems == []
-    assert "which has 41" in only(look(distillation("dialogues", num_prompts=42)))
+    assert look(distillation("dialogues", num_prompts=121)).problems == []
+    assert "which has 121" in only(look(distillation("dialogues", num_prompts=122)))
+    write(40, 3990)  # below 1 % of all, although the first rows are all broken
+    assert look(sft()).problems == []
+    write(2, 60)  # above 1 % of all
+    assert "2 of the first 32 rows cannot be used" in only(look(sft()))
 
 
 def recipe(folder: Path, *steps: dict[str, Any], **keys: Any) -> dict[str, Any]:
