@@ -121,10 +121,13 @@ class Dataset:
         return _lines(self._places, {line}).get(line, f"{self.path}:{line}")
 
     def _compare(self, number: int, medium: Medium) -> None:
-        """Refuse an image or video that is not what was checked; one of another stamp is read."""
-        if is_unchanged(medium, self._index.stamp_of(number)):
+        """Refuse an image or video that is not what was checked; one of another place or stamp is read."""
+        [(checked, stamp)] = self._index.media_in(number, 1)
+        if medium == checked and is_unchanged(medium, stamp):
             return
         if content_hash(medium) != self._index.hash_of(number):
+            # Through a link that leads elsewhere now, looking at what was checked would find nothing changed.
+            self._index.discard()
             raise DataError(f"{described(medium)} has changed since the run began; restore it, or start anew")
 
 

@@ -176,10 +176,6 @@ class RowIndex:
         for (first, end), stamp in zip(itertools.pairwise([0, *ends]), stamps, strict=True):
             yield decode_medium(names[first:end]), stamp
 
-    def stamp_of(self, number: int) -> Stamp:
-        """Return the stamp that an image or video had when it was checked."""
-        return int(self.sizes[number]), int(self.times[number])
-
     def hash_of(self, number: int) -> bytes:
         """Return the SHA-256 that an image's or video's contents had when they were checked."""
         return self.hashes[number].tobytes()
@@ -188,6 +184,11 @@ class RowIndex:
         """Return the numbers of the images and videos that a row shows, in the order of `media_of`."""
         start = int(self.media_ends[row - 1]) if row else 0
         return self.media[start : int(self.media_ends[row])].tolist()
+
+    def discard(self) -> None:
+        """Remove the index's file, so that the next opening checks the dataset again."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
 
     def save(self, file: Path) -> None:
         """Write the index; the file appears complete or not at all.

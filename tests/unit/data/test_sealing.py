@@ -97,6 +97,29 @@ def test_a_worker_opens_what_its_driver_found_but_for_changed_rows(folder: Path,
     assert len(Dataset(opened(folder, cache, look_again=False))) == len(worker) + 1
 
 
+def test_a_link_that_leads_elsewhere_is_noticed_and_checked_at_the_next_start(
+    folder: Path, cache: Path
+) -> None:
+    """Even where the other file has the same size and time."""
+    (folder / "one").mkdir()
+    (folder / "two").mkdir()
+    for name, colour in (("one", "red"), ("two", "blue")):
+        Image.new("RGB", (8, 8), colour).save(folder / name / "p.bmp")
+        os.utime(folder / name / "p.bmp", (1_000_000_000, 1_000_000_000))
+    (folder / "images").symlink_to("one")
+    row = {"messages": [{"role": "user", "content": "<image>?"}], "images": ["images/p.bmp"]}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    before = Dataset(opened(folder, cache))
+    assert before[0].messages
+    (folder / "images").unlink()
+    (folder / "images").symlink_to("two")
+    with pytest.raises(DataError, match="has changed since the run began"):
+        Dataset(opened(folder, cache))[0]
+    after = Dataset(opened(folder, cache))
+    assert after[0].messages
+    assert after.fingerprint != before.fingerprint
+
+
 def test_what_changed_is_noticed_when_it_is_drawn(folder: Path, cache: Path) -> None:
     index = Dataset(opened(folder, cache))
     assert index[3].messages[0].videos
