@@ -109,6 +109,11 @@ class RlStage(LearningStage):
     )
 
     @property
+    def cores(self) -> int:
+        """Number of cores that the learners wait for: none, since they take turns with the engines."""
+        return 0
+
+    @property
     def engines(self) -> int:
         """Number of engines that generate episodes."""
         return self.rollout.actors

@@ -138,6 +138,7 @@ class Surroundings:
     Attributes:
         earlier: Names of the stages before it.
         has_base: Whether the run names a model to start from.
+        cpus: Cores that the run's cluster offers; None where it offers all of a machine, or is joined.
         gpus: GPUs that the run's cluster offers; None where a cluster is joined, which offers its own.
         shares_gpus: Whether the stage may split a model over GPUs at all.
         measured_before: Evaluation tasks that are measured on the checkpoint the stage starts from.
@@ -146,6 +147,7 @@ class Surroundings:
 
     earlier: tuple[str, ...]
     has_base: bool
+    cpus: int | None
     gpus: int | None
     shares_gpus: bool
     measured_before: frozenset[str]
@@ -170,6 +172,11 @@ class StageConfig(Section):
     @property
     def learners(self) -> int:
         """Number of processes that train the model."""
+        return 0
+
+    @property
+    def cores(self) -> int:
+        """Number of cores that the stage's workers wait for."""
         return 0
 
     @property
@@ -247,12 +254,23 @@ class TrainingStage(StageConfig):
         """Number of processes that train the model."""
         return self.num_workers
 
+    @property
+    def cores(self) -> int:
+        """Number of cores that the workers wait for: Ray Train starts none before there is one each."""
+        return self.num_workers
+
     def learner_bytes(self, model: ModelBytes) -> float:
         """Estimate what the weights, their gradients and AdamW's two states take."""
         return model.width * (model.parameters + 3 * model.trainable)
 
     def check_in_run(self, around: Surroundings) -> None:
-        """Check that there are GPUs for every worker and every engine beside them."""
+        """Check that there are cores and GPUs for every worker, and GPUs for every engine beside them."""
+        if around.cpus and self.cores > around.cpus:
+            raise MisfitError(
+                "num_workers",
+                f"{self.cores} workers take one core each, and cluster.num_cpus is {around.cpus}",
+                "lower it, or raise cluster.num_cpus",
+            )
         if around.gpus and self.num_workers + self.engines > around.gpus:
             engines = f" + {self.engines} rollout.actors" if self.engines else ""
             raise MisfitError(

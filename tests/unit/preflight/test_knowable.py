@@ -101,6 +101,12 @@ def test_two_tools_of_one_name(look, folder):
     assert "two tools call themselves 'echo'" in only(look(rl(**task)))
 
 
+def test_workers_wait_for_a_core_each(look):
+    message = only(look(sft(num_workers=3), cluster={"num_cpus": 2}))
+    assert "stages[0].num_workers: 3 workers take one core each, and cluster.num_cpus is 2" in message
+    assert look(sft(num_workers=2), rl(), cluster={"num_cpus": 2}).problems == []
+
+
 def test_engines_of_the_evaluation_must_fit_the_machine(look):
     evaluation = {"tasks": [{"data": "prompts"}], "rollout": {"actors": 4}}
     message = only(look(sft(), evaluation=evaluation, cluster={"num_gpus": 2}))
