@@ -1,6 +1,7 @@
 """The settings of everything that learns: one vocabulary for SFT, distillation, DPO and RL."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -155,16 +156,16 @@ class LearningStage(TrainingStage):
         return self
 
 
-class DrawingStage(LearningStage):
+class DrawingStage(LearningStage, ABC):
     """A learning stage that draws samples from datasets, batch by batch."""
 
     #: The form that the drawn rows must have.
     use: ClassVar[Use]
 
     @property
+    @abstractmethod
     def mixture(self) -> dict[str, float]:
         """Share of each dataset in every stretch of training."""
-        raise NotImplementedError
 
     @property
     def by_tokens(self) -> bool:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning on dialogues."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -80,9 +81,9 @@ class SupervisedStage(DrawingStage):
     data: SftData = Field(description="What is learned from.")
 
     @property
+    @abstractmethod
     def normalization(self) -> Normalization:
         """How the losses of a sample's tokens are weighted."""
-        raise NotImplementedError
 
     @property
     def mixture(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypedDict, TypeVar
@@ -55,7 +56,7 @@ class HasTokens(Protocol):
 T = TypeVar("T", bound=HasTokens)
 
 
-class Draws(Generic[T]):
+class Draws(ABC, Generic[T]):
     """The sample of each draw, rendered.
 
     A sample with more than `max_length` tokens is left out, and replaced by one of the same dataset: that of
@@ -124,9 +125,9 @@ class Draws(Generic[T]):
             self._tokens_kept -= len(dropped.token_ids)
         return rendered
 
+    @abstractmethod
     def _show(self, dataset: str, sample: Sample) -> T:
         """Render a sample."""
-        raise NotImplementedError
 
 
 class RenderedDraws(Draws[Rendered]):

@@ -7,6 +7,7 @@ ratios, the rendering, the loss with its normalisation over the global batch, an
 import json
 import math
 import shutil
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,11 +56,10 @@ from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import Batch
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer, ABC):
     """The part of our trainers that does not depend on the loss: samples in order, checkpoints, faults.
 
-    It comes before one of TRL's trainers among the base classes. Their constructors call `begin` before
-    TRL's own.
+    It stands before one of TRL's trainers among the base classes; `begin` runs before TRL's constructor.
     """
 
     #: Tells transformers that `compute_loss` has counted every micro-batch of the step.
@@ -85,6 +85,7 @@ class StageTrainer(Trainer):
             for leftover in run.scratch(stage.name).glob("checkpoint-*"):
                 shutil.rmtree(leftover)
 
+    @abstractmethod
     def batch_loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
         """Compute a micro-batch's share of the loss.
 
@@ -93,7 +94,6 @@ class StageTrainer(Trainer):
             batch: The micro-batch; it is not changed.
             normalizer: The loss's normaliser over every micro-batch of every rank.
         """
-        raise NotImplementedError
 
     def compute_loss(
         self,
