@@ -14,7 +14,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.run.actors import Actor
+from posttrain.run.actors import Actor, kill_all
 from posttrain.training.core.distributed import process_group_backend
 from posttrain.training.on_policy.learner import Learner
 from posttrain.types import Trajectory
@@ -114,9 +114,8 @@ class LearnerGroup:
         self._wait([self._actors[0].call(LearnerActor.write_checkpoint, directory)], STEP_TIMEOUT)
 
     def close(self) -> None:
-        """End the processes."""
-        for actor in self._actors:
-            actor.kill()
+        """End the processes; return when they are gone."""
+        kill_all(self._actors)
 
     def _wait(self, calls: "list[ObjectRef[R]]", timeout: float) -> list[R]:
         """Wait for calls to one or all ranks, and return their results.

@@ -1,4 +1,4 @@
-"""Prompts that leave no room for an answer: replaced in training, left out of an evaluation, always counted."""
+"""Prompts that leave no room for an answer: replaced in training, left out of an evaluation, and counted."""
 
 import json
 from collections.abc import Sequence
