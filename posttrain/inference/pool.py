@@ -11,6 +11,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from posttrain.files.reading import seconds_to_read
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.worker import AnswerQuestions, EngineSetup, InferenceWorker
 from posttrain.run.actors import Actor, kill_all
@@ -26,8 +27,6 @@ R = TypeVar("R")
 CPU_STEP_S, GPU_STEP_S = 30.0, 120.0
 #: Seconds between two looks at a busy worker, or less where steps are shorter.
 LOOK_S = 30.0
-#: What is expected of a disk at least, in bytes a second: one of the network that all engines read at once.
-SLOW_DISK = 50e6
 
 
 class PoolError(RuntimeError):
@@ -45,8 +44,9 @@ class Timeouts:
     Attributes:
         fetch: For a worker to download its model. A download that gets no further ends by itself, so this is
             what 100 GB take at 5 MB/s.
-        start: For a worker to load its model, compile and sample for the first time, beside `reading`.
-        publish: For a worker to load new weights, beside `reading`; or to hand over its results.
+        start: For a worker to load its model, compile and sample for the first time, beside the time in which
+            a slow disk reads the model.
+        publish: For a worker to load new weights, beside the time to read them; or to hand over its results.
         step: For one step of an engine. An idle worker must generate a token within it, and a busy one whose
             present step has taken longer counts as hung.
     """
@@ -60,10 +60,6 @@ class Timeouts:
     def usual(cls, use_gpu: bool) -> "Timeouts":
         """Return those that fit engines on GPUs, or on CPUs."""
         return cls(step=GPU_STEP_S if use_gpu else CPU_STEP_S)
-
-    def reading(self, checkpoint: Path) -> float:
-        """Return the seconds in which a slow disk reads a checkpoint's weights; 0 for a model of the hub."""
-        return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) / SLOW_DISK
 
 
 class InferencePool:
@@ -186,9 +182,10 @@ class InferencePool:
         self._ready()
         self._published = (path, version)
         answers = [worker.actor.call(InferenceWorker.load_weights, path, version) for worker in self._workers]
+        reading = seconds_to_read(path)
         for worker, answer in zip(self._workers, answers, strict=True):
-            limit = worker.timeouts.publish + worker.timeouts.reading(path)
             try:
+                limit = worker.timeouts.publish + reading
                 worker.get(answer, limit, f"loading version {version} from {path}")
             except WorkerLostError as loss:
                 if isinstance(loss.__cause__, GetTimeoutError):
@@ -246,7 +243,7 @@ class _Worker:
         self._fetching = self.actor.call(InferenceWorker.fetch, self._setup.checkpoint)
         self._starting: ObjectRef[int] | None = self.actor.call(InferenceWorker.start, self._setup, published)
         weights = self._setup.checkpoint if published is None else published[0]
-        self._start_limit = self.timeouts.start + self.timeouts.reading(weights)
+        self._start_limit = self.timeouts.start + seconds_to_read(weights)
 
     def ready(self) -> None:
         """Wait until the model is loaded."""

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 import psutil
@@ -19,8 +20,9 @@ P = ParamSpec("P")
 
 #: Concurrency group of the calls that may run beside another one.
 WATCH = "watch"
-#: Seconds in which a killed process must be gone; the driver of a GPU frees tens of GB in a few.
-GONE_S = 30.0
+#: Seconds in which a process must be gone that Ray has told to end, and one that is killed after that. The
+#: driver of a GPU frees tens of GB in a few.
+ENDED_S, GONE_S = 5.0, 30.0
 
 
 class Actor(Generic[T]):
@@ -101,12 +103,11 @@ def kill_all(actors: Sequence[Actor]) -> None:
     processes = [process for actor in actors if (process := actor.process()) is not None]
     for actor in actors:
         ray.kill(actor.handle)
-    for process in processes:
-        try:
+    _, left = psutil.wait_procs(processes, timeout=ENDED_S)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    _, left = psutil.wait_procs(processes, timeout=GONE_S)
+    _, left = psutil.wait_procs(left, timeout=GONE_S)
     for process in left:
         logger.warning(
             "process %d was killed %g s ago and is still there; its GPU may not be free", process.pid, GONE_S

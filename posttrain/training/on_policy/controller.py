@@ -81,7 +81,7 @@ class OnPolicyRunner:
         learners = LearnerGroup(
             work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
         )
-        sync = WeightSync(learners, pool)
+        sync = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.files.reading import seconds_to_read
 from posttrain.inference import worker
 from posttrain.inference.pool import Timeouts
 from posttrain.inference.worker import InferenceWorker
@@ -17,12 +18,11 @@ def test_a_step_on_a_gpu_may_take_as_long_as_a_kernel_compiles():
 
 
 def test_more_weights_may_take_longer_to_read(tmp_path: Path):
-    limits = Timeouts()
-    assert limits.reading(Path("some/model-of-the-hub")) == 0
+    assert seconds_to_read(Path("some/model-of-the-hub")) == 0
     for part in range(2):
         with (tmp_path / f"model-{part}.safetensors").open("wb") as file:
             file.truncate(9_000_000_000)  # an 8B model in bfloat16
-    assert 300 < limits.reading(tmp_path) < 600
+    assert 300 < seconds_to_read(tmp_path) < 600
 
 
 def test_only_a_model_of_the_hub_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
