@@ -67,7 +67,7 @@ class InferencePool:
 
     A worker that dies, or whose engine hangs, is replaced; its successor takes the current weights before it
     serves and repeats the whole share. So each result is returned exactly once, and is the one that an
-    undisturbed pool returns.
+    undisturbed pool returns, as far as the engine's samples repeat (on a GPU see `vllm_engine`).
 
     Args:
         setup: What each worker is made from.

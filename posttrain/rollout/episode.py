@@ -1,7 +1,8 @@
 """Run many episodes at once on one engine; each continues as soon as its own turn is finished.
 
 Nothing here depends on time: tools run between two steps of the engine, in the order in which their turns
-finished. So the weights and the seeds alone decide what a rollout samples.
+finished. So the weights and the seeds alone decide what a rollout samples, as far as the engine's arithmetic
+repeats.
 """
 
 import collections

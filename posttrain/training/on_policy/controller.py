@@ -6,8 +6,8 @@
         update  = the learners check the engines' log-probs, then learn from their mini-batches
         publish = the new weights to every engine, caches cleared
 
-The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run continues
-exactly as an undisturbed one would have.
+The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run goes on with
+those of an undisturbed one; where arithmetic repeats (on a CPU, in float32) it also ends as that would have.
 """
 
 import logging

@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.models.load import loaded_type
+from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
 from posttrain.training.core.distributed import process_group_backend
 from posttrain.training.on_policy.learner import Learner
@@ -57,6 +58,8 @@ class LearnerActor:
         self, address: str, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
     ) -> None:
         """Join the group and load the checkpoint."""
+        if config.dtype == "float32":
+            keep_float32_exact()
         if self._of > 1:
             dist.init_process_group(
                 process_group_backend(torch.cuda.is_available()),
