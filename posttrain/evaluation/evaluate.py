@@ -64,8 +64,8 @@ def evaluate_task(
     groups = with_room(groups, pool.prompt_tokens(groups), limits, task)
     trajectories = pool.rollout(groups, limits).trajectories
     row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
-    metrics = row.metrics | {LEFT_OUT: float(count - len(groups))}
-    row = replace(row, metrics=metrics, seconds=round(time.perf_counter() - begun, 1))
+    left_out = {LEFT_OUT: float(count - len(groups))} if len(groups) < count else {}
+    row = replace(row, metrics=row.metrics | left_out, seconds=round(time.perf_counter() - begun, 1))
     name = f"evaluation-{stage}-{task.name}"
     write_trajectories(run, name, trajectories, {g.group: g.sample for g in groups}, stage=stage, step=0)
     record_evaluation(run, row)
