@@ -61,8 +61,8 @@ def _patient_group(_beside: dist.ProcessGroup) -> dist.ProcessGroup:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Add up figures over all ranks; the result is on the CPU, by which they travel.
 
-    Where a figure comes from may differ from rank to rank (one without samples has it from nowhere), and ranks
-    whose tensors lie on different devices would wait for each other in different groups.
+    A rank without samples has its figure from nowhere, another from its GPU; ranks whose tensors lie on
+    different devices would wait for each other in different groups.
     """
     return _reduced(tensor, dist.ReduceOp.SUM)
 
