@@ -143,11 +143,12 @@ def _flipped(content: bytes, bit: int) -> bytes:
 # Updates that are not finite (row 14)
 
 
-def spoil(kind: str, finite: Any, parameter: torch.nn.Parameter) -> Any:
+def spoil(kind: str, finite: Any) -> Any:
     """A loss that is not finite, with a gradient that is or is not, or a gradient that is not."""
     if kind == "gradient":
-        handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
-        return finite
+        spoilt = finite * 1.0
+        spoilt.register_hook(lambda gradient: gradient * torch.inf)
+        return spoilt
     return finite * torch.nan if kind == "loss and gradient" else finite + torch.inf
 
 
@@ -166,10 +167,9 @@ def spoiling(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, set[int]], dict[
                 found = compute(self, *arguments, **keywords)
                 if number not in steps:
                     return found
-                parameter = next(p for group in optimizer_of(self).param_groups for p in group["params"])
                 if isinstance(found, tuple):
-                    return spoil(kind, found[0], parameter), *found[1:]
-                return spoil(kind, found, parameter)
+                    return spoil(kind, found[0]), *found[1:]
+                return spoil(kind, found)
 
             return computed
 
