@@ -22,7 +22,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from posttrain.config import DpoStage, RunConfig
 from posttrain.data.formats import DataError
 from posttrain.data.sources import open_mixture
-from posttrain.models.lora import lora_config
+from posttrain.models.lora import adapters_off, lora_config
 from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
@@ -234,7 +234,7 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         assert isinstance(self.model, nn.Module)
         adapted = self.accelerator.unwrap_model(self.model)
         assert isinstance(adapted, PeftModel)
-        with adapted.disable_adapter():
+        with adapters_off(adapted):
             yield self.model
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]

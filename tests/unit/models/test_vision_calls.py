@@ -6,9 +6,7 @@ from typing import Any, cast, get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
@@ -24,6 +22,7 @@ from posttrain.quickstart.tiny import TINY_TYPES, TinyType, build_tiny
 from posttrain.rendering.collation import collate, collate_packed
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.types import Family, VideoRef
+from tests.unit.ranks import group_of_this_process
 from tests.unit.unlike import KINDS, dialogues, rendered
 
 TOWER = r"(.*\.)?visual\..*\.(qkv|proj|linear_fc1|linear_fc2|fc1|fc2)"
@@ -57,9 +56,8 @@ def items(
 @pytest.fixture
 def group() -> Iterator[None]:
     """A process group of one rank, for FSDP."""
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with group_of_this_process("gloo"):
+        yield
 
 
 def ours(checkpoint: Path) -> Any:
