@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.testing._internal.distributed.fake_pg  # the backend "fake": a rank of several without the others
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from posttrain.config.lora import LoraConfig
+from posttrain.models.backbone import vision_backbone
 from posttrain.models.load import load_model
 from posttrain.models.lora import adapters_off, with_lora
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
@@ -160,6 +162,9 @@ def test_ranks_with_unlike_batches_issue_the_same(
     checkpoint, batches = make(model_type)
     trained = TRAINED[trains]
     model = sharded(checkpoint, trained, sharding)
+    tower = vision_backbone(model).visual
+    shared_out = any(isinstance(module, FSDPModule) for module in tower.modules())
+    assert shared_out == (trained.tower or trained.lora == EVERYWHERE)
     step(model, trained, [batches["text"]], issued)  # what has been gathered once may stay
     found = {}
     for kind, after in zip(KINDS, KINDS[1:] + KINDS[:1], strict=True):
