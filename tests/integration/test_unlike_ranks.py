@@ -34,7 +34,7 @@ STEPS = 3
 DEADLINE = timedelta(seconds=90)
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"stage": "sft"},
-    "packed": {"stage": "sft", "data": {"mixture": {"shown": 1.0}, "packing": True, "max_length": 120}},
+    "packed": {"stage": "sft", "data": {"mixture": {"shown": 1.0}, "packing": True, "max_length": 80}},
     "distillation": {
         "stage": "distillation",
         "data": {"mixture": {"taught": 1.0}},
@@ -176,7 +176,8 @@ def test_a_stage_learns_on_two_ranks_what_it_learns_on_one(
         runs.append((way, alone, shared))
     on_two_ranks(one_rank, [shared for _, _, shared in runs], tmp_path / "store")
     noted = [json.loads((tmp_path / f"noted-{rank}").read_text()) for rank in range(2)]
-    assert any(ours != theirs for ours, theirs in zip(*noted, strict=True))
+    # At least once one has text alone, when the other has pictures.
+    assert any(bool(ours) != bool(theirs) for ours, theirs in zip(*noted, strict=True))
     for way, alone, shared in runs:
         expected, found = figures(alone.run), figures(shared.run)
         assert len(expected["loss"]) == STEPS
