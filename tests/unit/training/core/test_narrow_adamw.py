@@ -20,7 +20,7 @@ from posttrain.training.core.checkpoints import load_state, save_state, write_we
 from posttrain.training.core.distributed import ensure_process_group, rank
 from posttrain.training.core.narrow_adamw import RoundedAdamW, rounded
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.sharding import Sharding, shard
+from posttrain.training.core.sharding import Sharding, reduce_over_replicas, shard
 from tests.unit.ranks import on_two_ranks
 
 CPU = torch.device("cpu")
@@ -109,7 +109,9 @@ def test_updates_far_below_a_rounding_unit_add_up(optimizer, share):
     for _ in range(100):
         weights.grad = torch.ones_like(weights)
         made.step()
-    assert (1 - weights.double()).mean().item() == pytest.approx(share * 100 * 1e-5, rel=0.05)
+    moved = 1 - weights.double()
+    assert moved.mean().item() == pytest.approx(share * 100 * 1e-5, rel=0.05)
+    assert moved.max() <= 8 * 2**-8  # a step's draws say nothing of the next one's
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -148,6 +150,21 @@ def test_a_bfloat16_model_learns_as_much_as_by_plain_adamw(tiny_checkpoint, name
     assert full > 0
     assert gained(Run(tiny_checkpoint, name)) / full == pytest.approx(1, abs=0.05)
     assert gained(nearest) / full < 0.5
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_gradients_of_micro_batches_are_added_up_in_float32(tiny_checkpoint, sharding):
+    """And rounded once: to what the float32 sum is in bfloat16."""
+    gradients = []
+    for name in ("adamw", "adamw_bf16"):
+        model = Run(tiny_checkpoint, name, sharding).model
+        for number, ids in enumerate(BATCHES, 1):
+            reduce_over_replicas(model, number == len(BATCHES))
+            loss_of(model, ids).backward()
+        gradients.append([whole(p.grad) for p in model.parameters() if p.grad is not None])
+    full, narrow = gradients
+    assert all(p.dtype == torch.bfloat16 for p in narrow)
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(full, narrow, strict=True))
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -233,7 +250,7 @@ def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
 
 
 def one_rank(number: int, checkpoint: Path, output: Path, name: Optimizer) -> None:
-    """Two replicas, and two shards that leave a checkpoint."""
+    """Two replicas, and two shards that leave a checkpoint and go on from it."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{output}/store", rank=number, world_size=2
     )
@@ -251,6 +268,12 @@ def one_rank(number: int, checkpoint: Path, output: Path, name: Optimizer) -> No
     tensors = sharded.tensors()
     if rank() == 0:
         torch.save(tensors, output / "tensors.pt")
+    torch.distributed.barrier()
+    resumed = Run(output / "checkpoint", name, "fsdp2")
+    load_state(output / "checkpoint", resumed.model, resumed.optimizer)
+    for each in (sharded, resumed):
+        each.train(range(2, 3))
+    assert same(sharded.tensors(), resumed.tensors())
     torch.distributed.destroy_process_group()
 
 
