@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from posttrain.models.load import loaded_type
 from posttrain.training.core.distributed import patient_group, rank
 from posttrain.training.core.optimizers import MuonWithAdamW
-from posttrain.training.core.sharding import zeros_beside
+from posttrain.training.core.sharding import reshard, zeros_beside
 
 #: Where a checkpoint keeps the state of its training.
 STATE = "state"
@@ -55,8 +56,10 @@ def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     dtype = loaded_type(model)
     weights = dict(_gathered(model, dtype, only_trained=False))
     if rank() == 0:
-        model.save_pretrained(directory, state_dict=weights)
-        model.config.dtype = dtype  # transformers has set, and written, the masters'
+        try:
+            model.save_pretrained(directory, state_dict=weights)
+        finally:
+            model.config.dtype = dtype  # transformers has set, and written, the masters'
         model.config.save_pretrained(directory)
 
 
@@ -82,6 +85,7 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer: Its optimiser.
         figures: Whatever else resuming needs; rank 0's is kept.
     """
+    reshard(model)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     written = torch.float32 if isinstance(model, PeftModel) else loaded_type(model)
@@ -97,7 +101,11 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     (directory / STATE).mkdir(parents=True, exist_ok=True)
     if tensors:
         writer = HuggingFaceStorageWriter(str(directory / STATE), save_distributed=True)
-        save(tensors, storage_writer=writer, process_group=patient_group())
+        try:
+            save(tensors, storage_writer=writer, process_group=patient_group())
+        except CheckpointException as error:  # it holds what each rank raised
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from None
     if rank() == 0:
         (directory / _FIGURES).write_text(json.dumps({"numbers": numbers, "figures": figures}))
 

@@ -89,6 +89,12 @@ def zeros_beside(parameter: Tensor, size: Sequence[int], dtype: torch.dtype) -> 
     )
 
 
+def reshard(model: nn.Module) -> None:
+    """Give a model its masters back as parameters, of which it lacks some after a forward pass alone."""
+    for module in _wrapped(model):
+        module.reshard()
+
+
 def _wrapped(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
