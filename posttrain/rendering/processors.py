@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer
+from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
 
@@ -50,16 +50,36 @@ class TextTokenizer(Protocol):
 
 
 class ImageProcessor(Protocol):
-    """A checkpoint's image processor.
+    """A checkpoint's image processor, of those that work on tensors.
 
     Attributes:
+        patch_size: Side of a patch in pixels.
+        temporal_patch_size: Copies of an image that become one grid of patches.
         merge_size: Patches along each side of an image that become one token.
+        size: Limits of the pixels, as `shortest_edge` and `longest_edge`.
+        resample: Number of the interpolation method.
     """
 
+    patch_size: int
+    temporal_patch_size: int
     merge_size: int
+    size: Mapping[str, int]
+    resample: int
 
-    def __call__(self, *, images: list[Image.Image], return_tensors: str) -> Mapping[str, torch.Tensor]:
+    def __call__(
+        self,
+        *,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        input_data_format: str,
+        device: torch.device,
+        return_tensors: str,
+    ) -> Mapping[str, torch.Tensor]:
         """Return `pixel_values` [patches, values per patch] and `image_grid_thw` [images, 3]."""
+        ...
+
+    def resize(self, *, images: torch.Tensor, size: SizeDict, resample: int, factor: int) -> torch.Tensor:
+        """Resize images [images, 3, height, width], of bytes, to sides that are multiples of a factor."""
         ...
 
     def get_number_of_image_patches(self, height: int, width: int) -> int:
@@ -102,6 +122,7 @@ class VideoProcessor(Protocol):
         do_sample_frames: bool,
         cap_pixels_per_frame: bool,
         input_data_format: str,
+        device: torch.device | None,
         return_tensors: str,
     ) -> Mapping[str, torch.Tensor]:
         """Return `pixel_values_videos` [patches, values per patch]."""
