@@ -24,7 +24,14 @@ from posttrain.rendering.pixel_limits import PixelLimits, pixel_limits
 from posttrain.rendering.pixel_making import PixelMaker
 from posttrain.rendering.pixels import HeaderSizes, PixelCache
 from posttrain.rendering.processors import TextTokenizer
-from posttrain.rendering.rendered import ImageTokens, Rendered, RenderError, VideoTokens, expand
+from posttrain.rendering.rendered import (
+    ImageTokens,
+    Rendered,
+    RenderError,
+    VideoTokens,
+    check_placeholders,
+    expand,
+)
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
 from posttrain.types import ImageRef, Message, ModelFamily, ToolSpec, VideoRef
 
@@ -258,15 +265,9 @@ class Renderer:
         supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
         images = [ref for message in messages for ref in message.images]
         videos = [ref for message in messages for ref in message.videos]
-        for token, refs, noun in (
-            (self.image_token_id, images, "image"),
-            (self.video_token_id, videos, "video"),
-        ):
-            if ids.count(token) != len(refs):
-                raise RenderError(
-                    f"the chat template wrote {ids.count(token)} {noun} placeholders for {len(refs)} {noun}s;"
-                    " it shows them in user and tool messages only"
-                )
+        check_placeholders(
+            ids, {"image": (self.image_token_id, images), "video": (self.video_token_id, videos)}
+        )
         return expand(
             ids,
             supervised,
