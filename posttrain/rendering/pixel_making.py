@@ -17,6 +17,8 @@ from posttrain.rendering.video_frames import VideoFrames
 from posttrain.types import VideoRef
 
 CHANNELS = 3
+#: Patches that are normalised at once on a CPU: few enough to stay in its cache.
+PATCHES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,33 @@ class PixelMaker:
         if pixels.values.dtype != torch.uint8:
             return pixels.values
         if pixels.values.dim() == 4:
-            made = self._frames.patches(pixels.values, self._device)
-        else:
-            made = self._image_processor(
-                images=[pixels.values],
-                do_resize=False,
-                input_data_format="channels_first",
-                device=self._device,
-                return_tensors="pt",
-            )["pixel_values"]
-        return made.to(self._dtype)
+            return self._frames.patches(pixels.values, self._device).to(self._dtype)
+        return self._image_patches(pixels.values.to(self._device))
+
+    def _image_patches(self, resized: torch.Tensor) -> torch.Tensor:
+        """Cut a resized image [3, height, width] into patches, then normalise these.
+
+        The processor does it the other way round, in twice the time: it moves floats instead of bytes. The
+        values are the same, since each is normalised by itself.
+        """
+        processor = self._image_processor
+        side, copies = processor.patch_size, processor.temporal_patch_size
+        cut, _, _ = processor.patchify(
+            resized[None], patch_size=side, merge_size=processor.merge_size, temporal_patch_size=1
+        )
+        cut = cut.view(-1, CHANNELS, side, side)
+        made = torch.empty((len(cut), CHANNELS, copies, side, side), dtype=self._dtype, device=self._device)
+        rows = PATCHES_AT_ONCE if self._device.type == "cpu" else len(cut)
+        for start in range(0, len(cut), rows):
+            made[start : start + rows] = processor.rescale_and_normalize(
+                cut[start : start + rows],
+                do_rescale=processor.do_rescale,
+                rescale_factor=processor.rescale_factor,
+                do_normalize=processor.do_normalize,
+                image_mean=tuple(processor.image_mean),
+                image_std=tuple(processor.image_std),
+            )[:, :, None]
+        return made.flatten(1)
 
     def _kept_form(self, pixels: Pixels) -> Pixels:
         """Return pixels as they are kept on the host: all done, if the model is there too."""

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -37,11 +38,14 @@ def test_headers_tell_the_number_of_patches(data: st.DataObject, tmp_path: Path,
     exif = Image.Exif()
     exif[0x0112] = data.draw(st.integers(1, 8))
     path = tmp_path / f"image.{suffix}"
-    image.save(path, **({"exif": exif} if suffix in ("png", "jpg", "webp", "tiff") else {}))
+    more: dict[str, Any] = {"exif": exif} if suffix in ("png", "jpg", "webp", "tiff") else {}
+    image.save(path, **more)
     patch = data.draw(st.sampled_from([14, 16]))
     least = data.draw(st.integers(1, 90)) * patch**2
     most = least + data.draw(st.integers(4, 900)) * patch**2
-    processor = Qwen2VLImageProcessor(patch_size=patch, size={"shortest_edge": least, "longest_edge": most})
+    processor: Any = Qwen2VLImageProcessor(
+        patch_size=patch, size={"shortest_edge": least, "longest_edge": most}
+    )
     frames = VideoFrames(processors["qwen2_vl"], VideoSettings())
     maker = PixelMaker(processor, frames)
     made = maker.image(str(path))
