@@ -1,6 +1,7 @@
 """Each image of a step is decoded once, by the rank that needs it, and preparing it ahead changes nothing."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import DataLoaderShard
 from PIL import Image
 
 from posttrain.data.mixing import Mixture
@@ -193,3 +195,23 @@ def test_what_is_prepared_is_decoded_in_a_thread(
     for image in rendered.images:
         renderer.pixels(image.ref)
     assert threads[0] != threading.main_thread()
+
+
+def test_images_of_the_next_step_are_made_while_the_trainer_has_the_first(
+    tiny_checkpoint: Path, tmp_path: Path, decodes: Counter[str]
+) -> None:
+    """The trainer's loader fetches a step ahead, so nothing more has to be asked for."""
+    renderer = renderer_of(tiny_checkpoint, PixelLimits(2**30, threads=1))
+    draws = RenderedDraws(mixture_of(write_samples(tmp_path)), renderer, 10**6, 2 * SAMPLES)
+    rows: Any = [{"draw": step} for step in range(2)]
+    packed = PackedBatches(draws, renderer, rope, SAMPLES)
+    shares = iter(DataLoaderShard(rows, batch_size=1, collate_fn=packed))
+    first = next(shares)
+    deadline = time.monotonic() + 30
+    while len(decodes) < 4 * SAMPLES:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for share in (first, next(shares)):
+        for make in share["micro_batches"]:
+            make()
+    assert set(decodes.values()) == {1}
