@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
@@ -75,6 +76,10 @@ class ImageProcessor(Protocol):
     do_normalize: bool
     image_mean: Sequence[float]
     image_std: Sequence[float]
+
+    def __call__(self, *, images: list[Image.Image], return_tensors: str) -> Mapping[str, torch.Tensor]:
+        """Return `pixel_values` [patches, values per patch] and `image_grid_thw` [images, 3]."""
+        ...
 
     def resize(self, *, images: torch.Tensor, size: SizeDict, resample: int, factor: int) -> torch.Tensor:
         """Resize images [images, 3, height, width], of bytes, to sides that are multiples of a factor."""

@@ -1,5 +1,6 @@
 """vLLM against transformers: the same log-probs, the same samples for the same seeds, the newest weights."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,8 @@ def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: lis
             assert item["pixel_values"].data.data_ptr() == values.data_ptr()
             assert torch.equal(item["pixel_values"].data, values)
             assert torch.equal(item["image_grid_thw"].data, image.grid_thw)
+
+
+def test_an_engine_of_a_float32_model_keeps_float32(vllm_engine: Any) -> None:
+    assert not torch.backends.cudnn.allow_tf32
+    assert os.environ["TRITON_F32_DEFAULT"] == "ieee"

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -21,15 +22,20 @@ from transformers import PreTrainedModel
 from posttrain.models.load import loaded_type
 from posttrain.training.core.distributed import patient_group, rank
 from posttrain.training.core.optimizers import MuonWithAdamW
+from posttrain.training.core.sharding import reshard
 
 #: Where a checkpoint keeps the state of its training.
-STATE = Path("state")
+STATE = "state"
 #: The part of the state that is no tensor.
-_FIGURES = STATE / "trainer.json"
+_FIGURES = f"{STATE}/trainer.json"
 #: The name of a parameter's float32 values among the tensors of the state.
 _MASTER = "master"
 
 Figures = Mapping[str, int]
+
+
+class StateError(ValueError):
+    """The state of a checkpoint does not belong to the model that is trained."""
 
 
 def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -49,8 +55,10 @@ def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     dtype = loaded_type(model)
     weights = dict(_gathered(model, dtype, only_trained=False))
     if rank() == 0:
-        model.save_pretrained(directory, state_dict=weights)
-        model.config.dtype = dtype  # transformers has set, and written, the masters'
+        try:
+            model.save_pretrained(directory, state_dict=weights)
+        finally:
+            model.config.dtype = dtype  # transformers has set, and written, the masters'
         model.config.save_pretrained(directory)
 
 
@@ -76,6 +84,7 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer: Its optimiser.
         figures: Whatever else resuming needs; rank 0's is kept.
     """
+    reshard(model)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     rounded = not isinstance(model, PeftModel) and loaded_type(model) != torch.float32
@@ -91,7 +100,11 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     (directory / STATE).mkdir(parents=True, exist_ok=True)
     if tensors:
         writer = HuggingFaceStorageWriter(str(directory / STATE), save_distributed=True)
-        save(tensors, storage_writer=writer, process_group=patient_group())
+        try:
+            save(tensors, storage_writer=writer, process_group=patient_group())
+        except CheckpointException as error:  # it holds what each rank raised
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from None
     if rank() == 0:
         (directory / _FIGURES).write_text(json.dumps({"numbers": numbers, "figures": figures}))
 
@@ -106,6 +119,9 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
     Returns:
         The figures that were saved.
+
+    Raises:
+        StateError: If the state is that of other parameters.
     """
     saved = json.loads((directory / _FIGURES).read_text())
     parameters, states = dict(_trained(model)), _states(optimizer)
@@ -113,7 +129,11 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     tensors: dict[str, Tensor] = {}
     for key in reader.read_metadata().state_dict_metadata:
         name, _, slot = key.rpartition(".")
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise StateError(
+                f"{directory / STATE} holds the state of {name}, which this stage does not train"
+            )
         if slot == _MASTER:
             tensors[key] = parameter.detach()  # shares the parameter's memory, so that it is read into it
         else:

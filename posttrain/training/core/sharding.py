@@ -73,6 +73,12 @@ def reduce_over_replicas(model: nn.Module, now: bool) -> None:
         module.set_requires_all_reduce(now, recurse=False)
 
 
+def reshard(model: nn.Module) -> None:
+    """Give a model its masters back as parameters, of which it lacks some after a forward pass alone."""
+    for module in _wrapped(model):
+        module.reshard()
+
+
 def _wrapped(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
