@@ -21,6 +21,7 @@ from transformers.core_model_loading import Transpose
 
 from posttrain.config.lora import Quantization
 from posttrain.models.video_positions import continue_after_videos
+from posttrain.models.vision_calls import one_tower_call
 
 #: The `model_type`s of Qwen-VL models, with the mixture-of-experts variant of Qwen3-VL.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -87,6 +88,7 @@ def load_model(
         )
     write_experts_as_published(model)
     continue_after_videos(model)
+    one_tower_call(model)
     if freeze_vision_tower and sees_images(config):
         freeze(model, VISION_TOWER)
     if freeze_merger:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from posttrain.models.load import loaded_type
 from posttrain.training.core.distributed import patient_group, rank
 from posttrain.training.core.optimizers import MuonWithAdamW
-from posttrain.training.core.sharding import reshard
+from posttrain.training.core.sharding import reshard, zeros_beside
 
 #: Where a checkpoint keeps the state of its training.
 STATE = "state"
@@ -87,10 +88,10 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     reshard(model)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
-    rounded = not isinstance(model, PeftModel) and loaded_type(model) != torch.float32
+    written = torch.float32 if isinstance(model, PeftModel) else loaded_type(model)
     states = _states(optimizer)
     for name, parameter in _trained(model):
-        if rounded:  # `write_weights` does not write what was trained to its last digit
+        if parameter.dtype != written:  # `write_weights` does not write it to its last digit
             tensors[f"{name}.{_MASTER}"] = parameter.detach()
         for key, value in states[parameter].items():
             if value.ndim:
@@ -127,7 +128,8 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     parameters, states = dict(_trained(model)), _states(optimizer)
     reader = HuggingFaceStorageReader(str(directory / STATE))
     tensors: dict[str, Tensor] = {}
-    for key in reader.read_metadata().state_dict_metadata:
+    for key, metadata in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(metadata, TensorStorageMetadata)
         name, _, slot = key.rpartition(".")
         parameter = parameters.get(name)
         if parameter is None:
@@ -137,7 +139,7 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if slot == _MASTER:
             tensors[key] = parameter.detach()  # shares the parameter's memory, so that it is read into it
         else:
-            tensors[key] = torch.zeros_like(parameter, requires_grad=False)
+            tensors[key] = zeros_beside(parameter, metadata.size, metadata.properties.dtype)
             states[parameter][slot] = tensors[key]
     if tensors:
         load(tensors, storage_reader=reader, process_group=patient_group())
