@@ -20,6 +20,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Transpose
 
 from posttrain.config.lora import Quantization
+from posttrain.config.model import AttnImplementation, FusedLayers
+from posttrain.models.kernels import fuse_layers, refusal
 from posttrain.models.video_positions import continue_after_videos
 
 #: The `model_type`s of Qwen-VL models, with the mixture-of-experts variant of Qwen3-VL.
@@ -40,6 +42,8 @@ def load_model(
     freeze_vision_tower: bool = True,
     freeze_merger: bool = False,
     quantization: Quantization | None = None,
+    attn_implementation: AttnImplementation = "sdpa",
+    fused_layers: FusedLayers = "none",
 ) -> PreTrainedModel:
     """Load a checkpoint's weights for training, from safetensors and without remote code.
 
@@ -50,26 +54,22 @@ def load_model(
             without effect on a model that has none.
         freeze_merger: Whether to fix the projections from vision to text, DeepStack's included.
         quantization: How to quantize the language model's linear layers, if only adapters are trained.
+        attn_implementation: Kernels of attention, in the language model and in the vision tower.
+        fused_layers: Kernels of RMSNorm, SwiGLU and rotary positions.
 
     Raises:
         LoadError: If the checkpoint is neither a Qwen-VL nor a causal language model, if weights or the
-            parameters to freeze are missing, or if bitsandbytes is needed and not installed.
+            parameters to freeze are missing, or if this machine lacks what kernels or quantization need.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{checkpoint}: no readable model configuration ({error})") from error
-    if not (sees_images(config) or _is_causal(config)):
-        raise LoadError(
-            f"{checkpoint}: model_type {config.model_type!r} is none of {', '.join(MODEL_TYPES)}, and no"
-            " causal language model"
-        )
+    config = _configuration(checkpoint)
+    if reason := refusal(attn_implementation, fused_layers, dtype, config.model_type):
+        raise LoadError(reason)
     try:
         loaded = auto_model(config).from_pretrained(
             str(checkpoint),
             config=config,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
+            attn_implementation=attn_implementation,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -87,11 +87,31 @@ def load_model(
         )
     write_experts_as_published(model)
     continue_after_videos(model)
+    if fused_layers != "none":
+        fuse_layers(model)
     if freeze_vision_tower and sees_images(config):
         freeze(model, VISION_TOWER)
     if freeze_merger:
         freeze(model, MERGER)
     return model
+
+
+def _configuration(checkpoint: Path | str) -> PreTrainedConfig:
+    """Read a checkpoint's configuration.
+
+    Raises:
+        LoadError: If the checkpoint is neither a Qwen-VL nor a causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{checkpoint}: no readable model configuration ({error})") from error
+    if not (sees_images(config) or _is_causal(config)):
+        raise LoadError(
+            f"{checkpoint}: model_type {config.model_type!r} is none of {', '.join(MODEL_TYPES)}, and no"
+            " causal language model"
+        )
+    return config
 
 
 def sees_images(config: PreTrainedConfig) -> bool:
