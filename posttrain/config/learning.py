@@ -104,12 +104,6 @@ class LearningStage(TrainingStage):
     def check_in_run(self, around: Surroundings) -> None:
         """Check where the stage starts, the GPUs that it takes, and that its metric is measured."""
         self._check_start(around)
-        if self.sharding != "none" and not around.shares_gpus:
-            raise MisfitError(
-                "sharding",
-                "accelerate shards models over GPUs, and cluster.num_gpus is 0",
-                "remove it, or set cluster.num_gpus",
-            )
         super().check_in_run(around)
         if self.metric is None or self.metric in self.measured_by_itself():
             return

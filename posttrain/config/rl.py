@@ -71,7 +71,6 @@ class RlStage(LearningStage):
             "rl learners train whole models: adapters are not published to engines yet",
             "remove it, or train adapters in an sft, distillation or dpo stage",
         ),
-        "sharding": ("each rl learner holds the whole model", "remove it"),
         "num_train_epochs": ("the length of an rl stage is counted in rollout batches", "write max_steps"),
         "gradient_accumulation_steps": (
             "how many batches a learner takes one after another follows from prompts_per_step, "

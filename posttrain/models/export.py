@@ -14,20 +14,9 @@ from posttrain.run.record import BASE, RESOLVED, RunRecord, StageRecord, read_re
 from posttrain.run.rows import EVALUATION, METRICS, EvaluationRow, MetricsRow, read_rows
 
 #: What a checkpoint holds for resuming, and for nothing else.
-TRAINING_FILES = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "pytorch_model_fsdp.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "trainer_state.json",
-    "training_args.bin",
-    "manifest.json",
-    "README.md",
-    "state",
-    "rng_state*",
-    "figures_*",
-)
+TRAINING_FILES = ("state", "trainer_state.json", "manifest.json", "README.md", "rng_state*", "figures_*")
+#: The same in checkpoints of older versions, which can be exported still.
+OLDER_TRAINING_FILES = ("*.pt", "*.bin")
 
 
 class ExportError(ValueError):
@@ -56,7 +45,9 @@ def export(checkpoint: Path, output: Path) -> None:
     if is_adapter(checkpoint):
         write_merged(checkpoint, unfinished)
     else:
-        shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(*TRAINING_FILES))
+        shutil.copytree(
+            checkpoint, unfinished, ignore=shutil.ignore_patterns(*TRAINING_FILES, *OLDER_TRAINING_FILES)
+        )
     (unfinished / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
     if output.exists():
         output.rmdir()

@@ -114,6 +114,16 @@ def _configuration(checkpoint: Path | str) -> PreTrainedConfig:
     return config
 
 
+def loaded_type(model: torch.nn.Module) -> torch.dtype:
+    """Return the type that a model was loaded in and computes in; its parameters may be kept in another."""
+    return model.config.dtype  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+
+
+def in_vision_tower(parameter: str) -> bool:
+    """Tell by a parameter's name whether it belongs to the vision tower, without the merger."""
+    return VISION_TOWER.search(parameter) is not None
+
+
 def sees_images(config: PreTrainedConfig) -> bool:
     """Tell whether a model of this configuration is a Qwen-VL model, and not a text model."""
     return config.model_type in MODEL_TYPES

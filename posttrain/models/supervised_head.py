@@ -15,7 +15,8 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     """Let `model(..., supervised_labels=labels)` return [T] log-probs of the tokens that have a label.
 
     With `candidates` [T, K] as well, K tokens at the place of each label, it returns the results of
-    `candidate_logprobs`. Without `supervised_labels` the model works as before.
+    `candidate_logprobs`; with `entropy` those of `token_logprobs`, log-probs and entropies. Without
+    `supervised_labels` the model works as before.
 
     The head, the largest matrix of a small model, is applied at those places only: about one in ten in
     dialogues with images. This happens inside the forward passes of model and head, because wrappers such as
@@ -34,19 +35,25 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     logits = head.forward
 
     def head_forward(
-        self: nn.Linear, hidden: Tensor, targets: Tensor | None = None, candidates: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        self: nn.Linear,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        candidates: Tensor | None = None,
+        entropy: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
         if targets is None:
             return logits(hidden)
         if candidates is not None:
             return candidate_logprobs(hidden, self.weight, targets, candidates)
-        return token_logprobs(hidden, self.weight, targets)[0]
+        found = token_logprobs(hidden, self.weight, targets)
+        return found if entropy else found[0]
 
     def forward(
         self: PreTrainedModel,
         *args: object,
         supervised_labels: Tensor | None = None,
         candidates: Tensor | None = None,
+        entropy: bool = False,
         **kwargs: object,
     ) -> object:
         if supervised_labels is None:
@@ -57,7 +64,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         supervised = targets != IGNORED
         head = self.get_output_embeddings()
         assert head is not None
-        return head(hidden[supervised], targets[supervised], candidates)
+        return head(hidden[supervised], targets[supervised], candidates, entropy)
 
     head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)

@@ -16,6 +16,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import StateDict
 from transformers import PreTrainedModel
 
 from posttrain.config import TinyModelStage
@@ -31,12 +32,14 @@ from posttrain.run.directory import step_of
 from posttrain.run.metric_names import ACCURACY, LOSS, TIME_STEP, UPDATE_SKIPPED
 from posttrain.run.process import stop_requested
 from posttrain.run.tracking import Tracker
-from posttrain.training.core.distributed import any_over_ranks, barrier, rank, world_size
+from posttrain.training.core.distributed import any_over_ranks, barrier, rank, sum_gradients, world_size
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.policy import CHECKPOINTS_KEPT, STATE, Updates, UpdatesState
+from posttrain.training.core.policy import CHECKPOINTS_KEPT, Updates
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.stage_job import StageJob
 
+#: What a checkpoint keeps for resuming, besides the model.
+STATE = Path("state") / "trainer.pt"
 #: Scenes on which the trained tower is measured.
 TEST_SCENES = 60
 #: Scenes drawn for each step of training; with the default batch size each view is used about six times.
@@ -107,7 +110,8 @@ class TrainerState(TypedDict):
     """The state of a DenseTrainer, as a checkpoint keeps it."""
 
     readout: dict[str, Tensor]
-    updates: UpdatesState
+    optimizer: StateDict
+    updates: dict[str, int]
 
 
 class DenseTrainer:
@@ -127,10 +131,10 @@ class DenseTrainer:
         torch.manual_seed(seed)
         self.readout = DenseReadout(embeddings.weight, [word(c) for c in COLOURS], [word(c) for c in LETTERS])
         self.tower = vision_backbone(model).visual
-        modules = (self.tower, self.readout)
+        self.modules = (self.tower, self.readout)
         self.updates = Updates(
-            modules,
-            build_optimizer(modules, "muon", stage.learning_rate, 0.01),
+            self.modules,
+            build_optimizer(self.modules, "muon", stage.learning_rate, 0.01),
             lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - 0.95 * step / stage.max_steps),
             UpdateGuard(stage.max_skipped_updates, "Lower learning_rate"),
             max_grad_norm=None,
@@ -158,17 +162,23 @@ class DenseTrainer:
         """Update on this rank's share of a batch, unless that is not finite; return the share's loss."""
         loss, _ = self.losses(batch)
         (loss / world_size()).backward()
+        sum_gradients(self.modules)
         self.updates.step(math.isfinite(loss.item()))
         return loss.item()
 
     def state(self) -> TrainerState:
         """Return everything that resuming needs besides the model."""
-        return {"readout": self.readout.state_dict(), "updates": self.updates.state_dict()}
+        return {
+            "readout": self.readout.state_dict(),
+            "optimizer": self.updates.optimizer.state_dict(),
+            "updates": self.updates.figures(),
+        }
 
     def restore(self, state: TrainerState) -> None:
         """Continue from what `state` returned."""
         self.readout.load_state_dict(state["readout"])
-        self.updates.load_state_dict(state["updates"])
+        self.updates.optimizer.load_state_dict(state["optimizer"])
+        self.updates.restore(state["updates"])
 
 
 class DenseStage:

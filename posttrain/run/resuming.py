@@ -10,7 +10,7 @@ from posttrain.run.json_fields import integer, mapping, texts
 
 #: What a run's directory looks like: raised when settings get other names or files another form, so that an
 #: older run is not gone on with in the middle. Recorded in environment.json; 1 where nothing is recorded.
-LAYOUT = 2
+LAYOUT = 3
 #: Keys that say where things lie and not what they are: a run may be moved, or resumed from elsewhere.
 PLACES = {"output_dir", "base_dir"}
 #: Changes listed in an error before the rest is only counted.

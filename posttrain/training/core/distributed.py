@@ -1,10 +1,15 @@
-"""Data parallelism by plain collectives: the same sums on one rank or on many."""
+"""Sums, flags and waiting over the ranks; on one rank they cost nothing."""
 
 from collections.abc import Iterable
+from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+#: Longer than any disk takes.
+PATIENCE = timedelta(days=7)
 
 
 def process_group_backend(use_gpu: bool) -> str:
@@ -22,6 +27,37 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def training_device() -> torch.device:
+    """Return where this process trains: its GPU, or the CPU if it sees none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def ensure_process_group(device: torch.device) -> None:
+    """Make this process a group of its own if it is in none, because FSDP2 wants a group."""
+    if not dist.is_initialized():
+        backend = process_group_backend(device.type == "cuda")
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def patient_group() -> dist.ProcessGroup | None:
+    """Return a group of all ranks in which they wait for each other without a deadline; None on one rank.
+
+    Ranks wait here while another writes to a slow disk; Ray notices those that have died. Every rank must
+    call this for the first time at the same point.
+    """
+    return _patient_group(dist.group.WORLD) if world_size() > 1 else None
+
+
+@cache
+def _patient_group(_beside: dist.ProcessGroup) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place; return it."""
     if world_size() > 1:
@@ -30,8 +66,9 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until every rank has called this."""
-    sum_over_ranks(torch.zeros(1))
+    """Wait until every rank has called this, however long the others write to a disk."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(1), group=patient_group())
 
 
 def max_over_ranks(tensor: Tensor) -> Tensor:
@@ -46,23 +83,15 @@ def any_over_ranks(*flags: bool) -> list[bool]:
     return [count > 0 for count in sum_over_ranks(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up every gradient over the ranks, in one collective.
+def sum_gradients(modules: Iterable[nn.Module]) -> None:
+    """Add up every gradient of modules that are replicas without FSDP2, in one collective.
 
-    Losses are sums with global normalisers, so the sum over the ranks is the gradient of the whole batch. A
-    parameter without a gradient on this rank counts as zero.
+    A parameter without a gradient on this rank counts as zero.
     """
     if world_size() == 1:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
-    dist.all_reduce(flat)
-    offset = 0
-    for parameter in trained:
-        size = parameter.numel()
-        assert parameter.grad is not None
-        parameter.grad.copy_(flat[offset : offset + size].view_as(parameter.grad))
-        offset += size
+    trained = [each for module in modules for each in module.parameters() if each.requires_grad]
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+    sums = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+    for parameter, total in zip(trained, sums.split([each.numel() for each in trained]), strict=True):
+        parameter.grad = total.view_as(parameter)

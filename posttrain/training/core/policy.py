@@ -5,26 +5,24 @@ quickstart's first stage and the on-policy learner update their models by `Updat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim.optimizer import StateDict
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from posttrain.config import ModelConfig
 from posttrain.config.lora import Quantization
 from posttrain.models.load import load_model
-from posttrain.training.core.distributed import any_over_ranks, sum_gradients
+from posttrain.training.core.distributed import any_over_ranks
 from posttrain.training.core.update_guard import UpdateGuard
 
 #: Checkpoints of a stage that are kept: the newest, and one to fall back to.
 CHECKPOINTS_KEPT = 2
-#: Where a checkpoint keeps the state of its training: everything besides the model that resuming needs.
-STATE = Path("state") / "trainer.pt"
 
 
 def load_policy(
@@ -48,17 +46,8 @@ def load_policy(
     )
 
 
-class UpdatesState(TypedDict):
-    """The state of `Updates`, as a checkpoint keeps it."""
-
-    optimizer: StateDict
-    schedule: dict[str, object]
-    skipped: int
-    skipped_in_a_row: int
-
-
 class Updates:
-    """Optimiser, schedule and guard of a model whose gradients are summed over the ranks.
+    """Optimiser, schedule and guard of a model whose gradients have been summed over the ranks.
 
     Args:
         modules: The modules being trained.
@@ -83,7 +72,7 @@ class Updates:
     ) -> None:
         self._modules = modules
         self.optimizer = optimizer
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        self.schedule = LambdaLR(optimizer, rate)
         self._guard = guard
         self._max_grad_norm = max_grad_norm
         self.skipped = 0
@@ -94,7 +83,7 @@ class Updates:
         return float(self.schedule.get_last_lr()[0])
 
     def step(self, loss_is_finite: bool = True) -> float:
-        """Sum the gradients over the ranks and update the parameters, or skip the update.
+        """Update the parameters, or skip the update.
 
         It is skipped if the loss or the gradient of any rank is not finite.
 
@@ -108,10 +97,8 @@ class Updates:
             NonFiniteUpdates: If too many updates in a row were not finite.
         """
         named = [item for module in self._modules for item in module.named_parameters()]
-        parameters = [parameter for _, parameter in named]
-        sum_gradients(parameters)
         broken = self._guard.broken(named)
-        norm = self._clipped_norm(parameters)
+        norm = clip_gradients((parameter for _, parameter in named), self._max_grad_norm)
         [skip] = any_over_ranks(not (loss_is_finite and math.isfinite(norm)))
         if self._guard.admits(not skip, broken):
             self.optimizer.step()
@@ -121,29 +108,46 @@ class Updates:
         self.optimizer.zero_grad()
         return norm
 
-    def _clipped_norm(self, parameters: Sequence[nn.Parameter]) -> float:
-        """Clip the gradients, and return their norm before."""
-        if self._max_grad_norm is not None:
-            return clip_grad_norm_(parameters, self._max_grad_norm).item()
-        return get_total_norm([each.grad for each in parameters if each.grad is not None]).item()
-
     def take_skipped(self) -> int:
         """Return the number of updates skipped since the last call."""
         skipped, self.skipped = self.skipped, 0
         return skipped
 
-    def state_dict(self) -> UpdatesState:
-        """Return everything that resuming needs besides the modules."""
+    def figures(self) -> dict[str, int]:
+        """Return what resuming needs besides the modules and the optimiser's state."""
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "updates": self.schedule.last_epoch,
             "skipped": self.skipped,
             "skipped_in_a_row": self._guard.in_a_row,
         }
 
-    def load_state_dict(self, state: UpdatesState) -> None:
-        """Continue from what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.skipped = state["skipped"]
-        self._guard.in_a_row = state["skipped_in_a_row"]
+    def restore(self, figures: Mapping[str, int]) -> None:
+        """Continue from what `figures` returned."""
+        continue_schedule(self.schedule, figures["updates"])
+        self.skipped = figures["skipped"]
+        self._guard.in_a_row = figures["skipped_in_a_row"]
+
+
+def continue_schedule(schedule: LambdaLR, updates: int) -> None:
+    """Put a new schedule, and its optimiser's learning rates, to where they are after a number of updates."""
+    schedule.last_epoch = updates
+    rates = [base * rate(updates) for base, rate in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    schedule._last_lr = rates
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
+    """Clip gradients by their norm over all parameters and shards; return the norm before.
+
+    Args:
+        parameters: The parameters, whole or sharded; those without a gradient are left out.
+        max_norm: The largest norm; None clips nothing.
+    """
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm is not None:
+        clip_grads_with_norm_(trained, max_norm, norm)
+    return norm.item()

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 #: Most tensors that an error names.
 _NAMED = 5
@@ -11,6 +12,12 @@ _NAMED = 5
 
 class NonFiniteUpdates(RuntimeError):
     """Too many updates in a row had a loss or gradient that was not finite."""
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    """Tell whether every value of a gradient, on whichever rank, is a finite number."""
+    finite = torch.isfinite(gradient).all()
+    return bool(finite.full_tensor() if isinstance(finite, DTensor) else finite)
 
 
 class UpdateGuard:
@@ -44,7 +51,7 @@ class UpdateGuard:
         if self.in_a_row + 1 < self._limit:
             return []
         found = ((name, parameter.grad) for name, parameter in named_parameters)
-        return [name for name, grad in found if grad is not None and not torch.isfinite(grad).all()]
+        return [name for name, grad in found if grad is not None and not _is_finite(grad)]
 
     def admits(self, finite: bool, broken: list[str]) -> bool:
         """Decide whether an update may be made, and count it.

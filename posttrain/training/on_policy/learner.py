@@ -1,8 +1,8 @@
 """The learner: turns scored trajectories into policy updates.
 
-Each rank has a `Learner`, all with the same weights. It takes a share of every mini-batch, balanced by
-tokens, and gradients are summed over the ranks. Losses are sums with global normalisers, so the number of
-ranks and of micro-batches changes nothing but the speed.
+Each rank has a `Learner`, with the same weights or its part of them. It takes a share of every mini-batch,
+balanced by tokens, and gradients are summed over the ranks. Losses are sums with global normalisers, so the
+number of ranks and of micro-batches changes nothing but the speed.
 """
 
 import math
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.models.load import forward_hidden, save_model
-from posttrain.models.logprobs import token_logprobs
+from posttrain.models.load import loaded_type
+from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
 from posttrain.rendering.collation import collate, pad_rows
 from posttrain.rendering.rendering import Renderer
@@ -34,9 +34,17 @@ from posttrain.run.metric_names import (
     TIME_LEARNER,
     UPDATE_SKIPPED,
 )
-from posttrain.training.core.distributed import max_over_ranks, rank, sum_over_ranks, world_size
+from posttrain.training.core.checkpoints import load_state, save_state, write_weights
+from posttrain.training.core.distributed import (
+    max_over_ranks,
+    rank,
+    sum_over_ranks,
+    training_device,
+    world_size,
+)
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.policy import STATE, Updates, load_policy
+from posttrain.training.core.policy import Updates, load_policy
+from posttrain.training.core.sharding import reduce_over_replicas, shard
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.types import Trajectory
@@ -52,12 +60,14 @@ class MicroBatch:
 
     Attributes:
         trajectories: The trajectories.
+        counts: Whether they are learned from; if not, they are run for the other ranks' sake.
         old_logprobs: [T] the learner's log-probs of their sampled tokens before the update.
         engine_logprobs: [T] the engine's log-probs of the same tokens. Both are empty until
             `Learner.compute_old_logprobs` has been called.
     """
 
     trajectories: list[Trajectory]
+    counts: bool = True
     old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     engine_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -67,7 +77,8 @@ class Share:
     """This rank's part of a mini-batch.
 
     Attributes:
-        micro_batches: The part in pieces.
+        micro_batches: The part in pieces, as many as every other rank has, since they exchange weights and
+            gradients with each. What a rank has too few of is made up by pieces that do not count.
         sequences: Number of trajectories of the mini-batch over all ranks (the normaliser).
     """
 
@@ -92,7 +103,10 @@ def share_of(trajectories: Sequence[Trajectory], micro_batch_size: int, index: i
         if (place % of if place // of % 2 == 0 else of - 1 - place % of) == index
     ]
     pieces = [MicroBatch(mine[i : i + micro_batch_size]) for i in range(0, len(mine), micro_batch_size)]
-    return Share(pieces, len(trajectories))
+    largest_share = math.ceil(len(trajectories) / of)
+    missing = math.ceil(largest_share / micro_batch_size) - len(pieces)
+    shortest = trajectories[by_length[-1]]
+    return Share(pieces + [MicroBatch([shortest], counts=False) for _ in range(missing)], len(trajectories))
 
 
 class Learner:
@@ -108,11 +122,12 @@ class Learner:
     def __init__(self, model_config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool) -> None:
         self.stage = stage
         self.renderer = Renderer.from_config(checkpoint, model_config)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = training_device()
         self.model: PreTrainedModel = load_policy(model_config, checkpoint)
-        nn.Module.to(self.model, self.device)
+        add_supervised_head(self.model)
         if stage.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        shard(self.model, stage.sharding, self.device)
         self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)
         self.updates = Updates(
@@ -126,8 +141,7 @@ class Learner:
             stage.max_grad_norm,
         )
         if resume:
-            state = torch.load(checkpoint / STATE, map_location=self.device, weights_only=True)
-            self.updates.load_state_dict(state)
+            self.updates.restore(load_state(checkpoint, self.model, self.updates.optimizer))
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
@@ -180,10 +194,8 @@ class Learner:
         """Compute log-probs and entropies of the sampled tokens, each [T], one trajectory after another."""
         batch = collate(micro, self.renderer, self.device)
         sampled = pad_rows([t.sampled for t in micro], False, bool).to(self.device)
-        hidden = forward_hidden(self.model, batch)[:, :-1][sampled[:, 1:]]
-        head = self.model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        return token_logprobs(hidden, head.weight, batch["input_ids"][sampled])
+        labels = batch["input_ids"].masked_fill(~sampled, IGNORED)
+        return self.model(**batch, supervised_labels=labels, entropy=True)
 
     @torch.no_grad()
     def compute_old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> None:
@@ -204,7 +216,8 @@ class Learner:
         Raises:
             PolicyMismatch: If their log-probs differ by more than the tolerance.
         """
-        gaps = [(micro.old_logprobs - micro.engine_logprobs).double() for micro in micro_batches]
+        counted = [micro for micro in micro_batches if micro.counts]
+        gaps = [(micro.old_logprobs - micro.engine_logprobs).double().cpu() for micro in counted]
         gap = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float64)
         # E over the engine's samples of (r − 1 − log r), r = π_learner/π_engine: never negative ("k3").
         sums = sum_over_ranks(torch.tensor([gap.abs().sum(), (gap.exp() - 1 - gap).sum(), len(gap)]))
@@ -215,7 +228,7 @@ class Learner:
             LOGPROB_GAP_MEAN: sums[0].item() / count,
             KL_ENGINE_LEARNER: sums[1].item() / count,
         }
-        exact = self.model.dtype == torch.float32
+        exact = loaded_type(self.model) == torch.float32
         measured = largest if exact else metrics[LOGPROB_GAP_MEAN]
         if not measured <= self.tolerance:
             raise PolicyMismatch(
@@ -237,7 +250,11 @@ class Learner:
             The gradient's norm.
         """
         for micro in share.micro_batches:
+            reduce_over_replicas(self.model, micro is share.micro_batches[-1])
             logprobs, entropy = self._logprobs(micro.trajectories)
+            if not micro.counts:
+                (0 * logprobs.sum()).backward()
+                continue
             lengths = torch.tensor([sum(t.sampled) for t in micro.trajectories], device=self.device)
             advantages = torch.tensor([t.advantage for t in micro.trajectories], device=self.device)
             tokens = SampledTokens(
@@ -273,12 +290,12 @@ class Learner:
         return metrics | self.objective.metrics(pieces, tokens)
 
     def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (rank 0 only)."""
-        if rank() == 0:
-            self.model.save_pretrained(directory)
+        """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
+        write_weights(self.model, directory)
 
     def write_checkpoint(self, directory: Path) -> None:
-        """Write a checkpoint that loads anywhere, and what resuming needs in `state/` (call on rank 0)."""
-        save_model(self.model, self.renderer.processor, directory)
-        (directory / STATE).parent.mkdir()
-        torch.save(self.updates.state_dict(), directory / STATE)
+        """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
+        write_weights(self.model, directory)
+        save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
+        if rank() == 0:
+            self.renderer.processor.save_pretrained(directory)

@@ -106,12 +106,15 @@ class LearnerGroup:
         return self._wait([actor.call(LearnerActor.update, batch) for actor in self._actors], STEP_TIMEOUT)[0]
 
     def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines."""
-        self._wait([self._actors[0].call(LearnerActor.write_weights, directory)], STEP_TIMEOUT)
+        """Write the weights alone, for the engines; every rank has its part in it."""
+        self._wait(
+            [actor.call(LearnerActor.write_weights, directory) for actor in self._actors], STEP_TIMEOUT
+        )
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
-        self._wait([self._actors[0].call(LearnerActor.write_checkpoint, directory)], STEP_TIMEOUT)
+        calls = [actor.call(LearnerActor.write_checkpoint, directory) for actor in self._actors]
+        self._wait(calls, STEP_TIMEOUT)
 
     def close(self) -> None:
         """End the processes."""

@@ -43,14 +43,12 @@ from posttrain.run.metric_names import (
 )
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.policy import load_policy
+from posttrain.training.core.sharding import shard
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import Batch, Draws, Row
-from posttrain.training.supervised.trl_stage import (
-    StageTrainer,
-    TrackerCallback,
-    stage_parts,
-    trainer_arguments,
-)
+from posttrain.training.supervised.callbacks import TrackerCallback
+from posttrain.training.supervised.stage_parts import stage_parts
+from posttrain.training.supervised.trl_stage import StageTrainer, trainer_arguments
 from posttrain.types import Sample
 
 #: Figures of the pairs, in the order of their rows.
@@ -194,8 +192,7 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         figures = self._means(dpo_metrics(pairs, self._stage.beta), len(pairs.chosen))
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
-        loss = dpo_loss(pairs, normalizer, self._stage.beta, self._stage.loss_type)
-        return loss.to(pairs.chosen.dtype)
+        return dpo_loss(pairs, normalizer, self._stage.beta, self._stage.loss_type)
 
     def log_ratios(self, model: nn.Module, batch: Batch) -> PairLogRatios:
         """Compute how far the policy has moved from the reference on each answer; see `log_probs`."""
@@ -221,7 +218,7 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         rows = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
 
         def answer_logprobs(model: nn.Module) -> Tensor:
-            with self.accelerator.autocast(), sharing_images(model, image_index):
+            with sharing_images(model, image_index):
                 logprobs = model(**batch, supervised_labels=labels)
             return logprobs.new_zeros(len(labels)).index_add(0, rows, logprobs)
 
@@ -294,7 +291,7 @@ def training_arguments(
     """
     held_out = stage.eval_dataset is not None
     return DPOConfig(
-        **trainer_arguments(config, stage, output_dir, steps),  # pyright: ignore[reportArgumentType] (`fsdp`)
+        **trainer_arguments(config, stage, output_dir, steps),
         beta=stage.beta,
         loss_type=[stage.loss_type],
         max_length=None,
@@ -305,11 +302,15 @@ def training_arguments(
     )
 
 
-def frozen_copy(config: RunConfig, checkpoint: Path) -> PreTrainedModel:
-    """Load the reference model of a stage without LoRA."""
+def frozen_copy(
+    config: RunConfig, stage: DpoStage, checkpoint: Path, device: torch.device
+) -> PreTrainedModel:
+    """Load the reference model of a stage without LoRA, sharded as the policy is."""
     model = load_policy(config.model, checkpoint)
     add_supervised_head(model)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    shard(model, stage.sharding, device)
+    return model
 
 
 class HeldOut(TypedDict, total=False):
@@ -355,15 +356,16 @@ def dpo_worker(job: StageJob[DpoStage]) -> None:
         draws = parts.steps * stage.global_batch_size
         pairs = RenderedPairs(parts.mixture, parts.renderer, stage.data.max_length, draws)
         figures = (*FIGURES, *EVAL_FIGURES)
+        arguments = training_arguments(
+            config, stage, run.scratch(stage.name), parts.steps, resumed=resume is not None
+        )
         trainer = PreferenceTrainer(
             run=run,
             stage=stage,
             model=parts.model,
-            ref_model=None if stage.lora else frozen_copy(config, job.checkpoint),
+            ref_model=None if stage.lora else frozen_copy(config, stage, job.checkpoint, arguments.device),
             peft_config=lora_config(parts.model, stage.lora) if stage.lora else None,
-            args=training_arguments(
-                config, stage, run.scratch(stage.name), parts.steps, resumed=resume is not None
-            ),
+            args=arguments,
             data_collator=PairCollator(pairs, parts.renderer),
             train_dataset=Dataset.from_dict({"draw": range(draws)}),
             processing_class=parts.renderer.processor,

@@ -33,14 +33,9 @@ from posttrain.training.supervised.batches import (
     model_inputs,
     sequence_ids,
 )
-from posttrain.training.supervised.trl_stage import (
-    StageParts,
-    StageTrainer,
-    StopAt,
-    TrackerCallback,
-    stage_parts,
-    trainer_arguments,
-)
+from posttrain.training.supervised.callbacks import StopAt, TrackerCallback
+from posttrain.training.supervised.stage_parts import StageParts, stage_parts
+from posttrain.training.supervised.trl_stage import StageTrainer, trainer_arguments
 
 
 class SFTTrainerParts(TypedDict, total=False):
@@ -82,13 +77,11 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
     def training_step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: nn.Module, inputs: RankBatch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run every micro-batch forward and backward; ranks exchange gradients after the last."""
+        """Run every micro-batch forward and backward; replicas exchange gradients after the last."""
         *others, last = inputs["micro_batches"]
-        losses = []
-        for make in others:
-            with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, make(), num_items_in_batch))
-        losses.append(super().training_step(model, last(), num_items_in_batch))
+        losses = [self.micro_step(model, make(), num_items_in_batch, last=False) for make in others]
+        whole_step = self.accelerator.sync_gradients
+        losses.append(self.micro_step(model, last(), num_items_in_batch, last=whole_step))
         return torch.stack(losses).sum()
 
     def batch_loss(self, model: nn.Module, batch: Batch, normalizer: Tensor) -> Tensor:
@@ -108,7 +101,7 @@ def training_arguments(config: RunConfig, stage: SupervisedStage, output_dir: Pa
     if stage.data.packing:  # one item of the dataset is all that a rank does in a step (see `PackedBatches`)
         arguments["per_device_train_batch_size"] = 1
     return SFTConfig(
-        **arguments,  # pyright: ignore[reportArgumentType] (`fsdp`)
+        **arguments,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )

@@ -9,50 +9,33 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer import TRAINING_ARGS_NAME
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer
 
-from posttrain.config import DrawingStage, RunConfig, SupervisedStage
+from posttrain.config import DrawingStage, RunConfig
 from posttrain.config.learning import Scheduler
-from posttrain.data.curriculum import CurriculumMixture, LengthPhases
-from posttrain.data.lengths import TokenCounter
-from posttrain.data.mixing import Mixture
-from posttrain.data.sources import open_mixture, row_lengths
 from posttrain.files.durable import explaining_full_disk
-from posttrain.rendering.rendering import Renderer
-from posttrain.rendering.sample_tokens import SampleTokens
-from posttrain.run.directory import RunDir, step_of
-from posttrain.run.metric_names import (
-    DATA_LEFT_OUT,
-    GRAD_NORM,
-    HELD_OUT_LOSS,
-    LEARNING_RATE,
-    LOSS,
-    UPDATE_SKIPPED,
-)
+from posttrain.run.directory import RunDir
+from posttrain.run.metric_names import LOSS, UPDATE_SKIPPED
 from posttrain.run.process import stop_requested
-from posttrain.run.tracking import Tracker
+from posttrain.training.core.checkpoints import load_state, save_state, write_weights
 from posttrain.training.core.distributed import any_over_ranks, barrier, rank, world_size
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.policy import CHECKPOINTS_KEPT, load_policy
+from posttrain.training.core.policy import (
+    CHECKPOINTS_KEPT,
+    clip_gradients,
+    continue_schedule,
+)
+from posttrain.training.core.sharding import reduce_over_replicas, shard
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import Batch
 
 
@@ -102,12 +85,25 @@ class StageTrainer(Trainer, ABC):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return `batch_loss`, scaled by the number of ranks, since DDP and FSDP average gradients."""
+        """Return `batch_loss`."""
         assert isinstance(num_items_in_batch, Tensor), "the loss needs the normaliser of the whole step"
-        return self.batch_loss(model, inputs, num_items_in_batch) * world_size()
+        return self.batch_loss(model, inputs, num_items_in_batch)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Leave the model where it is: `shard` moves it layer by layer, so it need not fit as a whole."""
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader]:
+        """Shard the model, whose weights are those of the checkpoint by now, and tell transformers so."""
+        assert isinstance(self.model, PreTrainedModel | PeftModel)
+        shard(self.model, self._settings.sharding, self.args.device)
+        # accelerate would wrap it once more, by DDP.
+        self.is_distributed_loading_by_transformers = True
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the stage's optimiser; FSDP and PEFT have changed the model's parameters by now."""
+        """Make the stage's optimiser of the sharded parameters."""
         if self.optimizer is None:
             stage = self._settings
             assert isinstance(self.model, nn.Module)
@@ -135,10 +131,27 @@ class StageTrainer(Trainer, ABC):
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run a micro-batch forward and backward, and note whether its loss is finite."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        """Run a micro-batch forward and backward; see `micro_step`."""
+        return self.micro_step(model, inputs, num_items_in_batch, self.accelerator.sync_gradients)
+
+    def micro_step(
+        self, model: nn.Module, inputs: Batch, normalizer: Tensor | int | None, last: bool
+    ) -> Tensor:
+        """Run a micro-batch forward and backward, and note whether its loss is finite.
+
+        Args:
+            model: The model.
+            inputs: The micro-batch.
+            normalizer: The loss's normaliser.
+            last: Whether it is the step's last, after which the optimiser follows.
+
+        Returns:
+            This rank's share of the loss, times the number of ranks: transformers logs their mean.
+        """
+        reduce_over_replicas(model, last)
+        loss = super().training_step(model, inputs, normalizer)
         self._loss_is_finite = self._loss_is_finite & torch.isfinite(loss)
-        return loss
+        return loss * world_size()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float:
         """Clip the gradients; skip the update if they are not finite; see whether to end.
@@ -147,8 +160,7 @@ class StageTrainer(Trainer, ABC):
         """
         assert isinstance(self.model, nn.Module)
         broken = self._guard.broken(self.model.named_parameters())
-        norm = super()._clip_grad_norm(model)
-        assert norm is not None
+        norm = clip_gradients(model.parameters(), self.args.max_grad_norm)
         finite = bool(self._loss_is_finite) and math.isfinite(norm)
         self._loss_is_finite = torch.tensor(True)
         skip, stop = any_over_ranks(not finite, stop_requested(self._run))
@@ -174,7 +186,6 @@ class StageTrainer(Trainer, ABC):
                 super()._save_checkpoint(model, None)  # no search for hyper-parameters, so no trial
             barrier()  # every rank has written its random state
             if rank() == 0:
-                (written / TRAINING_ARGS_NAME).unlink()  # a pickle, which nobody should load
                 self._run.save_checkpoint(
                     stage_name, step, lambda path: _move_into(path, written), keep=CHECKPOINTS_KEPT
                 )
@@ -182,6 +193,40 @@ class StageTrainer(Trainer, ABC):
             if rank() == 0:
                 shutil.rmtree(written, ignore_errors=True)
         barrier()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights or adapters, and the processor; every rank calls this."""
+        assert output_dir is not None
+        assert isinstance(self.model, PreTrainedModel | PeftModel)
+        write_weights(self.model, Path(output_dir))
+        if rank() == 0 and self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write this rank's part of the training state."""
+        assert isinstance(self.model, nn.Module)
+        figures = {"updates": self._schedule.last_epoch}
+        save_state(Path(output_dir), self.model, self._own_optimizer, figures)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore what `_save_optimizer_and_scheduler` has saved."""
+        if checkpoint is None:
+            return
+        assert isinstance(self.model, nn.Module)
+        figures = load_state(Path(checkpoint), self.model, self._own_optimizer)
+        continue_schedule(self._schedule, figures["updates"])
+
+    @property
+    def _own_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser inside accelerate's."""
+        assert isinstance(self.optimizer, AcceleratedOptimizer)
+        return self.optimizer.optimizer
+
+    @property
+    def _schedule(self) -> LambdaLR:
+        """The schedule of the learning rate."""
+        assert isinstance(self.lr_scheduler, LambdaLR)
+        return self.lr_scheduler
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random state, and the figures since the last row, which the next row needs."""
@@ -219,52 +264,6 @@ def _figures_name() -> str:
     return f"figures_{rank()}.json"
 
 
-class TrackerCallback(TrainerCallback):
-    """Hands transformers' logs to our tracker.
-
-    Args:
-        tracker: The run's tracker.
-        stage_name: The stage's name.
-        extra: Names of more figures to pass on, besides those that every stage has.
-    """
-
-    def __init__(self, tracker: Tracker, stage_name: str, extra: tuple[str, ...] = ()) -> None:
-        self._tracker = tracker
-        self._stage_name = stage_name
-        self._names = (LOSS, GRAD_NORM, LEARNING_RATE, UPDATE_SKIPPED, DATA_LEFT_OUT, *extra)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Log the figures of a step or of a measurement; the summary at the end is left out."""
-        if logs and not {LOSS, HELD_OUT_LOSS}.isdisjoint(logs):
-            found = {name: logs[name] for name in self._names if name in logs}
-            self._tracker.log(self._stage_name, state.global_step, found)
-
-
-class StopAt(TrainerCallback):
-    """Ends training after a step, with a checkpoint from which it can continue as if it had not ended.
-
-    Args:
-        step: The optimiser step.
-    """
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Ask for a checkpoint and for the end once the step is done."""
-        if state.global_step == self._step:
-            control.should_save = control.should_training_stop = True
-
-
 class TrainerArguments(TypedDict):
     """The arguments that all of transformers' trainers take, as far as stages set them."""
 
@@ -280,15 +279,13 @@ class TrainerArguments(TypedDict):
     logging_steps: float
     save_steps: float
     save_strategy: str
-    bf16: bool
     use_cpu: bool
     gradient_checkpointing: bool
     seed: int
     report_to: str
     disable_tqdm: bool
     remove_unused_columns: bool
-    fsdp: bool  # as transformers documents it; its annotation says text
-    fsdp_config: dict[str, object]
+    bf16: bool
 
 
 def trainer_arguments(
@@ -315,86 +312,11 @@ def trainer_arguments(
         "logging_steps": stage.logging_steps,
         "save_steps": stage.save_steps,
         "save_strategy": "steps",
-        "bf16": config.model.dtype == "bfloat16",
+        "bf16": False,  # `shard` sets the types; autocast would set others
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": stage.gradient_checkpointing,
         "seed": config.seed,
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "fsdp": stage.sharding == "fsdp2",
-        # A layer at a time; rank 0 writes whole models.
-        "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"},
     }
-
-
-@dataclass
-class StageParts:
-    """What every worker of a stage needs, opened.
-
-    Attributes:
-        renderer: The renderer of the checkpoint that the stage starts from.
-        model: The model of that checkpoint.
-        mixture: The samples to draw from.
-        steps: Optimiser steps in total.
-        tracker: The run's tracker on rank 0; None on other ranks.
-    """
-
-    renderer: Renderer
-    model: PreTrainedModel
-    mixture: Mixture
-    steps: int
-    tracker: Tracker | None
-
-
-@contextmanager
-def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
-    """Open what a worker of a stage needs, and close the tracker afterwards."""
-    config, stage = job.config, job.stage
-    renderer = Renderer.from_config(job.checkpoint, config.model)
-    mixture = stage_mixture(job, renderer)
-    parts = StageParts(
-        renderer=renderer,
-        mixture=mixture,
-        model=load_policy(config.model, job.checkpoint, stage.lora.quantization if stage.lora else None),
-        steps=stage.steps_for(len(mixture)),
-        tracker=Tracker(job.run, config.trackers) if rank() == 0 else None,
-    )
-    if parts.tracker is not None:
-        parts.tracker.rewind(stage.name, step_of(job.resume) if job.resume else -1)
-        parts.tracker.start(stage.name, parts.steps)
-    yield parts
-    if parts.tracker is not None:
-        parts.tracker.close()
-
-
-def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
-    """Open a stage's datasets as one mixture, in the order of its curriculum if it has one."""
-    config, stage = job.config, job.stage
-    mixture = open_mixture(
-        stage.mixture,
-        config.seed,
-        config.base_dir,
-        counter=SampleTokens(renderer) if stage.by_tokens else None,
-        replaced=job.replaced,
-        use=stage.use,
-    )
-    if isinstance(stage, SupervisedStage) and stage.data.curriculum is not None:
-        return curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))
-    return mixture
-
-
-def curriculum_mixture(
-    mixture: Mixture, stage: SupervisedStage, seed: int, counter: TokenCounter, cache_dir: Path | None = None
-) -> CurriculumMixture:
-    """Put a mixture into the order of a stage's curriculum: short samples first, then all lengths."""
-    data = stage.data
-    assert data.curriculum is not None
-    phases = LengthPhases(
-        short_length=data.curriculum.short_length,
-        max_length=data.max_length,
-        long_share=data.curriculum.long_share,
-        second_from=stage.long_samples_from(len(mixture)),
-    )
-    lengths = row_lengths(mixture.datasets, counter, cache_dir)
-    return CurriculumMixture(mixture, data.mixture, seed, lengths, phases, data.mixture_by == "tokens")

@@ -50,7 +50,6 @@ def test_each_pair_is_seen_once_unless_told_otherwise():
             "sharding",
             "bitsandbytes",
         ),
-        ({"sharding": "fsdp2", "num_workers": 2}, "sharding", "cluster.num_gpus is 0"),
         ({"lora": {"quantization": "nf3"}}, "lora.quantization", "nf4"),
     ],
 )

@@ -148,7 +148,6 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.per_device_batch_size=1000", "only 256 sequences in a mini-batch"),
         ("stages.rl.micro_batch_size=8", "it is called per_device_batch_size"),
         ("stages.rl.lora.rank=8", "adapters are not published to engines yet"),
-        ("stages.rl.sharding=fsdp2", "each rl learner holds the whole model"),
         ("stages.rl.num_train_epochs=1.0", "write max_steps"),
         ("stages.rl.gradient_accumulation_steps=2", "follows from prompts_per_step"),
         ("stages.rl.global_batch_size=99", "write prompts_per_step"),

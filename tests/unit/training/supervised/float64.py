@@ -17,6 +17,7 @@ def in_float64(model: Any) -> Any:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(norm, module)
+    model.config.dtype = torch.float64
     return model.double()
 
 

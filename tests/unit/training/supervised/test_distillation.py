@@ -35,8 +35,8 @@ from posttrain.training.supervised.distillation import (
     with_language_model_alone,
 )
 from posttrain.training.supervised.sft import sft_batches, training_arguments
+from posttrain.training.supervised.stage_parts import StageParts
 from posttrain.training.supervised.teacher_answers import COLUMN
-from posttrain.training.supervised.trl_stage import StageParts
 from posttrain.types import Block, Message, Sample, text_message
 from tests.stage_jobs import job_of
 from tests.unit.training.supervised import test_sft
