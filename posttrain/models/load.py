@@ -76,15 +76,13 @@ def load_model(
             quantization_config=_quantized(quantization, dtype) if quantization else None,
         )
     except ImportError as error:
-        raise LoadError(f"lora.quantization: {quantization}: {error}") from error
+        kernels = f"model.attn_implementation: {attn_implementation}"
+        asked = f"lora.quantization: {quantization}" if quantization else kernels
+        raise LoadError(f"{asked}: {error}") from error
     except OSError as error:
         raise LoadError(f"{checkpoint}: no readable *.safetensors weights ({error})") from error
     model, info = loaded  # pyright: ignore[reportGeneralTypeIssues] (a pair with output_loading_info)
-    if missing := sorted(info["missing_keys"]):
-        raise LoadError(
-            f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
-            " them with noise. Fetch the checkpoint again"
-        )
+    _refuse_missing(checkpoint, info["missing_keys"])
     write_experts_as_published(model)
     continue_after_videos(model)
     if fused_layers != "none":
@@ -122,6 +120,15 @@ def loaded_type(model: torch.nn.Module) -> torch.dtype:
 def in_vision_tower(parameter: str) -> bool:
     """Tell by a parameter's name whether it belongs to the vision tower, without the merger."""
     return VISION_TOWER.search(parameter) is not None
+
+
+def _refuse_missing(checkpoint: Path | str, weights: set[str]) -> None:
+    """Raise a LoadError if a checkpoint lacks weights."""
+    if missing := sorted(weights):
+        raise LoadError(
+            f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
+            " them with noise. Fetch the checkpoint again"
+        )
 
 
 def sees_images(config: PreTrainedConfig) -> bool:

@@ -12,9 +12,11 @@ import torch
 import transformers.integrations.liger as integration
 from transformers import PreTrainedModel
 
+from posttrain.config import ModelConfig
 from posttrain.models import kernels
 from posttrain.models.load import LoadError, load_model
 from posttrain.quickstart.tiny import TinyType, build_tiny
+from posttrain.training.core.policy import load_policy
 from tests.unit.models.reference_flash import Flash
 
 #: The switches of Liger's own functions, with the values that they have unless told otherwise.
@@ -94,6 +96,25 @@ def test_what_is_missing_is_named(
     with pytest.raises(LoadError) as caught:
         load_model(tiny_checkpoint, **keys)
     assert reason in str(caught.value)
+
+
+def test_a_package_that_transformers_refuses_is_told_with_its_reason(
+    machine: Callable[..., None], tiny_checkpoint: Path
+) -> None:
+    machine("flash_attn", gpu=True)  # such as version 4, which has the same name
+    with pytest.raises(LoadError, match="attn_implementation: flash_attention_2: FlashAttention2 has"):
+        load_model(tiny_checkpoint, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    "keys", [{"attn_implementation": "flash_attention_2"}, {"fused_layers": "liger"}], ids=str
+)
+def test_the_runs_settings_reach_the_model(
+    machine: Callable[..., None], tiny_checkpoint: Path, keys: dict[str, Any]
+) -> None:
+    machine(gpu=True)
+    with pytest.raises(LoadError, match="is not installed"):
+        load_policy(ModelConfig(family="qwen3_vl", **keys), tiny_checkpoint)
 
 
 def test_flash_attention_is_what_a_model_gets(
