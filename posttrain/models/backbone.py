@@ -36,7 +36,7 @@ class VisionBackbone(Protocol):
 
 
 def vision_backbone(model: nn.Module) -> VisionBackbone:
-    """Find the module that has the vision tower, inside whatever wraps it (PEFT, DDP).
+    """Find the module that has the vision tower, inside whatever wraps it (PEFT).
 
     Raises:
         StopIteration: If the model has no vision tower.

@@ -43,7 +43,7 @@ def sharing_images(model: nn.Module, image_index: Tensor | None) -> Iterator[Non
     """Let a model take a batch from `share_images` within this context.
 
     Args:
-        model: A Qwen-VL model, which PEFT or DDP may wrap.
+        model: A Qwen-VL model, which PEFT may wrap.
         image_index: The batch's `image_index`, which is not passed to the model; None if the batch has no
             images.
     """

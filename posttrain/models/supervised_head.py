@@ -19,8 +19,8 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     `supervised_labels` the model works as before.
 
     The head, the largest matrix of a small model, is applied at those places only: about one in ten in
-    dialogues with images. This happens inside the forward passes of model and head, because wrappers such as
-    DDP and FSDP act on forward passes.
+    dialogues with images. This happens inside the forward passes of model and head, because FSDP2 gathers
+    weights for forward passes.
 
     Args:
         model: A model whose head has no adapters, before it is wrapped; it is changed in place.

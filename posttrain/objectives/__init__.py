@@ -6,5 +6,5 @@ the same call.
 
 Normalisers over the *global* batch are passed in, and a loss returns this piece's share of the whole loss:
 the shares of all micro-batches and ranks add up to the loss of the whole batch. So gradients are added,
-never averaged; where DDP averages over ranks, multiply by their number.
+never averaged over ranks.
 """

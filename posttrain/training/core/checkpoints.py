@@ -23,13 +23,17 @@ from posttrain.training.core.distributed import patient_group, rank
 from posttrain.training.core.optimizers import MuonWithAdamW
 
 #: Where a checkpoint keeps the state of its training.
-STATE = Path("state")
+STATE = "state"
 #: The part of the state that is no tensor.
-_FIGURES = STATE / "trainer.json"
+_FIGURES = f"{STATE}/trainer.json"
 #: The name of a parameter's float32 values among the tensors of the state.
 _MASTER = "master"
 
 Figures = Mapping[str, int]
+
+
+class StateError(ValueError):
+    """The state of a checkpoint does not belong to the model that is trained."""
 
 
 def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -106,6 +110,9 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
     Returns:
         The figures that were saved.
+
+    Raises:
+        StateError: If the state is that of other parameters.
     """
     saved = json.loads((directory / _FIGURES).read_text())
     parameters, states = dict(_trained(model)), _states(optimizer)
@@ -113,7 +120,11 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     tensors: dict[str, Tensor] = {}
     for key in reader.read_metadata().state_dict_metadata:
         name, _, slot = key.rpartition(".")
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise StateError(
+                f"{directory / STATE} holds the state of {name}, which this stage does not train"
+            )
         if slot == _MASTER:
             tensors[key] = parameter.detach()  # shares the parameter's memory, so that it is read into it
         else:

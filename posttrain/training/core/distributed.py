@@ -59,23 +59,30 @@ def _patient_group(_beside: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Add up a tensor over all ranks, in place; return it."""
+    """Add up figures over all ranks; the result is on the CPU, by which they travel.
+
+    A rank without samples has its figure from nowhere, another from its GPU; ranks whose tensors lie on
+    different devices would wait for each other in different groups.
+    """
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Find the largest of each figure over all ranks; like `sum_over_ranks` otherwise."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    figures = tensor.detach().cpu().clone()
     if world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+        dist.all_reduce(figures, op=operation)
+    return figures
 
 
 def barrier() -> None:
     """Wait until every rank has called this, however long the others write to a disk."""
     if world_size() > 1:
         dist.all_reduce(torch.zeros(1), group=patient_group())
-
-
-def max_over_ranks(tensor: Tensor) -> Tensor:
-    """Replace each value of a tensor by the largest over all ranks, in place; return the tensor."""
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
 
 
 def any_over_ranks(*flags: bool) -> list[bool]:
@@ -92,6 +99,7 @@ def sum_gradients(modules: Iterable[nn.Module]) -> None:
         return
     trained = [each for module in modules for each in module.parameters() if each.requires_grad]
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
-    sums = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+    sums = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(sums)
     for parameter, total in zip(trained, sums.split([each.numel() for each in trained]), strict=True):
         parameter.grad = total.view_as(parameter)

@@ -90,7 +90,7 @@ def share_of(trajectories: Sequence[Trajectory], micro_batch_size: int, index: i
     """Deal trajectories to ranks by length, so that every rank gets about the same number of tokens.
 
     Args:
-        trajectories: A mini-batch.
+        trajectories: A mini-batch; at least one.
         micro_batch_size: Number of trajectories that are run at once.
         index: The rank.
         of: Number of ranks.

@@ -94,7 +94,7 @@ def test_its_evaluations_are_read(old_run: Path) -> None:
 
 @pytest.mark.parametrize("allow_changes", [False, True])
 def test_it_is_not_gone_on_with(old_run: Path, allow_changes: bool) -> None:
-    with pytest.raises(ForeignRun, match=r"an older version of posttrain began it.*\(layout 1, here 2\)\."):
+    with pytest.raises(ForeignRun, match=r"an older version of posttrain began it.*\(layout 1, here 3\)\."):
         RunDir.create(tiny_run(old_run.parent), resume=True, allow_changes=allow_changes)
     assert (old_run / "data.json").is_file()
 

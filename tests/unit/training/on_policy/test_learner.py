@@ -161,7 +161,7 @@ def _refresh(learner: Learner, trajectories: list[Trajectory]) -> None:
 
 
 @given(
-    lengths=st.lists(st.integers(1, 500), max_size=40),
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=40),
     size=st.integers(1, 7),
     ranks=st.integers(1, 5),
 )
