@@ -50,7 +50,6 @@ from posttrain.models.packed_attention import packed_sdpa, use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.sft import sft_loss
 from posttrain.quickstart.tiny import build_tiny
-from posttrain.training.core.distributed import training_device
 from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates, load_policy
 from posttrain.training.core.sharding import reduce_over_replicas, shard
@@ -66,6 +65,11 @@ GOALS = {
 }
 #: A rate at which bfloat16 loses most of an update, as RL has it.
 RATE = 1e-6
+
+
+def device_here() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def clock(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -147,7 +151,7 @@ def work_of_step(model: nn.Module, rows: list[dict[str, Tensor]], lora: bool) ->
 def learner(sizes: Sizes, settings: ModelConfig, folder: Path, lora: LoraConfig | None) -> dict[str, Any]:
     """Figures of a learner's steps, all weights or adapters trained."""
     gc.collect()  # FSDP2's wrappers hold each other, and with them the model before
-    device, name = training_device(), "full" if lora is None else "lora"
+    device, name = device_here(), "full" if lora is None else "lora"
     loaded = load_policy(settings, folder)
     rows = packed_rows(sizes, loaded, folder, device)
     add_supervised_head(loaded)
@@ -280,7 +284,7 @@ def attention(sizes: Sizes, config: Mapping[str, Any], device: torch.device) -> 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every figure."""
-    device, sizes = training_device(), TINY if options.tiny else Sizes()
+    device, sizes = device_here(), TINY if options.tiny else Sizes()
     rate = matrix_rate(sizes, device)
     figures: dict[str, Any] = {
         "card": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
