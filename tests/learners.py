@@ -13,10 +13,13 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 
 from posttrain.config import ModelConfig
+from posttrain.config.model import AttnImplementation, FusedLayers
 from posttrain.media.images import save_image
+from posttrain.models.load import forward_hidden, load_model
+from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
-from posttrain.rendering.collation import collate, pad_rows
-from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.collation import collate, collate_packed, pad_rows
+from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.training.core.distributed import ensure_process_group
 from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates, load_policy
@@ -95,16 +98,21 @@ def run(
     return Pass(model, loss.detach().cpu(), gradients, held)
 
 
-def _batch(checkpoint: Path, device: torch.device) -> dict[str, Tensor]:
-    """Make a batch of two dialogues, with labels on their answers."""
-    renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
+def _dialogues(renderer: Renderer, checkpoint: Path) -> list[Rendered]:
+    """Render a dialogue with an image and one without."""
     image = save_image(Image.radial_gradient("L").convert("RGB"), checkpoint / "images")
     shown = Message("user", (Block("image", image=image), Block("text", text="Which letter is it?")))
     dialogues = [
         [shown, text_message("assistant", "A or B")],
         [text_message("user", "hi"), text_message("assistant", "C" * 20)],
     ]
-    items = [renderer.render(dialogue) for dialogue in dialogues]
+    return [renderer.render(dialogue) for dialogue in dialogues]
+
+
+def _batch(checkpoint: Path, device: torch.device) -> dict[str, Tensor]:
+    """Make a batch of the dialogues, with labels on their answers."""
+    renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
+    items = _dialogues(renderer, checkpoint)
     batch = collate(items, renderer, device)
     supervised = pad_rows([item.supervised for item in items], False, bool).to(device)
     return batch | {"supervised_labels": batch["input_ids"].masked_fill(~supervised, IGNORED)}
@@ -166,3 +174,36 @@ def updates_reach_the_weights(device: torch.device, checkpoint: Path) -> None:
 
 def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def kernels_agree(
+    device: torch.device,
+    checkpoint: Path,
+    attn_implementation: AttnImplementation,
+    fused_layers: FusedLayers,
+) -> None:
+    """A packed row's states and gradients are those of PyTorch's own kernels, as far as bfloat16 tells."""
+    expected = _packed(device, checkpoint, "sdpa", "none")
+    found = _packed(device, checkpoint, attn_implementation, fused_layers)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() < 0.05 * theirs.norm()
+
+
+def _packed(
+    device: torch.device,
+    checkpoint: Path,
+    attn_implementation: AttnImplementation,
+    fused_layers: FusedLayers,
+) -> tuple[Tensor, Tensor]:
+    """Return hidden states of a packed row, and the gradient of a matrix of the first layer."""
+    renderer = Renderer.from_pretrained(checkpoint, "qwen3_vl")
+    model: Any = load_model(checkpoint, attn_implementation=attn_implementation, fused_layers=fused_layers)
+    use_packed_attention(model)
+    items = _dialogues(renderer, checkpoint)
+    row = collate_packed(items, renderer, model.base_model.get_rope_index)
+    model.to(device)
+    hidden = forward_hidden(model, {name: tensor.to(device) for name, tensor in row.items()})
+    direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(device)
+    (hidden.float() @ direction).square().mean().backward()  # of the states' norm there is no gradient
+    gradient = model.get_parameter("model.language_model.layers.0.mlp.down_proj.weight").grad
+    return hidden.detach().float(), gradient.float()
