@@ -24,14 +24,14 @@ class VisionBackbone(Protocol):
 
     Attributes:
         visual: The vision tower.
-        get_image_features: From pixels and grids to features.
-        get_video_features: The same for videos.
+        forward: From token ids and pixels to hidden states.
+        get_image_features: From pixels and grids to features; it does the same for videos.
         get_rope_index: From token ids to the positions [3, B, L] of M-RoPE, and their offsets [B, 1].
     """
 
     visual: nn.Module
+    forward: Callable[..., object]
     get_image_features: Callable[..., ImageFeatures]
-    get_video_features: Callable[..., object]
     get_rope_index: Callable[..., tuple[Tensor, Tensor]]
 
 

@@ -23,6 +23,7 @@ from posttrain.config.lora import Quantization
 from posttrain.config.model import AttnImplementation, FusedLayers
 from posttrain.models.kernels import fuse_layers, refusal
 from posttrain.models.video_positions import continue_after_videos
+from posttrain.models.vision_calls import one_tower_call
 
 #: The `model_type`s of Qwen-VL models, with the mixture-of-experts variant of Qwen3-VL.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
@@ -85,6 +86,7 @@ def load_model(
     _refuse_missing(checkpoint, info["missing_keys"])
     write_experts_as_published(model)
     continue_after_videos(model)
+    one_tower_call(model)
     if fused_layers != "none":
         fuse_layers(model)
     if freeze_vision_tower and sees_images(config):

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import peft
@@ -64,6 +66,20 @@ def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> PeftMo
     wrapped = get_peft_model(model, lora_config(model, settings))
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+@contextmanager
+def adapters_off(model: PeftModel) -> Iterator[None]:
+    """Let a model compute as if it had no adapters, within this context.
+
+    They stay marked as trained. PEFT marks them as frozen, and FSDP2 notes the types of what is trained in a
+    model's first pass, which may be this one.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield
 
 
 def is_adapter(checkpoint: Path | str) -> bool:

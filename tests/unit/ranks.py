@@ -1,9 +1,12 @@
-"""Two processes for what a second rank changes."""
+"""Two processes for what a second rank changes, and process groups of this process alone."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.multiprocessing.spawn import start_processes
 
 # Ranks are forked from a process that has loaded these and done nothing else: loading takes them seconds, and
@@ -24,3 +27,15 @@ def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
         ProcessRaisedException: If a rank raised; the other is stopped.
     """
     start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+@contextmanager
+def group_of_this_process(backend: str, ranks: int = 1) -> Iterator[None]:
+    """Be rank 0 of a process group, and of none afterwards; tests before may have left one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

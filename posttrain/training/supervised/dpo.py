@@ -22,8 +22,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from posttrain.config import DpoStage, RunConfig
 from posttrain.data.formats import DataError
 from posttrain.data.sources import open_mixture
-from posttrain.models.lora import lora_config
-from posttrain.models.shared_images import IMAGE_INDEX, share_images, sharing_images
+from posttrain.models.lora import adapters_off, lora_config
+from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows
@@ -211,15 +211,13 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
             [2P] the policy's and [2P] the reference's log-prob of each answer, and [2P] its number of tokens.
         """
         batch = dict(batch)
-        image_index = batch.pop(IMAGE_INDEX, None)
         mask = batch.pop("completion_mask")
         del batch["left_out"]
         labels = batch["input_ids"].masked_fill(~mask, IGNORED)
         rows = torch.nonzero(labels[:, 1:] != IGNORED)[:, 0]
 
         def answer_logprobs(model: nn.Module) -> Tensor:
-            with sharing_images(model, image_index):
-                logprobs = model(**batch, supervised_labels=labels)
+            logprobs = model(**batch, supervised_labels=labels)
             return logprobs.new_zeros(len(labels)).index_add(0, rows, logprobs)
 
         with torch.no_grad(), self.reference() as reference:
@@ -236,7 +234,7 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         assert isinstance(self.model, nn.Module)
         adapted = self.accelerator.unwrap_model(self.model)
         assert isinstance(adapted, PeftModel)
-        with adapted.disable_adapter():
+        with adapters_off(adapted):
             yield self.model
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]

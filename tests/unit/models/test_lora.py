@@ -16,7 +16,15 @@ from posttrain.config.model import infer_family
 from posttrain.media.images import save_image
 from posttrain.models.export import ExportError, export, model_card
 from posttrain.models.load import load_model
-from posttrain.models.lora import LoraError, base_of, is_adapter, load_merged, with_lora, write_merged
+from posttrain.models.lora import (
+    LoraError,
+    adapters_off,
+    base_of,
+    is_adapter,
+    load_merged,
+    with_lora,
+    write_merged,
+)
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
@@ -65,6 +73,16 @@ def test_fresh_adapters_change_nothing_and_train_alone(tiny_checkpoint, batch):
     layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in trained}
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert all(".language_model.layers." in name for name in trained)
+
+
+def test_adapters_that_are_off_change_nothing_and_stay_trained(tiny_checkpoint, adapted, batch):
+    plain = load_model(tiny_checkpoint, dtype="float32")
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    with adapters_off(adapted):
+        assert torch.equal(logits(plain, batch), logits(adapted, batch))
+        assert [name for name, p in adapted.named_parameters() if p.requires_grad] == trained
+    assert not torch.equal(logits(plain, batch), logits(adapted, batch))
+    assert [name for name, p in adapted.named_parameters() if p.requires_grad] == trained
 
 
 def test_the_same_seed_gives_the_same_adapters(tiny_checkpoint):
