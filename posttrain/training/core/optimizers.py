@@ -85,9 +85,12 @@ def build_optimizer(
             if parameter.requires_grad:
                 is_matrix = parameter.ndim == 2 and not any(part in key for part in LOOKED_UP)
                 (matrices if is_matrix else others).append(parameter)
+    # Without it AdamW makes a copy of all second moments in a step on a GPU.
+    fused = any(parameter.is_cuda for parameter in (*matrices, *others))
     if name == "muon":
         muon = torch.optim.Muon(matrices, lr=learning_rate * MUON_RATE, weight_decay=weight_decay)
-        return MuonWithAdamW(muon, torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0))
+        adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, fused=fused)
+        return MuonWithAdamW(muon, adamw)
     groups: list[Group] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -96,4 +99,4 @@ def build_optimizer(
         return EightBitAdamW(groups, learning_rate)
     if name == "adamw_bf16":
         return RoundedAdamW(groups, learning_rate)
-    return torch.optim.AdamW([dict(group) for group in groups], lr=learning_rate)
+    return torch.optim.AdamW([dict(group) for group in groups], lr=learning_rate, fused=fused)
