@@ -12,7 +12,14 @@ from posttrain.config.lora import LoraConfig
 from posttrain.config.stage import ModelBytes, PackageUse, Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
-Optimizer = Literal["adamw", "muon"]
+Optimizer = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]
+#: Bytes of a trained parameter by optimiser: its weight, its gradient, and the optimiser's states.
+BYTES_HELD: dict[Optimizer, tuple[float, float, float]] = {
+    "adamw": (4, 4, 8),
+    "adamw_8bit": (4, 4, 2 + 8 / 256),  # with two scales for 256 parameters
+    "adamw_bf16": (2, 4, 8),  # gradients of micro-batches are added up in float32; of a single one it is 2
+    "muon": (4, 4, 4),
+}
 
 
 def _product(settled: dict[str, Any]) -> int:
@@ -41,7 +48,11 @@ class LearningStage(TrainingStage):
         default=None, description="Train low-rank adapters and keep all other weights fixed; off if absent."
     )
     optimizer: Optimizer = Field(
-        default="adamw", description="AdamW, or Muon for matrices with AdamW for the rest."
+        default="adamw",
+        description="AdamW over float32 weights, which takes 16 bytes a parameter; adamw_8bit, whose moments "
+        "have 8 bits (10 bytes; by bitsandbytes); adamw_bf16, which holds the weights of a bfloat16 model in "
+        "bfloat16 and rounds every update at random (12 to 14 bytes); or Muon for matrices with AdamW for "
+        "the rest.",
     )
     learning_rate: PositiveFloat = Field(default=1e-5, description="Peak learning rate.")
     lr_scheduler_type: Scheduler = Field(default="cosine", description="How the rate falls after warm-up.")
@@ -81,20 +92,24 @@ class LearningStage(TrainingStage):
         return round(self.warmup_ratio * steps)
 
     def packages(self) -> list[PackageUse]:
-        """Return bitsandbytes if the fixed weights are quantized."""
-        if self.lora is None or self.lora.quantization is None:
-            return []
-        return [PackageUse(("lora", "quantization"), "bitsandbytes", "qlora")]
+        """Return bitsandbytes if the fixed weights, or the optimiser's moments, are quantized."""
+        weights = PackageUse(("lora", "quantization"), "bitsandbytes", "qlora")
+        moments = PackageUse(("optimizer",), "bitsandbytes", "adamw-8bit")
+        quantized = self.lora is not None and self.lora.quantization is not None
+        return [weights] * quantized + [moments] * (self.optimizer == "adamw_8bit")
+
+    @property
+    def float32_masters(self) -> bool:
+        """Whether trained weights are held in float32, whatever type the model computes in."""
+        return self.optimizer != "adamw_bf16"
 
     def learner_bytes(self, model: ModelBytes) -> float:
         """Estimate the bytes of weights, gradients and optimiser states, without those of adapters."""
         if self.lora is not None:
             return model.width * model.parameters
-        states = 1 if self.optimizer == "muon" else 2
-        sharded = self.sharding != "none"
-        trained = 4 if sharded else model.width  # accelerate trains shards in float32
+        trained = sum(BYTES_HELD[self.optimizer]) * model.trainable
         fixed = model.width * (model.parameters - model.trainable)
-        return (fixed + trained * model.trainable * (2 + states)) / (self.num_workers if sharded else 1)
+        return (fixed + trained) / (self.num_workers if self.sharding != "none" else 1)
 
     def measured_by_itself(self) -> frozenset[str]:
         """Return what the stage itself measures, which `metric` may name like an evaluation task."""
@@ -103,6 +118,12 @@ class LearningStage(TrainingStage):
     def check_in_run(self, around: Surroundings) -> None:
         """Check where the stage starts, the GPUs that it takes, and that its metric is measured."""
         self._check_start(around)
+        if not self.float32_masters and around.dtype == "float32":
+            raise MisfitError(
+                "optimizer",
+                f"{self.optimizer} holds weights as a bfloat16 model does, and model.dtype is float32",
+                "set optimizer: adamw, or model.dtype: bfloat16",
+            )
         super().check_in_run(around)
         if self.metric is None or self.metric in self.measured_by_itself():
             return
@@ -133,6 +154,14 @@ class LearningStage(TrainingStage):
             )
             if key in self.model_fields_set and getattr(self, key) != default:
                 raise MisfitError(key, reason, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> "LearningStage":
+        if self.lora is not None and not self.float32_masters:
+            raise MisfitError(
+                "optimizer", "adapters are held in float32 whatever the optimiser", "set optimizer: adamw"
+            )
         return self
 
     @model_validator(mode="after")

@@ -30,7 +30,9 @@ class RolloutConfig(Section):
     actors: Positive = Field(default=1, description="Number of engines.")
     max_new_tokens: Positive = Field(default=1024, description="Most tokens of one turn of the model.")
     max_length: Positive = Field(
-        default=8192, description="Most tokens of an episode: prompt, images, turns and observations."
+        default=8192,
+        description="Most tokens of an episode: prompt, images, turns and observations. A prompt that leaves "
+        "no room for an answer is left out: training takes the next in its place, an evaluation counts it.",
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
 

@@ -174,6 +174,7 @@ class RunConfig(Section):
         return Surroundings(
             earlier=tuple(each.name for each in self.stages[:index]),
             has_base=self.model.name_or_path is not None,
+            dtype=self.model.dtype,
             cpus=self.cluster.num_cpus if self.cluster.address is None else None,
             gpus=gpus if gpus and self.cluster.address is None else None,
             shares_gpus=gpus > 0,

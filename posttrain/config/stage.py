@@ -138,6 +138,7 @@ class Surroundings:
     Attributes:
         earlier: Names of the stages before it.
         has_base: Whether the run names a model to start from.
+        dtype: The type that the run's model computes in.
         cpus: Cores that the run's cluster offers; None where it offers all of a machine, or is joined.
         gpus: GPUs that the run's cluster offers; None where a cluster is joined, which offers its own.
         shares_gpus: Whether the stage may split a model over GPUs at all.
@@ -147,6 +148,7 @@ class Surroundings:
 
     earlier: tuple[str, ...]
     has_base: bool
+    dtype: str
     cpus: int | None
     gpus: int | None
     shares_gpus: bool

@@ -1,8 +1,8 @@
 """A curation's checkpoints in engines of our own: a pool answers its questions, batch after batch.
 
 The pool is asked directly and not through Ray Data: it already divides, watches and repeats the work of lost
-engines, renders as training does, and gives the same answer to the same seed; the rows themselves come from a
-curation that keeps and resumes them one by one.
+engines, renders as training does, and answers by seeds (on a CPU in float32 the same seed gives the same
+answer); the rows themselves come from a curation that keeps and resumes them one by one.
 """
 
 import asyncio

@@ -2,6 +2,7 @@
 
 import array
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -13,6 +14,8 @@ from posttrain.data.formats import DataError
 FEISTEL_TURNS = 8
 #: Longest period of a draw; shares that need a longer one are rounded to multiples of its inverse.
 MAX_PERIOD = 10_000
+#: How many replacements of a sample that is too long are tried before it is an error of the dataset.
+REPLACEMENTS = 100
 
 
 def schedule(weights: Mapping[str, float]) -> list[str]:
@@ -224,6 +227,23 @@ class Mixture:
     def max_length(self, draw: int) -> int | None:
         """Return the most tokens of the draw's sample, or None where no draw has a limit of its own."""
         return None
+
+    def replacement(self, draw: int, turn: int, draws: int) -> int:
+        """Return the row that takes the place of a draw's, where that and those before it cannot be used.
+
+        It is of the same dataset: that of the `turn`-th draw of the dataset among those one, two … times the
+        stage's length beyond. So shares stay, and a draw stays a pure function of its number.
+
+        Args:
+            draw: The draw, counted from 0.
+            turn: How many rows were tried before this one; at least 1.
+            draws: Number of draws that the stage makes in total.
+        """
+        dataset, _ = self.index(draw)
+        # There always is another, since the schedule repeats its places.
+        beyond = (self.index(draw + again * draws) for again in itertools.count(1))
+        rows = (row for name, row in beyond if name == dataset)
+        return next(itertools.islice(rows, turn - 1, None))
 
     def _row(self, name: str, nth: int) -> int:
         """Return the row that a dataset's `nth` draw takes."""

@@ -1,7 +1,8 @@
 """Evaluation: a checkpoint's episodes on held-out samples, scored by the rewards' own code."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -18,6 +19,11 @@ from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EVALUATION, EvaluationRow, read_rows, write_rows
 from posttrain.types import Trajectory
 
+logger = logging.getLogger(__name__)
+
+#: Among a row's metrics: samples that were left out since their prompts leave no room for an answer.
+LEFT_OUT = "left_out"
+
 
 class EvaluationError(RuntimeError):
     """An evaluation that would not mean what it says."""
@@ -27,6 +33,9 @@ def evaluate_task(
     pool: RolloutPool, config: RunConfig, task: EvalTask, run: RunDir, stage: str, step: int
 ) -> EvaluationRow:
     """Run a task's first `num_samples` samples, one episode each, and record the result.
+
+    A sample whose prompt leaves no room for an answer is left out and counted: it says nothing about the
+    model, and is left out for every checkpoint alike.
 
     Args:
         pool: Serving the checkpoint to evaluate.
@@ -41,6 +50,7 @@ def evaluate_task(
 
     Raises:
         EvaluationError: If a sample could not be scored; a failed score is never counted as a wrong answer.
+            Or if no prompt leaves room for an answer.
     """
     begun = time.perf_counter()
     samples = load_samples(task.data, config.base_dir, use="episodes")
@@ -50,15 +60,44 @@ def evaluate_task(
         for i in range(count)
     ]
     rollout = config.evaluation_rollout
-    trajectories = pool.rollout(
-        groups, Limits(rollout.max_new_tokens, rollout.max_length, temperature=task.temperature)
-    ).trajectories
+    limits = Limits(rollout.max_new_tokens, rollout.max_length, temperature=task.temperature)
+    groups = with_room(groups, pool.prompt_tokens(groups), limits, task)
+    trajectories = pool.rollout(groups, limits).trajectories
     row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
-    row = replace(row, seconds=round(time.perf_counter() - begun, 1))
+    left_out = {LEFT_OUT: float(count - len(groups))} if len(groups) < count else {}
+    row = replace(row, metrics=row.metrics | left_out, seconds=round(time.perf_counter() - begun, 1))
     name = f"evaluation-{stage}-{task.name}"
     write_trajectories(run, name, trajectories, {g.group: g.sample for g in groups}, stage=stage, step=0)
     record_evaluation(run, row)
     return row
+
+
+def with_room(
+    groups: Sequence[GroupJob], tokens: Mapping[int, int], limits: Limits, task: EvalTask
+) -> list[GroupJob]:
+    """Return the groups whose prompts leave room for an answer; warn of the others.
+
+    Args:
+        groups: All of them.
+        tokens: Of their prompts, by the group's index.
+        limits: Of the episodes.
+        task: What is evaluated.
+
+    Raises:
+        EvaluationError: If there is none.
+    """
+    fitting = [group for group in groups if limits.leave_room(tokens[group.group])]
+    if too_long := [group for group in groups if not limits.leave_room(tokens[group.group])]:
+        first = too_long[0]
+        told = (
+            f"task {task.name}: {len(too_long)} of {len(groups)} samples of dataset {task.data} have prompts"
+            f" that leave no room for an answer in rollout.max_length = {limits.max_length}, such as row"
+            f" {first.sample.id!r} with {tokens[first.group]} tokens; raise it, or lower model.max_pixels"
+        )
+        if not fitting:
+            raise EvaluationError(told)
+        logger.warning("%s; they are left out", told)
+    return fitting
 
 
 def summarize(

@@ -11,14 +11,22 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from posttrain.files.reading import seconds_to_read
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.worker import AnswerQuestions, EngineSetup, InferenceWorker
-from posttrain.run.actors import Actor
+from posttrain.run.actors import Actor, kill_all
 
 logger = logging.getLogger(__name__)
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+#: Longest step of an engine, in seconds. Steps take far less; but on a GPU a kernel may be compiled for a
+#: shape that the first steps did not have, and images are read within steps, from a disk that may stall.
+CPU_STEP_S, GPU_STEP_S = 30.0, 120.0
+#: Seconds between two looks at a busy worker, or less where steps are shorter.
+LOOK_S = 30.0
 
 
 class PoolError(RuntimeError):
@@ -34,15 +42,24 @@ class Timeouts:
     """How long the pool waits, in seconds.
 
     Attributes:
-        start: For a worker to load its model.
-        publish: For a worker to load new weights, or to hand over its results.
-        probe: For an idle worker to generate a token; and how often a busy worker is looked at. An engine
-            whose present step has taken longer than this counts as hung.
+        fetch: For a worker to download its model. A download that gets no further ends by itself, so this is
+            what 100 GB take at 5 MB/s.
+        start: For a worker to load its model, compile and sample for the first time, beside the time in which
+            a slow disk reads the model.
+        publish: For a worker to load new weights, beside the time to read them; or to hand over its results.
+        step: For one step of an engine. An idle worker must generate a token within it, and a busy one whose
+            present step has taken longer counts as hung.
     """
 
+    fetch: float = 6 * 3600.0
     start: float = 600.0
     publish: float = 120.0
-    probe: float = 30.0
+    step: float = CPU_STEP_S
+
+    @classmethod
+    def usual(cls, use_gpu: bool) -> "Timeouts":
+        """Return those that fit engines on GPUs, or on CPUs."""
+        return cls(step=GPU_STEP_S if use_gpu else CPU_STEP_S)
 
 
 class InferencePool:
@@ -50,13 +67,13 @@ class InferencePool:
 
     A worker that dies, or whose engine hangs, is replaced; its successor takes the current weights before it
     serves and repeats the whole share. So each result is returned exactly once, and is the one that an
-    undisturbed pool returns.
+    undisturbed pool returns, as far as the engine's samples repeat (on a GPU see `vllm_engine`).
 
     Args:
         setup: What each worker is made from.
         actors: Number of workers.
         use_gpu: Whether each takes a GPU; else they divide the cores between them.
-        timeouts: Limits of every wait.
+        timeouts: Limits of every wait; the usual ones if None.
         max_restarts: How many workers may be replaced while they share one list of jobs.
 
     Example:
@@ -75,7 +92,7 @@ class InferencePool:
         *,
         actors: int,
         use_gpu: bool,
-        timeouts: Timeouts = Timeouts(),
+        timeouts: Timeouts | None = None,
         max_restarts: int = 3,
     ) -> None:
         """Start the workers, all at once; the first use waits for them."""
@@ -95,7 +112,8 @@ class InferencePool:
         )
         self._max_restarts = max_restarts
         self._published: tuple[Path, int] | None = None
-        self._workers = [_Worker(index, make_actor, setup, timeouts) for index in range(actors)]
+        limits = timeouts or Timeouts.usual(use_gpu)
+        self._workers = [_Worker(index, make_actor, setup, limits) for index in range(actors)]
 
     def answer(self, questions: Sequence[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
         """Have questions answered, each once.
@@ -164,9 +182,11 @@ class InferencePool:
         self._ready()
         self._published = (path, version)
         answers = [worker.actor.call(InferenceWorker.load_weights, path, version) for worker in self._workers]
+        reading = seconds_to_read(path)
         for worker, answer in zip(self._workers, answers, strict=True):
             try:
-                worker.get(answer, worker.timeouts.publish, f"loading version {version} from {path}")
+                limit = worker.timeouts.publish + reading
+                worker.get(answer, limit, f"loading version {version} from {path}")
             except WorkerLostError as loss:
                 if isinstance(loss.__cause__, GetTimeoutError):
                     worker.actor.kill()  # whatever it has loaded by now, nobody may sample from it
@@ -177,20 +197,19 @@ class InferencePool:
 
     def probe(self) -> None:
         """Have every idle worker generate a token, and replace those that cannot."""
-        self._ready()
         answers = [worker.actor.call(InferenceWorker.probe) for worker in self._workers]
         for worker, answer in zip(self._workers, answers, strict=True):
             try:
-                worker.get(answer, worker.timeouts.probe, "generating a token")
+                worker.ready()
+                worker.get(answer, worker.timeouts.step, "generating a token")
             except WorkerLostError as loss:
                 logger.warning("%s; it is replaced", loss)
                 worker.restart(self._published)
         self._ready()
 
     def close(self) -> None:
-        """Stop the workers."""
-        for worker in self._workers:
-            worker.actor.kill()
+        """Stop the workers; return when their processes are gone."""
+        kill_all([worker.actor for worker in self._workers])
 
     def _ready(self) -> None:
         """Wait until every worker has loaded its model."""
@@ -221,12 +240,16 @@ class _Worker:
 
     def _start(self, published: tuple[Path, int] | None) -> None:
         self.actor = self._make_actor()
+        self._fetching = self.actor.call(InferenceWorker.fetch, self._setup.checkpoint)
         self._starting: ObjectRef[int] | None = self.actor.call(InferenceWorker.start, self._setup, published)
+        weights = self._setup.checkpoint if published is None else published[0]
+        self._start_limit = self.timeouts.start + seconds_to_read(weights)
 
     def ready(self) -> None:
         """Wait until the model is loaded."""
         if self._starting is not None:
-            self.get(self._starting, self.timeouts.start, "loading the model")
+            self.get(self._fetching, self.timeouts.fetch, "downloading the model")
+            self.get(self._starting, self._start_limit, "loading the model")
             self._starting = None
 
     def get(self, answer: "ObjectRef[R]", timeout: float, doing: str) -> R:
@@ -247,7 +270,7 @@ class _Worker:
             raise (error.cause if isinstance(error.cause, Exception) else PoolError(str(error))) from None
         except GetTimeoutError as error:
             raise WorkerLostError(
-                f"inference worker {self.index} did not answer within {timeout:g} s while {doing}"
+                f"inference worker {self.index} did not answer within {timeout:.0f} s while {doing}"
             ) from error
         except RayError as error:
             raise WorkerLostError(f"inference worker {self.index} died while {doing}: {error}") from error
@@ -286,8 +309,8 @@ class _Share(Generic[R]):
             self.results = [worker.get(self.answer, worker.timeouts.publish, "handing its results over")]
         else:
             watch = worker.actor.watch(InferenceWorker.step_seconds)
-            seconds = worker.get(watch, worker.timeouts.probe, "at work")
-            if seconds > worker.timeouts.probe:
+            seconds = worker.get(watch, worker.timeouts.step, "at work")
+            if seconds > worker.timeouts.step:
                 raise WorkerLostError(
                     f"inference worker {worker.index} hangs: its engine has been in one step for"
                     f" {seconds:.0f} s"
@@ -303,4 +326,4 @@ def _wait_for_any(shares: Sequence[_Share[R]]) -> None:
     """Sleep until a worker has finished, or it is time to look at them again."""
     answers = [share.answer for share in shares if share.answer is not None and not share.results]
     if answers:
-        ray.wait([*answers], timeout=shares[0].worker.timeouts.probe)
+        ray.wait([*answers], timeout=min(LOOK_S, shares[0].worker.timeouts.step))

@@ -1,4 +1,7 @@
-"""vLLM as an inference engine: in process, tokens in and tokens out, the same samples for the same seeds.
+"""vLLM as an inference engine: in process, tokens in and tokens out, with a seed for every request.
+
+The same weights and seeds give the same samples on a CPU in float32. On a GPU the sums of a request also
+depend, in their last bits, on the requests beside it, unless VLLM_BATCH_INVARIANT=1 is set.
 
 Pixels arrive as the learner's own image processor made them, and placeholders already expanded, so vLLM
 neither tokenises nor resizes anything: engine and learner cannot see different inputs.
@@ -33,6 +36,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from posttrain.config import EngineConfig
 from posttrain.inference.engine import Completion, EngineError, EngineImage, Request, TopTokens
+from posttrain.models.precision import keep_float32_exact
 
 #: GiB for keys and values on a CPU, unless the configuration says how many.
 CPU_KV_CACHE_GB = 1.0
@@ -71,6 +75,8 @@ class VllmEngine:
             config: Memory and batch size.
         """
         on_cpu = not torch.cuda.is_available()
+        if dtype == "float32":
+            keep_float32_exact()
         # With an engine core in a process of its own, the order of requests and steps would depend on timing.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if on_cpu:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+from huggingface_hub import snapshot_download
+
 from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.inference.engine import Engine, Request
@@ -13,6 +15,12 @@ from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
 
 R = TypeVar("R")
+
+#: Files of a model on the hub that renderer and engine read.
+FETCHED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+#: Answers, and tokens of each, that an engine samples before its first use: enough for one step that reads
+#: prompts and one that continues several of them.
+WARM_UP_ANSWERS, WARM_UP_TOKENS = 4, 2
 
 
 @runtime_checkable
@@ -63,8 +71,19 @@ class InferenceWorker:
     engine: Engine
     renderer: Renderer
 
+    def fetch(self, checkpoint: Path) -> None:
+        """Download a model of the hub, unless it is here; a directory is.
+
+        This is apart from `start`, whose time is limited: how long a download takes, nobody knows. One that
+        gets no further raises by itself.
+        """
+        if not checkpoint.is_dir():
+            snapshot_download(str(checkpoint), allow_patterns=list(FETCHED))
+
     def start(self, setup: EngineSetup, published: tuple[Path, int] | None) -> int:
-        """Load engine and renderer.
+        """Load engine and renderer, and have the engine sample for the first time.
+
+        What an engine compiles at its first steps would be taken for a hang while it is at work.
 
         Args:
             setup: What the worker is made from.
@@ -85,6 +104,7 @@ class InferenceWorker:
         )
         if published is not None:
             self.engine.load_weights(*published)
+        self._sample(WARM_UP_ANSWERS, WARM_UP_TOKENS, temperature=1.0)
         return self.engine.version
 
     def load_weights(self, path: Path, version: int) -> int:
@@ -94,11 +114,25 @@ class InferenceWorker:
 
     def probe(self) -> int:
         """Generate one token, to prove that the engine works; return the version that sampled it."""
+        return self._sample(1, 1, temperature=0.0)
+
+    def _sample(self, answers: int, max_tokens: int, temperature: float) -> int:
+        """Sample some answers to next to nothing; return the version that sampled them."""
         token_ids = [self.renderer.end_token_id]
-        self.engine.submit(Request(id="probe", token_ids=token_ids, max_tokens=1, temperature=0.0, seed=0))
-        while True:
-            for completion in self.engine.step():
-                return completion.version
+        for seed in range(answers):
+            self.engine.submit(
+                Request(
+                    id=f"sample-{seed}",
+                    token_ids=token_ids,
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                    seed=seed,
+                )
+            )
+        versions: list[int] = []
+        while len(versions) < answers:
+            versions += [completion.version for completion in self.engine.step()]
+        return versions[-1]
 
     def step_seconds(self) -> float:
         """Return how long the engine's present step has taken so far; may be called while a job runs."""

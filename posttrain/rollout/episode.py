@@ -1,7 +1,8 @@
 """Run many episodes at once on one engine; each continues as soon as its own turn is finished.
 
 Nothing here depends on time: tools run between two steps of the engine, in the order in which their turns
-finished. So the weights and the seeds alone decide what a rollout samples.
+finished. So the weights and the seeds alone decide what a rollout samples, as far as the engine's arithmetic
+repeats.
 """
 
 import collections
@@ -76,6 +77,10 @@ class Limits:
     max_length: int
     temperature: float = 1.0
 
+    def leave_room(self, prompt_tokens: int) -> bool:
+        """Tell whether an answer to a prompt of so many tokens can be sampled."""
+        return prompt_tokens < self.max_length
+
 
 @dataclass
 class _Running:
@@ -129,6 +134,28 @@ def run_episodes(
     return [finished[job.group, job.episode] for job in jobs]
 
 
+def prompt_tokens(
+    renderer: Renderer, environments: Mapping[str, TaskEnvironments], sample: Sample, task: str
+) -> int:
+    """Count the tokens of the prompt with which an episode begins.
+
+    Args:
+        renderer: The renderer of the checkpoint; a counting one (`Renderer.counting`) decodes no image.
+        environments: The environments of each task, by its name.
+        sample: The prompt.
+        task: Name of its task.
+
+    Raises:
+        EpisodeError: If the prompt cannot be rendered.
+    """
+    environment = environments[task].create()
+    try:
+        messages = environment.start(sample)
+        return len(_render_prompt(renderer, sample, task, messages, environments[task].tools).token_ids)
+    finally:
+        environment.close()
+
+
 class _Driver:
     """The loop of `run_episodes`: submits turns to the engine and carries finished ones on."""
 
@@ -179,16 +206,12 @@ class _Driver:
         self, job: EpisodeJob, messages: tuple[Message, ...], tools: Sequence[ToolSpec]
     ) -> Rendered:
         """Tokenise a prompt; raises EpisodeError if it cannot be shown or is too long."""
-        where = f"sample {job.sample.id!r} of task {job.task!r}"
-        try:
-            _refuse_videos(messages)
-            rendered = self._renderer.render(messages, tools, add_generation_prompt=True)
-        except (ImageError, RenderError, ImageChangedError) as error:
-            raise EpisodeError(f"{where} cannot be shown: {error}") from error
-        if len(rendered.token_ids) >= self._limits.max_length:
+        rendered = _render_prompt(self._renderer, job.sample, job.task, messages, tools)
+        if not self._limits.leave_room(len(rendered.token_ids)):
             raise EpisodeError(
-                f"{where} has {len(rendered.token_ids)} prompt tokens, which leaves no room in max_length ="
-                f" {self._limits.max_length}; raise rollout.max_length or lower model.max_pixels"
+                f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which leaves no"
+                f" room in max_length = {self._limits.max_length}; raise rollout.max_length or lower"
+                " model.max_pixels"
             )
         return rendered
 
@@ -257,6 +280,21 @@ class _Driver:
         episode.environment.close()
         episode.ledger.stop_reason = stop_reason
         return episode.ledger
+
+
+def _render_prompt(
+    renderer: Renderer, sample: Sample, task: str, messages: tuple[Message, ...], tools: Sequence[ToolSpec]
+) -> Rendered:
+    """Tokenise a prompt; raises EpisodeError if it cannot be shown."""
+    try:
+        _refuse_videos(messages)
+        return renderer.render(messages, tools, add_generation_prompt=True)
+    except (ImageError, RenderError, ImageChangedError) as error:
+        raise EpisodeError(f"{_named(sample, task)} cannot be shown: {error}") from error
+
+
+def _named(sample: Sample, task: str) -> str:
+    return f"sample {sample.id!r} of task {task!r}"
 
 
 def _refuse_videos(messages: Sequence[Message]) -> None:

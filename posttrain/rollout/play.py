@@ -29,6 +29,21 @@ class PlayGroups:
         return worker.rollout(self.groups, self.limits)
 
 
+@dataclass(frozen=True)
+class MeasurePrompts:
+    """A job: count the tokens of the prompts of groups, without the engine.
+
+    Attributes:
+        groups: The groups, with distinct indices.
+    """
+
+    groups: Sequence[GroupJob]
+
+    def __call__(self, worker: RolloutWorker) -> dict[int, int]:
+        """Return the tokens of each group's prompt, by the group's index."""
+        return worker.prompt_tokens(self.groups)
+
+
 class RolloutPool(InferencePool):
     """A pool whose workers also play episodes.
 
@@ -40,6 +55,22 @@ class RolloutPool(InferencePool):
     """
 
     worker_class: ClassVar[type[InferenceWorker]] = RolloutWorker
+
+    def prompt_tokens(self, groups: Sequence[GroupJob]) -> dict[int, int]:
+        """Count the tokens of prompts as their episodes will show them, before any engine sees them.
+
+        Args:
+            groups: The groups, with distinct indices.
+
+        Returns:
+            The tokens of each group's prompt, by the group's index.
+
+        Raises:
+            EpisodeError: If a prompt cannot be shown.
+            PoolError: If workers were lost more than `max_restarts` times.
+        """
+        parts = self.divide(MeasurePrompts, groups)
+        return {group: tokens for part in parts for group, tokens in part.items()}
 
     def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
         """Run groups of episodes and score them.

@@ -12,7 +12,7 @@ from posttrain.inference.engine import stable_seed
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.joints import Environment, EnvironmentFactory, RewardClient, RewardClientFactory, ToolLoader
 from posttrain.messages import without_thinking
-from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, prompt_tokens, run_episodes
 from posttrain.rollout.jobs import GroupJob, Rollout
 from posttrain.types import RewardInput, Sample, Trajectory
 
@@ -73,6 +73,14 @@ class RolloutWorker(InferenceWorker):
         self._rewards = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
         self._client = _client(setup.rewards)
         return super().start(setup, published)
+
+    def prompt_tokens(self, groups: Sequence[GroupJob]) -> dict[int, int]:
+        """Count the tokens of each group's prompt, by the group's index; no image is decoded."""
+        renderer = self.renderer.counting()
+        return {
+            group.group: prompt_tokens(renderer, self._environments, group.sample, group.task)
+            for group in groups
+        }
 
     def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
         """Run and score whole groups.

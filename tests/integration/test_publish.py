@@ -73,10 +73,14 @@ def roll_out(pool: RolloutPool, samples: list[Sample]) -> Callable[[int], list[T
 
 
 def test_engine_and_learner_agree_after_every_publish(
-    pool: RolloutPool, learners: LearnerGroup, roll_out: Callable[[int], list[Trajectory]], talker: Path
+    pool: RolloutPool,
+    learners: LearnerGroup,
+    roll_out: Callable[[int], list[Trajectory]],
+    talker: Path,
+    tmp_path: Path,
 ):
     pool.publish(talker, 0)
-    sync = WeightSync(learners, pool)
+    sync = WeightSync(learners, pool, tmp_path)
     try:
         for version in (1, 2, 3):
             trajectories = roll_out(version)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -21,7 +22,7 @@ from posttrain.inference.pool import PoolError, Timeouts
 from posttrain.rollout.episode import EpisodeError, Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
-from posttrain.rollout.worker import RolloutSetup
+from posttrain.rollout.worker import RolloutSetup, RolloutWorker
 from posttrain.types import Sample, Trajectory
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
@@ -147,7 +148,7 @@ def faults(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted_pool(setup: RolloutSetup, faults: Path) -> Iterator[RolloutPool]:
     scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
     started = RolloutPool(
-        scripted, actors=1, use_gpu=False, timeouts=Timeouts(publish=5.0, probe=3.0), max_restarts=1
+        scripted, actors=1, use_gpu=False, timeouts=Timeouts(publish=5.0, step=3.0), max_restarts=1
     )
     yield started
     started.close()
@@ -194,12 +195,73 @@ def test_workers_that_keep_dying_end_the_rollout(
 
 
 def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
-    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
+    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob], tmp_path: Path
 ) -> None:
     scripted_pool.probe()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(150_000_000)  # three seconds at the rate of a slow disk
     (faults / "stall").write_text("1")
     begun = time.monotonic()
-    with pytest.raises(PoolError, match="worker 0 did not answer within 5 s while loading version 9"):
-        scripted_pool.publish(faults.parent, 9)
-    assert time.monotonic() - begun < 8
+    with pytest.raises(PoolError, match="worker 0 did not answer within 8 s while loading version 9"):
+        scripted_pool.publish(tmp_path, 9)
+    assert time.monotonic() - begun < 11
     assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {9}
+
+
+def test_a_first_step_that_compiles_is_not_taken_for_a_hang(
+    setup: RolloutSetup,
+    talker: Path,
+    groups: list[GroupJob],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(talker, checkpoint)
+    (checkpoint / "faults").mkdir()
+    (checkpoint / "faults" / "compile").write_text("4")
+    scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=checkpoint)
+    started = RolloutPool(
+        scripted, actors=1, use_gpu=False, timeouts=Timeouts(start=60.0, step=1.0), max_restarts=0
+    )
+    try:
+        assert len(started.rollout(groups, LIMITS).trajectories) == 64
+    finally:
+        started.close()
+    assert "hangs" not in caplog.text
+
+
+class SlowConnection(RolloutWorker):
+    """A worker whose model takes seconds to download."""
+
+    def fetch(self, checkpoint: Path) -> None:
+        time.sleep(6)
+
+
+class PoolOfSlowConnections(RolloutPool):
+    worker_class = SlowConnection
+
+
+def test_a_download_does_not_count_as_time_to_load(setup: RolloutSetup, faults: Path) -> None:
+    scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
+    limits = Timeouts(fetch=60.0, start=5.0)
+    patient = PoolOfSlowConnections(scripted, actors=1, use_gpu=False, timeouts=limits)
+    hasty = PoolOfSlowConnections(
+        scripted, actors=1, use_gpu=False, timeouts=dataclasses.replace(limits, fetch=1.0)
+    )
+    try:
+        with pytest.raises(PoolError, match="did not answer within 1 s while downloading the model"):
+            hasty.probe()
+        patient.probe()
+    finally:
+        patient.close()
+        hasty.close()
+
+
+def test_a_pool_that_is_closed_has_left_the_machine(setup: RolloutSetup, faults: Path) -> None:
+    scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
+    started = RolloutPool(scripted, actors=2, use_gpu=False)
+    started.probe()
+    processes = [psutil.Process(process_id(started, index)) for index in range(2)]
+    processes[0].suspend()  # it hears nothing of what Ray asks of it
+    started.close()
+    assert [process.is_running() for process in processes] == [False, False]

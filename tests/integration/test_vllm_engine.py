@@ -1,5 +1,6 @@
 """vLLM against transformers: the same log-probs, the same samples for the same seeds, the newest weights."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,8 @@ def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, rende
         assert ended or len(completion.token_ids) == 6
         assert renderer.end_token_id not in completion.token_ids[:-1]
         assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_an_engine_of_a_float32_model_keeps_float32(vllm_engine: Any) -> None:
+    assert not torch.backends.cudnn.allow_tf32
+    assert os.environ["TRITON_F32_DEFAULT"] == "ieee"

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -21,6 +23,7 @@ from transformers import PreTrainedModel
 from posttrain.models.load import loaded_type
 from posttrain.training.core.distributed import patient_group, rank
 from posttrain.training.core.optimizers import MuonWithAdamW
+from posttrain.training.core.sharding import reshard, zeros_beside
 
 #: Where a checkpoint keeps the state of its training.
 STATE = "state"
@@ -53,8 +56,10 @@ def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     dtype = loaded_type(model)
     weights = dict(_gathered(model, dtype, only_trained=False))
     if rank() == 0:
-        model.save_pretrained(directory, state_dict=weights)
-        model.config.dtype = dtype  # transformers has set, and written, the masters'
+        try:
+            model.save_pretrained(directory, state_dict=weights)
+        finally:
+            model.config.dtype = dtype  # transformers has set, and written, the masters'
         model.config.save_pretrained(directory)
 
 
@@ -80,12 +85,13 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer: Its optimiser.
         figures: Whatever else resuming needs; rank 0's is kept.
     """
+    reshard(model)
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
-    rounded = not isinstance(model, PeftModel) and loaded_type(model) != torch.float32
+    written = torch.float32 if isinstance(model, PeftModel) else loaded_type(model)
     states = _states(optimizer)
     for name, parameter in _trained(model):
-        if rounded:  # `write_weights` does not write what was trained to its last digit
+        if parameter.dtype != written:  # `write_weights` does not write it to its last digit
             tensors[f"{name}.{_MASTER}"] = parameter.detach()
         for key, value in states[parameter].items():
             if value.ndim:
@@ -95,7 +101,11 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     (directory / STATE).mkdir(parents=True, exist_ok=True)
     if tensors:
         writer = HuggingFaceStorageWriter(str(directory / STATE), save_distributed=True)
-        save(tensors, storage_writer=writer, process_group=patient_group())
+        try:
+            save(tensors, storage_writer=writer, process_group=patient_group())
+        except CheckpointException as error:  # it holds what each rank raised
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from None
     if rank() == 0:
         (directory / _FIGURES).write_text(json.dumps({"numbers": numbers, "figures": figures}))
 
@@ -118,7 +128,8 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     parameters, states = dict(_trained(model)), _states(optimizer)
     reader = HuggingFaceStorageReader(str(directory / STATE))
     tensors: dict[str, Tensor] = {}
-    for key in reader.read_metadata().state_dict_metadata:
+    for key, metadata in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(metadata, TensorStorageMetadata)
         name, _, slot = key.rpartition(".")
         parameter = parameters.get(name)
         if parameter is None:
@@ -128,7 +139,7 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if slot == _MASTER:
             tensors[key] = parameter.detach()  # shares the parameter's memory, so that it is read into it
         else:
-            tensors[key] = torch.zeros_like(parameter, requires_grad=False)
+            tensors[key] = zeros_beside(parameter, metadata.size, metadata.properties.dtype)
             states[parameter][slot] = tensors[key]
     if tensors:
         load(tensors, storage_reader=reader, process_group=patient_group())

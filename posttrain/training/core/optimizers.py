@@ -1,13 +1,14 @@
-"""Optimisers by name: AdamW, and Muon with AdamW behind one interface."""
+"""Optimisers by name: AdamW in several forms, and Muon with AdamW behind one interface."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
-OptimizerName = Literal["adamw", "muon"]
+from posttrain.config.learning import Optimizer
+from posttrain.training.core.narrow_adamw import EightBitAdamW, Group, RoundedAdamW
+
 #: Muon's step has the size of its learning rate in every direction; on the tiny model twice AdamW's
 #: rate for matrices trained best.
 MUON_RATE = 2.0
@@ -66,13 +67,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    modules: Iterable[nn.Module], name: OptimizerName, learning_rate: float, weight_decay: float
+    modules: Iterable[nn.Module], name: Optimizer, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Make an optimiser of the parameters that require gradients.
 
     Args:
         modules: The modules whose parameters to train.
-        name: `adamw`, or `muon` (Muon for matrices at twice the rate, AdamW for the rest).
+        name: `adamw`; `adamw_8bit` (see `EightBitAdamW`); `adamw_bf16` (for weights in bfloat16, see
+            `RoundedAdamW`); or `muon` (Muon for matrices at twice the rate, AdamW for the rest).
         learning_rate: AdamW's rate.
         weight_decay: Decoupled decay of matrices; vectors and embeddings are not decayed.
     """
@@ -83,11 +85,18 @@ def build_optimizer(
             if parameter.requires_grad:
                 is_matrix = parameter.ndim == 2 and not any(part in key for part in LOOKED_UP)
                 (matrices if is_matrix else others).append(parameter)
+    # Without it AdamW makes a copy of all second moments in a step on a GPU.
+    fused = any(parameter.is_cuda for parameter in (*matrices, *others))
     if name == "muon":
         muon = torch.optim.Muon(matrices, lr=learning_rate * MUON_RATE, weight_decay=weight_decay)
-        return MuonWithAdamW(muon, torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0))
-    groups = [
+        adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, fused=fused)
+        return MuonWithAdamW(muon, adamw)
+    groups: list[Group] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate)
+    if name == "adamw_8bit":
+        return EightBitAdamW(groups, learning_rate)
+    if name == "adamw_bf16":
+        return RoundedAdamW(groups, learning_rate)
+    return torch.optim.AdamW([dict(group) for group in groups], lr=learning_rate, fused=fused)

@@ -6,8 +6,8 @@
         update  = the learners check the engines' log-probs, then learn from their mini-batches
         publish = the new weights to every engine, caches cleared
 
-The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run continues
-exactly as an undisturbed one would have.
+The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run goes on with
+those of an undisturbed one; where arithmetic repeats (on a CPU, in float32) it also ends as that would have.
 """
 
 import logging
@@ -16,18 +16,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from posttrain.config import RlStage, RunConfig, TaskConfig
+from posttrain.config import RlStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import load_samples
-from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
     ADVANTAGE_ZERO_GROUPS,
+    DATA_LEFT_OUT,
     EPISODE_TOKENS,
     EPISODE_TOOL_CALLS,
     EPISODE_TRUNCATED,
@@ -47,6 +46,7 @@ from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
+from posttrain.training.on_policy.prompts import StepPrompts
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
 from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.training.run_at_work import RunAtWork
@@ -81,7 +81,7 @@ class OnPolicyRunner:
         learners = LearnerGroup(
             work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
         )
-        sync = WeightSync(learners, pool)
+        sync = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
@@ -151,26 +151,29 @@ class Controller:
     def __init__(
         self, config: RunConfig, stage: RlStage, run: RunDir, pool: RolloutPool, learners: LearnerGroup
     ) -> None:
-        self._config = config
         self._stage = stage
         self._run = run
         self._pool = pool
         self._learners = learners
-        self._tasks: dict[str, TaskConfig] = {task.name: task for task in stage.tasks}
         samples = {
             task.name: load_samples(task.data, config.base_dir, use="episodes") for task in stage.tasks
         }
         ratios = {task.name: task.ratio for task in stage.tasks}
-        self._prompts = Mixture(samples, ratios, seed=config.seed)
+        mixture = Mixture(samples, ratios, seed=config.seed)
+        self._prompts = StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
 
     def step(self, step: int) -> dict[str, float]:
         """Roll out, score, record and learn; return the step's metrics."""
         settings = self._stage.rollout
         limits = Limits(settings.max_new_tokens, settings.max_length)
-        groups = self._groups(step)
         begun = time.perf_counter()
+        groups, left_out = self._prompts.of_step(step)
         rollout = self._pool.rollout(groups, limits)
-        metrics = {TIME_ROLLOUT: time.perf_counter() - begun, TIME_REWARD: rollout.reward_seconds}
+        metrics = {
+            TIME_ROLLOUT: time.perf_counter() - begun,
+            TIME_REWARD: rollout.reward_seconds,
+            DATA_LEFT_OUT: float(left_out),
+        }
         counts = assign_advantages(rollout.trajectories)
         metrics |= rollout_metrics(rollout.trajectories, counts)
         write_trajectories(
@@ -183,18 +186,6 @@ class Controller:
         )
         learnable = [trajectory for trajectory in rollout.trajectories if trajectory.advantage is not None]
         return metrics | self._learners.update(learnable)
-
-    def _groups(self, step: int) -> list[GroupJob]:
-        """Draw the step's prompts: the next `prompts_per_step` of the mixture."""
-        size = self._stage.algorithm.group_size
-        first = (step - 1) * self._stage.prompts_per_step
-        groups: list[GroupJob] = []
-        for group in range(self._stage.prompts_per_step):
-            task, row = self._prompts.index(first + group)
-            sample = self._prompts.datasets[task][row]
-            seed = stable_seed(self._config.seed, self._stage.name, step, group)
-            groups.append(GroupJob(group, task, sample, size, seed))
-        return groups
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:

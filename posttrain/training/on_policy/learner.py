@@ -127,7 +127,7 @@ class Learner:
         add_supervised_head(self.model)
         if stage.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        shard(self.model, stage.sharding, self.device)
+        shard(self.model, stage.sharding, self.device, masters=stage.float32_masters)
         self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)
         self.updates = Updates(

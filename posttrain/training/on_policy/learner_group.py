@@ -14,14 +14,19 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.run.actors import Actor
+from posttrain.files.reading import seconds_to_read
+from posttrain.models.load import loaded_type
+from posttrain.models.precision import keep_float32_exact
+from posttrain.run.actors import Actor, kill_all
 from posttrain.training.core.distributed import process_group_backend
 from posttrain.training.on_policy.learner import Learner
+from posttrain.training.on_policy.weight_sync import make_folder
 from posttrain.types import Trajectory
 
 R = TypeVar("R")
 
-#: Seconds that a learner may take to start, and to do one step or save.
+#: Seconds that a learner may take to start, beside the time in which a slow disk reads its checkpoint; and to
+#: do one step or save.
 START_TIMEOUT = 600
 STEP_TIMEOUT = 3600
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -53,6 +58,8 @@ class LearnerActor:
         self, address: str, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
     ) -> None:
         """Join the group and load the checkpoint."""
+        if config.dtype == "float32":
+            keep_float32_exact()
         if self._of > 1:
             dist.init_process_group(
                 process_group_backend(torch.cuda.is_available()),
@@ -67,6 +74,12 @@ class LearnerActor:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         assert isinstance(trajectories, list)
         return self._learner.update(trajectories)
+
+    def make_folder(self, scratch: Path) -> Path:
+        """Make the folder for the weights; see `make_folder`."""
+        model = self._learner.model
+        values = sum(parameter.numel() for parameter in model.parameters())  # of all shards together
+        return make_folder(values * loaded_type(model).itemsize, scratch)
 
     def write_weights(self, directory: Path) -> None:
         """Write the weights alone; see `Learner.write_weights`."""
@@ -98,12 +111,16 @@ class LearnerGroup:
             actor.call(LearnerActor.start, address, config, stage, checkpoint, resume)
             for actor in self._actors
         ]
-        self._wait(begun, START_TIMEOUT)
+        self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
 
     def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`."""
         batch = ray.put(list(trajectories))  # once, and not once a rank
         return self._wait([actor.call(LearnerActor.update, batch) for actor in self._actors], STEP_TIMEOUT)[0]
+
+    def make_folder(self, scratch: Path) -> Path:
+        """Make the folder for the weights on the machine that writes them; see `make_folder`."""
+        return self._wait([self._actors[0].call(LearnerActor.make_folder, scratch)], START_TIMEOUT)[0]
 
     def write_weights(self, directory: Path) -> None:
         """Write the weights alone, for the engines; every rank has its part in it."""
@@ -117,9 +134,8 @@ class LearnerGroup:
         self._wait(calls, STEP_TIMEOUT)
 
     def close(self) -> None:
-        """End the processes."""
-        for actor in self._actors:
-            actor.kill()
+        """End the processes; return when they are gone."""
+        kill_all(self._actors)
 
     def _wait(self, calls: "list[ObjectRef[R]]", timeout: float) -> list[R]:
         """Wait for calls to one or all ranks, and return their results.
@@ -134,7 +150,7 @@ class LearnerGroup:
             raise error.cause from None
         except GetTimeoutError as error:
             raise LearnerFailed(
-                f"a learner did not answer within {timeout:g} s; go on with --resume"
+                f"a learner did not answer within {timeout:.0f} s; go on with --resume"
             ) from error
         except RayActorError as error:
             raise LearnerFailed(

@@ -1,7 +1,6 @@
 """Batches of supervised fine-tuning: draws of a mixture, rendered, and padded or packed."""
 
 import functools
-import itertools
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posttrain.data.formats import DataError
-from posttrain.data.mixing import Mixture
+from posttrain.data.mixing import REPLACEMENTS, Mixture
 from posttrain.data.packing import pack
 from posttrain.models.supervised_head import IGNORED
 from posttrain.rendering.collation import RopeIndex, collate, collate_packed, pad_rows
@@ -22,8 +21,6 @@ from posttrain.types import Sample
 
 #: Rendered tokens kept by a worker, about 50 bytes each; pixels have their own bounded cache.
 TOKENS_KEPT = 2_000_000
-#: How many replacements of a sample that is too long are tried before it is an error of the dataset.
-REPLACEMENTS = 100
 #: The number of a draw, or of a packed step, as the trainer hands it to the collator: `{"draw": i}`.
 Row = dict[str, int]
 #: A micro-batch: the model's arguments by name, `labels` [B, L] and what `RenderedDraws.targets` returns.
@@ -59,9 +56,8 @@ T = TypeVar("T", bound=HasTokens)
 class Draws(ABC, Generic[T]):
     """The sample of each draw, rendered.
 
-    A sample with more than `max_length` tokens is left out, and replaced by one of the same dataset: that of
-    the first draw that fits among those one, two … times the stage's length beyond it. So every step has all
-    its samples and every dataset its share, and a draw stays a pure function of its number.
+    A sample with more than `max_length` tokens is left out, and replaced by the next of the same dataset that
+    fits (see `Mixture.replacement`). So every step has all its samples and every dataset its share.
 
     Args:
         mixture: Tells which sample each draw is.
@@ -94,7 +90,7 @@ class Draws(ABC, Generic[T]):
                     f"dataset {dataset}: {left_out} samples one after another have more tokens than"
                     f" data.max_length = {self._max_length}; raise it, or filter the dataset"
                 )
-            row = self._replacement(dataset, draw, left_out)
+            row = self._mixture.replacement(draw, left_out, self._draws)
         return rendered, left_out
 
     def fits(self, draw: int) -> bool:
@@ -104,12 +100,6 @@ class Draws(ABC, Generic[T]):
     def max_length(self, draw: int) -> int:
         """Return the most tokens of a packed row that has the sample of a draw."""
         return self._mixture.max_length(draw) or self._max_length
-
-    def _replacement(self, dataset: str, draw: int, turn: int) -> int:
-        """Find the row of the `turn`-th replacement; there is one, since the mixture repeats its places."""
-        beyond = (self._mixture.index(draw + again * self._draws) for again in itertools.count(1))
-        rows = (row for name, row in beyond if name == dataset)
-        return next(itertools.islice(rows, turn - 1, None))
 
     def _render(self, dataset: str, row: int) -> T:
         """Render a row, or take it from those that were rendered last."""

@@ -97,7 +97,8 @@ class StageTrainer(Trainer, ABC):
     ) -> tuple[nn.Module, DataLoader]:
         """Shard the model, whose weights are those of the checkpoint by now, and tell transformers so."""
         assert isinstance(self.model, PreTrainedModel | PeftModel)
-        shard(self.model, self._settings.sharding, self.args.device)
+        stage = self._settings
+        shard(self.model, stage.sharding, self.args.device, masters=stage.float32_masters)
         # accelerate would wrap it once more, by DDP.
         self.is_distributed_loading_by_transformers = True
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)

@@ -69,16 +69,26 @@ def test_packing_and_the_curriculum_are_told() -> None:
 
 def test_memory_of_the_8b_recipe() -> None:
     rows = dict(memory_estimate(load_run("qwen3-vl-8b")))
-    # bfloat16: 2 bytes × 8.8 B weights, and three times 2 bytes × 8.2 B for gradients and AdamW.
+    # The tower in bfloat16, the rest four times in float32.
     assert (
         rows["rl: each of 4 learner processes"]
-        == f"{2 * (8.8 + 3 * 8.22) * 1e9 / 2**30:.1f} GiB and activations"
+        == f"{(2 * 0.58 + 4 * 4 * 8.22) * 1e9 / 2**30:.1f} GiB and activations"
     )
     assert rows["rl: each of 4 engines"] == "16.4 GiB and the cache"
-    # Sharded, an eighth each: the tower as it is, the rest four times in float32.
+    # Sharded, an eighth each.
     assert (
         rows["sft: each of 8 learner processes"]
         == f"{(2 * 0.58 + 4 * 4 * 8.22) * 1e9 / 8 / 2**30:.1f} GiB and activations"
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "held"), [("adamw", 16), ("muon", 12), ("adamw_8bit", 10.03), ("adamw_bf16", 14)]
+)
+def test_memory_by_optimizer(optimizer: str, held: float) -> None:
+    config = load_run("qwen3-vl-8b", [f"stages.rl.optimizer={optimizer}"])
+    assert dict(memory_estimate(config))["rl: each of 4 learner processes"] == (
+        f"{(2 * 0.58 + held * 8.22) * 1e9 / 2**30:.1f} GiB and activations"
     )
 
 

@@ -50,6 +50,7 @@ def test_each_pair_is_seen_once_unless_told_otherwise():
             "sharding",
             "bitsandbytes",
         ),
+        ({"optimizer": "adamw_bf16", "lora": {}}, "optimizer", "adapters are held in float32"),
         ({"lora": {"quantization": "nf3"}}, "lora.quantization", "nf4"),
     ],
 )
@@ -58,3 +59,11 @@ def test_what_does_not_fit_is_named(stage, key, reason):
         build(**stage)
     assert f"stages[0].{key}" in str(caught.value)
     assert reason in str(caught.value)
+
+
+def test_weights_of_a_float32_model_are_not_held_in_bfloat16():
+    stage = run_of(optimizer="adamw_bf16")
+    assert not build(optimizer="adamw_bf16").float32_masters
+    stage["model"]["dtype"] = "float32"
+    with pytest.raises(ConfigError, match=r"stages\[0\]\.optimizer.*model\.dtype is float32"):
+        build_run(Document(stage, "run.yaml"))

@@ -204,11 +204,18 @@ def test_rows_that_cannot_be_read(folder: Path) -> None:
     assert "photos.jsonl:1" in look(folder).problems[0].reason
 
 
-def test_a_package_that_quantised_weights_need_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "key", "extra"),
+    [
+        ("lora: {quantization: nf4}", "lora.quantization", "qlora"),
+        ("optimizer: adamw_8bit", "optimizer", "adamw-8bit"),
+    ],
+)
+def test_a_package_that_a_setting_needs_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, setting: str, key: str, extra: str
 ) -> None:
-    lora = "  - {stage: sft, max_steps: 1, data: {mixture: {photos: 1}}, lora: {quantization: nf4}}\n"
-    (folder / "mine.yaml").write_text(RUN + lora.replace("photos", "dialogues"))
+    stage = f"  - {{stage: sft, max_steps: 1, data: {{mixture: {{dialogues: 1}}}}, {setting}}}\n"
+    (folder / "mine.yaml").write_text(RUN + stage)
     (folder / "datasets_cfg" / "dialogues.yaml").write_text(DATASET.replace("photos", "dialogues"))
     turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cup"}]
     (folder / "datasets_cfg" / "dialogues.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
@@ -216,5 +223,5 @@ def test_a_package_that_quantised_weights_need_is_named(
     assert look(folder).problems == []
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     (problem,) = look(folder).problems
-    assert str(problem).endswith("pip install 'posttrain[qlora]', or remove the key")
-    assert "mine.yaml:11: stages[1].lora.quantization" in str(problem)
+    assert str(problem).endswith(f"pip install 'posttrain[{extra}]', or remove the key")
+    assert f"mine.yaml:11: stages[1].{key}" in str(problem)

@@ -25,7 +25,7 @@ class ScriptedEngine:
     """An engine with the constructor of `VllmEngine`; a request's seed decides how many steps it takes.
 
     Faults are files in the checkpoint's folder `faults` that hold how often they strike: `die` and `hang`
-    in a step, `stall` while loading weights.
+    in a step, `stall` while loading weights. `compile` holds the seconds that a process's first step takes.
     """
 
     def __init__(
@@ -58,6 +58,9 @@ class ScriptedEngine:
             os._exit(1)
         if self._fault("hang"):
             time.sleep(600)
+        compiling = self._faults / "compile"
+        if not self._steps and compiling.exists():
+            time.sleep(float(compiling.read_text()))
         self._steps += 1
         # Every first, second or third step, so that episodes are in different turns at the same time.
         done = [request for request, _ in self._left.values() if self._steps % (1 + request.seed % 3) == 0]

@@ -5,6 +5,7 @@ learned is read from its masters, and measured by transformers' own forward pass
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from posttrain.config import DatasetConfig, ModelConfig, RlStage, RunConfig
+from posttrain.config.learning import Optimizer
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.models.load import load_model, save_model
@@ -73,23 +75,40 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(kind: str, start: Path, folder: Path, output: Path, dtype: Dtype, sharding: Sharding) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a model is trained."""
+
+    dtype: Dtype
+    sharding: Sharding = "none"
+    optimizer: Optimizer = "adamw"
+
+
+WAYS = [
+    Way("bfloat16"),
+    Way("bfloat16", "fsdp2"),
+    Way("bfloat16", "fsdp2", "adamw_bf16"),
+    *[Way("bfloat16", "fsdp2", "adamw_8bit")] * (importlib.util.find_spec("bitsandbytes") is not None),
+]
+
+
+def trained(kind: str, start: Path, folder: Path, output: Path, way: Way) -> Path:
     """Run a stage's worker for twelve steps; return the checkpoint."""
     loop = {"max_steps": STEPS, "save_steps": STEPS, "logging_steps": 1, "per_device_batch_size": 4}
     rate = {"learning_rate": RATE, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     config = RunConfig.model_validate(
         {
-            "name": f"{kind}-{dtype}-{sharding}",
+            "name": "-".join((kind, *dataclasses.astuple(way))),
             "output_dir": str(output),
             "base_dir": str(folder),
-            "model": {"name_or_path": str(start), "dtype": dtype},
-            "stages": [{"stage": kind} | STAGES[kind] | loop | rate],
+            "model": {"name_or_path": str(start), "dtype": way.dtype},
+            "stages": [{"stage": kind, "optimizer": way.optimizer} | STAGES[kind] | loop | rate],
             "trackers": [],
         }
     )
     run = RunDir.create(config, resume=False)
     # The settings refuse to share among one worker; shards of one rank compute as those of many.
-    stage: Any = config.stages[0].model_copy(update={"sharding": sharding})
+    stage: Any = config.stages[0].model_copy(update={"sharding": way.sharding})
     taught = DatasetConfig.model_validate(
         yaml.safe_load((folder / "datasets_cfg" / "taught.yaml").read_text())
     )
@@ -159,35 +178,35 @@ def test_a_bfloat16_model_improves_as_a_float32_model_does(kind, start, folder, 
     before = likelihoods(load_model(start, dtype="float32"), items, renderer)
     at_first = loss(kind, before, before)
     gained = {}
-    ways: list[tuple[Dtype, Sharding]] = [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "fsdp2")]
-    for dtype, sharding in ways:
-        checkpoint = trained(kind, start, folder, tmp_path, dtype, sharding)
+    full = Way("float32")
+    for way in (full, *WAYS):
+        checkpoint = trained(kind, start, folder, tmp_path, way)
         now = likelihoods(learned(checkpoint), items, renderer)
-        gained[dtype, sharding] = at_first - loss(kind, now, before)
-    wanted = gained.pop(("float32", "none"))
+        gained[way] = at_first - loss(kind, now, before)
+    wanted = gained.pop(full)
     assert wanted > 0
-    for how, gain in gained.items():
-        assert gain / wanted == pytest.approx(1, abs=0.05), how
+    for way, gain in gained.items():
+        assert gain / wanted == pytest.approx(1, abs=0.05), way
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_rl_in_bfloat16_improves_as_in_float32(
-    start: Path, trajectories: list[Trajectory], stage: RlStage, tmp_path: Path, sharding: Sharding
+    start: Path, trajectories: list[Trajectory], stage: RlStage, tmp_path: Path, way: Way
 ) -> None:
     renderer = Renderer.from_pretrained(start, "qwen3_vl")
-    keys = {"learning_rate": 1e-6, "sharding": sharding}
     advantages = torch.tensor([each.advantage for each in trajectories])
     before = likelihoods(load_model(start, dtype="float32"), trajectories, renderer)
     gained = {}
-    for dtype in ("float32", "bfloat16"):
-        config = ModelConfig(family="qwen3_vl", dtype=dtype)
+    for how in (Way("float32"), way):
+        config = ModelConfig(family="qwen3_vl", dtype=how.dtype)
+        keys = {"learning_rate": 1e-6, "sharding": how.sharding, "optimizer": how.optimizer}
         learner = Learner(config, stage.model_copy(update=keys), start, resume=False)
         learner.tolerance = math.inf  # these episodes are another model's
         for _ in range(STEPS):
             learner.update(trajectories)
-        learner.write_checkpoint(tmp_path / dtype)
-        now = likelihoods(learned(tmp_path / dtype), trajectories, renderer)
-        gained[dtype] = (advantages * (now - before)).sum().item()
+        learner.write_checkpoint(tmp_path / how.dtype)
+        now = likelihoods(learned(tmp_path / how.dtype), trajectories, renderer)
+        gained[how.dtype] = (advantages * (now - before)).sum().item()
     assert gained["float32"] > 0
     assert gained["bfloat16"] / gained["float32"] == pytest.approx(1, abs=0.05)
 
@@ -196,7 +215,7 @@ def test_the_first_dpo_loss_in_bfloat16_is_that_of_equal_models(start, folder, t
     """Policy and reference compute alike, and their log-probs are added up in float32."""
     ways: list[Sharding] = ["none", "fsdp2"]
     for sharding in ways:
-        checkpoint = trained("dpo", start, folder, tmp_path, "bfloat16", sharding)
+        checkpoint = trained("dpo", start, folder, tmp_path, Way("bfloat16", sharding))
         rows = [json.loads(line) for line in (checkpoint.parents[1] / "metrics.jsonl").open()]
         assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
         assert rows[0]["rewards/margins"] == 0
