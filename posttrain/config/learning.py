@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat
 from posttrain.config.data import Use
 from posttrain.config.lora import LoraConfig
-from posttrain.config.stage import ModelBytes, PackageUse, Surroundings, TrainingStage
+from posttrain.config.packages import PackageUse
+from posttrain.config.stage import ModelBytes, Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]
