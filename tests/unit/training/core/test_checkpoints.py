@@ -72,3 +72,11 @@ def test_the_state_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path: 
     shard(other, "none", CPU)
     with pytest.raises(StateError, match=r"/state holds the state of .*merger.*, which this stage does not"):
         load_state(tmp_path, other, build_optimizer([other], "adamw", 1e-3, 0.0))
+
+
+def test_the_state_of_another_optimizer_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, updates = trainee(tiny_checkpoint)
+    save_state(tmp_path, model, updates, {})
+    again, other = trainee(tiny_checkpoint, "muon")
+    with pytest.raises(StateError, match=r"/state holds the state of AdamW, not of MuonWithAdamW: set"):
+        load_state(tmp_path, again, other)
