@@ -219,7 +219,7 @@ class StageTrainer(Trainer, ABC):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write this rank's part of the training state."""
         assert isinstance(self.model, nn.Module)
-        figures = {"updates": self._schedule.last_epoch}
+        figures = {"updates": self._schedule.last_epoch, "skipped_in_a_row": self._guard.in_a_row}
         save_state(Path(output_dir), self.model, self._own_optimizer, figures)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -229,6 +229,7 @@ class StageTrainer(Trainer, ABC):
         assert isinstance(self.model, nn.Module)
         figures = load_state(Path(checkpoint), self.model, self._own_optimizer)
         continue_schedule(self._schedule, figures["updates"])
+        self._guard.in_a_row = figures["skipped_in_a_row"]
 
     @property
     def _own_optimizer(self) -> torch.optim.Optimizer:
@@ -250,7 +251,6 @@ class StageTrainer(Trainer, ABC):
             "last_row": self._globalstep_last_logged,
             "counts": self._counts,
             "means": self._metrics["train"],
-            "skipped_in_a_row": self._guard.in_a_row,
         }
         (Path(output_dir) / _figures_name()).write_text(json.dumps(figures))
 
@@ -265,7 +265,6 @@ class StageTrainer(Trainer, ABC):
         self._globalstep_last_logged = figures["last_row"]
         self._counts.update(figures["counts"])  # adds: the first draws have been made
         self._metrics["train"].update(figures["means"])
-        self._guard.in_a_row = figures["skipped_in_a_row"]
 
 
 def _move_into(folder: Path, written: Path) -> None:

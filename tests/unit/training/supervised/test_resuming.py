@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from posttrain.config import RunConfig
 from posttrain.quickstart import marker_scenes
 from posttrain.quickstart.tiny import TINY_TYPES, build_tiny
 from posttrain.run.directory import RunDir
+from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.supervised import trl_stage
 from posttrain.training.supervised.sft import sft_worker
 from tests.stage_jobs import job_of
 
@@ -90,3 +93,24 @@ def test_weights_are_those_of_the_checkpoint(model_type, dtype, optimizer, folde
 def test_adapters_over_quantised_weights_are_not_rounded(dtype, tiny_checkpoint, folder, tmp_path):
     lora = {"rank": 4, "quantization": "nf4"}
     assert_ends_alike(tiny_checkpoint, folder, tmp_path, dtype=dtype, lora=lora)
+
+
+def test_every_rank_knows_how_many_updates_were_skipped_in_a_row(
+    tiny_checkpoint, folder, tmp_path, monkeypatch
+):
+    """Also one that is new: ranks that disagree look for broken gradients apart, and wait for each other."""
+    known = []
+
+    def broken(guard: UpdateGuard, named: object) -> list[str]:
+        known.append(guard.in_a_row)
+        return []
+
+    monkeypatch.setattr(UpdateGuard, "broken", broken)
+    monkeypatch.setattr(trl_stage, "clip_gradients", lambda parameters, norm: math.nan)
+    run = trained(tiny_checkpoint, folder, tmp_path, (1,), dtype="float32")
+    stopped = run.newest_checkpoint("sft")
+    assert stopped is not None
+    (stopped / "figures_0.json").unlink()  # as for the second of two ranks where there was one
+    config = RunConfig.model_validate(yaml.safe_load((run.path / "config.yaml").read_text()))
+    sft_worker(job_of(config, run, tiny_checkpoint, until=2, resume=stopped))
+    assert known == [0, 1]
