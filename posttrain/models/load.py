@@ -87,8 +87,8 @@ def load_model(
             " them with noise. Fetch the checkpoint again"
         )
     write_experts_as_published(model)
-    continue_after_videos(model)
-    one_tower_call(model)
+    for adapt in (continue_after_videos, leave_inputs_without_gradients, one_tower_call):
+        adapt(model)
     if freeze_vision_tower and sees_images(config):
         freeze(model, VISION_TOWER)
     if freeze_merger:
@@ -104,6 +104,18 @@ def loaded_type(model: torch.nn.Module) -> torch.dtype:
 def in_vision_tower(parameter: str) -> bool:
     """Tell by a parameter's name whether it belongs to the vision tower, without the merger."""
     return VISION_TOWER.search(parameter) is not None
+
+
+def leave_inputs_without_gradients(model: PreTrainedModel) -> None:
+    """Keep gradient checkpointing from asking for gradients of embeddings, those of images' patches included.
+
+    transformers does so for a form of checkpointing that is not used here; a frozen vision tower would run
+    twice forward and once backward for nothing.
+
+    Args:
+        model: The model; changed in place.
+    """
+    vars(model)["enable_input_require_grads"] = lambda: None
 
 
 def sees_images(config: PreTrainedConfig) -> bool:
