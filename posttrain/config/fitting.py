@@ -158,18 +158,18 @@ def _parts(memory: Memory, tokens: int) -> str:
 
 def _ways_out(model: ModelLoad, stage: LearningStage, limit: float, gpus: int) -> list[_Way]:
     """Find the cheapest changes after which a learner fits: single ones, then two and three together."""
-    found: list[_Way] = []
-    used: list[set[str]] = []
-    for size in (1, 2, 3):
-        for changes in itertools.combinations(_CHANGES, size):
-            keys = {key for key, _ in changes}
-            if len(found) == WAYS or any(smaller <= keys for smaller in used):
-                continue
-            if (way := _first_that_fits(model, stage, limit, gpus, changes)) is not None:
-                found.append(way)
-                if "max_length" not in keys:  # more of it may be left where something else gives way as well
-                    used.append(keys)
-    return found
+    found: list[tuple[set[str], _Way]] = []
+    sizes = (1, 2, 3)
+    for changes in itertools.chain.from_iterable(itertools.combinations(_CHANGES, size) for size in sizes):
+        keys = {key for key, _ in changes}
+        fewer = [way.stage.batch_tokens for others, way in found if others < keys]
+        if len(found) == WAYS or max(fewer, default=0) >= stage.batch_tokens:
+            continue
+        way = _first_that_fits(model, stage, limit, gpus, changes)
+        # With more changes than need be, more of the tokens should be left.
+        if way is not None and way.stage.batch_tokens > max(fewer, default=0):
+            found.append((keys, way))
+    return [way for _, way in found]
 
 
 def _first_that_fits(

@@ -82,7 +82,7 @@ def test_fewer_samples_at_once_are_accumulated() -> None:
 
 
 def test_no_way_out_takes_more_gpus_than_there_are() -> None:
-    stage = RL | {"num_workers": 2, "sharding": "fsdp2"}
+    stage = RL | {"num_workers": 2, "sharding": "fsdp2", "rollout": {"max_length": 32768}}
     for gpus, more in ((3, False), (8, True)):
         [misfit] = misfits(stage, card=H100, gpus=gpus)
         assert ("num_workers" in misfit.remedy) == more
