@@ -3,7 +3,8 @@
 from importlib import metadata
 
 from posttrain.config.base import MisfitError
-from posttrain.config.fitting import memory_rows, model_load, stage_misfits
+from posttrain.config.document import Key
+from posttrain.config.fitting import Misfit, engine_misfit, memory_rows, model_load, stage_misfits
 from posttrain.config.memory import Cards
 from posttrain.config.problems import parse_key
 from posttrain.config.run import RunConfig
@@ -51,13 +52,19 @@ def _examine_memory(look: Examination, config: RunConfig, card: float, gpus: int
     if shape is None:
         return
     model = model_load(config.model, shape)
+    found: list[tuple[str, Key, Misfit]] = []
     for index, stage in enumerate(config.stages):
-        for misfit in stage_misfits(model, stage, card, gpus):
-            key = ("stages", index, *misfit.key)
-            if misfit.certain:
-                look.problem(key, misfit.reason, misfit.remedy)
-            else:
-                look.note(f"{stage.name} may not fit: {misfit.reason} → {misfit.remedy}")
+        misfits = stage_misfits(model, stage, card, gpus)
+        found += [(stage.name, ("stages", index, *misfit.key), misfit) for misfit in misfits]
+    if config.evaluation is not None and not any(stage.engines for stage in config.stages):
+        misfit = engine_misfit(model, config.evaluation_rollout, card, ("rollout",))
+        if misfit is not None:
+            found.append(("evaluation", ("evaluation", *misfit.key), misfit))
+    for name, key, misfit in found:
+        if misfit.certain:
+            look.problem(key, misfit.reason, misfit.remedy)
+        else:
+            look.note(f"{name} may not fit: {misfit.reason} → {misfit.remedy}")
 
 
 def _examine_builds(look: Examination, config: RunConfig, there: bool) -> None:

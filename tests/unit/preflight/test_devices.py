@@ -76,6 +76,14 @@ def test_what_cannot_fit_is_a_problem_and_what_may_not_a_note() -> None:
     assert look(Cards(8, None), SFT).problems == []  # of a card of unknown size nothing is said
 
 
+def test_the_engines_of_an_evaluation_have_to_fit_as_well() -> None:
+    data = {"name": "mine", "model": MODEL, "stages": [], "evaluation": {"tasks": [TASK]}}
+    document = Document(data, "mine.yaml")
+    for memory, fits in ((16, False), (80, True)):
+        findings = examine(build_run(document), document, PLUGINS, Cards(1, card_memory(memory)))
+        assert ("evaluation.rollout.engine: an engine takes" in texts(findings)) != fits
+
+
 @pytest.mark.parametrize(
     ("gpus", "num_gpus", "installed", "told"),
     [
