@@ -13,6 +13,10 @@ Measured, each with its goal:
                that it takes: at most 50 MB. How many of four changes it notices (in the data file's size, in
                its contents alone, in an image, a damaged index): 4. The first opening is shown beside it.
     data       seconds of the model's pass over those of the data, row by row in turns: at least 5.
+    images     a packed step of eight ranks, simulated one after another by two threads, whose samples show an
+               image of 4 megapixels each, half of them JPEG and half PNG. How often each image is decoded
+               (`decodes_per_image`): 1. Seconds from the step's draws to its micro-batches over those in
+               which these threads decode each image and do nothing else (`images_ratio`): at most 5.
     memory     growth of the process over many steps with every cache full, in MB: at most 20.
 """
 
@@ -20,17 +24,24 @@ import argparse
 import gc
 import io
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeAlias
+from unittest import mock
 
 import benchmark
 import psutil
+import torch
 from bench_sft import BATCH, MAX_LENGTH, write_dialogues
 from PIL import Image
 from torch import Tensor
@@ -41,11 +52,15 @@ from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
 from posttrain.data.mixing import Mixture
 from posttrain.data.sealing import INDEXES
+from posttrain.media.images import open_image
 from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.quickstart.tiny import build_tiny
+from posttrain.rendering import pixel_making
+from posttrain.rendering.pixel_limits import PixelLimits
 from posttrain.rendering.rendering import Renderer
+from posttrain.training.supervised import batches
 from posttrain.training.supervised.batches import PackedBatches, RankBatch, RenderedDraws
 
 GOALS = {
@@ -54,10 +69,16 @@ GOALS = {
     "open_memory_mb": ("<=", 50.0),
     "changes_noticed": (">=", 4.0),
     "data_ratio": (">=", 5.0),
+    "decodes_per_image": ("<=", 1.0),
+    "images_ratio": ("<=", 5.0),
     "memory_growth_mb": ("<=", 20.0),
 }
 #: What a benchmark measured.
 Figures: TypeAlias = dict[str, object]
+#: Ranks of the step with large images, and samples of each.
+RANKS, RANK_SAMPLES = 8, 2
+#: Width and height of a large image.
+SIDE = 2048
 #: Steps before memory is first looked at: the caches below are full by then.
 SETTLING = 5
 
@@ -140,21 +161,21 @@ def opening(folder: Path, count: int) -> Figures:
     }
 
 
-def open_renderer(folder: Path, cache_bytes: int) -> Renderer:
-    """The checkpoint's renderer, with a pixel cache of a given size."""
-    processor = Renderer.from_pretrained(folder, "qwen3_vl", 64**2, 160**2).processor
-    return Renderer(processor, "qwen3_vl", cache_bytes)
+def open_renderer(folder: Path, limits: PixelLimits, max_pixels: int = 160**2) -> Renderer:
+    """The checkpoint's renderer, with a pixel cache of given limits."""
+    processor = Renderer.from_pretrained(folder, "qwen3_vl", 64**2, max_pixels).processor
+    return Renderer(processor, "qwen3_vl", limits, pixel_dtype=torch.bfloat16)
 
 
 def steps(
-    folder: Path, mixture: Mixture, model: PreTrainedModel, count: int, cache_bytes: int
+    folder: Path, mixture: Mixture, model: PreTrainedModel, count: int, limits: PixelLimits
 ) -> Iterator[RankBatch]:
     """What a worker gets for each of `count` steps; nothing has been rendered before."""
-    renderer = open_renderer(folder, cache_bytes)
+    renderer = open_renderer(folder, limits)
     draws = RenderedDraws(mixture, renderer, MAX_LENGTH, count * BATCH)
     rope_index = model.base_model.get_rope_index
-    batches = PackedBatches(draws, renderer, rope_index, BATCH)  # pyright: ignore[reportArgumentType]
-    yield from (batches([{"draw": step}]) for step in range(count))
+    collator = PackedBatches(draws, renderer, rope_index, BATCH)  # pyright: ignore[reportArgumentType]
+    yield from (collator([{"draw": step}]) for step in range(count))
 
 
 def train(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
@@ -168,7 +189,9 @@ def speed(folder: Path, mixture: Mixture, model: PreTrainedModel, count: int) ->
     """The data's seconds against the model's, step by step; the first step warms up."""
     ratios = []
     begun = time.perf_counter()
-    for share in tqdm(steps(folder, mixture, model, count + 1, 2**29), total=count + 1, desc="speed"):
+    for share in tqdm(
+        steps(folder, mixture, model, count + 1, PixelLimits(2**29)), total=count + 1, desc="speed"
+    ):
         rows = [make() for make in share["micro_batches"]]
         rendered = time.perf_counter()
         for row in rows:
@@ -180,11 +203,96 @@ def speed(folder: Path, mixture: Mixture, model: PreTrainedModel, count: int) ->
     return {"data_ratio": statistics.median(ratios), "data_ratio_spread": [min(ratios), max(ratios)]}
 
 
+def write_large_images(folder: Path) -> list[Path]:
+    """Write a row for each sample of the step of `RANKS`, with an image like a photograph's."""
+    paths = []
+    with (folder / "large.jsonl").open("w", encoding="utf-8") as file:
+        for number in tqdm(range(RANKS * RANK_SAMPLES), desc="writing images"):
+            noise = Image.effect_noise((SIDE, SIDE), 12)
+            blurred = Image.effect_noise((SIDE // 16, SIDE // 16), 90).resize((SIDE, SIDE))
+            picture = Image.merge("RGB", (blurred, Image.blend(blurred, noise, 0.2), noise))
+            paths.append(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+            picture.save(paths[-1], quality=90)  # which is for JPEG alone
+            # Of different lengths, so that a rank that measures a sample is not the one that trains on it.
+            asked = {"type": "text", "text": "What? " * (7 * number % 16)}
+            shown = [{"type": "image", "image": paths[-1].name}, asked]
+            turns = [{"role": "user", "content": shown}, {"role": "assistant", "content": "Noise."}]
+            file.write(json.dumps({"id": str(number), "messages": turns}) + "\n")
+    return paths
+
+
+class Ranks:
+    """Ranks of a process group that are simulated by threads, each of which is one of them at a time.
+
+    Args:
+        lengths: [S] tokens of each sample, which the ranks tell each other.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self._lengths = lengths
+        self._own = threading.local()
+
+    def be(self, rank: int) -> None:
+        """Make this thread a rank."""
+        self._own.rank = rank
+
+    def here(self) -> AbstractContextManager[object]:
+        """Put the simulation in the place of the collectives that batches are made with."""
+        found = {
+            "rank": lambda: self._own.rank,
+            "world_size": lambda: RANKS,
+            "sum_over_ranks": lambda _: self._lengths,
+        }
+        return mock.patch.multiple(batches, **found)
+
+
+def large_images(folder: Path, model: PreTrainedModel, count: int) -> Figures:
+    """Make a step's micro-batches with large images, and decode the same images alone, in turns."""
+    paths = write_large_images(folder)
+    mixture = Mixture({"large": Dataset(check_rows(folder / "large.jsonl"))}, {"large": 1.0}, seed=0)
+    renderer = open_renderer(folder, PixelLimits(0), SIDE**2)
+    draws = RenderedDraws(mixture, renderer, 10**9, len(paths))
+    ranks = Ranks(torch.tensor([len(draws.sample(draw)[0].token_ids) for draw in range(len(paths))]))
+    decodes: Counter[str] = Counter()
+
+    def counted(path: str) -> Image.Image:
+        decodes[path] += 1
+        return open_image(path)
+
+    def run(rank: int) -> None:
+        ranks.be(rank)
+        own = open_renderer(folder, PixelLimits(2**29 // RANKS), SIDE**2)
+        draws = RenderedDraws(mixture, own, 10**9, len(paths))
+        rope_index = model.base_model.get_rope_index
+        collator = PackedBatches(draws, own, rope_index, len(paths))  # pyright: ignore[reportArgumentType]
+        for make in collator([{"draw": rank}])["micro_batches"]:
+            make()
+
+    ratios = []
+    torch.set_num_threads(1)
+    with (
+        ranks.here(),
+        mock.patch.object(pixel_making, "open_image", counted),
+        ThreadPoolExecutor(2) as threads,
+    ):
+        for _ in tqdm(range(count), desc="images"):
+            begun = time.perf_counter()
+            list(threads.map(open_image, paths))
+            decoded = time.perf_counter()
+            list(threads.map(run, range(RANKS)))
+            ratios.append((time.perf_counter() - decoded) / (decoded - begun))
+    return {
+        "decodes_per_image": max(decodes.values()) / count if len(decodes) == len(paths) else math.inf,
+        "images_ratio": statistics.median(ratios),
+        "images_ratio_spread": [min(ratios), max(ratios)],
+    }
+
+
 def memory(folder: Path, mixture: Mixture, model: PreTrainedModel, count: int) -> Figures:
     """Growth over many steps that the model does not take, with a pixel cache of 8 MB that overflows."""
     process, before = psutil.Process(), 0.0
     for step, share in enumerate(
-        tqdm(steps(folder, mixture, model, count, 2**23), total=count, desc="memory")
+        tqdm(steps(folder, mixture, model, count, PixelLimits(2**23)), total=count, desc="memory")
     ):
         for make in share["micro_batches"]:
             make()
@@ -211,6 +319,7 @@ def measure(options: argparse.Namespace) -> Figures:
         add_supervised_head(model)
         use_packed_attention(model)
         figures |= speed(folder, mixture, model, options.steps)
+        figures |= large_images(folder, model, options.steps)
         return figures | memory(folder, mixture, model, options.batches)
 
 

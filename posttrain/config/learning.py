@@ -10,7 +10,8 @@ from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Pos
 from posttrain.config.data import Use
 from posttrain.config.lora import LoraConfig
 from posttrain.config.memory import LearnerLoad
-from posttrain.config.stage import PackageUse, Surroundings, TrainingStage
+from posttrain.config.packages import PackageUse
+from posttrain.config.stage import Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]

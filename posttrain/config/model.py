@@ -8,8 +8,29 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
+from posttrain.config.packages import PackageUse
 from posttrain.config.paths import ModelPath
 from posttrain.types import Family, ModelFamily
+
+AttnImplementation = Literal["sdpa", "flash_attention_2", "flash_attention_3"]
+FusedLayers = Literal["none", "liger"]
+
+#: What installs kernels that are no part of PyTorch.
+_KERNELS: dict[str, PackageUse] = {
+    "flash_attention_2": PackageUse(
+        ("attn_implementation",),
+        "flash_attn",
+        "flash-attention",
+        "pip install --no-build-isolation 'posttrain[flash-attention]'",
+    ),
+    "flash_attention_3": PackageUse(
+        ("attn_implementation",),
+        "flash_attn_interface",
+        "",
+        "build it from the folder hopper of github.com/Dao-AILab/flash-attention",
+    ),
+    "liger": PackageUse(("fused_layers",), "liger_kernel", "liger"),
+}
 
 #: Precedes its generation's number in the name of every published checkpoint.
 _FAMILY_NAMES: dict[str, Family] = {
@@ -35,6 +56,11 @@ def _read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def kernel_packages(attn_implementation: AttnImplementation, fused_layers: FusedLayers) -> list[PackageUse]:
+    """List the optional packages of kernels, each with its key in the section of the model."""
+    return [_KERNELS[name] for name in (attn_implementation, fused_layers) if name in _KERNELS]
 
 
 def infer_family(checkpoint: Path | str) -> ModelFamily | None:
@@ -94,12 +120,28 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Precision of the weights in the learner and in the engine."
     )
+    attn_implementation: AttnImplementation = Field(
+        default="sdpa",
+        description="Kernels of attention in the learner, of the vision tower too: PyTorch's own, or "
+        "FlashAttention's, which have to be installed, need GPUs and compute in bfloat16.",
+    )
+    fused_layers: FusedLayers = Field(
+        default="none",
+        description="Kernels of RMSNorm, SwiGLU and rotary positions in the learner: PyTorch's own, or the "
+        "fused ones of Liger (extra `liger`), which need GPUs and hold fewer activations.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise MisfitError(
                 "min_pixels", f"{self.min_pixels} is more than max_pixels = {self.max_pixels}", "swap the two"
+            )
+        if self.attn_implementation != "sdpa" and self.dtype == "float32":
+            raise MisfitError(
+                "attn_implementation",
+                f"{self.attn_implementation} has no float32, which dtype asks for",
+                "set dtype: bfloat16, or remove it",
             )
         if self.name_or_path and self.name_or_path.startswith("/") and not Path(self.name_or_path).is_dir():
             raise MisfitError(
@@ -125,6 +167,10 @@ class ModelConfig(Section):
         if (self.family or told) == "text":
             _refuse_vision_keys(self.model_fields_set)
         return self
+
+    def packages(self) -> list[PackageUse]:
+        """List the optional packages that the section's settings need."""
+        return kernel_packages(self.attn_implementation, self.fused_layers)
 
     def family_of(self, checkpoint: Path | str) -> ModelFamily:
         """Return the family of a checkpoint of this run: the one that is set, else the checkpoint's own.

@@ -16,6 +16,7 @@ from posttrain.config.data import Use
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.memory import LearnerLoad
+from posttrain.config.packages import PackageUse
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.tasks import TaskConfig
 
@@ -100,21 +101,6 @@ class EndpointUse:
 
     key: Key
     endpoint: EndpointConfig
-
-
-@dataclass(frozen=True)
-class PackageUse:
-    """An optional package that a setting needs.
-
-    Attributes:
-        key: Path of the key that needs it, from the stage.
-        module: Name under which it is imported.
-        extra: Extra of this project that installs it.
-    """
-
-    key: Key
-    module: str
-    extra: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from posttrain.gpus import visible_gpus
 
 GIB = 1024**3
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+OWN_CONTROL_GROUPS = Path("/proc/self/cgroup")
 #: Linux's landlock_create_ruleset, the same on every architecture; asked for its version by flag 1.
 LANDLOCK_CREATE_RULESET = 444
 #: unshare(CLONE_NEWUSER | CLONE_NEWNET), in a process of its own.
@@ -60,21 +61,49 @@ def control_group(*files: str) -> list[float]:
     return []
 
 
+def memory_bytes() -> int:
+    """Return how much memory this process may use: the machine's, or its container's or batch job's."""
+    limits = control_group("memory.max", "memory/memory.limit_in_bytes")
+    for group in _own_control_groups():
+        limits += control_group(f"{group}/memory.max", f"memory/{group}/memory.limit_in_bytes")
+    return int(min(psutil.virtual_memory().total, *limits, float("inf")))
+
+
+def _own_control_groups() -> list[str]:
+    """List this process's control group and those around it, as paths; a container sees its own as "/"."""
+    try:
+        lines = OWN_CONTROL_GROUPS.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):
+            whole = Path(path.lstrip("/"))
+            found += [str(group) for group in (whole, *whole.parents) if str(group) != "."]
+    return found
+
+
 def check_memory() -> Finding:
     """Check whether machine and container have the 8 GB of the CPU quickstart."""
-    limit = control_group("memory.max", "memory/memory.limit_in_bytes") or [float("inf")]
-    size = min(psutil.virtual_memory().total, limit[0]) / GIB
+    size = memory_bytes() / GIB
     if size < 7:
         remedy = "use a larger machine, or raise the container's limit"
         return Finding("memory", "warning", f"{size:.1f} GiB, 7 wanted", remedy)
     return Finding("memory", "ok", f"{size:.1f} GiB")
 
 
-def check_cores() -> Finding:
-    """Check whether there are the two cores of the quickstart, after affinity and the container's quota."""
+def usable_cores() -> float:
+    """Return how many cores this process may use, after affinity and the container's quota."""
     cores = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     if quota := control_group("cpu.max"):
         cores = min(cores, quota[0] / quota[1])
+    return cores
+
+
+def check_cores() -> Finding:
+    """Check whether there are the two cores of the quickstart, after affinity and the container's quota."""
+    cores = usable_cores()
     if cores < 2:
         remedy = "the engine and the learner take turns and are slow: allow this container two cores"
         return Finding("cores", "warning", f"{cores:g}, 2 wanted", remedy)

@@ -1,14 +1,15 @@
 """Sample one answer to each of many dialogues."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from posttrain.inference.engine import Engine, Request, TopTokens
-from posttrain.inference.images import engine_images
+from posttrain.inference.images import PROMPTS_AHEAD, engine_images
 from posttrain.media.images import ImageError
+from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
-from posttrain.rendering.rendering import Renderer, RenderError
+from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.types import Message, ToolSpec
 
 
@@ -84,13 +85,15 @@ def sample_answers(
         One answer per question, in the order in which they were finished.
     """
     answers: list[SampledAnswer] = []
-    waiting, open_requests = collections.deque(questions), 0
+    prompts, open_requests = _prompts(questions, renderer, sampling), 0
+    upcoming = next(prompts, None)
     try:
-        while waiting or open_requests:
-            while waiting and open_requests < engine.capacity:
-                question = waiting.popleft()
+        while upcoming or open_requests:
+            while upcoming and open_requests < engine.capacity:
+                question, prompt = upcoming
+                upcoming = next(prompts, None)
                 try:
-                    engine.submit(_request(question, renderer, sampling))
+                    engine.submit(_request(question, prompt, renderer, sampling))
                     open_requests += 1
                 except (ImageError, ImageChangedError, RenderError) as error:
                     answers.append(SampledAnswer(question.index, error=str(error)))
@@ -104,8 +107,30 @@ def sample_answers(
     return answers
 
 
-def _request(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Request:
-    """Make the engine's request for a question.
+def _prompts(
+    questions: Sequence[Question], renderer: Renderer, sampling: AnswerSampling
+) -> Iterator[tuple[Question, Rendered | ValueError]]:
+    """Render questions by the headers of their images, some ahead, and have the images prepared.
+
+    Yields:
+        Each question with its prompt, or with the reason why it has none.
+    """
+    ahead: collections.deque[tuple[Question, Rendered | ValueError]] = collections.deque()
+    counting = renderer.counting()
+    for question in questions:
+        try:
+            prompt = _prompt(question, counting, sampling)
+            prepare([prompt], renderer)
+        except (ImageError, RenderError) as error:
+            prompt = error
+        ahead.append((question, prompt))
+        if len(ahead) > PROMPTS_AHEAD:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Rendered:
+    """Render a question.
 
     Raises:
         RenderError: If it cannot be rendered, or leaves no room for an answer.
@@ -114,11 +139,26 @@ def _request(question: Question, renderer: Renderer, sampling: AnswerSampling) -
     if any(block.type == "video" for message in question.messages for block in message.content):
         raise RenderError("engines are shown no videos")
     prompt = renderer.render(question.messages, question.tools, add_generation_prompt=True)
-    room = sampling.max_length - len(prompt.token_ids)
-    if room < 1:
+    if len(prompt.token_ids) >= sampling.max_length:
         raise RenderError(
             f"{len(prompt.token_ids)} tokens leave no room for an answer in {sampling.max_length}"
         )
+    return prompt
+
+
+def _request(
+    question: Question, prompt: Rendered | ValueError, renderer: Renderer, sampling: AnswerSampling
+) -> Request:
+    """Make the engine's request for a question.
+
+    Raises:
+        ValueError: What is in the place of the prompt.
+        ImageChangedError: If an image has changed since the question was rendered.
+        ImageError: If an image cannot be read.
+    """
+    if isinstance(prompt, ValueError):
+        raise prompt
+    room = sampling.max_length - len(prompt.token_ids)
     return Request(
         id=str(question.index),
         token_ids=tuple(prompt.token_ids),

@@ -6,12 +6,15 @@ from posttrain.inference.engine import EngineImage
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import TrajectoryImage
 
+#: Prompts that are rendered before an engine has room for them, so that threads load their images meanwhile.
+PROMPTS_AHEAD = 16
+
 
 def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list[EngineImage]:
     """Load the pixels of images whose places in a dialogue are known.
 
     Args:
-        images: Images with their hashes and the places of their placeholders.
+        images: Images with the places of their placeholders.
         renderer: The renderer of the checkpoint that the engine serves.
 
     Raises:
@@ -20,6 +23,7 @@ def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list
     """
     loaded: list[EngineImage] = []
     for image in images:
-        values, grid_thw = renderer.pixels(image.ref)
-        loaded.append(EngineImage(image.ref.sha256, values, grid_thw, image.offset, image.num_tokens))
+        pixels = renderer.media.load(image.ref)
+        patches = renderer.media.patches(pixels)
+        loaded.append(EngineImage(pixels.sha256, patches, pixels.grid_thw, image.offset, image.num_tokens))
     return loaded

@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.worker import AnswerQuestions, EngineSetup, InferenceWorker
+from posttrain.rendering.pixel_limits import RANKS_HERE
 from posttrain.run.actors import Actor, kill_all
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class InferencePool:
         cores = int(ray.cluster_resources().get("CPU", 1))
         environment = {
             "OMP_NUM_THREADS": str(max(1, cores // actors)),
+            RANKS_HERE: str(actors),
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONWARNINGS": "ignore",

@@ -28,6 +28,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
+    MultiModalKwargsItem,
     MultiModalKwargsItems,
     PlaceholderRange,
 )
@@ -242,19 +243,23 @@ def _prompt(request: Request) -> TokensInput | MultiModalInput:
     ids = list(request.token_ids)
     if not request.images:
         return tokens_input(ids)
-    grids = torch.stack([image.grid_thw for image in request.images])
-    fields = {
-        "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", grids.prod(-1)),
-        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-    }
-    pixel_values = torch.cat([image.pixel_values for image in request.images])
-    values = BatchFeature({"pixel_values": pixel_values, "image_grid_thw": grids})
     return multimodal_input(
         ids,
-        MultiModalKwargsItems.from_hf_inputs(values, fields),
+        MultiModalKwargsItems({"image": [_item(image) for image in request.images]}),
         {"image": [image.sha256 for image in request.images]},
         {"image": [_placeholders(image) for image in request.images]},
     )
+
+
+def _item(image: EngineImage) -> MultiModalKwargsItem:
+    """Make vLLM's form of an image; its pixels are not copied, so that requests share them with the cache."""
+    fields = {
+        "pixel_values": MultiModalFieldConfig.flat("image", [slice(len(image.pixel_values))]),
+        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
+    }
+    values = {"pixel_values": image.pixel_values, "image_grid_thw": image.grid_thw[None]}
+    [item] = MultiModalKwargsItems.from_hf_inputs(BatchFeature(values), fields)["image"]
+    return item
 
 
 def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:

@@ -20,6 +20,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import Transpose
 
 from posttrain.config.lora import Quantization
+from posttrain.config.model import AttnImplementation, FusedLayers
+from posttrain.models.kernels import fuse_layers, refusal
 from posttrain.models.video_positions import continue_after_videos
 from posttrain.models.vision_calls import one_tower_call
 
@@ -41,6 +43,8 @@ def load_model(
     freeze_vision_tower: bool = True,
     freeze_merger: bool = False,
     quantization: Quantization | None = None,
+    attn_implementation: AttnImplementation = "sdpa",
+    fused_layers: FusedLayers = "none",
 ) -> PreTrainedModel:
     """Load a checkpoint's weights for training, from safetensors and without remote code.
 
@@ -51,10 +55,52 @@ def load_model(
             without effect on a model that has none.
         freeze_merger: Whether to fix the projections from vision to text, DeepStack's included.
         quantization: How to quantize the language model's linear layers, if only adapters are trained.
+        attn_implementation: Kernels of attention, in the language model and in the vision tower.
+        fused_layers: Kernels of RMSNorm, SwiGLU and rotary positions.
 
     Raises:
         LoadError: If the checkpoint is neither a Qwen-VL nor a causal language model, if weights or the
-            parameters to freeze are missing, or if bitsandbytes is needed and not installed.
+            parameters to freeze are missing, or if this machine lacks what kernels or quantization need.
+    """
+    config = _configuration(checkpoint)
+    if reason := refusal(attn_implementation, fused_layers, dtype, config.model_type):
+        raise LoadError(reason)
+    try:
+        loaded = auto_model(config).from_pretrained(
+            str(checkpoint),
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            quantization_config=_quantized(quantization, dtype) if quantization else None,
+        )
+    except ImportError as error:
+        kernels = f"model.attn_implementation: {attn_implementation}"
+        asked = f"lora.quantization: {quantization}" if quantization else kernels
+        raise LoadError(f"{asked}: {error}") from error
+    except OSError as error:
+        raise LoadError(f"{checkpoint}: no readable *.safetensors weights ({error})") from error
+    model, info = loaded  # pyright: ignore[reportGeneralTypeIssues] (a pair with output_loading_info)
+    _refuse_missing(checkpoint, info["missing_keys"])
+    write_experts_as_published(model)
+    for adapt in (continue_after_videos, one_tower_call, leave_inputs_without_gradients):
+        adapt(model)
+    if fused_layers != "none":
+        fuse_layers(model)
+    if freeze_vision_tower and sees_images(config):
+        freeze(model, VISION_TOWER)
+    if freeze_merger:
+        freeze(model, MERGER)
+    return model
+
+
+def _configuration(checkpoint: Path | str) -> PreTrainedConfig:
+    """Read a checkpoint's configuration.
+
+    Raises:
+        LoadError: If the checkpoint is neither a Qwen-VL nor a causal language model.
     """
     try:
         config = AutoConfig.from_pretrained(str(checkpoint), trust_remote_code=False)
@@ -65,35 +111,7 @@ def load_model(
             f"{checkpoint}: model_type {config.model_type!r} is none of {', '.join(MODEL_TYPES)}, and no"
             " causal language model"
         )
-    try:
-        loaded = auto_model(config).from_pretrained(
-            str(checkpoint),
-            config=config,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            quantization_config=_quantized(quantization, dtype) if quantization else None,
-        )
-    except ImportError as error:
-        raise LoadError(f"lora.quantization: {quantization}: {error}") from error
-    except OSError as error:
-        raise LoadError(f"{checkpoint}: no readable *.safetensors weights ({error})") from error
-    model, info = loaded  # pyright: ignore[reportGeneralTypeIssues] (a pair with output_loading_info)
-    if missing := sorted(info["missing_keys"]):
-        raise LoadError(
-            f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
-            " them with noise. Fetch the checkpoint again"
-        )
-    write_experts_as_published(model)
-    for adapt in (continue_after_videos, leave_inputs_without_gradients, one_tower_call):
-        adapt(model)
-    if freeze_vision_tower and sees_images(config):
-        freeze(model, VISION_TOWER)
-    if freeze_merger:
-        freeze(model, MERGER)
-    return model
+    return config
 
 
 def loaded_type(model: torch.nn.Module) -> torch.dtype:
@@ -116,6 +134,15 @@ def leave_inputs_without_gradients(model: PreTrainedModel) -> None:
         model: The model; changed in place.
     """
     vars(model)["enable_input_require_grads"] = lambda: None
+
+
+def _refuse_missing(checkpoint: Path | str, weights: set[str]) -> None:
+    """Raise a LoadError if a checkpoint lacks weights."""
+    if missing := sorted(weights):
+        raise LoadError(
+            f"{checkpoint}: {len(missing)} weights are missing, such as {missing[0]}; transformers would fill"
+            " them with noise. Fetch the checkpoint again"
+        )
 
 
 def sees_images(config: PreTrainedConfig) -> bool:

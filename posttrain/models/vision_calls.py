@@ -49,7 +49,8 @@ class Features:
 def one_tower_call(model: PreTrainedModel) -> None:
     """Let a model's forward pass call the vision tower once for images and videos together.
 
-    It then also takes the batches of `share_images`. Results and gradients are those of transformers.
+    It then also takes the batches of `share_images`. Results and gradients are those of transformers, except
+    that gradient checkpointing no longer has the tower's input require one.
 
     Args:
         model: A Qwen-VL model, before it is wrapped; it is changed in place. A text model is left as it is.
@@ -82,6 +83,13 @@ def one_tower_call(model: PreTrainedModel) -> None:
         return original(*args, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw, **kwargs)
 
     backbone.forward = forward
+    # For gradient checkpointing, transformers lets the outputs of all input embeddings require gradients, so
+    # that they are computed through the whole of a frozen tower. It passes over models that raise this.
+    vars(backbone.visual)["get_input_embeddings"] = _no_embeddings
+
+
+def _no_embeddings() -> nn.Module:
+    raise NotImplementedError("a vision tower has no token embeddings")
 
 
 def _is_sharded(tower: nn.Module) -> bool:

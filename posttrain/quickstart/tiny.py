@@ -184,7 +184,7 @@ def build_tiny(model_type: TinyType, directory: Path, seed: int = 0) -> None:
         seed: Seed of the weights.
     """
     architecture = _ARCHITECTURES[model_type]
-    tokenizer = _build_tokenizer()
+    tokenizer = build_tokenizer()
     processor = _build_processor(architecture, tokenizer)
     config = _build_config(architecture, tokenizer)
     torch.manual_seed(seed)
@@ -281,7 +281,7 @@ def _build_processor(architecture: _Architecture, tokenizer: Qwen2Tokenizer) -> 
     )
 
 
-def _build_tokenizer() -> Qwen2Tokenizer:
+def build_tokenizer() -> Qwen2Tokenizer:
     """Train a byte-level BPE on the task's texts, and add the families' special tokens."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

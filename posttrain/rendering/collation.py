@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
-from posttrain.rendering.pixels import Pixels
+from posttrain.rendering.pixel_making import Pixels
 from posttrain.rendering.rendered import Rendered
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import TrajectoryImage
+from posttrain.types import ImageRef, TrajectoryImage, VideoRef
 
 
 class CollationError(ValueError):
@@ -25,14 +25,15 @@ class TokensWithImages(Protocol):
 
 
 def collate(
-    items: Sequence[TokensWithImages], renderer: Renderer, device: torch.device | str = "cpu"
+    items: Sequence[TokensWithImages], renderer: Renderer, device: torch.device | str | None = None
 ) -> dict[str, torch.Tensor]:
     """Pad the sequences of a batch on the right, and load their pixels.
 
     Args:
         items: B sequences.
         renderer: The renderer of the checkpoint that the ids were made for.
-        device: The device of the tensors.
+        device: The device of the tensors; where it is None pixels are on the renderer's, and others on the
+            CPU.
 
     Returns:
         Arguments of the model by name: `input_ids`, `attention_mask` and, unless it is for a text model,
@@ -65,21 +66,37 @@ def collate(
     return {name: tensor.to(device) for name, tensor in (batch | pixels).items()}
 
 
+def prepare(items: Sequence[TokensWithImages], renderer: Renderer) -> None:
+    """Have the pixels of sequences made ready that will be collated soon, in their order.
+
+    Nothing depends on it but the time that collating them takes; what is wrong with one is raised then.
+    """
+    images = [(image.ref, image.num_tokens) for item in items for image in item.images]
+    rendered = [item for item in items if isinstance(item, Rendered)]
+    videos = [(video.ref, video.num_tokens) for item in rendered for video in item.videos]
+    if images or videos:
+        renderer.media.prepare(images, videos)
+
+
 def _images(
     items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
 ) -> dict[str, torch.Tensor]:
     """Load the images of a batch, and write 1 into `types` [B, L] at their placeholders."""
     pixels = []
+    # An image that is shown twice is loaded once, whatever the cache has room for.
+    loaded: dict[ImageRef, tuple[torch.Tensor, torch.Tensor]] = {}
     for row, item in enumerate(items):
         for image in item.images:
-            values, grid_thw = renderer.pixels(image.ref)
+            if image.ref not in loaded:
+                loaded[image.ref] = renderer.pixels(image.ref)
+            values, grid_thw = loaded[image.ref]
             _check_features(image.ref.path, renderer.num_image_tokens(grid_thw), image.num_tokens)
             types[row, image.offset : image.offset + image.num_tokens] = 1
             pixels.append((values, grid_thw))
     if not pixels:
         return {}
     return {
-        "pixel_values": torch.cat([values for values, _ in pixels]),
+        "pixel_values": _joined([values for values, _ in pixels]),
         "image_grid_thw": torch.stack([grid_thw for _, grid_thw in pixels]),
     }
 
@@ -89,9 +106,12 @@ def _videos(
 ) -> dict[str, torch.Tensor]:
     """Load the videos of a batch, and write 2 into `types` [B, L] at their placeholders."""
     pixels: list[Pixels] = []
+    loaded: dict[VideoRef, Pixels] = {}
     for row, item in enumerate(items):
         for video in item.videos if isinstance(item, Rendered) else ():  # ledgers have none
-            found = renderer.video_pixels(video.ref)
+            if video.ref not in loaded:
+                loaded[video.ref] = renderer.media.load_video(video.ref)
+            found = loaded[video.ref]
             _check_features(video.ref.paths[0], renderer.num_image_tokens(found.grid_thw), video.num_tokens)
             for offset, number in video.runs:
                 types[row, offset : offset + number] = 2
@@ -99,12 +119,17 @@ def _videos(
     if not pixels:
         return {}
     made = {
-        "pixel_values_videos": torch.cat([found.values for found in pixels]),
+        "pixel_values_videos": _joined([renderer.media.patches(found) for found in pixels]),
         "video_grid_thw": torch.stack([found.grid_thw for found in pixels]),
     }
     if renderer.family == "qwen2_5_vl":  # its M-RoPE measures time in seconds
         made["second_per_grid_ts"] = torch.tensor([found.seconds_per_grid for found in pixels])
     return made
+
+
+def _joined(patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put the patches of images or videos one after another; those of a single one are not copied."""
+    return patches[0] if len(patches) == 1 else torch.cat(list(patches))
 
 
 def _check_features(path: str, features: int, placeholders: int) -> None:

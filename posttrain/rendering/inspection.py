@@ -101,6 +101,7 @@ def inspect_dataset(
         shown: Number of samples to show in full.
         measured: Number of samples to measure; never fewer than are shown.
     """
+    renderer = renderer.counting()  # pixels are not looked at
     rows = _spread(len(dataset), max(shown, measured))
     in_full = set(_spread(len(rows), shown))
     lengths: list[int] = []

@@ -1,17 +1,25 @@
-"""Images and videos as the vision tower takes them, cached within a bound."""
+"""Images and videos as the vision tower takes them: made once, some ahead, and kept within a bound."""
 
-import dataclasses
+import contextlib
+import functools
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from posttrain.media.images import image_size, open_image, pixel_hash
-from posttrain.media.videos import video_files, video_hash
-from posttrain.rendering.processors import ImageProcessor
-from posttrain.rendering.video_frames import VideoFrames
+from posttrain.media.images import image_size
+from posttrain.media.videos import VideoError, video_files, video_hash
+from posttrain.rendering.ahead import Ahead
+from posttrain.rendering.pixel_limits import PixelLimits
+from posttrain.rendering.pixel_making import PixelMaker, Pixels
 from posttrain.types import ImageRef, VideoRef
+
+#: Hashes of files that are remembered, so that a file that changes is noticed; about 400 bytes each.
+HASHES_KEPT = 100_000
+#: Path and time of last change of each of the files of an image or video.
+Version = tuple[tuple[str, int], ...]
 
 
 class ImageChangedError(ValueError):
@@ -19,84 +27,116 @@ class ImageChangedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """A pre-processed image or video, which must not be changed because it is shared.
+class MeasuredImage(ImageRef):
+    """An image whose header has been read, and whose pixels have not.
 
     Attributes:
-        values: [patches, values per patch] `pixel_values` or `pixel_values_videos`.
-        grid_thw: [3] number of patches along time, height and width.
-        sha256: Hash of an image's original pixels, or of a video's files.
-        seconds_per_grid: Seconds from one pair of a video's frames to the next.
+        version: What its file was then; when the pixels are loaded it must be the same.
     """
 
-    values: torch.Tensor
-    grid_thw: torch.Tensor
-    sha256: str
-    seconds_per_grid: float = 0.0
+    version: Version = ()
+
+
+@dataclass(frozen=True)
+class MeasuredVideo(VideoRef):
+    """A video whose header has been read, and whose frames have not; see `MeasuredImage`.
+
+    Attributes:
+        version: What its files were then.
+    """
+
+    version: Version = ()
 
 
 class PixelCache:
-    """The one place where images and videos are decoded and resized; it keeps those used most recently.
+    """The one place where images and videos are loaded; it keeps those used most recently.
+
+    One thread uses it. Others, its own, make what is planned by `prepare`.
 
     Example:
-        frames = VideoFrames(processor, VideoSettings())
-        cache = PixelCache(processor.image_processor, frames, max_bytes=512 * 2**20)
+        maker = PixelMaker(processor.image_processor, VideoFrames(processor, VideoSettings()))
+        cache = PixelCache(maker, pixel_limits())
         cache.load(ImageRef("/data/scene.png"))
     """
 
-    def __init__(self, image_processor: ImageProcessor, frames: VideoFrames, max_bytes: int):
+    def __init__(self, maker: PixelMaker, limits: PixelLimits):
         """Start with nothing in the cache.
 
         Args:
-            image_processor: The checkpoint's own.
-            frames: Samples and resizes videos.
-            max_bytes: Most bytes of pixel values to keep.
+            maker: Decodes and resizes.
+            limits: Most bytes to keep, and threads that prepare pixels.
         """
-        self._image_processor = image_processor
-        self._frames = frames
-        self._max_bytes = max_bytes
+        self._maker = maker
+        self._ahead = Ahead[object, Pixels](limits.bytes_ahead, limits.threads)
+        self._max_bytes = limits.max_bytes - (limits.bytes_ahead if limits.threads else 0)
         self._bytes = 0
-        self._kept: OrderedDict[str, Pixels] = OrderedDict()
-        self._hashes: dict[tuple[tuple[str, int], ...], str] = {}
+        self._kept: OrderedDict[object, Pixels] = OrderedDict()
+        self._hashes: OrderedDict[Version, str] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pixel values that are in the cache now."""
-        return self._bytes
+        """Bytes of pixels that are in the cache or prepared now."""
+        return self._bytes + self._ahead.nbytes
+
+    def prepare(self, images: Iterable[tuple[ImageRef, int]], videos: Iterable[tuple[VideoRef, int]]) -> None:
+        """Have pixels made in threads that will be loaded soon, in this order.
+
+        What goes wrong with one of them is raised when it is loaded.
+
+        Args:
+            images: Images, each with its number of placeholder tokens.
+            videos: Videos likewise.
+        """
+        wanted = []
+        for image, tokens in images:
+            version = _version(image.path)
+            if (image.sha256 or self._hashes.get(version, "")) not in self._kept:
+                make = functools.partial(self._maker.image, image.path)
+                wanted.append((version, self._maker.nbytes(tokens), make))
+        for video, tokens in videos:
+            with contextlib.suppress(VideoError):  # of files that cannot be listed; `load_video` says so
+                version = _version_of(video)
+                if (self._hashes.get(version, ""), _shown(video)) not in self._kept:
+                    make = functools.partial(self._make_video, video)
+                    wanted.append(((version, _shown(video)), self._maker.nbytes(tokens), make))
+        self._ahead.plan(wanted)
 
     def load(self, ref: ImageRef) -> Pixels:
-        """Decode, check and pre-process an image, unless it is in the cache.
+        """Decode, check and pre-process an image, unless it is in the cache or has been prepared.
 
         Raises:
             ImageChangedError: If the reference has a hash and the file's pixels have another.
             ImageError: If the file cannot be read as an image.
         """
-        version = (_version(ref.path),)
-        sha256 = ref.sha256 or self._hashes.get(version, "")
-        if sha256 in self._kept:
-            self._kept.move_to_end(sha256)
-            return self._kept[sha256]
-        image = open_image(ref.path)
-        found = pixel_hash(image)
-        _check_unchanged(ref.path, found, ref.sha256)
-        self._hashes[version] = found
-        if found not in self._kept:
-            made = self._image_processor(images=[image], return_tensors="pt")
-            self._keep(found, Pixels(made["pixel_values"], made["image_grid_thw"][0], found))
-        return self._kept[found]
+        version = _version(ref.path)
+        made = self._ahead.take(version)
+        expected = ref.sha256
+        if isinstance(ref, MeasuredImage):
+            expected = self._expected(ref.path, ref.sha256, ref.version, version)
+        sha256 = expected or self._hashes.get(version, "")
+        if sha256 not in self._kept:
+            made = made or self._maker.image(ref.path)
+            self._remember(version, made.sha256)
+            _check_unchanged(ref.path, made.sha256, expected)
+            sha256 = made.sha256
+            self._keep(sha256, made)
+        self._kept.move_to_end(sha256)
+        return self._kept[sha256]
 
     def load_video(self, ref: VideoRef) -> Pixels:
-        """Sample, decode, check and pre-process a video, unless it is in the cache.
+        """Sample, decode, check and pre-process a video, unless it is in the cache or has been prepared.
 
         Raises:
             ImageChangedError: If the reference has a hash and the files have another.
             VideoError: If the video cannot be read.
         """
-        key = str(dataclasses.replace(ref, sha256=self.hash_video(ref)))
+        version = _version_of(ref)
+        made = self._ahead.take((version, _shown(ref)))
+        if made is not None:
+            self._remember(version, made.sha256)
+        key = (self.hash_video(ref), _shown(ref))
         if key not in self._kept:
-            plan = self._frames.plan(ref)
-            values = self._frames.pixels(ref, plan)
-            self._keep(key, Pixels(values, plan.grid_thw, self.hash_video(ref), plan.seconds_per_grid))
+            self._keep(key, made or self._maker.video(ref, key[0]))
         self._kept.move_to_end(key)
         return self._kept[key]
 
@@ -107,19 +147,87 @@ class PixelCache:
             ImageChangedError: If the reference has a hash and the files have another.
             VideoError: If a file cannot be read.
         """
-        version = tuple(_version(path) for path in video_files(ref))
+        version = _version_of(ref)
+        expected = ref.sha256
+        if isinstance(ref, MeasuredVideo):
+            expected = self._expected(ref.paths[0], ref.sha256, ref.version, version)
         if version not in self._hashes:
-            self._hashes[version] = video_hash(ref)
-        _check_unchanged(ref.paths[0], self._hashes[version], ref.sha256)
+            self._remember(version, video_hash(ref))
+        _check_unchanged(ref.paths[0], self._hashes[version], expected)
         return self._hashes[version]
 
-    def _keep(self, key: str, pixels: Pixels) -> None:
+    def patches(self, pixels: Pixels) -> torch.Tensor:
+        """Return the patches of loaded pixels; see `PixelMaker.patches`."""
+        return self._maker.patches(pixels)
+
+    def size(self, ref: ImageRef) -> tuple[ImageRef, int]:
+        """Return an image with its hash, and its number of patches; the pixels are loaded for this."""
+        pixels = self.load(ref)
+        return ImageRef(ref.path, pixels.sha256), int(pixels.grid_thw.prod())
+
+    def known_video(self, ref: VideoRef) -> VideoRef:
+        """Return a video with its hash, for which its files are read."""
+        return VideoRef(ref.paths, self.hash_video(ref), *_shown(ref))
+
+    def _make_video(self, ref: VideoRef) -> Pixels:
+        """Read and hash a video, in a thread."""
+        return self._maker.video(ref, video_hash(ref))
+
+    def _expected(self, path: str, sha256: str, measured: Version, now: Version) -> str:
+        """Return the hash that a file must have which was measured before; "" if it may have any.
+
+        Raises:
+            ImageChangedError: If it has changed since, and nothing tells whether its content has.
+        """
+        if sha256 or measured == now:
+            return sha256
+        if measured not in self._hashes:
+            raise ImageChangedError(
+                f"{path}: the file has changed since its size was read; leave the files of a dataset as they"
+                " are while a stage uses them, and start the stage again"
+            )
+        return self._hashes[measured]
+
+    def _remember(self, version: Version, sha256: str) -> None:
+        """Note the hash of files, and forget the one that was noted first if there are many."""
+        self._hashes[version] = sha256
+        if len(self._hashes) > HASHES_KEPT:
+            self._hashes.popitem(last=False)
+
+    def _keep(self, key: object, pixels: Pixels) -> None:
         """Put pixels into the cache, and drop what was not used for longest."""
+        replaced = self._kept.pop(key, None)
         self._kept[key] = pixels
-        self._bytes += pixels.values.nbytes
+        self._bytes += pixels.values.nbytes - (replaced.values.nbytes if replaced else 0)
         while self._bytes > self._max_bytes and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.values.nbytes
+
+
+class HeaderSizes:
+    """Sizes of images and videos from their headers, by which a dialogue is rendered without any pixels.
+
+    Args:
+        maker: Tells how images are resized.
+    """
+
+    def __init__(self, maker: PixelMaker):
+        self._maker = maker
+
+    def size(self, ref: ImageRef) -> tuple[ImageRef, int]:
+        """Return an image, whose hash stays unknown if it is, and its number of patches.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        version = _version(ref.path)
+        # It does not matter whether the image is to be turned by 90°: the number of patches is the same.
+        width, height = image_size(ref.path)
+        return MeasuredImage(ref.path, ref.sha256, version), self._maker.num_patches(width, height)
+
+    def known_video(self, ref: VideoRef) -> VideoRef:
+        """Return a video, whose hash stays unknown if it is; its files are not read."""
+        return MeasuredVideo(ref.paths, ref.sha256, *_shown(ref), version=_version_of(ref))
 
 
 def _check_unchanged(path: str, found: str, expected: str) -> None:
@@ -131,24 +239,16 @@ def _check_unchanged(path: str, found: str, expected: str) -> None:
         )
 
 
-class ImageSizes(PixelCache):
-    """Sizes in place of pixels, for counting tokens: it reads headers, and decodes and caches nothing.
-
-    Its `Pixels` have the right number of patches, in one row (so that it does not matter whether an image is
-    to be turned by 90°), but no values and no hash.
-    """
-
-    def load(self, ref: ImageRef) -> Pixels:
-        """Return an image's number of patches; raises ImageError if the image cannot be read."""
-        width, height = image_size(ref.path)
-        patches = self._image_processor.get_number_of_image_patches(height, width)
-        return Pixels(torch.empty(0), torch.tensor([1, 1, patches]), "")
-
-    def hash_video(self, ref: VideoRef) -> str:
-        """Return "" without reading the files, because counting tokens needs no hash."""
-        return ""
+def _shown(ref: VideoRef) -> tuple[float | None, float | None, float, float | None]:
+    """Return what decides, besides its files, how a video is shown."""
+    return (ref.fps, ref.frame_rate, ref.start, ref.end)
 
 
-def _version(path: str) -> tuple[str, int]:
-    """Return a file's path and time of last change, by which a rewritten file is noticed."""
-    return (path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
+def _version(*paths: str) -> Version:
+    """Return the paths and times of last change of files, by which rewritten ones are noticed."""
+    return tuple((path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0) for path in paths)
+
+
+def _version_of(ref: VideoRef) -> Version:
+    """Return the version of a video's files; raises VideoError if they cannot be listed."""
+    return _version(*video_files(ref))

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer
+from transformers.image_utils import SizeDict
 from transformers.video_utils import VideoMetadata
 
 
@@ -50,16 +51,57 @@ class TextTokenizer(Protocol):
 
 
 class ImageProcessor(Protocol):
-    """A checkpoint's image processor.
+    """A checkpoint's image processor, of those that work on tensors.
 
     Attributes:
+        patch_size: Side of a patch in pixels.
+        temporal_patch_size: Copies of an image that become one grid of patches.
         merge_size: Patches along each side of an image that become one token.
+        size: Limits of the pixels, as `shortest_edge` and `longest_edge`.
+        resample: Number of the interpolation method.
+        do_rescale: Whether bytes are multiplied by `rescale_factor`.
+        rescale_factor: Brings bytes to the range from 0 to 1.
+        do_normalize: Whether `image_mean` is subtracted, and the result divided by `image_std`.
+        image_mean: Mean of each channel.
+        image_std: Standard deviation of each channel.
     """
 
+    patch_size: int
+    temporal_patch_size: int
     merge_size: int
+    size: Mapping[str, int]
+    resample: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
 
     def __call__(self, *, images: list[Image.Image], return_tensors: str) -> Mapping[str, torch.Tensor]:
         """Return `pixel_values` [patches, values per patch] and `image_grid_thw` [images, 3]."""
+        ...
+
+    def resize(self, *, images: torch.Tensor, size: SizeDict, resample: int, factor: int) -> torch.Tensor:
+        """Resize images [images, 3, height, width], of bytes, to sides that are multiples of a factor."""
+        ...
+
+    def patchify(
+        self, images: torch.Tensor, *, patch_size: int, merge_size: int, temporal_patch_size: int
+    ) -> tuple[torch.Tensor, int, int]:
+        """Cut images into patches [images, patches, values per patch]; return these, rows and columns."""
+        ...
+
+    def rescale_and_normalize(
+        self,
+        images: torch.Tensor,
+        *,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+    ) -> torch.Tensor:
+        """Turn bytes [..., 3, height, width] into the numbers that the model is used to."""
         ...
 
     def get_number_of_image_patches(self, height: int, width: int) -> int:
@@ -102,6 +144,7 @@ class VideoProcessor(Protocol):
         do_sample_frames: bool,
         cap_pixels_per_frame: bool,
         input_data_format: str,
+        device: torch.device | None,
         return_tensors: str,
     ) -> Mapping[str, torch.Tensor]:
         """Return `pixel_values_videos` [patches, values per patch]."""

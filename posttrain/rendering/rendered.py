@@ -3,14 +3,14 @@
 A chat template writes one token for each image and video; a model wants as many as the image has features.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.types import ImageRef, TrajectoryImage, VideoRef
 
-#: An image with its hash, and its number of placeholders.
+#: An image, with its hash if its pixels were loaded, and its number of placeholders.
 ImageTokens = tuple[ImageRef, int]
-#: A video with its hash, and the tokens that stand for it: placeholders, and texts that tell the time.
+#: A video, likewise, and the tokens that stand for it: placeholders, and texts that tell the time.
 VideoTokens = tuple[VideoRef, list[int]]
 
 
@@ -23,7 +23,7 @@ class RenderedVideo:
     """A video inside a rendered dialogue.
 
     Attributes:
-        ref: The video, with its hash.
+        ref: The video, with its hash unless it was rendered from its header alone.
         runs: (offset, number) of each run of its placeholders: a single one, or in Qwen3-VL, which writes
             the time before each pair of frames, one per pair.
     """
@@ -44,7 +44,8 @@ class Rendered:
     Attributes:
         token_ids: [T] ids, placeholders expanded.
         supervised: [T] True on the assistant turns that are learned from, their end-of-turn token included.
-        images: The images with their hashes and their places in `token_ids`, in order.
+        images: The images with their places in `token_ids`, in order, and with their hashes unless they were
+            rendered from their headers alone.
         videos: The videos, likewise.
     """
 
@@ -52,6 +53,26 @@ class Rendered:
     supervised: list[bool]
     images: list[TrajectoryImage]
     videos: list[RenderedVideo] = field(default_factory=list)
+
+
+def check_placeholders(
+    ids: Sequence[int], shown: Mapping[str, tuple[int, Sequence[ImageRef] | Sequence[VideoRef]]]
+) -> None:
+    """Check that a template wrote one placeholder for each image and video.
+
+    Args:
+        ids: [T] ids as the template wrote them.
+        shown: For images and for videos, by their noun, the placeholder and what is to be shown.
+
+    Raises:
+        RenderError: If it wrote more or fewer.
+    """
+    for noun, (token, refs) in shown.items():
+        if ids.count(token) != len(refs):
+            raise RenderError(
+                f"the chat template wrote {ids.count(token)} {noun} placeholders for {len(refs)} {noun}s;"
+                " it shows them in user and tool messages only"
+            )
 
 
 def expand(

@@ -10,7 +10,6 @@ a token that the model never gets to choose.
 """
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +20,18 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, 
 from posttrain.config import ModelConfig
 from posttrain.rendering.chat_templates import training_template, without_earlier_thinking
 from posttrain.rendering.dialogue_text import DialogueText
-from posttrain.rendering.pixels import ImageSizes, PixelCache, Pixels
+from posttrain.rendering.pixel_limits import PixelLimits, pixel_limits
+from posttrain.rendering.pixel_making import PixelMaker
+from posttrain.rendering.pixels import HeaderSizes, PixelCache
 from posttrain.rendering.processors import TextTokenizer
-from posttrain.rendering.rendered import ImageTokens, Rendered, RenderError, VideoTokens, expand
+from posttrain.rendering.rendered import (
+    ImageTokens,
+    Rendered,
+    RenderError,
+    VideoTokens,
+    check_placeholders,
+    expand,
+)
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
 from posttrain.types import ImageRef, Message, ModelFamily, ToolSpec, VideoRef
 
@@ -43,6 +51,7 @@ class Renderer:
         image_token_id: The image placeholder, or NO_TOKEN for a text model.
         video_token_id: The video placeholder, or NO_TOKEN for a text model.
         videos: Samples and resizes videos; a text model has none.
+        media: Loads images and videos; a text model has none.
         pad_token_id: The token that batches are padded with.
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
 
@@ -55,21 +64,23 @@ class Renderer:
         self,
         processor: ProcessorMixin | PreTrainedTokenizerBase,
         family: ModelFamily,
-        cache_bytes: int = 512 * 2**20,
+        limits: PixelLimits | None = None,
         earlier_thinking: Literal["keep", "strip"] = "keep",
         videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
+        pixel_dtype: torch.dtype = torch.float32,
     ):
         """Learn the dialogue format of a processor.
 
         Args:
             processor: A Qwen-VL processor, or a text model's tokenizer; it is not changed.
             family: The model family, which decides which control tokens an assistant turn may contain.
-            cache_bytes: Most memory that pre-processed images and videos may take, in bytes.
+            limits: Memory and threads for the pixels of images and videos; those of `pixel_limits` if None.
             earlier_thinking: What happens to `<think>…</think>` before the last user message. `keep` keeps
                 it, so that a dialogue's tokens are a prefix of the longer dialogue's. `strip` removes it, as
                 Qwen3's published templates do; such a turn is not what the model would write, so it is not
                 learned from unless its message says `train: true`.
             videos: How videos are sampled.
+            pixel_dtype: Type of the pixels; see `PixelMaker`.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
@@ -92,7 +103,10 @@ class Renderer:
             self.videos = VideoFrames(self.processor, videos)
             self.processor.video_processor = self.videos.video_processor
             self._merged_patches: int = self.processor.image_processor.merge_size**2
-            self._pixels = PixelCache(self.processor.image_processor, self.videos, cache_bytes)
+            self._limits = limits or pixel_limits()
+            self._maker = PixelMaker(self.processor.image_processor, self.videos, dtype=pixel_dtype)
+            self.media = PixelCache(self._maker, self._limits)
+            self._sizes: PixelCache | HeaderSizes = self.media
         padding = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_id if padding is None else padding
         self._text = DialogueText(self.processor, self.tokenizer, family, self.end_token_id)
@@ -107,6 +121,7 @@ class Renderer:
         max_pixels: int | None = None,
         earlier_thinking: Literal["keep", "strip"] = "keep",
         videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
+        pixel_dtype: torch.dtype = torch.float32,
     ) -> "Renderer":
         """Load a checkpoint's processor.
 
@@ -117,6 +132,7 @@ class Renderer:
             max_pixels: Most pixels that an image is resized to; the checkpoint's own value if None.
             earlier_thinking: As for `Renderer`.
             videos: How videos are sampled.
+            pixel_dtype: Type of the pixels; see `PixelMaker`.
         """
         if family == "text":
             tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
@@ -127,7 +143,9 @@ class Renderer:
             "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
             "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
         }
-        return cls(processor, family, earlier_thinking=earlier_thinking, videos=videos)
+        return cls(
+            processor, family, earlier_thinking=earlier_thinking, videos=videos, pixel_dtype=pixel_dtype
+        )
 
     @classmethod
     def from_config(cls, checkpoint: Path | str, model: ModelConfig) -> "Renderer":
@@ -141,7 +159,8 @@ class Renderer:
         videos = VideoSettings(
             model.video_fps, model.video_max_frames, model.video_max_tokens, model.video_max_pixels
         )
-        return cls.from_pretrained(checkpoint, family, *sizes, model.earlier_thinking, videos)
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        return cls.from_pretrained(checkpoint, family, *sizes, model.earlier_thinking, videos, dtype)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
@@ -205,24 +224,26 @@ class Renderer:
             ImageChangedError: If the file's pixels do not match the reference's hash.
             ImageError: If the file cannot be read.
         """
-        found = self._pixels.load(ref)
-        return found.values, found.grid_thw
+        found = self.media.load(ref)
+        return self.media.patches(found), found.grid_thw
 
     def counting(self) -> "Renderer":
-        """Return a renderer whose results have the right length but no hashes, and which decodes no image."""
+        """Return a renderer that decodes nothing: it finds the lengths by the headers of images and videos.
+
+        The images and videos of its results have no hashes but those that they had before.
+        """
         other = copy.copy(self)
         if self.family != "text":
-            other._pixels = ImageSizes(self.processor.image_processor, self.videos, max_bytes=0)
+            other._sizes = HeaderSizes(self._maker)
         return other
 
-    def video_pixels(self, ref: VideoRef) -> Pixels:
-        """Load a video as the vision tower takes it.
-
-        Raises:
-            ImageChangedError: If the files do not match the reference's hash.
-            VideoError: If the video cannot be read.
-        """
-        return self._pixels.load_video(ref)
+    def on(self, device: torch.device | str) -> "Renderer":
+        """Return a renderer whose pixels are made on a device, from bytes that are kept on the host."""
+        other = copy.copy(self)
+        if self.family != "text":
+            other._maker = self._maker.on(device)
+            other.media = other._sizes = PixelCache(other._maker, self._limits)
+        return other
 
     def num_image_tokens(self, grid_thw: torch.Tensor) -> int:
         """Compute the number of placeholder tokens (merged patches) of an image or video.
@@ -244,15 +265,9 @@ class Renderer:
         supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
         images = [ref for message in messages for ref in message.images]
         videos = [ref for message in messages for ref in message.videos]
-        for token, refs, noun in (
-            (self.image_token_id, images, "image"),
-            (self.video_token_id, videos, "video"),
-        ):
-            if ids.count(token) != len(refs):
-                raise RenderError(
-                    f"the chat template wrote {ids.count(token)} {noun} placeholders for {len(refs)} {noun}s;"
-                    " it shows them in user and tool messages only"
-                )
+        check_placeholders(
+            ids, {"image": (self.image_token_id, images), "video": (self.video_token_id, videos)}
+        )
         return expand(
             ids,
             supervised,
@@ -261,12 +276,12 @@ class Renderer:
         )
 
     def _image_tokens(self, ref: ImageRef) -> ImageTokens:
-        """Return an image with its hash, and its number of placeholders."""
-        image = self._pixels.load(ref)
-        return ImageRef(ref.path, image.sha256), self.num_image_tokens(image.grid_thw)
+        """Return an image, and its number of placeholders."""
+        image, patches = self._sizes.size(ref)
+        return image, patches // self._merged_patches
 
     def _video_tokens(self, ref: VideoRef) -> VideoTokens:
-        """Return a video with its hash, and its tokens; these follow from its header, without decoding it."""
+        """Return a video, and its tokens; these follow from its header, without decoding it."""
         text = self.videos.text(self.videos.plan(ref))
         [ids] = self.tokenizer([text], add_special_tokens=False)["input_ids"]
-        return dataclasses.replace(ref, sha256=self._pixels.hash_video(ref)), ids
+        return self._sizes.known_video(ref), ids

@@ -79,7 +79,7 @@ class VideoFrames:
     Example:
         frames = VideoFrames(processor, VideoSettings(fps=1.0))
         plan = frames.plan(VideoRef(("/data/clip.mp4",)))
-        frames.pixels(VideoRef(("/data/clip.mp4",)), plan).shape
+        frames.patches(frames.resized(VideoRef(("/data/clip.mp4",)), plan)).shape
     """
 
     def __init__(self, processor: VisionProcessor, settings: VideoSettings):
@@ -125,11 +125,11 @@ class VideoFrames:
         shown = {"video_grid_thw": plan.grid_thw[None], "video_metadata": [metadata]}
         return self._processor.replace_video_token(shown, 0)
 
-    def pixels(self, ref: VideoRef, plan: VideoPlan) -> torch.Tensor:
+    def resized(self, ref: VideoRef, plan: VideoPlan) -> torch.Tensor:
         """Decode and resize the frames of a plan; only one at a time is in memory in its original size.
 
         Returns:
-            [patches, values per patch] `pixel_values_videos`.
+            [frames, 3, height, width] bytes.
 
         Raises:
             VideoError: If a frame cannot be read.
@@ -138,16 +138,26 @@ class VideoFrames:
         processor = self.video_processor
         assert isinstance(processor, TorchvisionBackend)
         # Not processor.resize: Qwen3-VL's chooses a size of its own.
-        resized = [
-            TorchvisionBackend.resize(processor, _channels_first(frame), size, processor.resample)
-            for frame in read_frames(ref, plan.numbers)
-        ]
+        return torch.cat(
+            [
+                TorchvisionBackend.resize(processor, _channels_first(frame), size, processor.resample)
+                for frame in read_frames(ref, plan.numbers)
+            ]
+        )
+
+    def patches(self, frames: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+        """Normalise resized frames and cut them into patches, on a device.
+
+        Returns:
+            [patches, values per patch] `pixel_values_videos`.
+        """
         made = self.video_processor(
-            [torch.cat(resized)],
+            [frames],
             do_resize=False,
             do_sample_frames=False,
             cap_pixels_per_frame=False,
             input_data_format="channels_first",
+            device=device,
             return_tensors="pt",
         )
         return made["pixel_values_videos"]

@@ -6,15 +6,18 @@ repeats.
 """
 
 import collections
+import contextlib
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from posttrain.inference.engine import Completion, Engine, Request, stable_seed
-from posttrain.inference.images import engine_images
+from posttrain.inference.images import PROMPTS_AHEAD, engine_images
 from posttrain.joints import Environment
 from posttrain.media.images import ImageError
+from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendering import Rendered, Renderer, RenderError
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
@@ -172,6 +175,8 @@ class _Driver:
         self._limits = limits
         self._running: dict[str, _Running] = {}
         self._threads = ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools")
+        self._counting = renderer.counting()
+        self._prepared: set[tuple[str, int]] = set()
 
     def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[Trajectory]:
         """Yield trajectories as they finish; at most `engine.capacity` episodes are open at a time."""
@@ -179,7 +184,16 @@ class _Driver:
         while waiting or self._running:
             while waiting and len(self._running) < self._engine.capacity:
                 self._start(waiting.popleft())
+            self._prepare(itertools.islice(waiting, PROMPTS_AHEAD))
             yield from self._advance(self._engine.step())
+
+    def _prepare(self, jobs: Iterable[EpisodeJob]) -> None:
+        """Have the images of prompts loaded in threads, once for the episodes of a group."""
+        for job in jobs:
+            if (job.task, job.group) not in self._prepared:
+                self._prepared.add((job.task, job.group))
+                with contextlib.suppress(ValueError):  # `_start` says what is wrong with a prompt
+                    prepare([self._counting.render(job.sample.messages)], self._renderer)
 
     def close(self) -> None:
         """Close every environment and drop every request, also after a failure."""

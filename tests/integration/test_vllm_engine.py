@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from posttrain.inference.engine import EngineError, Request, stable_seed
+from posttrain.inference.images import engine_images
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
@@ -207,6 +208,21 @@ def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, rende
         assert ended or len(completion.token_ids) == 6
         assert renderer.end_token_id not in completion.token_ids[:-1]
         assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: list[Sample]) -> None:
+    from posttrain.inference.vllm_engine import _prompt  # noqa: PLC0415 (loads for seconds)
+
+    rendered = [renderer.render(sample.messages, add_generation_prompt=True) for sample in samples[:2]]
+    kept = [renderer.media.load(image.ref).values for each in rendered for image in each.images]
+    for _ in range(2):
+        images = [image for each in rendered for image in engine_images(each.images, renderer)]
+        request = Request(id="a", token_ids=[1], images=images, max_tokens=1, temperature=1.0, seed=0)
+        prompt: Any = _prompt(request)
+        for item, image, values in zip(prompt["mm_kwargs"]["image"], images, kept, strict=True):
+            assert item["pixel_values"].data.data_ptr() == values.data_ptr()
+            assert torch.equal(item["pixel_values"].data, values)
+            assert torch.equal(item["image_grid_thw"].data, image.grid_thw)
 
 
 def test_an_engine_of_a_float32_model_keeps_float32(vllm_engine: Any) -> None:

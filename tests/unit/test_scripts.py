@@ -1,8 +1,10 @@
 """The scripts that a newcomer starts: their first answers, without installing anything."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +152,29 @@ def test_the_hooks_run_the_linter_of_the_environment() -> None:
     assert [hook["entry"].split()[:2] for hook in hooks] == [
         [".venv/bin/ruff", v] for v in ("check", "format")
     ]
+
+
+BARE = """
+import runpy, sys
+for name in ("ray", "vllm", "trl", "datasets"):
+    sys.modules[name] = None  # as if it were not installed
+sys.path.insert(0, "scripts")
+sys.argv = ["bench_gpu.py", "--tiny", "--json", sys.argv[1]]
+runpy.run_path("scripts/bench_gpu.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_needs_neither_ray_nor_vllm_nor_trl(tmp_path: Path) -> None:
+    kept = tmp_path / "figures.json"
+    command = [sys.executable, "-c", BARE, str(kept)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(kept.read_text())
+    assert figures["kept_by_masters"] > 0.99
+    assert figures["kept_by_bfloat16"] < 0.1
+    for name in ("full", "lora"):
+        assert figures[f"{name}_tokens_per_s"] > 0
+        assert 0 < figures[f"{name}_mfu"] < 10  # no rate of a busy CPU is steady
+    for name in ("logprobs_time_ratio", "packed_time_ratio", "matrix_tflops"):
+        assert figures[name] > 0

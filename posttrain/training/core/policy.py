@@ -41,6 +41,8 @@ def load_policy(
         freeze_vision_tower=model.freeze_vision_tower,
         freeze_merger=model.freeze_merger,
         quantization=quantization,
+        attn_implementation=model.attn_implementation,
+        fused_layers=model.fused_layers,
     )
 
 

@@ -20,7 +20,7 @@ from posttrain.config import ModelConfig, RlStage
 from posttrain.models.load import loaded_type
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
-from posttrain.rendering.collation import collate, pad_rows
+from posttrain.rendering.collation import collate, pad_rows, prepare
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.metric_names import (
     ENTROPY,
@@ -130,8 +130,8 @@ class Learner:
         device: torch.device = CPU,
     ) -> None:
         self.stage = stage
-        self.renderer = Renderer.from_config(checkpoint, model_config)
         self.device = device
+        self.renderer = Renderer.from_config(checkpoint, model_config).on(self.device)
         self.model: PreTrainedModel = load_policy(model_config, checkpoint)
         add_supervised_head(self.model)
         if stage.gradient_checkpointing:
@@ -182,6 +182,7 @@ class Learner:
         self.model.train()
         mini_batches = self._mini_batches(trajectories)
         micro_batches = [micro for share in mini_batches for micro in share.micro_batches]
+        prepare([trajectory for micro in micro_batches for trajectory in micro.trajectories], self.renderer)
         self.compute_old_logprobs(micro_batches)
         metrics = self._agreement(micro_batches)
         pieces: list[Piece] = []

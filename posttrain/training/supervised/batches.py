@@ -13,7 +13,7 @@ from posttrain.data.formats import DataError
 from posttrain.data.mixing import REPLACEMENTS, Mixture
 from posttrain.data.packing import pack
 from posttrain.models.supervised_head import IGNORED
-from posttrain.rendering.collation import RopeIndex, collate, collate_packed, pad_rows
+from posttrain.rendering.collation import RopeIndex, collate, collate_packed, pad_rows, prepare
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.rendering.tools import tool_specs
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
@@ -61,14 +61,15 @@ class Draws(ABC, Generic[T]):
 
     Args:
         mixture: Tells which sample each draw is.
-        renderer: The renderer of the checkpoint being trained.
+        renderer: The renderer of the checkpoint being trained. Samples are rendered by the headers of their
+            images; the pixels are loaded where a micro-batch is made.
         max_length: Most tokens of a sample.
         draws: Number of draws that the stage makes in total.
     """
 
     def __init__(self, mixture: Mixture, renderer: Renderer, max_length: int, draws: int) -> None:
         self._mixture = mixture
-        self._renderer = renderer
+        self._renderer = renderer.counting()
         self._max_length = max_length
         self._draws = draws
         self._kept: OrderedDict[tuple[str, int], T] = OrderedDict()
@@ -92,6 +93,11 @@ class Draws(ABC, Generic[T]):
                 )
             row = self._mixture.replacement(draw, left_out, self._draws)
         return rendered, left_out
+
+    @property
+    def total(self) -> int:
+        """Number of draws that the stage makes in total."""
+        return self._draws
 
     def fits(self, draw: int) -> bool:
         """Tell whether the sample of a draw is short enough."""
@@ -148,6 +154,7 @@ class PaddedBatches:
         """Batch the samples of the draws."""
         found = [self._draws.sample(row["draw"]) for row in rows]
         items = [item for item, _ in found]
+        prepare(items, self._renderer)
         return _rank_batch([items], self._batch, left_out=sum(number for _, number in found))
 
     def _batch(self, items: Sequence[Rendered]) -> Batch:
@@ -201,6 +208,8 @@ class PackedBatches:
         capacity = max(self._draws.max_length(first), int(lengths.max()))
         shares = pack(lengths.tolist(), capacity, world_size())
         mine = [[self._draws.sample(first + place)[0] for place in places] for places in shares[rank()]]
+        # The loader is a step ahead of the trainer: these are made while the model works on the step before.
+        prepare([item for items in mine for item in items], self._renderer)
         return _rank_batch(mine, self._row, left_out)
 
     def _row(self, items: Sequence[Rendered]) -> Batch:

@@ -4,6 +4,7 @@ Ours are the rendering, the loss with its normalisation over the global batch, a
 image once a pair, and the exact measurement of held-out pairs; `trl_stage` has what the stages share.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from posttrain.models.lora import adapters_off, lora_config
 from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
-from posttrain.rendering.collation import collate, pad_rows
+from posttrain.rendering.collation import collate, pad_rows, prepare
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import RunDir
@@ -110,11 +111,14 @@ class PairCollator:
     Args:
         pairs: The pair of each draw.
         renderer: The renderer of the checkpoint being trained.
+        look_ahead: Number of the rank's next batches whose images are prepared while the model works.
     """
 
-    def __init__(self, pairs: RenderedPairs, renderer: Renderer) -> None:
+    def __init__(self, pairs: RenderedPairs, renderer: Renderer, look_ahead: int = 0) -> None:
         self._pairs = pairs
         self._renderer = renderer
+        self._look_ahead = look_ahead
+        self._prepared = -1  # the last draw whose images are being prepared
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Batch the pairs of the draws.
@@ -126,11 +130,24 @@ class PairCollator:
         """
         found = [self._pairs.sample(row["draw"]) for row in rows]
         items = [pair.chosen for pair, _ in found] + [pair.rejected for pair, _ in found]
-        hashes = [image.ref.sha256 for item in items for image in item.images]
+        prepare(items, self._renderer)
+        self._prepare_after(rows)
+        hashes = [image.ref.sha256 or image.ref.path for item in items for image in item.images]
         batch = share_images(collate(items, self._renderer), hashes)
         mask = pad_rows([item.supervised for item in items], False, bool)
         left_out = torch.tensor(sum(number for _, number in found))
         return batch | {"completion_mask": mask, "left_out": left_out}
+
+    def _prepare_after(self, rows: Sequence[Row]) -> None:
+        """Have the images of the rank's next batches made ready; ranks take turns at batches of this size."""
+        for turn in range(1, self._look_ahead + 1):
+            for draw in (row["draw"] + turn * len(rows) * world_size() for row in rows):
+                if self._prepared < draw < self._pairs.total:
+                    self._prepared = draw
+                    # A pair that cannot be used is an error of its own batch.
+                    with contextlib.suppress(ValueError):
+                        pair, _ = self._pairs.sample(draw)
+                        prepare([pair.chosen, pair.rejected], self._renderer)
 
 
 class DPOTrainerParts(TypedDict, total=False):
@@ -364,7 +381,8 @@ def dpo_worker(job: StageJob[DpoStage]) -> None:
             ref_model=None if stage.lora else frozen_copy(config, stage, job.checkpoint, arguments.device),
             peft_config=lora_config(parts.model, stage.lora) if stage.lora else None,
             args=arguments,
-            data_collator=PairCollator(pairs, parts.renderer),
+            # The trainer takes a step's batches before it works on them, so those of the next step are ahead.
+            data_collator=PairCollator(pairs, parts.renderer, 2 * stage.gradient_accumulation_steps),
             train_dataset=Dataset.from_dict({"draw": range(draws)}),
             processing_class=parts.renderer.processor,
             callbacks=[TrackerCallback(parts.tracker, stage.name, figures)] if parts.tracker else [],

@@ -22,7 +22,7 @@ from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.sft import Normalization, sft_loss, sft_normalizer
 from posttrain.run.directory import RunDir
 from posttrain.run.metric_names import DATA_LEFT_OUT
-from posttrain.training.core.distributed import sum_over_ranks, world_size
+from posttrain.training.core.distributed import sum_over_ranks, training_device, world_size
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import (
     Batch,
@@ -122,11 +122,13 @@ def sft_batches(
         make_draws: Makes what renders the samples.
     """
     length = stage.data.max_length
-    draws = make_draws(parts.mixture, parts.renderer, length, max_draws)
+    # Micro-batches are made as they are needed, so their pixels can be made where the model is.
+    renderer = parts.renderer.on(training_device(parts.use_gpu))
+    draws = make_draws(parts.mixture, renderer, length, max_draws)
     if not stage.data.packing:
-        return PaddedBatches(draws, parts.renderer), Dataset.from_dict({"draw": range(max_draws)})
+        return PaddedBatches(draws, renderer), Dataset.from_dict({"draw": range(max_draws)})
     rope_index = getattr(parts.model.base_model, "get_rope_index", None)  # a text model has none
-    batches = PackedBatches(draws, parts.renderer, rope_index, samples=stage.global_batch_size)
+    batches = PackedBatches(draws, renderer, rope_index, samples=stage.global_batch_size)
     return batches, Dataset.from_dict({"draw": range(parts.steps * world_size())})
 
 

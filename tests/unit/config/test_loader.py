@@ -160,6 +160,12 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("model.name_or_path=null", "there is no model to start from"),
         ("model.name_or_path=./nowhere", "there is no directory"),
         ("model.name_or_path=someone/llava", "model.family"),
+        ("model.attn_implementation=flash_attn", "should be 'sdpa', 'flash_attention_2' or"),
+        (
+            "model={attn_implementation: flash_attention_2, dtype: float32}",
+            "set dtype: bfloat16, or remove it",
+        ),
+        ("model.fused_layers=true", "model.fused_layers: should be 'none' or 'liger'"),
         ("cluster.num_gpus=1", "take one GPU each, and cluster.num_gpus is 1"),
         ("evaluation={tasks: [{data: markers_test}], stages: [tl]}", "there is no stage 'tl'"),
         ("evaluation={tasks: [{data: markers_test, max_turns: 3}]}", "without tools an episode is one turn"),

@@ -234,10 +234,10 @@ def test_a_video_that_changes_under_way_is_noticed(folder: Path, tiny_checkpoint
     rendered = renderer.render([Message("user", (Block("video", video=ref),))])
     known = rendered.videos[0].ref
     assert len(known.sha256) == 64
-    assert renderer.video_pixels(known) is renderer.video_pixels(known)
+    assert renderer.media.load_video(known) is renderer.media.load_video(known)
     (folder / "a.mp4").write_bytes((folder / "a.mp4").read_bytes() + b"\0" * 8)
     with pytest.raises(ImageChangedError, match=r"a\.mp4: the content has hash"):
-        renderer.video_pixels(known)
+        renderer.media.load_video(known)
 
 
 def test_the_page_says_why_frames_are_missing(folder: Path, make_video: Callable[..., VideoRef]):

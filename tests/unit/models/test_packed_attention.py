@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from posttrain.media.images import save_image
 from posttrain.models.load import forward_hidden, load_model
@@ -16,6 +17,7 @@ from posttrain.quickstart.tiny import TinyType, build_tiny
 from posttrain.rendering.collation import collate, collate_packed
 from posttrain.rendering.rendering import Rendered, Renderer
 from posttrain.types import Block, Family, Message, text_message
+from tests.unit.models.reference_flash import Flash
 
 FAMILIES: dict[str, Family] = {"qwen3_vl_moe": "qwen3_vl"}
 
@@ -86,10 +88,78 @@ def test_positions_and_pixels_are_those_of_the_samples(tiny_checkpoint: Path, tm
     assert torch.equal(row["pixel_values"], collate(items, renderer)["pixel_values"])
 
 
-def test_only_packed_rows_are_taken() -> None:
+@pytest.mark.parametrize("model_type", get_args(TinyType))
+def test_flash_attention_gives_the_same_with_every_row(
+    model_type: TinyType, flash: Flash, tmp_path: Path
+) -> None:
+    build_tiny(model_type, tmp_path / "model")
+    renderer = Renderer.from_pretrained(
+        tmp_path / "model",
+        FAMILIES.get(model_type, model_type),  # pyright: ignore[reportArgumentType]
+        min_pixels=32**2,
+        max_pixels=96**2,
+    )
+    items = dialogues(renderer, tmp_path)
+    model: Any = load_model(tmp_path / "model", dtype="float32").eval()
+    row = collate_packed(items, renderer, model.base_model.get_rope_index)
+    padded = collate(items, renderer)
+    seen = padded["attention_mask"].bool()
+    flashing: Any = load_model(tmp_path / "model", dtype="float32").eval()
+    flashing.set_attn_implementation("flash_attention_2")
+    with torch.no_grad():
+        expected = forward_hidden(model, padded)[seen]
+        torch.testing.assert_close(forward_hidden(flashing, padded)[seen], expected, rtol=1e-4, atol=2e-5)
+        flash.places.clear()
+        use_packed_attention(flashing)
+        found = forward_hidden(flashing, row)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+    depths = [getattr(model.config, part).to_dict() for part in ("vision_config", "text_config")]
+    tower, layers = depths[0]["depth"], depths[1]["num_hidden_layers"]
+    assert len(flash.places) == tower + layers  # every layer's kernel is that of FlashAttention
+    ends = np.cumsum([0, *(len(item.token_ids) for item in items)]).tolist()
+    assert [places.tolist() for places in flash.places[tower:]] == [ends] * layers
+    assert len({id(places) for places in flash.places[tower:]}) == 1  # computed once
+    assert {type(longest) for longest in flash.longest} == {int}  # a tensor would make the GPU wait
+    windows = len({len(places) for places in flash.places[:tower]})
+    assert windows == (2 if model_type == "qwen2_5_vl" else 1)  # whole images in one of its blocks
+
+
+def test_only_packed_rows_are_taken(tiny_checkpoint: Path, tmp_path: Path) -> None:
     states = torch.zeros(2, 1, 3, 4)
     with pytest.raises(ValueError, match="packed rows only"):
-        packed_sdpa(torch.nn.Identity(), states, states, states, None, torch.zeros(2, 3))
+        packed_sdpa(torch.nn.Identity(), states, states, states, None, [3])
+    renderer = Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl")
+    model = load_model(tiny_checkpoint, dtype="float32")
+    use_packed_attention(model)
+    with pytest.raises(ValueError, match="packed rows only"):
+        forward_hidden(model, collate(dialogues(renderer, tmp_path), renderer))
+
+
+class Lookups(TorchDispatchMode):
+    """Counts what a GPU would wait for: the search of places, and numbers that Python reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_samples_are_found_once_and_not_in_every_layer(tiny_checkpoint: Path) -> None:
+    renderer = Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl")
+    items = [
+        renderer.render([text_message("user", "hi" * n), text_message("assistant", "A")]) for n in (1, 2, 3)
+    ]
+    model: Any = load_model(tiny_checkpoint, dtype="float32").train()
+    use_packed_attention(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    row = collate_packed(items, renderer, model.base_model.get_rope_index)
+    assert model.config.text_config.num_hidden_layers > 2
+    with Lookups() as lookups:
+        forward_hidden(model, row).sum().backward()
+    assert lookups.number <= 1
 
 
 def test_the_head_sees_supervised_tokens_only(tiny_checkpoint: Path, tmp_path: Path) -> None:

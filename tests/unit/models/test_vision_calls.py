@@ -171,3 +171,17 @@ def test_packed_rows_with_adapters_checkpointing_and_head(
         assert len(gradients) == len([p for p in model.parameters() if p.requires_grad])
         found.append((logprobs.detach(), gradients))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointing_computes_no_gradients_through_a_frozen_tower(
+    checkpoint: Path, renderer: Renderer, items: dict[str, Rendered], frozen: bool
+) -> None:
+    model: Any = load_model(checkpoint, dtype="float32", freeze_vision_tower=frozen)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    followed: list[bool] = []
+    last = model.model.visual.blocks[-1]
+    last.register_forward_hook(lambda _, given, out: followed.append(out.requires_grad))
+    _, gradients = learned(model.train(), collate([items["image"]], renderer))
+    assert followed[0] is not frozen
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}

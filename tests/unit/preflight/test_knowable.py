@@ -242,6 +242,35 @@ def test_what_the_run_needs_besides(look, run, reason, monkeypatch):
     assert reason in only(look(sft(), **run))
 
 
+@pytest.mark.parametrize(
+    ("keys", "gpus", "message"),
+    [
+        (
+            {"attn_implementation": "flash_attention_2"},
+            1,
+            "model.attn_implementation: flash_attn is not installed\n    → pip install --no-build-isolation"
+            " 'posttrain[flash-attention]', or remove the key",
+        ),
+        (
+            {"fused_layers": "liger"},
+            1,
+            "model.fused_layers: liger_kernel is not installed\n    → pip install 'posttrain[liger]', or"
+            " remove the key",
+        ),
+        (
+            {"fused_layers": "liger"},
+            0,
+            "model.fused_layers: liger_kernel runs on GPUs, and cluster.num_gpus is 0\n    → raise it, or"
+            " remove the key",
+        ),
+    ],
+)
+def test_kernels_that_the_machine_lacks(look, keys, gpus, message, monkeypatch):
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: object() if gpus == 0 else None)
+    model = {"name_or_path": "Qwen/Qwen3-VL-2B-Instruct"} | keys
+    assert message in only(look(sft(), model=model, cluster={"num_gpus": gpus}))
+
+
 def test_a_folder_of_results_that_cannot_be(look, folder):
     assert "is not a folder" in only(look(sft(), output_dir=str(folder / "datasets_cfg" / "pairs.jsonl")))
 

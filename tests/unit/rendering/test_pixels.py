@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 from posttrain.media.images import save_image
+from posttrain.rendering.pixel_limits import PixelLimits
+from posttrain.rendering.pixel_making import PixelMaker
 from posttrain.rendering.pixels import ImageChangedError, PixelCache
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
 from posttrain.types import ImageRef
@@ -23,7 +25,7 @@ def image_processor() -> Qwen2VLImageProcessor:
 @pytest.fixture(scope="module")
 def make_cache(image_processor: Any, processors: dict[str, Any]) -> Callable[[int], PixelCache]:
     frames = VideoFrames(processors["qwen2_vl"], VideoSettings())
-    return lambda max_bytes: PixelCache(image_processor, frames, max_bytes)
+    return lambda max_bytes: PixelCache(PixelMaker(image_processor, frames), PixelLimits(max_bytes))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from posttrain.rendering import pixels
+from posttrain.rendering import pixel_making
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.sample_tokens import SampleTokens
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
@@ -38,5 +38,5 @@ def test_counts_are_the_lengths_of_what_is_rendered(
         raise AssertionError("an image was decoded")
 
     count = SampleTokens(renderer)
-    monkeypatch.setattr(pixels, "open_image", decode)
+    monkeypatch.setattr(pixel_making, "open_image", decode)
     assert [count(sample) for sample in samples] == expected
