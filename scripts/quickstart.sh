@@ -21,5 +21,14 @@ for argument in "$@"; do
     esac
 done
 
+# The recipe trains in two processes beside an engine: on three GPUs or more, or else on the CPU.
+gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
+if ((gpus > 0 && gpus < 3)) && [[ ! -e .venv/installed-gpu ]]; then
+    export POSTTRAIN_ENGINE=${POSTTRAIN_ENGINE:-cpu}
+fi
+if ((gpus > 0)) && [[ ${POSTTRAIN_ENGINE:-gpu} == cpu ]]; then
+    arguments=(cluster.num_gpus=0 "${arguments[@]}")
+fi
+
 scripts/setup.sh
 exec .venv/bin/posttrain run "$recipe" "${arguments[@]}"

@@ -15,8 +15,10 @@ from posttrain.cli.data import add_verbs as add_data_verbs
 from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
 from posttrain.config import ConfigError, Document, RunConfig, build_run, read_run, recipe_names
-from posttrain.config.arithmetic import batch_arithmetic, memory_estimate
+from posttrain.config.arithmetic import batch_arithmetic
+from posttrain.config.memory import Cards, card_memory
 from posttrain.config.model import read_model_config
+from posttrain.gpus import visible_gpus
 
 OWN_PACKAGES = ("posttrain", "rewards", "tools_env")
 
@@ -51,6 +53,7 @@ marks. Starts nothing and needs no weights.
 examples:
   posttrain validate my_run.yaml
   posttrain validate qwen3-vl-8b stages.rl.algorithm.group_size=8
+  posttrain validate qwen3-vl-8b --gpus 8 --gpu-memory 80     does it fit other GPUs than are here?
 """
 
 DOCTOR = """\
@@ -144,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
 
-    _add_source(
+    _add_validate(
         add_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE)
     )
 
@@ -189,6 +192,16 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="values that replace the file's")
 
 
+def _add_validate(parser: argparse.ArgumentParser) -> None:
+    _add_source(parser)
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs that it is to fit on (default: this machine's)"
+    )
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GB", help="memory of each, as it is sold: 24, 80, 141"
+    )
+
+
 def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
     parser.add_argument(
@@ -210,7 +223,10 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         "--max-length", type=int, default=4096, metavar="N", help="of an episode (default: 4096)"
     )
     parser.add_argument(
-        "--num-gpus", type=int, default=0, metavar="N", help="engines on GPUs (default: the CPU)"
+        "--num-gpus",
+        type=int,
+        metavar="N",
+        help="engines, each on a GPU; 0 is the CPU (default: all there are)",
     )
     parser.add_argument(
         "--output-dir", default="runs", metavar="DIR", help="where results go (default: runs)"
@@ -218,12 +234,13 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
 
 
-def load_checked(document: Document, about_to_run: bool) -> RunConfig:
+def load_checked(document: Document, about_to_run: bool, cards: Cards | None = None) -> RunConfig:
     """Build a run's config, look for what can be known to fail, and print what it comes to.
 
     Args:
         document: The run's data.
         about_to_run: Data that are not on this machine are then a problem, not a note.
+        cards: The GPUs that it is to fit on; those of this machine where None.
 
     Raises:
         ConfigError: With every problem found.
@@ -232,11 +249,11 @@ def load_checked(document: Document, about_to_run: bool) -> RunConfig:
     from posttrain.preflight.examination import examine
 
     config = build_run(document)
-    findings = examine(config, document, PLUGINS)
+    findings = examine(config, document, PLUGINS, cards)
     problems = findings.problems + (findings.missing_here if about_to_run else [])
     if problems:
         raise ConfigError(problems)
-    rows = [*batch_arithmetic(config), *memory_estimate(config)]
+    rows = [*batch_arithmetic(config), *findings.memory]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
@@ -259,10 +276,20 @@ def run_command(options: argparse.Namespace) -> int:
 
 def validate_command(options: argparse.Namespace) -> int:
     """Check a recipe and print what it comes to: `posttrain validate`."""
-    config = load_checked(read_run(options.source, options.overrides), about_to_run=False)
+    document = read_run(options.source, options.overrides)
+    config = load_checked(document, about_to_run=False, cards=_named_cards(options, document))
     stages = " → ".join(stage.name for stage in config.stages) or "evaluation only"
     print(f"{config.name}: valid ({stages})")
     return 0
+
+
+def _named_cards(options: argparse.Namespace, document: Document) -> Cards | None:
+    """Return the GPUs that the options of `validate` describe; None if they describe none."""
+    if options.gpus is None and options.gpu_memory is None:
+        return None
+    asked = build_run(document).cluster.num_gpus or 1
+    memory = None if options.gpu_memory is None else card_memory(options.gpu_memory)
+    return Cards(asked if options.gpus is None else options.gpus, memory)
 
 
 def doctor_command(options: argparse.Namespace) -> int:
@@ -286,7 +313,8 @@ def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
     checkpoint = Path(options.checkpoint).expanduser()
     stored = read_model_config(checkpoint)
     dtype = stored.get("dtype", stored.get("torch_dtype"))
-    actors = {"actors": options.num_gpus} if options.num_gpus else {}
+    gpus = len(visible_gpus()) if options.num_gpus is None else options.num_gpus
+    actors = {"actors": gpus} if gpus else {}
     return {
         "name": f"eval-{datetime.datetime.now():%Y%m%d-%H%M%S}",
         "output_dir": options.output_dir,
@@ -296,7 +324,7 @@ def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
             "name_or_path": str(checkpoint.absolute()) if checkpoint.is_dir() else options.checkpoint,
             "dtype": "float32" if dtype == "float32" else "bfloat16",
         },
-        "cluster": {"num_gpus": options.num_gpus},
+        "cluster": {"num_gpus": gpus},
         "stages": [],
         "evaluation": {
             "tasks": [

@@ -1,6 +1,7 @@
 """Off-policy distillation: a teacher answers prompts once, and the student learns from its answers."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,11 +10,19 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
 from posttrain.config.data import Use
 from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.memory import LearnerLoad
 from posttrain.config.model import infer_family
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.sft import LossConfig, Normalization, SupervisedStage
-from posttrain.config.stage import CheckpointUse, Content, DatasetUse, EndpointUse, Surroundings
+from posttrain.config.stage import (
+    CheckpointUse,
+    Content,
+    DatasetUse,
+    EndpointUse,
+    Surroundings,
+    too_few_gpus,
+)
 
 
 class TeacherConfig(Section):
@@ -133,6 +142,10 @@ class DistillationStage(SupervisedStage):
         """How the losses of a sample's tokens are weighted."""
         return self.loss.normalization
 
+    def load(self) -> LearnerLoad:
+        """Return what a worker holds, without images where it is text_only."""
+        return replace(super().load(), sees_images=not self.text_only)
+
     @property
     def teacher_engines(self) -> RolloutConfig:
         """How a teacher that is a checkpoint is served."""
@@ -203,11 +216,8 @@ class DistillationStage(SupervisedStage):
             )
         # A teacher's engines are gone before the student trains.
         if around.gpus and self.generation.actors > around.gpus:
-            raise MisfitError(
-                "generation.actors",
-                f"{self.generation.actors} take one GPU each, and cluster.num_gpus is {around.gpus}",
-                "lower it, or raise cluster.num_gpus",
-            )
+            takers = f"{self.generation.actors}"
+            raise MisfitError("generation.actors", *too_few_gpus(takers, around.gpus))
         super().check_in_run(around)
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Direct preference optimisation: pairs of answers, one preferred to the other."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -7,7 +8,8 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
 from posttrain.config.data import DatasetName, Use
 from posttrain.config.learning import DrawingStage
-from posttrain.config.stage import DatasetUse, ModelBytes
+from posttrain.config.memory import LearnerLoad
+from posttrain.config.stage import DatasetUse
 
 
 class PreferenceData(Section):
@@ -68,11 +70,14 @@ class DpoStage(DrawingStage):
         """Share of each dataset in every stretch of training."""
         return self.data.mixture
 
-    def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate the bytes of the policy, and of the reference unless that is the same model."""
-        reference = model.width * model.parameters if self.lora is None else 0
-        parts = self.num_workers if self.sharding != "none" else 1
-        return super().learner_bytes(model) + reference / parts
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the answers of all pairs, padded to the longest."""
+        return 2 * self.per_device_batch_size * self.data.max_length
+
+    def load(self) -> LearnerLoad:
+        """Return what a worker holds, with the reference unless that is the same model."""
+        return replace(super().load(), rows=2 * self.per_device_batch_size, reference=self.lora is None)
 
     def measured_by_itself(self) -> frozenset[str]:
         """Return the name of the held-out pairs."""

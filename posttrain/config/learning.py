@@ -2,15 +2,16 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat
 from posttrain.config.data import Use
 from posttrain.config.lora import LoraConfig
+from posttrain.config.memory import LearnerLoad
 from posttrain.config.packages import PackageUse
-from posttrain.config.stage import ModelBytes, Surroundings, TrainingStage
+from posttrain.config.stage import Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]
@@ -29,7 +30,7 @@ def _product(settled: dict[str, Any]) -> int:
     return math.prod(settled.get(key, 1) for key in keys)
 
 
-class LearningStage(TrainingStage):
+class LearningStage(TrainingStage, ABC):
     """A stage that starts from a checkpoint and trains its weights."""
 
     #: Keys of this section that a kind of stage cannot obey: key → (reason, remedy).
@@ -78,11 +79,23 @@ class LearningStage(TrainingStage):
     sharding: Literal["none", "fsdp2"] = Field(
         default="none",
         description="What a worker holds: the whole model, or a part of weights, gradients and optimiser "
-        "(fsdp2, through accelerate: on GPUs, with adamw). Checkpoints are whole models either way.",
+        "(fsdp2, with adamw). Checkpoints are whole models either way.",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations twice to hold fewer of them."
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="Compute activations twice to hold fewer of them: on GPUs if absent, and not on a CPU.",
     )
+    offload_activations: bool = Field(
+        default=False,
+        description="With gradient_checkpointing, keep what remains of the activations in the host's memory: "
+        "for very long rows, at the price of copying a layer's inputs there and back.",
+    )
+
+    def on(self, use_gpu: bool) -> Self:
+        """Return the stage with `gradient_checkpointing` set."""
+        if self.gradient_checkpointing is not None:
+            return self
+        return self.model_copy(update={"gradient_checkpointing": use_gpu})
 
     def origin(self, before: str) -> str | None:
         """Return `start_from`, or the stage before."""
@@ -104,13 +117,22 @@ class LearningStage(TrainingStage):
         """Whether trained weights are held in float32, whatever type the model computes in."""
         return self.optimizer != "adamw_bf16"
 
-    def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate the bytes of weights, gradients and optimiser states, without those of adapters."""
-        if self.lora is not None:
-            return model.width * model.parameters
-        trained = sum(BYTES_HELD[self.optimizer]) * model.trainable
-        fixed = model.width * (model.parameters - model.trainable)
-        return (fixed + trained) / (self.num_workers if self.sharding != "none" else 1)
+    @property
+    @abstractmethod
+    def batch_tokens(self) -> int:
+        """Most tokens of what a worker takes at once, padding included."""
+
+    def load(self) -> LearnerLoad:
+        """Return what the process of a worker holds and computes."""
+        return LearnerLoad(
+            tokens=self.batch_tokens,
+            accumulates=self.gradient_accumulation_steps > 1,
+            shards=self.num_workers if self.sharding != "none" else 1,
+            held=BYTES_HELD[self.optimizer],
+            checkpointing=bool(self.gradient_checkpointing),
+            offloading=self.offload_activations,
+            lora=self.lora,
+        )
 
     def measured_by_itself(self) -> frozenset[str]:
         """Return what the stage itself measures, which `metric` may name like an evaluation task."""
@@ -119,6 +141,10 @@ class LearningStage(TrainingStage):
     def check_in_run(self, around: Surroundings) -> None:
         """Check where the stage starts, the GPUs that it takes, and that its metric is measured."""
         self._check_start(around)
+        if self.offload_activations and around.gpus == 0:
+            raise MisfitError(
+                "offload_activations", "a CPU's activations are in the host's memory", "remove it"
+            )
         if not self.float32_masters and around.dtype == "float32":
             raise MisfitError(
                 "optimizer",
@@ -155,6 +181,16 @@ class LearningStage(TrainingStage):
             )
             if key in self.model_fields_set and getattr(self, key) != default:
                 raise MisfitError(key, reason, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_offloading(self) -> "LearningStage":
+        if self.offload_activations and self.gradient_checkpointing is False:
+            raise MisfitError(
+                "offload_activations",
+                "without gradient_checkpointing there are too many activations to copy",
+                "remove it, or set gradient_checkpointing: true",
+            )
         return self
 
     @model_validator(mode="after")

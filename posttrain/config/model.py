@@ -198,7 +198,11 @@ class ClusterConfig(Section):
     num_cpus: Positive | None = Field(
         default=None, description="CPUs that a local cluster offers; all of the machine's if absent."
     )
-    num_gpus: Natural = Field(default=0, description="GPUs that a local cluster offers; 0 runs on the CPU.")
+    num_gpus: Natural | None = Field(
+        default=None,
+        description="GPUs that the run uses: if absent, those that nvidia-smi lists and CUDA_VISIBLE_DEVICES "
+        "does not hide, or those of the joined cluster. 0 runs on the CPU and hides GPUs from every process.",
+    )
     object_store_mb: int = Field(
         default=256, ge=80, description="Shared memory for a local cluster's objects, in MiB."
     )

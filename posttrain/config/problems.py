@@ -68,7 +68,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
     key, kind, value = place.key, details["type"], details["input"]
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, MisfitError):
-        key = (*key, *_parse_key(cause.key))
+        key = (*key, *parse_key(cause.key))
         return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
     reason, remedy = _reason(details), ""
     if kind == "extra_forbidden":
@@ -232,7 +232,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _parse_key(key: str) -> Key:
+def parse_key(key: str) -> Key:
     """Split a key path: `stages[1].name` → ("stages", 1, "name")."""
     parts = key.replace("[", ".").replace("]", "").split(".")
     return tuple(int(part) if part.isdigit() else part for part in parts)

@@ -1,6 +1,7 @@
 """Reinforcement learning: objective, tasks, batch and learner."""
 
 import math
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from posttrain.config.base import (
     check_shares,
 )
 from posttrain.config.learning import LearningStage, Scheduler
+from posttrain.config.memory import LearnerLoad
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.stage import TaskUse
 from posttrain.config.tasks import RlTask
@@ -111,6 +113,17 @@ class RlStage(LearningStage):
     def cores(self) -> int:
         """Number of cores that the learners wait for: none, since they take turns with the engines."""
         return 0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the episodes that a learner takes at once, padded to the longest."""
+        return self.per_device_batch_size * self.rollout.max_length
+
+    def load(self) -> LearnerLoad:
+        """Return what a learner holds; it takes its share of a mini-batch in pieces."""
+        part = self.episodes_per_step // self.algorithm.mini_batches
+        pieces = math.ceil(math.ceil(part / self.num_workers) / self.per_device_batch_size)
+        return replace(super().load(), rows=self.per_device_batch_size, accumulates=pieces > 1)
 
     @property
     def engines(self) -> int:

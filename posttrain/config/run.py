@@ -13,7 +13,7 @@ from posttrain.config.model import ClusterConfig, ModelConfig, infer_family
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage
-from posttrain.config.stage import Content, DatasetUse, Surroundings, TaskUse
+from posttrain.config.stage import Content, DatasetUse, Surroundings, TaskUse, too_few_gpus
 from posttrain.config.tasks import EvalTask, EvaluationConfig
 from posttrain.config.tiny_model import TinyModelStage
 
@@ -50,6 +50,25 @@ class RunConfig(Section):
     reward_wait_s: PositiveFloat = Field(
         default=60, description="Seconds to wait for a reward server that does not answer before stopping."
     )
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether workers, learners and engines take GPUs, each one of its own."""
+        return bool(self.cluster.num_gpus)
+
+    def on(self, gpus: int) -> "RunConfig":
+        """Return the run as it is where it can use so many GPUs, with everything set that depends on it.
+
+        Raises:
+            MisfitError: If it needs more.
+        """
+        settled = self.model_copy(
+            update={
+                "cluster": self.cluster.model_copy(update={"num_gpus": gpus}),
+                "stages": [stage.on(gpus > 0) for stage in self.stages],
+            }
+        )
+        return settled._check_in_run()
 
     @property
     def evaluation_rollout(self) -> RolloutConfig:
@@ -149,19 +168,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_engines_of_evaluation(self) -> "RunConfig":
-        actors = self.evaluation_rollout.actors
-        offered = self.cluster.num_gpus if self.cluster.address is None else 0
-        if self.evaluation is not None and offered and actors > offered:
-            raise MisfitError(
-                "evaluation.rollout.actors",
-                f"{actors} take one GPU each, and cluster.num_gpus is {offered}",
-                "lower it, or raise cluster.num_gpus",
-            )
-        return self
+    def _check_surroundings(self) -> "RunConfig":
+        return self._check_in_run()
 
-    @model_validator(mode="after")
-    def _check_stages_in_run(self) -> "RunConfig":
+    def _check_in_run(self) -> "RunConfig":
+        """Check what only the whole run can tell, and the GPUs if their number is known."""
+        actors, offered = self.evaluation_rollout.actors, self.cluster.num_gpus
+        if self.evaluation is not None and offered and actors > offered:
+            raise MisfitError("evaluation.rollout.actors", *too_few_gpus(f"{actors}", offered))
         for index, stage in enumerate(self.stages):
             try:
                 stage.check_in_run(self._surroundings(index))
@@ -170,14 +184,13 @@ class RunConfig(Section):
         return self
 
     def _surroundings(self, index: int) -> Surroundings:
-        stage, gpus = self.stages[index], self.cluster.num_gpus
+        stage = self.stages[index]
         return Surroundings(
             earlier=tuple(each.name for each in self.stages[:index]),
             has_base=self.model.name_or_path is not None,
             dtype=self.model.dtype,
             cpus=self.cluster.num_cpus if self.cluster.address is None else None,
-            gpus=gpus if gpus and self.cluster.address is None else None,
-            shares_gpus=gpus > 0,
+            gpus=self.cluster.num_gpus,
             measured_before=self._measured(self.origins.get(stage.name, "")),
             measured_after=self._measured(stage.name),
         )

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on dialogues."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section
 from posttrain.config.data import DataConfig, Use
 from posttrain.config.learning import DrawingStage
+from posttrain.config.memory import LearnerLoad
 from posttrain.config.stage import CurationUse, DatasetUse, Surroundings
 
 Normalization = Literal["sqrt", "token", "sample"]
@@ -94,6 +96,16 @@ class SupervisedStage(DrawingStage):
     def by_tokens(self) -> bool:
         """Whether the shares are shares of tokens and not of samples."""
         return self.data.mixture_by == "tokens"
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a row, or of the samples that are padded to the longest."""
+        return self.data.max_length * (1 if self.data.packing else self.per_device_batch_size)
+
+    def load(self) -> LearnerLoad:
+        """Return what a worker holds; packed samples of a step may fill more rows than one."""
+        load, size = super().load(), self.per_device_batch_size
+        return replace(load, accumulates=size > 1) if self.data.packing else replace(load, rows=size)
 
     def long_samples_from(self, rows: int) -> int:
         """Return the first draw of the curriculum's second phase, given the rows of one epoch."""

@@ -7,7 +7,7 @@ pipeline) asks the stage and knows no kinds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from posttrain.config.base import MisfitError, Name, Positive, Section
 from posttrain.config.data import Use
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.memory import LearnerLoad
 from posttrain.config.packages import PackageUse
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.tasks import TaskConfig
@@ -103,21 +104,6 @@ class EndpointUse:
 
 
 @dataclass(frozen=True)
-class ModelBytes:
-    """What the weights of the run's model take, for the estimate of memory.
-
-    Attributes:
-        parameters: Number of all parameters.
-        trainable: Number of those that a stage without adapters trains.
-        width: Bytes of a parameter in the model's own type.
-    """
-
-    parameters: float
-    trainable: float
-    width: int
-
-
-@dataclass(frozen=True)
 class Surroundings:
     """What stands around a stage in its run, for checks that go across sections.
 
@@ -126,8 +112,7 @@ class Surroundings:
         has_base: Whether the run names a model to start from.
         dtype: The type that the run's model computes in.
         cpus: Cores that the run's cluster offers; None where it offers all of a machine, or is joined.
-        gpus: GPUs that the run's cluster offers; None where a cluster is joined, which offers its own.
-        shares_gpus: Whether the stage may split a model over GPUs at all.
+        gpus: GPUs that the run uses, 0 on a CPU; None where that is not known yet.
         measured_before: Evaluation tasks that are measured on the checkpoint the stage starts from.
         measured_after: Evaluation tasks that are measured on the stage's own checkpoint.
     """
@@ -137,9 +122,16 @@ class Surroundings:
     dtype: str
     cpus: int | None
     gpus: int | None
-    shares_gpus: bool
     measured_before: frozenset[str]
     measured_after: frozenset[str]
+
+
+def too_few_gpus(takers: str, gpus: int) -> tuple[str, str]:
+    """Return reason and remedy where processes take one GPU each, and there are fewer."""
+    return (
+        f"{takers} take one GPU each, and cluster.num_gpus is {gpus}",
+        "lower it, raise cluster.num_gpus, or set that to 0 to run on the CPU",
+    )
 
 
 class StageConfig(Section):
@@ -185,6 +177,10 @@ class StageConfig(Section):
         """
         return None
 
+    def on(self, use_gpu: bool) -> Self:
+        """Return the stage with everything set that depends on whether it runs on GPUs."""
+        return self
+
     def datasets(self) -> list[DatasetUse]:
         """List the datasets whose rows the stage reads, except those of its tasks."""
         return []
@@ -213,9 +209,9 @@ class StageConfig(Section):
         """Return rows of (quantity, sum) that say what the batch settings come to."""
         return []
 
-    def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate the bytes that weights, gradients and optimiser take in each learner process."""
-        return 0.0
+    def load(self) -> LearnerLoad | None:
+        """Return what a learner's process holds and computes; None without one, or with one of any size."""
+        return None
 
     def check_in_run(self, around: Surroundings) -> None:
         """Check what only the whole run can tell.
@@ -247,10 +243,6 @@ class TrainingStage(StageConfig):
         """Number of cores that the workers wait for: Ray Train starts none before there is one each."""
         return self.num_workers
 
-    def learner_bytes(self, model: ModelBytes) -> float:
-        """Estimate what the weights, their gradients and AdamW's two states take."""
-        return model.width * (model.parameters + 3 * model.trainable)
-
     def check_in_run(self, around: Surroundings) -> None:
         """Check that there are cores and GPUs for every worker, and GPUs for every engine beside them."""
         if around.cpus and self.cores > around.cpus:
@@ -261,9 +253,5 @@ class TrainingStage(StageConfig):
             )
         if around.gpus and self.num_workers + self.engines > around.gpus:
             engines = f" + {self.engines} rollout.actors" if self.engines else ""
-            raise MisfitError(
-                "num_workers",
-                f"{self.num_workers} num_workers{engines} take one GPU each, and cluster.num_gpus is "
-                f"{around.gpus}",
-                "lower them, or raise cluster.num_gpus",
-            )
+            takers = f"{self.num_workers} num_workers{engines}"
+            raise MisfitError("num_workers", *too_few_gpus(takers, around.gpus))

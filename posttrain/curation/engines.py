@@ -43,6 +43,7 @@ class EngineModels:
     Args:
         settings: The cluster to start where none is running.
         engine: Reference of the engine's class.
+        use_gpu: Whether engines take GPUs of a cluster that is running; one that is started says it itself.
 
     Example:
         with EngineModels(recipe.cluster) as models:
@@ -50,9 +51,12 @@ class EngineModels:
     """
 
     def __init__(
-        self, settings: ClusterConfig, engine: str = "posttrain.inference.vllm_engine:VllmEngine"
+        self,
+        settings: ClusterConfig,
+        engine: str = "posttrain.inference.vllm_engine:VllmEngine",
+        use_gpu: bool = False,
     ) -> None:
-        self._settings, self._engine = settings, engine
+        self._settings, self._engine, self._use_gpu = settings, engine, use_gpu
         self._stack = ExitStack()
         self._pool: InferencePool | None = None
         self._served: CheckpointConfig | None = None
@@ -84,7 +88,8 @@ class EngineModels:
         if self._pool is None or entry != self._served:
             self._close_pool()
             if not ray.is_initialized():
-                self._stack.enter_context(cluster(**self._settings.model_dump()))
+                gpus = self._stack.enter_context(cluster(**self._settings.model_dump()))
+                self._use_gpu = gpus > 0
             setup = EngineSetup(
                 model=entry.as_model,
                 checkpoint=Path(entry.checkpoint),
@@ -92,8 +97,8 @@ class EngineModels:
                 max_length=entry.max_length,
                 engine=self._engine,
             )
-            use_gpu = bool(ray.cluster_resources().get("GPU"))
-            self._pool, self._served = InferencePool(setup, actors=entry.actors, use_gpu=use_gpu), entry
+            pool = InferencePool(setup, actors=entry.actors, use_gpu=self._use_gpu)
+            self._pool, self._served = pool, entry
         return self._pool
 
     def _close_pool(self) -> None:

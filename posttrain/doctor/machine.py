@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from posttrain.doctor.finding import Finding
+from posttrain.gpus import visible_gpus
 
 GIB = 1024**3
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -22,19 +23,13 @@ UNSHARE = (
 )
 
 
-def gpu_names() -> list[str]:
-    """Return the names of the GPUs that NVIDIA's driver shows; torch is not asked."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return answer.strip().splitlines()
-
-
 def check_gpus() -> Finding:
-    """Say which GPUs there are; none is fine."""
-    return Finding("GPUs", "ok", ", ".join(gpu_names()) or "none, models run on the CPU")
+    """Say which GPUs a run would use; none is fine."""
+    listed = [
+        gpu.name if gpu.memory is None else f"{gpu.name}, {gpu.memory / GIB:.1f} GiB"
+        for gpu in visible_gpus()
+    ]
+    return Finding("GPUs", "ok", "; ".join(listed) or "none, models run on the CPU")
 
 
 def check_shared_memory() -> Finding:
@@ -118,7 +113,7 @@ def check_cores() -> Finding:
 def check_waiting_threads() -> Finding:
     """Check whether idle OpenMP threads sleep: spinning ones ran up to 10 times slower on shared cores."""
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    if policy.upper() == "PASSIVE" or gpu_names():
+    if policy.upper() == "PASSIVE" or visible_gpus():
         return Finding("OMP_WAIT_POLICY", "ok", policy or "not set, which is fine on a GPU machine")
     remedy = "export OMP_WAIT_POLICY=PASSIVE (the scripts do)"
     return Finding("OMP_WAIT_POLICY", "warning", f"{policy or 'not set'}: idle threads spin", remedy)

@@ -17,7 +17,7 @@ from posttrain.doctor.finding import (
     probe,
     requirements,
 )
-from posttrain.doctor.machine import gpu_names
+from posttrain.gpus import visible_gpus
 
 SETUP = "run scripts/setup.sh (or: pip install -e '.[cpu]'; '.[gpu]' on a GPU machine)"
 
@@ -56,7 +56,7 @@ def check_torch() -> Finding:
     except ProbeError as error:
         return Finding("torch", "problem", f"cannot be imported: {error}", SETUP)
     build = f"{version}, {f'a build for CUDA {toolkit}' if toolkit else 'a CPU build'}"
-    gpus = gpu_names()
+    gpus = visible_gpus()
     if gpus and not toolkit:
         return Finding("torch", "warning", f"{build} beside a GPU", "POSTTRAIN_ENGINE=gpu scripts/setup.sh")
     if gpus and not usable:

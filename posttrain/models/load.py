@@ -85,8 +85,8 @@ def load_model(
     model, info = loaded  # pyright: ignore[reportGeneralTypeIssues] (a pair with output_loading_info)
     _refuse_missing(checkpoint, info["missing_keys"])
     write_experts_as_published(model)
-    continue_after_videos(model)
-    one_tower_call(model)
+    for adapt in (continue_after_videos, one_tower_call, leave_inputs_without_gradients):
+        adapt(model)
     if fused_layers != "none":
         fuse_layers(model)
     if freeze_vision_tower and sees_images(config):
@@ -122,6 +122,18 @@ def loaded_type(model: torch.nn.Module) -> torch.dtype:
 def in_vision_tower(parameter: str) -> bool:
     """Tell by a parameter's name whether it belongs to the vision tower, without the merger."""
     return VISION_TOWER.search(parameter) is not None
+
+
+def leave_inputs_without_gradients(model: PreTrainedModel) -> None:
+    """Keep gradient checkpointing from asking for gradients of embeddings, those of images' patches included.
+
+    transformers does so for a form of checkpointing that is not used here; a frozen vision tower would run
+    twice forward and once backward for nothing.
+
+    Args:
+        model: The model; changed in place.
+    """
+    vars(model)["enable_input_require_grads"] = lambda: None
 
 
 def _refuse_missing(checkpoint: Path | str, weights: set[str]) -> None:

@@ -6,22 +6,25 @@ knows the kinds of stages.
 """
 
 from posttrain.config import Document, RunConfig
+from posttrain.config.memory import Cards
 from posttrain.joints import Plugins
 from posttrain.preflight.curations import examine_curations, examine_endpoints
 from posttrain.preflight.datasets import Dataset, examine_dataset, examine_rows
+from posttrain.preflight.devices import examine_devices
 from posttrain.preflight.findings import Examination, Findings
 from posttrain.preflight.machine import examine_machine
 from posttrain.preflight.models import examine_models
 from posttrain.preflight.tasks import examine_golds, load_rewards, load_tools
 
 
-def examine(config: RunConfig, document: Document, plugins: Plugins) -> Findings:
+def examine(config: RunConfig, document: Document, plugins: Plugins, cards: Cards | None = None) -> Findings:
     """Look for everything that can be known to fail.
 
     Args:
         config: The run.
         document: What it was built from; tells the file and line of each key.
         plugins: Load its rewards and tools.
+        cards: The GPUs that it is to fit on; those of this machine where None.
     """
     look = Examination(config, document, plugins)
     datasets: dict[str, Dataset | None] = {}
@@ -34,6 +37,7 @@ def examine(config: RunConfig, document: Document, plugins: Plugins) -> Findings
     examine_curations(look)
     examine_endpoints(look)
     examine_machine(look)
+    examine_devices(look, cards)
     later: list[str] = []
     for task in config.tasks():
         load_tools(look, task)

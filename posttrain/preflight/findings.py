@@ -22,11 +22,13 @@ class Findings:
         missing_here: What an environment variable names that is not set on this machine, such as the folder
             of a dataset; a recipe is valid without it, but cannot start.
         notes: What happens otherwise than one might think.
+        memory: What each process takes, as rows of a table.
     """
 
     problems: list[Problem] = field(default_factory=list)
     missing_here: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    memory: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Examination:

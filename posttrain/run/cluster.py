@@ -4,10 +4,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import ray
+
+from posttrain.gpus import VISIBLE, visible_gpus
 
 #: Threads that wait by sleeping. Spinning ones ran up to ten times slower when a machine gave less
 #: than whole cores. One thread a process: stages take more cores by taking more workers.
@@ -20,6 +23,10 @@ WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+#: For processes that use GPUs: rows of changing lengths would leave holes in the memory of a full card.
+GPU_ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+#: For processes that are not to use GPUs: Ray leaves them visible to whoever takes none of them.
+CPU_ENVIRONMENT = {VISIBLE: ""}
 
 
 class ClusterError(RuntimeError):
@@ -28,48 +35,116 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def cluster(
-    *, num_cpus: int | None, num_gpus: int, object_store_mb: int, address: str | None
-) -> Iterator[None]:
-    """Start a local Ray cluster, or join one, for the length of a `with` block.
+    *, num_cpus: int | None, num_gpus: int | None, object_store_mb: int, address: str | None
+) -> Iterator[int]:
+    """Start a local Ray cluster, or join one, for the length of a `with` block; yield how many GPUs to use.
+
+    Where that is none, GPUs are hidden from this process and from all that it starts.
 
     Args:
         num_cpus: Cores to announce to Ray; all of the machine's where None.
-        num_gpus: GPUs to announce to Ray.
+        num_gpus: GPUs to use; where None, those that this process sees, or that the joined cluster has.
         object_store_mb: Shared memory for objects in flight, in MiB.
         address: An existing cluster's address; None starts one on this machine, on loopback.
 
     Raises:
-        ClusterError: If Ray does not start; the message says what to look at.
+        ClusterError: If Ray does not start, or the cluster has fewer GPUs; the message says what to look at.
     """
-    os.environ.update(WORKER_ENVIRONMENT)
-    if not address:  # the only node is not taken away while the run goes on
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    local = {
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus,
-        "object_store_memory": object_store_mb * 2**20,
-        "include_dashboard": False,
-    }
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address or "local",
-            # Processes of a cluster started here inherit it, and start faster where Ray has none to set.
-            runtime_env={"env_vars": WORKER_ENVIRONMENT} if address else None,
-            logging_level=logging.ERROR,
-            # Workers report through the run's files; their own output stays in Ray's session folder.
-            log_to_driver=False,
-            **({} if address else local),
-        )
-    except Exception as error:  # Ray raises the bare class where its processes do not come up in time
-        raise ClusterError(
-            f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a"
-            " machine that is busy with other work are the usual causes. A running cluster is joined by"
-            " cluster.address"
-        ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put one in its place that leaves everything open
+    if num_gpus is None and not address:
+        num_gpus = len(visible_gpus())
+    start = partial(_join, address) if address else partial(_start, num_cpus, num_gpus, object_store_mb)
+    with ExitStack() as stack:
+        stack.enter_context(_running(start, worker_environment(num_gpus)))
+        offered = _offered(num_gpus)
+        if (
+            num_gpus is None and not offered
+        ):  # joined, to find that there is none: whatever there is, is hidden
+            stack.pop_all().close()
+            stack.enter_context(_running(start, worker_environment(0)))
+        yield offered
+
+
+def worker_environment(num_gpus: int | None) -> dict[str, str]:
+    """Return the environment variables of a run's processes; None is a number that is not known yet."""
+    return WORKER_ENVIRONMENT | (CPU_ENVIRONMENT if num_gpus == 0 else GPU_ENVIRONMENT)
+
+
+@contextmanager
+def _running(start: Callable[[dict[str, str]], None], environment: dict[str, str]) -> Iterator[None]:
+    """Start or join a cluster for the length of a `with` block, in an environment that its processes share.
+
+    Raises:
+        ClusterError: If Ray does not start.
+    """
+    with _set(environment):
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            start(environment)
+        except Exception as error:  # Ray raises the bare class where its processes do not come up in time
+            raise ClusterError(
+                f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a"
+                " machine that is busy with other work are the usual causes. A running cluster is joined by"
+                " cluster.address"
+            ) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put one in its place that leaves everything open
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(
+    num_cpus: int | None, num_gpus: int | None, object_store_mb: int, _inherited: dict[str, str]
+) -> None:
+    """Start a cluster on this machine: its processes start faster where Ray has no environment to set."""
+    # The only node is not taken away while the run goes on.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        object_store_memory=object_store_mb * 2**20,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,  # workers report through the run's files, their output stays in Ray's folder
+    )
+
+
+def _join(address: str, environment: dict[str, str]) -> None:
+    """Join a cluster, whose processes are told the environment."""
+    ray.init(
+        address=address,
+        runtime_env={"env_vars": environment},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+@contextmanager
+def _set(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of a `with` block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _offered(asked: int | None) -> int:
+    """Return how many GPUs of the cluster are to be used.
+
+    Raises:
+        ClusterError: If more are asked for than there are.
+    """
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if asked is not None and asked > there:
+        raise ClusterError(
+            f"cluster.num_gpus is {asked}, and the cluster has {there}: lower it, or leave it out"
+        )
+    return there if asked is None else asked

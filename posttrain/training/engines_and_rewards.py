@@ -98,7 +98,7 @@ class EnginesAndRewards:
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
         )
-        return RolloutPool(setup, actors=rollout.actors, use_gpu=config.cluster.num_gpus > 0)
+        return RolloutPool(setup, actors=rollout.actors, use_gpu=config.use_gpu)
 
     def _start_rewards(self) -> RewardAccess:
         """Start a reward server in a process of its own, which serves the run's rewards and no others."""

@@ -11,10 +11,13 @@ write the report
 from pathlib import Path
 
 from posttrain.config import RunConfig, StageConfig
+from posttrain.config.fitting import model_load, stage_misfits
+from posttrain.config.shapes import model_shape
 from posttrain.evaluation.evaluate import final_evaluations, read_evaluations, record_evaluation
 from posttrain.evaluation.table import evaluation_table
 from posttrain.first_party import PLUGINS
 from posttrain.plugins import resolve
+from posttrain.preflight.devices import cards_here
 from posttrain.run.cluster import cluster
 from posttrain.run.directory import RunDir
 from posttrain.run.process import ending_on_sigterm, working_on
@@ -22,6 +25,10 @@ from posttrain.training.data_check import check_run_data
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.run_at_work import RunAtWork, StageRunnerFactory, standalone
 from posttrain.viewer import write_report
+
+
+class DoesNotFit(ValueError):
+    """A process of a stage is larger than a GPU."""
 
 
 def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False) -> Path:
@@ -42,11 +49,11 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
     with working_on(RunDir.of(config).path), ending_on_sigterm():
         directory = RunDir.create(config, resume=resume, allow_changes=allow_changes)
         check_run_data(config, directory)
-        with (
-            cluster(**config.cluster.model_dump()),
-            EnginesAndRewards(config, directory, PLUGINS) as services,
-        ):
-            execute(RunAtWork(config, directory, services, PLUGINS))
+        with cluster(**config.cluster.model_dump()) as gpus:
+            settled = config.on(gpus)
+            card = cards_here().memory if settled.use_gpu and not config.cluster.address else None
+            with EnginesAndRewards(settled, directory, PLUGINS) as services:
+                execute(RunAtWork(settled, directory, services, PLUGINS, card=card))
         report = write_report(directory.path)
         if measured := read_evaluations(directory):
             print(evaluation_table(final_evaluations(measured)))
@@ -64,6 +71,27 @@ def execute(work: RunAtWork) -> None:
         work.checkpoints[stage.name] = run_stage(work, stage)
 
 
+def check_memory(work: RunAtWork, stage: StageConfig) -> None:
+    """Compare what a stage's processes take with the GPUs; print what may not fit.
+
+    Raises:
+        DoesNotFit: If something cannot fit.
+    """
+    start = work.start_of(stage)
+    shape = (
+        None
+        if start is None
+        else model_shape(work.config.model.model_copy(update={"name_or_path": str(start)}))
+    )
+    if shape is None or work.card is None:
+        return
+    model, gpus = model_load(work.config.model, shape), work.config.cluster.num_gpus or 0
+    for misfit in stage_misfits(model, stage, work.card, gpus):
+        if misfit.certain:
+            raise DoesNotFit(f"{stage.name}: {misfit.reason} → {misfit.remedy}")
+        print(f"{stage.name} may not fit: {misfit.reason} → {misfit.remedy}", flush=True)
+
+
 def run_stage(work: RunAtWork, stage: StageConfig) -> Path:
     """Run one stage if it is not finished, and measure its final checkpoint.
 
@@ -77,6 +105,7 @@ def run_stage(work: RunAtWork, stage: StageConfig) -> Path:
     if final is None:
         start = work.start_of(stage)
         print(f"── {stage.name}: {stage.kind} {f'from {start}' if start else ''}", flush=True)
+        check_memory(work, stage)
         final = runner.run()
         work.run.finish_stage(stage.name, final)
     whole = standalone(final, final.parent / "merged" / final.name)

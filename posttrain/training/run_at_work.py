@@ -19,11 +19,12 @@ class RunAtWork:
     """What the runners of a run's stages share.
 
     Attributes:
-        config: The run's settings.
+        config: The run's settings, as they are on the cluster (see `RunConfig.on`).
         run: The run's directory.
         services: Engine pool and reward server.
         plugins: Rewards and tools.
         checkpoints: The whole models that later stages start from, by stage; `base` is the given model.
+        card: Bytes of a GPU; None where that is not known, or none is used.
     """
 
     config: RunConfig
@@ -31,11 +32,12 @@ class RunAtWork:
     services: EnginesAndRewards
     plugins: Plugins
     checkpoints: dict[str, Path] = field(default_factory=dict)
+    card: float | None = None
 
     @property
     def use_gpu(self) -> bool:
         """Whether workers and engines take GPUs."""
-        return self.config.cluster.num_gpus > 0
+        return self.config.use_gpu
 
     def start_of(self, stage: StageConfig) -> Path | None:
         """Return the checkpoint that a stage starts from; None if it makes a new model."""

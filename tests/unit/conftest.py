@@ -1,10 +1,12 @@
-"""A real HTTP server that stands in for a model's endpoint: what it replies is up to the tests."""
+"""A real HTTP server that stands in for a model's endpoint, and a driver that tells of GPUs."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +150,20 @@ def _stop(server: ChatServer) -> None:
         server.stop.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes `nvidia-smi` list so many H100s; with none it fails as where there is no driver."""
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    script = folder / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def set_up(gpus: int) -> None:
+        lines = "".join(f"echo 'GPU-{n}, 81559, NVIDIA H100 80GB HBM3'\n" for n in range(gpus))
+        script.write_text(f"#!/bin/sh\n{lines or 'exit 9'}\n")
+        script.chmod(0o755)
+
+    return set_up

@@ -174,7 +174,7 @@ def test_control_group_files_are_read_with_max_as_infinity(monkeypatch, tmp_path
 
 
 def test_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu_names", list)
+    monkeypatch.setattr(machine, "visible_gpus", list)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert machine.check_waiting_threads().status == "ok"
     monkeypatch.delenv("OMP_WAIT_POLICY")

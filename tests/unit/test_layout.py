@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("posttrain", "types"),
     (
         *("messages", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
-        *("chat_endpoint", "endpoint_variables", "concurrency"),
+        *("chat_endpoint", "endpoint_variables", "concurrency", "gpus"),
     ),
     ("config", "doctor"),
     ("run",),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,32 @@ def test_quickstart_installs_once_and_passes_arguments_on(checkout: Path, record
     recorded.unlink()
     assert run(script, "--resume", **engine).returncode == 0
     assert recorded.read_text().splitlines()[1:] == ["posttrain PASSIVE run quickstart --resume"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engine", "installs", "runs"),
+    [
+        (0, "", "[cpu]", "run quickstart"),
+        (1, "", "[cpu]", "run quickstart cluster.num_gpus=0"),
+        (3, "", "[gpu]", "run quickstart"),
+        (3, "cpu", "[cpu]", "run quickstart cluster.num_gpus=0"),
+    ],
+)
+def test_quickstart_takes_three_gpus_or_the_cpu(
+    checkout: Path,
+    recorded: Path,
+    gpu_machine: Callable[[int], None],
+    gpus: int,
+    engine: str,
+    installs: str,
+    runs: str,
+) -> None:
+    gpu_machine(gpus)
+    set_engine = {"POSTTRAIN_ENGINE": engine} if engine else {}
+    assert run(checkout / "scripts" / "quickstart.sh", **set_engine).returncode == 0
+    calls = recorded.read_text().splitlines()
+    assert any(call.endswith(f"--editable .{installs}") for call in calls)
+    assert calls[-1] == f"posttrain PASSIVE {runs}"
 
 
 def test_test_script_adds_its_tools_to_an_environment(checkout: Path, recorded: Path) -> None:

@@ -27,11 +27,9 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def training_device() -> torch.device:
-    """Return where this process trains: its GPU, or the CPU if it sees none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+def training_device(use_gpu: bool) -> torch.device:
+    """Return where this process trains: the GPU that it was given, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
 
 
 def ensure_process_group(device: torch.device) -> None:

@@ -39,7 +39,6 @@ from posttrain.training.core.distributed import (
     max_over_ranks,
     rank,
     sum_over_ranks,
-    training_device,
     world_size,
 )
 from posttrain.training.core.optimizers import build_optimizer
@@ -48,6 +47,8 @@ from posttrain.training.core.sharding import reduce_over_replicas, shard
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.types import Trajectory
+
+CPU = torch.device("cpu")
 
 
 class PolicyMismatch(RuntimeError):
@@ -117,16 +118,24 @@ class Learner:
         stage: The rl stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
+        device: Where to train.
     """
 
-    def __init__(self, model_config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool) -> None:
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        stage: RlStage,
+        checkpoint: Path,
+        resume: bool,
+        device: torch.device = CPU,
+    ) -> None:
         self.stage = stage
-        self.device = training_device()
+        self.device = device
         self.renderer = Renderer.from_config(checkpoint, model_config).on(self.device)
         self.model: PreTrainedModel = load_policy(model_config, checkpoint)
         add_supervised_head(self.model)
         if stage.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.gradient_checkpointing_enable(offload=stage.offload_activations)
         shard(self.model, stage.sharding, self.device, masters=stage.float32_masters)
         self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)

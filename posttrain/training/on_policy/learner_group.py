@@ -18,7 +18,7 @@ from posttrain.files.reading import seconds_to_read
 from posttrain.models.load import loaded_type
 from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
-from posttrain.training.core.distributed import process_group_backend
+from posttrain.training.core.distributed import process_group_backend, training_device
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.weight_sync import make_folder
 from posttrain.types import Trajectory
@@ -42,11 +42,12 @@ class LearnerActor:
     Args:
         index: The rank.
         of: Number of ranks.
+        use_gpu: Whether the learner trains on the GPU that Ray gave it.
     """
 
-    def __init__(self, index: int, of: int) -> None:
+    def __init__(self, index: int, of: int, use_gpu: bool = False) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self._index, self._of = index, of
+        self._index, self._of, self._device = index, of, training_device(use_gpu)
 
     def free_address(self) -> str:
         """Find an address of this machine at which the ranks can meet."""
@@ -62,13 +63,13 @@ class LearnerActor:
             keep_float32_exact()
         if self._of > 1:
             dist.init_process_group(
-                process_group_backend(torch.cuda.is_available()),
+                process_group_backend(self._device.type == "cuda"),
                 init_method=address,
                 rank=self._index,
                 world_size=self._of,
                 timeout=COLLECTIVE_TIMEOUT,
             )
-        self._learner = Learner(config, stage, checkpoint, resume)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device)
 
     def update(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
@@ -105,7 +106,7 @@ class LearnerGroup:
         self, config: ModelConfig, stage: RlStage, checkpoint: Path, *, resume: bool, use_gpu: bool
     ) -> None:
         count = stage.num_workers
-        self._actors = [Actor(LearnerActor, index, count, use_gpu=use_gpu) for index in range(count)]
+        self._actors = [Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu) for index in range(count)]
         address = self._wait([self._actors[0].call(LearnerActor.free_address)], START_TIMEOUT)[0]
         begun = [
             actor.call(LearnerActor.start, address, config, stage, checkpoint, resume)

@@ -123,7 +123,7 @@ def sft_batches(
     """
     length = stage.data.max_length
     # Micro-batches are made as they are needed, so their pixels can be made where the model is.
-    renderer = parts.renderer.on(training_device())
+    renderer = parts.renderer.on(training_device(parts.use_gpu))
     draws = make_draws(parts.mixture, renderer, length, max_draws)
     if not stage.data.packing:
         return PaddedBatches(draws, renderer), Dataset.from_dict({"draw": range(max_draws)})

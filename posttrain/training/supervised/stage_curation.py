@@ -33,7 +33,7 @@ def curated_dataset(stage: SftStage, work: RunAtWork) -> tuple[str, DatasetConfi
         return None
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
-    with EngineModels(recipe.cluster) as models:
+    with EngineModels(recipe.cluster, use_gpu=work.use_gpu) as models:
         report = curate(recipe, work.plugins, resume=True, open_checkpoint=models.open)
     write_curation_page(report.directory)
     whole = load_dataset_config(recipe.data, work.config.base_dir)

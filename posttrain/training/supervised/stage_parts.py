@@ -31,6 +31,7 @@ class StageParts:
         mixture: The samples to draw from.
         steps: Optimiser steps in total.
         tracker: The run's tracker on rank 0; None on other ranks.
+        use_gpu: Whether the worker trains on a GPU.
     """
 
     renderer: Renderer
@@ -38,6 +39,7 @@ class StageParts:
     mixture: Mixture
     steps: int
     tracker: Tracker | None
+    use_gpu: bool = False
 
 
 @contextmanager
@@ -54,6 +56,7 @@ def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
         model=load_policy(config.model, weights, stage.lora.quantization if stage.lora else None),
         steps=stage.steps_for(len(mixture)),
         tracker=Tracker(job.run, config.trackers) if rank() == 0 else None,
+        use_gpu=config.use_gpu,
     )
     if parts.tracker is not None:
         parts.tracker.rewind(stage.name, step_of(job.resume) if job.resume else -1)

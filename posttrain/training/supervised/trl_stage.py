@@ -294,6 +294,7 @@ class TrainerArguments(TypedDict):
     save_strategy: str
     use_cpu: bool
     gradient_checkpointing: bool
+    gradient_checkpointing_kwargs: dict[str, bool]
     seed: int
     report_to: str
     disable_tqdm: bool
@@ -326,8 +327,10 @@ def trainer_arguments(
         "save_steps": stage.save_steps,
         "save_strategy": "steps",
         "bf16": False,  # `shard` sets the types; autocast would set others
-        "use_cpu": not torch.cuda.is_available(),
-        "gradient_checkpointing": stage.gradient_checkpointing,
+        "use_cpu": not config.use_gpu,
+        "gradient_checkpointing": bool(stage.gradient_checkpointing),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False}
+        | ({"offload": True} if stage.offload_activations else {}),
         "seed": config.seed,
         "report_to": "none",
         "disable_tqdm": True,

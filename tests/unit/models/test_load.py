@@ -72,6 +72,24 @@ def test_freezes_in_every_family(model_type, tmp_path):
     assert parts_that_train(load_model(tmp_path, freeze_vision_tower=False)) == {"tower", "merger", "text"}
 
 
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_a_frozen_tower_is_not_run_backward_with_checkpointing(model_type, tmp_path):
+    """transformers' checkpointing has the patches of Qwen2-VL and Qwen2.5-VL ask for gradients."""
+    build_tiny(model_type, tmp_path)
+    model = load_model(tmp_path, dtype="float32").train()
+    model.gradient_checkpointing_enable()
+    seen = model.config.vision_config
+    channels = getattr(seen, "in_channels", None) or seen.in_chans
+    pixels = torch.randn(16, channels * seen.temporal_patch_size * seen.patch_size**2)
+    asked = []
+    for name, module in model.named_modules():
+        if re.search(r"visual\.blocks\.\d+$", name):
+            module.register_forward_hook(lambda _, given, made: asked.append(made.requires_grad))
+    model.get_submodule("model.visual")(pixels, grid_thw=torch.tensor([[1, 4, 4]]))
+    assert asked
+    assert not any(asked)
+
+
 def test_a_freeze_that_matches_nothing_is_an_error():
     with pytest.raises(LoadError, match="nothing was frozen"):
         freeze(torch.nn.Linear(2, 2), VISION_TOWER)
