@@ -15,7 +15,7 @@ Measured:
     matrix_tflops           rate of a large product of bfloat16 matrices on this card, against which MFU is.
     full_…, lora_…          of a step that trains all weights but the vision tower's, and one with adapters:
                             tokens a second, MFU (work of a step without what checkpointing does again),
-                            and the most memory held.
+                            the most memory held, and how far the estimate of `validate` is from it.
     kept_by_masters         share of the float32 weights that an update at 1e-6 changes: at least 0.99;
     kept_by_bfloat16        the same of bfloat16 weights with bfloat16 moments.
     logprobs_…              log-probs in chunks over those from all logits: time, and memory (at most 0.5).
@@ -43,7 +43,9 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from posttrain.config.lora import LoraConfig
+from posttrain.config.memory import LearnerLoad, ModelLoad, learner_memory
 from posttrain.config.model import ModelConfig
+from posttrain.config.shapes import model_shape
 from posttrain.models.logprobs import token_logprobs
 from posttrain.models.lora import with_lora
 from posttrain.models.packed_attention import packed_sdpa, use_packed_attention
@@ -60,6 +62,8 @@ GOALS = {
     "kept_by_masters": (">=", 0.99),
     "logprobs_memory_ratio": ("<=", 0.5),
     "packed_time_ratio": ("<=", 1.0),
+    "full_estimate_error": ("<=", 0.15),
+    "lora_estimate_error": ("<=", 0.15),
 }
 #: A rate at which bfloat16 loses most of an update, as RL has it.
 RATE = 1e-6
@@ -193,10 +197,20 @@ def learner(sizes: Sizes, settings: ModelConfig, folder: Path, lora: LoraConfig 
         f"{name}_step_s_spread": [min(turns), max(turns)],
         f"{name}_tokens_per_s": tokens / seconds,
         f"{name}_tflops": work / seconds / 1e12,
+        f"{name}_estimate_gib": estimate(settings, max(row["input_ids"].numel() for row in rows), lora) / GIB,
     }
     if device.type == "cuda":
         figures[f"{name}_peak_gib"] = held / GIB
+        figures[f"{name}_estimate_error"] = abs(figures[f"{name}_estimate_gib"] * GIB / held - 1)
     return figures | kept
+
+
+def estimate(settings: ModelConfig, tokens: int, lora: LoraConfig | None) -> float:
+    """The bytes that `validate` expects of these steps."""
+    shape = model_shape(settings)
+    assert shape is not None
+    load = LearnerLoad(tokens, accumulates=True, checkpointing=True, lora=lora)
+    return learner_memory(ModelLoad(shape, width=2), load).peak
 
 
 @torch.no_grad()
