@@ -36,6 +36,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
 from posttrain.training.core.distributed import (
+    barrier,
     max_over_ranks,
     rank,
     sum_over_ranks,
@@ -136,6 +137,7 @@ class Learner:
         add_supervised_head(self.model)
         if stage.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(offload=stage.offload_activations)
+        barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
         shard(self.model, stage.sharding, self.device, masters=stage.float32_masters)
         self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)

@@ -16,7 +16,7 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.sample_tokens import SampleTokens
 from posttrain.run.directory import step_of
 from posttrain.run.tracking import Tracker
-from posttrain.training.core.distributed import rank
+from posttrain.training.core.distributed import barrier, rank
 from posttrain.training.core.policy import load_policy
 from posttrain.training.stage_job import StageJob
 
@@ -61,6 +61,7 @@ def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
     if parts.tracker is not None:
         parts.tracker.rewind(stage.name, step_of(job.resume) if job.resume else -1)
         parts.tracker.start(stage.name, parts.steps)
+    barrier()  # a rank whose disk is slow has opened all of it, too: what follows has a deadline
     yield parts
     if parts.tracker is not None:
         parts.tracker.close()

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from posttrain.models.export import export
 from posttrain.models.load import load_model
 from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
+from posttrain.training.core.distributed import sum_over_ranks
 from posttrain.training.stage_job import StageJob
+from posttrain.training.supervised import stage_parts
 from posttrain.training.supervised.sft import sft_worker
 from tests.stage_jobs import job_of
 from tests.unit.ranks import on_two_ranks
@@ -157,3 +161,25 @@ def test_a_checkpoint_is_a_whole_model_once_and_nothing_that_runs(tiny_checkpoin
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert "model.safetensors" in left
     assert not {name for name in left if name.startswith(("state", "rng_state", "figures"))}
+
+
+def slow_disk(rank: int, job: StageJob[Any], store: Path) -> None:
+    """Rank 0 opens its data and weights for longer than a collective may take."""
+    limit = timedelta(seconds=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
+    load_policy = stage_parts.load_policy
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(5 * (rank == 0))
+        return load_policy(*arguments)
+
+    stage_parts.load_policy = slowly
+    with stage_parts.stage_parts(job):
+        sum_over_ranks(torch.zeros(1))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_one_whose_disk_is_slow(tiny_checkpoint, folder, tmp_path):
+    job = begin(work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", "run"))
+    on_two_ranks(slow_disk, job, tmp_path / "store")
