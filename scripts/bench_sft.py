@@ -48,7 +48,7 @@ from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.sft import SupervisedTrainer, sft_batches, training_arguments
-from posttrain.training.supervised.trl_stage import StageParts
+from posttrain.training.supervised.stage_parts import StageParts
 
 BATCH, MAX_LENGTH = 16, 2048
 SIDES = ("trl", "ours", "trl_sorted")

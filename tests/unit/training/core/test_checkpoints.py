@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.config.learning import Optimizer
 from posttrain.models.load import load_model
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.training.core.checkpoints import StateError, load_state, save_state, write_weights
-from posttrain.training.core.optimizers import OptimizerName, build_optimizer
+from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.sharding import shard
 
 CPU = torch.device("cpu")
 
 
-def trainee(checkpoint: Path, optimizer: OptimizerName = "adamw") -> tuple[Any, torch.optim.Optimizer]:
+def trainee(checkpoint: Path, optimizer: Optimizer = "adamw") -> tuple[Any, torch.optim.Optimizer]:
     model: Any = load_model(checkpoint, dtype="bfloat16")
     add_supervised_head(model)
     shard(model, "fsdp2", CPU)
@@ -35,9 +36,7 @@ def masters(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_goes_on_bit_for_bit(
-    tiny_checkpoint: Path, tmp_path: Path, optimizer: OptimizerName
-) -> None:
+def test_training_goes_on_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path, optimizer: Optimizer) -> None:
     model, updates = trainee(tiny_checkpoint, optimizer)
     step(model, updates, 0)
     with torch.no_grad():  # as before a measurement: FSDP2 leaves some weights gathered after it
