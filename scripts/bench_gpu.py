@@ -43,7 +43,9 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from posttrain.config.lora import LoraConfig
+from posttrain.config.memory import LearnerLoad, ModelLoad, learner_memory
 from posttrain.config.model import ModelConfig
+from posttrain.config.shapes import model_shape
 from posttrain.models.logprobs import token_logprobs
 from posttrain.models.lora import with_lora
 from posttrain.models.packed_attention import packed_sdpa, use_packed_attention
@@ -195,10 +197,20 @@ def learner(sizes: Sizes, settings: ModelConfig, folder: Path, lora: LoraConfig 
         f"{name}_step_s_spread": [min(turns), max(turns)],
         f"{name}_tokens_per_s": tokens / seconds,
         f"{name}_tflops": work / seconds / 1e12,
+        f"{name}_estimate_gib": estimate(settings, max(row["input_ids"].numel() for row in rows), lora) / GIB,
     }
     if device.type == "cuda":
         figures[f"{name}_peak_gib"] = held / GIB
+        figures[f"{name}_estimate_error"] = abs(figures[f"{name}_estimate_gib"] * GIB / held - 1)
     return figures | kept
+
+
+def estimate(settings: ModelConfig, tokens: int, lora: LoraConfig | None) -> float:
+    """The bytes that `validate` expects of these steps."""
+    shape = model_shape(settings)
+    assert shape is not None
+    load = LearnerLoad(tokens, accumulates=True, checkpointing=True, lora=lora)
+    return learner_memory(ModelLoad(shape, width=2), load).peak
 
 
 @torch.no_grad()

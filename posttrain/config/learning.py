@@ -14,9 +14,9 @@ from posttrain.config.packages import PackageUse
 from posttrain.config.stage import Surroundings, TrainingStage
 
 Scheduler = Literal["cosine", "linear", "constant"]
-Optimizer = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adamw_bf16", "muon"]
 #: Bytes of a trained parameter by optimiser: its weight, its gradient, and the optimiser's states.
-BYTES_HELD: dict[Optimizer, tuple[float, float, float]] = {
+BYTES_HELD: dict[OptimizerName, tuple[float, float, float]] = {
     "adamw": (4, 4, 8),
     "adamw_8bit": (4, 4, 2 + 8 / 256),  # with two scales for 256 parameters
     "adamw_bf16": (2, 4, 8),  # gradients of micro-batches are added up in float32; of a single one it is 2
@@ -49,7 +49,7 @@ class LearningStage(TrainingStage, ABC):
     lora: LoraConfig | None = Field(
         default=None, description="Train low-rank adapters and keep all other weights fixed; off if absent."
     )
-    optimizer: Optimizer = Field(
+    optimizer: OptimizerName = Field(
         default="adamw",
         description="AdamW over float32 weights, which takes 16 bytes a parameter; adamw_8bit, whose moments "
         "have 8 bits (10 bytes; by bitsandbytes); adamw_bf16, which holds the weights of a bfloat16 model in "

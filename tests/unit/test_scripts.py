@@ -175,6 +175,7 @@ def test_the_gpu_benchmark_needs_neither_ray_nor_vllm_nor_trl(tmp_path: Path) ->
     assert figures["kept_by_bfloat16"] < 0.1
     for name in ("full", "lora"):
         assert figures[f"{name}_tokens_per_s"] > 0
+        assert figures[f"{name}_estimate_gib"] > 0
         assert 0 < figures[f"{name}_mfu"] < 10  # no rate of a busy CPU is steady
     for name in ("logprobs_time_ratio", "packed_time_ratio", "matrix_tflops"):
         assert figures[name] > 0

@@ -36,7 +36,7 @@ Figures = Mapping[str, int]
 
 
 class StateError(ValueError):
-    """The state of a checkpoint does not belong to the model that is trained."""
+    """The state of a checkpoint does not belong to the model that is trained, or to its optimiser."""
 
 
 def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
@@ -107,7 +107,8 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             cause, _ = next(iter(error.failures.values()))
             raise cause from None
     if rank() == 0:
-        (directory / _FIGURES).write_text(json.dumps({"numbers": numbers, "figures": figures}))
+        rest = {"optimizer": type(optimizer).__name__, "numbers": numbers, "figures": figures}
+        (directory / _FIGURES).write_text(json.dumps(rest))
 
 
 def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Figures:
@@ -122,9 +123,14 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         The figures that were saved.
 
     Raises:
-        StateError: If the state is that of other parameters.
+        StateError: If the state is that of other parameters, or of another optimiser.
     """
     saved = json.loads((directory / _FIGURES).read_text())
+    if saved["optimizer"] != type(optimizer).__name__:
+        raise StateError(
+            f"{directory / STATE} holds the state of {saved['optimizer']}, not of {type(optimizer).__name__}:"
+            " set `optimizer` to what the stage began with"
+        )
     parameters, states = dict(_trained(model)), _states(optimizer)
     reader = HuggingFaceStorageReader(str(directory / STATE))
     tensors: dict[str, Tensor] = {}
@@ -143,9 +149,12 @@ def load_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             states[parameter][slot] = tensors[key]
     if tensors:
         load(tensors, storage_reader=reader, process_group=patient_group())
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, number in saved["numbers"].items():
         name, _, slot = key.rpartition(".")
-        states[parameters[name]][slot] = torch.tensor(number)
+        # A fused step counts beside the parameters, any other on the CPU.
+        device = parameters[name].device if fused else None
+        states[parameters[name]][slot] = torch.tensor(number, device=device)
     return saved["figures"]
 
 

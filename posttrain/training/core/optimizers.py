@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
-from posttrain.config.learning import Optimizer
+from posttrain.config.learning import OptimizerName
 from posttrain.training.core.narrow_adamw import EightBitAdamW, Group, RoundedAdamW
 
 #: Muon's step has the size of its learning rate in every direction; on the tiny model twice AdamW's
@@ -67,7 +67,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(
-    modules: Iterable[nn.Module], name: Optimizer, learning_rate: float, weight_decay: float
+    modules: Iterable[nn.Module], name: OptimizerName, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Make an optimiser of the parameters that require gradients.
 

@@ -27,7 +27,7 @@ class StageParts:
 
     Attributes:
         renderer: The renderer of the checkpoint that the stage starts from.
-        model: The model of that checkpoint.
+        model: The model of that checkpoint; of the one that the stage goes on from, if it goes on.
         mixture: The samples to draw from.
         steps: Optimiser steps in total.
         tracker: The run's tracker on rank 0; None on other ranks.
@@ -48,10 +48,12 @@ def stage_parts(job: StageJob[DrawingStage]) -> Iterator[StageParts]:
     config, stage = job.config, job.stage
     renderer = Renderer.from_config(job.checkpoint, config.model)
     mixture = stage_mixture(job, renderer)
+    # Adapters go around the weights that the stage started from; the trainer reads them.
+    weights = job.checkpoint if stage.lora or job.resume is None else job.resume
     parts = StageParts(
         renderer=renderer,
         mixture=mixture,
-        model=load_policy(config.model, job.checkpoint, stage.lora.quantization if stage.lora else None),
+        model=load_policy(config.model, weights, stage.lora.quantization if stage.lora else None),
         steps=stage.steps_for(len(mixture)),
         tracker=Tracker(job.run, config.trackers) if rank() == 0 else None,
         use_gpu=config.use_gpu,

@@ -92,6 +92,19 @@ class StageTrainer(Trainer, ABC):
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Leave the model where it is: `shard` moves it layer by layer, so it need not fit as a whole."""
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read adapters; `stage_parts` has loaded a whole model from the checkpoint.
+
+        transformers would look for tensors under the names that they have in memory, and published
+        checkpoints have others: it would read none of them, and tell nobody.
+        """
+        if not isinstance(self.model, PeftModel):
+            return
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # TRL has rounded adapters over quantised weights to bfloat16
+                parameter.data = parameter.data.float()
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[nn.Module, DataLoader]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from posttrain.config import DatasetConfig, ModelConfig, RlStage, RunConfig
-from posttrain.config.learning import Optimizer
+from posttrain.config.learning import OptimizerName
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset as Samples
 from posttrain.models.load import load_model, save_model
@@ -81,7 +81,7 @@ class Way:
 
     dtype: Dtype
     sharding: Sharding = "none"
-    optimizer: Optimizer = "adamw"
+    optimizer: OptimizerName = "adamw"
 
 
 WAYS = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.config.learning import Optimizer
+from posttrain.config.learning import OptimizerName
 from posttrain.models.load import load_model
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.training.core.checkpoints import StateError, load_state, save_state, write_weights
@@ -17,7 +17,7 @@ from posttrain.training.core.sharding import shard
 CPU = torch.device("cpu")
 
 
-def trainee(checkpoint: Path, optimizer: Optimizer = "adamw") -> tuple[Any, torch.optim.Optimizer]:
+def trainee(checkpoint: Path, optimizer: OptimizerName = "adamw") -> tuple[Any, torch.optim.Optimizer]:
     model: Any = load_model(checkpoint, dtype="bfloat16")
     add_supervised_head(model)
     shard(model, "fsdp2", CPU)
@@ -36,7 +36,9 @@ def masters(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_goes_on_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path, optimizer: Optimizer) -> None:
+def test_training_goes_on_bit_for_bit(
+    tiny_checkpoint: Path, tmp_path: Path, optimizer: OptimizerName
+) -> None:
     model, updates = trainee(tiny_checkpoint, optimizer)
     step(model, updates, 0)
     with torch.no_grad():  # as before a measurement: FSDP2 leaves some weights gathered after it
@@ -72,3 +74,11 @@ def test_the_state_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path: 
     shard(other, "none", CPU)
     with pytest.raises(StateError, match=r"/state holds the state of .*merger.*, which this stage does not"):
         load_state(tmp_path, other, build_optimizer([other], "adamw", 1e-3, 0.0))
+
+
+def test_the_state_of_another_optimizer_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model, updates = trainee(tiny_checkpoint)
+    save_state(tmp_path, model, updates, {})
+    again, other = trainee(tiny_checkpoint, "muon")
+    with pytest.raises(StateError, match=r"/state holds the state of AdamW, not of MuonWithAdamW: set"):
+        load_state(tmp_path, again, other)

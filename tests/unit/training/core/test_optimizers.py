@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from posttrain.config.learning import Optimizer
+from posttrain.config.learning import OptimizerName
 from posttrain.training.core.optimizers import MUON_RATE, build_optimizer
 
 
@@ -14,7 +14,7 @@ def model() -> nn.ModuleDict:
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_trained_parameter_is_in_one_group_and_moves(name: Optimizer):
+def test_every_trained_parameter_is_in_one_group_and_moves(name: OptimizerName):
     module = model()
     next(module["norm"].parameters()).requires_grad_(False)
     optimizer = build_optimizer([module], name, 0.1, 0.01)
@@ -44,7 +44,7 @@ def test_muon_takes_the_matrices_and_a_schedule_reaches_both_parts():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_state_survives_a_round_trip(name: Optimizer, tmp_path):
+def test_state_survives_a_round_trip(name: OptimizerName, tmp_path):
     runs = []
     for interrupted in (False, True):
         module = model()
