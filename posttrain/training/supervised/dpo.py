@@ -44,7 +44,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.policy import load_policy
-from posttrain.training.core.sharding import shard
+from posttrain.training.core.sharding import reshard, shard
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import Batch, Draws, Row
 from posttrain.training.supervised.callbacks import TrackerCallback
@@ -247,6 +247,7 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         if self.ref_model is not None:
             assert isinstance(self.ref_model, nn.Module)
             yield self.ref_model
+            reshard(self.ref_model)  # its embeddings and head would stay gathered
             return
         assert isinstance(self.model, nn.Module)
         adapted = self.accelerator.unwrap_model(self.model)
