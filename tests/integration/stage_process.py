@@ -142,9 +142,9 @@ def _note_what_is_seen(run: RunDir, rank: int, attempt: int, stop_at: int) -> No
     file = os.open(run.path / f"seen-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def noting(step: Callable[..., Any], number: Callable[[Any], int]) -> Callable[..., Any]:
-        def noted(self: Any, *arguments: Any) -> Any:
+        def noted(self: Any, *arguments: Any, **keywords: Any) -> Any:
             state = torch.get_rng_state()
-            loss = step(self, *arguments)
+            loss = step(self, *arguments, **keywords)
             content = next(each for each in arguments if not isinstance(each, torch.nn.Module))
             content = content["input_ids"] if isinstance(content, dict) else content.pixels
             note = {
@@ -161,7 +161,7 @@ def _note_what_is_seen(run: RunDir, rank: int, attempt: int, stop_at: int) -> No
 
         return noted
 
-    StageTrainer.training_step = noting(StageTrainer.training_step, lambda self: self.state.global_step + 1)
+    StageTrainer.micro_step = noting(StageTrainer.micro_step, lambda self: self.state.global_step + 1)
     DenseTrainer.step = noting(DenseTrainer.step, lambda self: self.updates.schedule.last_epoch)
 
 
