@@ -93,7 +93,7 @@ def save_state(directory: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for name, parameter in _trained(model):
         if parameter.dtype != written:  # `write_weights` does not write it to its last digit
             tensors[f"{name}.{_MASTER}"] = parameter.detach()
-        for key, value in states[parameter].items():
+        for key, value in sorted(states[parameter].items()):  # in one order, whether resumed or not
             if value.ndim:
                 tensors[f"{name}.{key}"] = value
             else:
