@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv if needed, installs the test tools and runs all the tests; arguments go to pytest.
 #
-#   scripts/test.sh                    everything, under 15 minutes on 2 CPU cores
+#   scripts/test.sh                    everything, under 20 minutes on 2 CPU cores
 #   scripts/test.sh -k sapo            the tests with sapo in their name
 #   scripts/test.sh -m 'not slow'      those that take seconds
 #   scripts/test.sh -n 0 --pdb         in one process; otherwise the integration tests share one of two
