@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from posttrain.config import RunConfig, StageConfig
+from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
 from posttrain.training.stage_job import StageJob
 
@@ -15,6 +18,15 @@ def job_of(config: RunConfig, run: RunDir, start: Path, place: int = 0, **more: 
     stage: Any = config.stages[place]
     settings: dict[str, Any] = {"resume": run.newest_checkpoint(stage.name)} | more
     return StageJob(config=config, stage=stage, run=run, start=start, **settings)
+
+
+def write_scenes(folder: Path, count: int) -> None:
+    """Write drawn scenes to learn from as `scenes.yaml` in a folder."""
+    (folder / "scenes").mkdir()
+    marker_scenes.write(folder / "scenes", kind="list", split="sft", count=count)
+    source = {"path": "scenes/data.jsonl"}
+    dataset = {"name": "scenes", "description": "Scenes.", "licence": "CC0-1.0", "source": source}
+    (folder / "scenes.yaml").write_text(yaml.safe_dump(dataset))
 
 
 def worker_of(stage: StageConfig) -> Callable[[StageJob[Any]], None]:

@@ -83,13 +83,6 @@ def one_tower_call(model: PreTrainedModel) -> None:
         return original(*args, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw, **kwargs)
 
     backbone.forward = forward
-    # For gradient checkpointing, transformers lets the outputs of all input embeddings require gradients, so
-    # that they are computed through the whole of a frozen tower. It passes over models that raise this.
-    vars(backbone.visual)["get_input_embeddings"] = _no_embeddings
-
-
-def _no_embeddings() -> nn.Module:
-    raise NotImplementedError("a vision tower has no token embeddings")
 
 
 def _is_sharded(tower: nn.Module) -> bool:

@@ -44,17 +44,22 @@ def dialogues(renderer: Renderer, folder: Path) -> list[Rendered]:
     ]
 
 
-@pytest.mark.parametrize("model_type", get_args(TinyType))
-def test_each_sample_is_as_if_alone(model_type: TinyType, tmp_path: Path) -> None:
-    build_tiny(model_type, tmp_path / "model")
+def tiny(model_type: TinyType, folder: Path) -> tuple[Any, Renderer]:
+    """Make a tiny model and its renderer."""
+    build_tiny(model_type, folder)
     renderer = Renderer.from_pretrained(
-        tmp_path / "model",
+        folder,
         FAMILIES.get(model_type, model_type),  # pyright: ignore[reportArgumentType]
         min_pixels=32**2,
         max_pixels=96**2,
     )
+    return load_model(folder, dtype="float32").eval(), renderer
+
+
+@pytest.mark.parametrize("model_type", get_args(TinyType))
+def test_each_sample_is_as_if_alone(model_type: TinyType, tmp_path: Path) -> None:
+    model, renderer = tiny(model_type, tmp_path / "model")
     items = dialogues(renderer, tmp_path)
-    model: Any = load_model(tmp_path / "model", dtype="float32").eval()
     with torch.no_grad():
         alone = torch.cat([forward_hidden(model, collate([item], renderer))[0] for item in items])
         row = collate_packed(items, renderer, model.base_model.get_rope_index)
@@ -92,15 +97,8 @@ def test_positions_and_pixels_are_those_of_the_samples(tiny_checkpoint: Path, tm
 def test_flash_attention_gives_the_same_with_every_row(
     model_type: TinyType, flash: Flash, tmp_path: Path
 ) -> None:
-    build_tiny(model_type, tmp_path / "model")
-    renderer = Renderer.from_pretrained(
-        tmp_path / "model",
-        FAMILIES.get(model_type, model_type),  # pyright: ignore[reportArgumentType]
-        min_pixels=32**2,
-        max_pixels=96**2,
-    )
+    model, renderer = tiny(model_type, tmp_path / "model")
     items = dialogues(renderer, tmp_path)
-    model: Any = load_model(tmp_path / "model", dtype="float32").eval()
     row = collate_packed(items, renderer, model.base_model.get_rope_index)
     padded = collate(items, renderer)
     seen = padded["attention_mask"].bool()

@@ -12,13 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from posttrain.config import RunConfig
-from posttrain.quickstart import marker_scenes
 from posttrain.quickstart.tiny import TINY_TYPES, build_tiny
 from posttrain.run.directory import RunDir
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.supervised import trl_stage
 from posttrain.training.supervised.sft import sft_worker
-from tests.stage_jobs import job_of
+from tests.stage_jobs import job_of, write_scenes
 
 STEPS = 3
 
@@ -30,11 +29,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    (folder / "scenes").mkdir()
-    marker_scenes.write(folder / "scenes", kind="list", split="sft", count=4)
-    dataset = {"name": "scenes", "description": "Scenes.", "licence": "CC0-1.0"}
-    dataset["source"] = {"path": "scenes/data.jsonl"}  # pyright: ignore[reportArgumentType]
-    (folder / "scenes.yaml").write_text(yaml.safe_dump(dataset))
+    write_scenes(folder, 4)
     return folder
 
 

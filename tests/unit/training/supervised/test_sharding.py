@@ -11,19 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from safetensors.torch import load_file
 
 from posttrain.config import RunConfig
 from posttrain.models.export import export
 from posttrain.models.load import load_model
-from posttrain.quickstart import marker_scenes
 from posttrain.run.directory import RunDir
 from posttrain.training.core.distributed import sum_over_ranks
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised import stage_parts
 from posttrain.training.supervised.sft import sft_worker
-from tests.stage_jobs import job_of
+from tests.stage_jobs import job_of, write_scenes
 from tests.unit.ranks import on_two_ranks
 
 STEPS = 4
@@ -86,11 +84,7 @@ def on_ranks(ranks: int, job: StageJob[Any], store: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    (folder / "scenes").mkdir()
-    marker_scenes.write(folder / "scenes", kind="list", split="sft", count=8)
-    dataset = {"name": "scenes", "description": "Scenes.", "licence": "CC0-1.0"}
-    dataset["source"] = {"path": "scenes/data.jsonl"}  # pyright: ignore[reportArgumentType]
-    (folder / "scenes.yaml").write_text(yaml.safe_dump(dataset))
+    write_scenes(folder, 8)
     return folder
 
 
