@@ -2,7 +2,9 @@
 
 torchvision on PyPI is a CUDA build: beside a CPU torch its compiled operators do not load, and
 `import torchvision` fails with "operator torchvision::nms does not exist". The processors of Qwen-VL
-need only its pure Python transforms, which work once the two operators' schemas are declared.
+need only its pure Python transforms, which work once the two operators' schemas are declared. Its image
+reader is compiled as well, and transformers opens paths with it wherever torchvision can be imported: here
+Pillow takes its place.
 
 `posttrain doctor --fix` copies this file into the environment's site-packages, where a `.pth` file
 installs the finder in every process (Ray's workers and vLLM's among them). So it stands alone and
@@ -18,6 +20,9 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+
+#: Pillow's names for the modes of torchvision's `ImageReadMode`.
+PILLOW_MODES = {"GRAY": "L", "GRAY_ALPHA": "LA", "RGB": "RGB", "RGB_ALPHA": "RGBA", "RGBA": "RGBA"}
 
 #: Keeps the declared library: its schemas go when it does.
 _declared: list[object] = []
@@ -51,6 +56,51 @@ def declare_operators(package: str) -> None:
         _declared.append(library)
 
 
+def replace_image_reader(io) -> None:
+    """Have Pillow read images in the module `torchvision.io`, unless its own reader has loaded."""
+    if not io.image._has_image_ops():
+        io.decode_image = io.image.decode_image = decode_image
+        io.read_image = io.image.read_image = decode_image
+
+
+def decode_image(input, mode=0, apply_exif_orientation=False):  # noqa: A002  (torchvision's name)
+    """Decode an image as torchvision does, into uint8 [channels, height, width] ([frames, …] if it moves).
+
+    Args:
+        input: A path, or the encoded bytes as a tensor.
+        mode: An `ImageReadMode` or its name: as it is stored, grey or in colours, with or without alpha.
+        apply_exif_orientation: Whether to turn the image as its EXIF data say.
+
+    Raises:
+        RuntimeError: If the bytes are no image that Pillow reads.
+    """
+    import io  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+    from PIL import Image, ImageOps, ImageSequence  # noqa: PLC0415
+    from torchvision.transforms.functional import pil_to_tensor  # noqa: PLC0415
+
+    name = mode.upper() if isinstance(mode, str) else getattr(mode, "name", "UNCHANGED")
+    source = io.BytesIO(input.numpy().tobytes()) if isinstance(input, torch.Tensor) else str(input)
+    try:
+        with Image.open(source) as image:
+            frames = []
+            for frame in ImageSequence.Iterator(image):
+                turned = ImageOps.exif_transpose(frame) if apply_exif_orientation else frame
+                if turned.mode.startswith("I"):  # 16 bits: convert() would cut off all that is above 255
+                    turned = turned.point(lambda value: value / 256).convert("L")
+                stored = turned.mode if turned.mode in ("L", "LA", "RGB", "RGBA") else None
+                wanted = (
+                    PILLOW_MODES.get(name) or stored or ("RGBA" if turned.has_transparency_data else "RGB")
+                )
+                frames.append(pil_to_tensor(turned.convert(wanted)))
+                if image.format != "GIF":  # other kinds give their first picture
+                    break
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RuntimeError(f"this is no image that can be decoded: {error}") from error
+    return frames[0] if len(frames) == 1 else torch.stack(frames)
+
+
 class TorchvisionFinder:
     """A meta path finder that declares the operators just before torchvision's own code runs.
 
@@ -70,6 +120,8 @@ class TorchvisionFinder:
         def exec_module(module) -> None:
             declare_operators(package)
             execute(module)
+            if _declared:
+                replace_image_reader(module.io)
 
         spec.loader.exec_module = exec_module
         return spec

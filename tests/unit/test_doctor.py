@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from posttrain import doctor
 from posttrain.doctor import finding, machine, software, torchvision_hook
@@ -17,6 +20,17 @@ from posttrain.doctor.finding import Finding, ProbeError, probe
 TORCHVISION = """
 import torch
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, threshold: scores)
+from torchvision import io
+"""
+#: The part of it that reads images by compiled operators, which have not loaded.
+TORCHVISION_IO = """
+from torchvision.io import image
+from torchvision.io.image import decode_image, read_image
+"""
+TORCHVISION_IO_IMAGE = """
+def _has_image_ops(): return False
+def decode_image(*arguments): raise RuntimeError("Couldn't load the image extension")
+read_image = decode_image
 """
 #: Leaves only the hook under test, whatever the environment has installed.
 WITHOUT_HOOK = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'Torchvision' not in repr(f)];"
@@ -30,6 +44,9 @@ def mismatched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(TORCHVISION)
+    (package / "io").mkdir()
+    (package / "io" / "__init__.py").write_text(TORCHVISION_IO)
+    (package / "io" / "image.py").write_text(TORCHVISION_IO_IMAGE)
     (package / "_C.so").write_text("built for another torch")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return package
@@ -54,6 +71,71 @@ def test_hook_declares_nothing_where_the_operators_load(mismatched: Path) -> Non
     shutil.copy(_ctypes.__file__, mismatched / "_C.so")  # any library that loads
     (mismatched / "__init__.py").write_text("")
     assert probe(WITH_HOOK + "import json, torchvision;" + HAS_SCHEMA) is False
+
+
+def test_hook_has_pillow_read_images_where_the_compiled_reader_does_not_load(mismatched: Path) -> None:
+    names = probe(
+        WITH_HOOK + "import json, torchvision; from torchvision import io;"
+        "print(json.dumps([f.__module__ for f in (io.decode_image, io.read_image, io.image.decode_image)]))"
+    )
+    assert names == ["posttrain.doctor.torchvision_hook"] * 3
+
+
+def test_transformers_opens_an_image_path_in_this_environment(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    code = "import json; from transformers.image_utils import load_image_as_tensor as load;"
+    pixels = probe(code + f"print(json.dumps(load({str(path)!r}).permute(1, 2, 0).tolist()))")
+    with Image.open(path) as image:
+        assert np.abs(np.asarray(pixels) - np.asarray(image).astype(int)).max() <= 2  # JPEG decoders differ
+
+
+@pytest.mark.parametrize(
+    ("stored", "suffix", "mode", "channels"),
+    [
+        ("L", ".png", 0, 1),
+        ("LA", ".png", "UNCHANGED", 2),
+        ("RGBA", ".png", 0, 4),
+        ("P", ".png", 0, 3),
+        ("RGBA", ".webp", "RGB", 3),
+        ("RGB", ".jpg", "gray", 1),
+        ("1", ".png", "RGB", 3),
+        ("I;16", ".png", "RGB", 3),
+    ],
+)
+def test_images_have_the_channels_that_torchvision_would_give(tmp_path, stored, suffix, mode, channels):
+    path = tmp_path / f"image{suffix}"
+    grey = Image.linear_gradient("L")
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if stored == "I;16" else None
+    (wide or grey.convert(stored)).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    found = torchvision_hook.decode_image(path, mode)
+    assert found.shape == (channels, 256, 256)
+    assert found.dtype == torch.uint8
+    if stored != "1":
+        assert (found[0].int() - torch.arange(256)[:, None]).abs().max() <= 2
+    bytes_in_memory = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    assert torch.equal(torchvision_hook.decode_image(bytes_in_memory, mode), found)
+
+
+def test_a_moving_gif_gives_its_frames_and_a_turned_photo_is_turned_on_request(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert torchvision_hook.decode_image(tmp_path / "a.gif", "RGB")[:, :, 0, 0].tolist() == [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames[0].save(tmp_path / "a.jpg", exif=exif)
+    assert torchvision_hook.decode_image(tmp_path / "a.jpg").shape == (3, 6, 8)
+    assert torchvision_hook.decode_image(tmp_path / "a.jpg", 0, True).shape == (3, 8, 6)
+
+
+def test_what_is_no_image_fails_as_it_does_in_torchvision(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(RuntimeError, match="no image that can be decoded"):
+        torchvision_hook.decode_image(tmp_path / "a.png")
 
 
 def test_looking_for_torchvision_does_not_import_torch(mismatched: Path) -> None:
