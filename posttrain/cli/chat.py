@@ -1,6 +1,7 @@
-"""Talk to a checkpoint: transformers' generate on this machine, word by word."""
+"""Talk to a checkpoint: transformers' generate on this machine, word by word, with tools if it has some."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import torch
 from transformers import TextStreamer
 
 from posttrain.config.model import infer_family
+from posttrain.joints import Environment, Tool
 from posttrain.models.lora import load_merged
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import Block, ImageRef, Message
+from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample
 
 HELP = "/image FILE shows an image with the next question, /new begins anew, /quit ends"
 
@@ -26,8 +28,10 @@ class Chat:
     Args:
         checkpoint: Directory of a model or of adapters, or a Hugging Face id.
         write: Takes each piece of an answer as it comes.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of a turn.
         temperature: 0 is greedy.
+        tools: Offered to the model in every turn.
+        new_environment: Makes the environment in which the calls of one answer are run.
 
     Raises:
         ChatError: If the checkpoint does not tell its family.
@@ -43,6 +47,8 @@ class Chat:
         write: Callable[[str], object],
         max_new_tokens: int = 512,
         temperature: float = 0.0,
+        tools: Sequence[Tool] = (),
+        new_environment: Callable[[], Environment] | None = None,
     ) -> None:
         family = infer_family(checkpoint)
         if family is None:
@@ -51,20 +57,22 @@ class Chat:
         self._model: Any = load_merged(checkpoint)  # transformers mixes generate in where it is loaded
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._write = write
+        self._tools = [tool.spec for tool in tools]
+        self._new_environment = new_environment
         self._sampling: dict[str, float] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             self._sampling |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
         self.messages: list[Message] = []
 
     def ask(self, question: str, image: Path | None = None) -> str:
-        """Add a question to the dialogue, and the model's answer.
+        """Add a question to the dialogue, and the model's turns up to its answer.
 
         Args:
             question: What is asked.
             image: Shown before the question.
 
         Returns:
-            The answer, which `write` has been given already.
+            The answer, which `write` has been given already, as all that led to it.
 
         Raises:
             ChatError: If the image is no file.
@@ -73,8 +81,29 @@ class Chat:
         if image is not None and not image.is_file():
             raise ChatError(f"there is no image {image}")
         shown = (Block("image", image=ImageRef(str(image.absolute()))),) if image is not None else ()
-        asked = [*self.messages, Message("user", (*shown, Block("text", text=question)))]
-        prompt = self._renderer.render(asked, add_generation_prompt=True)
+        messages = [*self.messages, Message("user", (*shown, Block("text", text=question)))]
+        environment = self._new_environment() if self._new_environment else None
+        try:
+            if environment is not None:
+                environment.start(Sample("chat", tuple(messages)))
+            while True:
+                answer = self._turn(messages)
+                messages.append(Message("assistant", (Block("text", text=answer),)))
+                reply = environment.step(answer) if environment is not None else None
+                if reply is not None:
+                    self._tell(reply)
+                if reply is None or reply.message is None:
+                    break
+                messages.append(reply.message)
+        finally:
+            if environment is not None:
+                environment.close()
+        self.messages = messages
+        return answer
+
+    def _turn(self, messages: Sequence[Message]) -> str:
+        """Return the model's next turn, written as it comes."""
+        prompt = self._renderer.render(messages, self._tools, add_generation_prompt=True)
         with torch.inference_mode():
             made = self._model.generate(
                 **collate([prompt], self._renderer, self._model.device),
@@ -84,9 +113,16 @@ class Chat:
                 suppress_tokens=self._renderer.banned_token_ids,
                 streamer=_Pieces(self._renderer.tokenizer, self._write),
             )
-        answer = self._renderer.decode(made[0, len(prompt.token_ids) :].tolist())
-        self.messages = [*asked, Message("assistant", (Block("text", text=answer),))]
-        return answer
+        return self._renderer.decode(made[0, len(prompt.token_ids) :].tolist())
+
+    def _tell(self, reply: EnvironmentReply) -> None:
+        """Write what was called, and what came back: the paths of images, and texts."""
+        for call in reply.calls:
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+            self._write(f"  → {call.name} {arguments}" + ("" if call.ok else f": {call.error}") + "\n")
+        for block in reply.message.content if reply.message is not None else ():
+            shown = block.image.path if block.image is not None else block.text
+            self._write(f"  ← {shown}\n")
 
 
 class _Pieces(TextStreamer):

@@ -1,8 +1,12 @@
-"""What every command of the command line looks like."""
+"""What every command of the command line looks like, and the check that those about runs begin with."""
 
 import argparse
 from collections.abc import Callable
 from typing import Any
+
+from posttrain.config import ConfigError, Document, RunConfig, build_run
+from posttrain.config.arithmetic import batch_arithmetic
+from posttrain.config.memory import Cards
 
 
 def add_command(
@@ -31,3 +35,31 @@ def add_command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=name, action=action)
     return parser
+
+
+def load_checked(document: Document, about_to_run: bool, cards: Cards | None = None) -> RunConfig:
+    """Build a run's config, look for what can be known to fail, and print what it comes to.
+
+    Args:
+        document: The run's data.
+        about_to_run: Data that are not on this machine are then a problem, not a note.
+        cards: The GPUs that it is to fit on; those of this machine where None.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    from posttrain.first_party import PLUGINS
+    from posttrain.preflight.examination import examine
+
+    config = build_run(document)
+    findings = examine(config, document, PLUGINS, cards)
+    problems = findings.problems + (findings.missing_here if about_to_run else [])
+    if problems:
+        raise ConfigError(problems)
+    rows = [*batch_arithmetic(config), *findings.memory]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"  {name:<{width}}  {text}")
+    for note in [*findings.notes, *(problem.reason for problem in findings.missing_here)]:
+        print(f"  note: {note}")
+    return config

@@ -63,7 +63,7 @@ def replace_image_reader(io) -> None:
         io.read_image = io.image.read_image = decode_image
 
 
-def decode_image(input, mode=0, apply_exif_orientation=False):  # noqa: A002  (torchvision's name)
+def decode_image(input, mode: object = 0, apply_exif_orientation=False):  # noqa: A002  (torchvision's name)
     """Decode an image as torchvision does, into uint8 [channels, height, width] ([frames, …] if it moves).
 
     Args:

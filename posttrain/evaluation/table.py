@@ -1,7 +1,8 @@
 """The terminal table of evaluation results: one line a (task, stage), with its interval drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
+from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EvaluationRow
 
 TRACK_WIDTH = 41
@@ -35,8 +36,39 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     for task in dict.fromkeys(row.task for row in rows):
         for index, row in enumerate(row for row in rows if row.task == task):
             lines.append((task if index == 0 else "", *_cells(row)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
-    return "\n".join(_align(line, widths) for line in lines)
+    return _laid_out(lines, numeric=(2, 3, 4))
+
+
+def rewards_table(rows: Sequence[EvaluationRow]) -> str:
+    """Lay out the mean of every reward, of tool calls and of tokens for a terminal.
+
+    Args:
+        rows: In the order in which they were measured; what a row has not measured shows as a dash.
+
+    Example:
+        task       after  answer_accuracy  language  tool_calls   tokens
+        with_tool  sft              0.330     1.000       0.980  118.400
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    names.sort(key=lambda name: not name.startswith(REWARD))  # rewards come first, in their own order
+    lines = [("task", "after", *(name.removeprefix(REWARD) for name in names))]
+    for row in sorted(rows, key=lambda row: [r.task for r in rows].index(row.task)):
+        means = (f"{row.metrics[name]:.3f}" if name in row.metrics else "–" for name in names)
+        lines.append((row.task, row.stage, *means))
+    return _laid_out(lines, numeric=range(2, len(lines[0])))
+
+
+def _laid_out(lines: Sequence[Sequence[str]], numeric: Container[int]) -> str:
+    """Pad the cells of all lines: names to the left, figures to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = (
+        (
+            cell.rjust(width) if column in numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _cells(row: EvaluationRow) -> tuple[str, str, str, str, str]:
@@ -54,13 +86,3 @@ def _track(accuracy: float | None, low: float | None, high: float | None) -> str
         if value is not None:
             track[round(min(1.0, max(0.0, value)) * (TRACK_WIDTH - 1))] = mark
     return "".join(track)
-
-
-def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Pad the cells of a line: names to the left, figures to the right."""
-    numeric = (False, False, True, True, True, False)
-    padded = (
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(cells, widths, numeric, strict=True)
-    )
-    return "  ".join(padded).rstrip()

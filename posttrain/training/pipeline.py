@@ -14,7 +14,7 @@ from posttrain.config import RunConfig, StageConfig
 from posttrain.config.fitting import model_load, stage_misfits
 from posttrain.config.shapes import model_shape
 from posttrain.evaluation.evaluate import final_evaluations, read_evaluations, record_evaluation
-from posttrain.evaluation.table import evaluation_table
+from posttrain.evaluation.table import evaluation_table, rewards_table
 from posttrain.first_party import PLUGINS
 from posttrain.plugins import resolve
 from posttrain.preflight.devices import cards_here
@@ -23,7 +23,7 @@ from posttrain.run.directory import RunDir
 from posttrain.run.process import ending_on_sigterm, working_on
 from posttrain.training.data_check import check_run_data
 from posttrain.training.engines_and_rewards import EnginesAndRewards
-from posttrain.training.run_at_work import RunAtWork, StageRunnerFactory, standalone
+from posttrain.training.run_at_work import RunAtWork, StageRunnerFactory, standalone, step_in_name
 from posttrain.viewer import write_report
 
 
@@ -56,7 +56,8 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
                 execute(RunAtWork(settled, directory, services, PLUGINS, card=card))
         report = write_report(directory.path)
         if measured := read_evaluations(directory):
-            print(evaluation_table(final_evaluations(measured)))
+            final = final_evaluations(measured)
+            print(evaluation_table(final), rewards_table(final), sep="\n\n")
         print(f"report: {report}")
         return directory.path
 
@@ -65,10 +66,17 @@ def execute(work: RunAtWork) -> None:
     """Run and measure the stages of a run, in order, except those that are finished."""
     if work.config.model.name_or_path is not None:
         given = Path(work.config.model.name_or_path)
-        work.checkpoints["base"] = standalone(given, work.run.path / "base" / "checkpoint-0")
-        work.evaluate("base", work.checkpoints["base"])
+        merged = work.run.path / "base" / f"checkpoint-{step_in_name(given)}"
+        work.checkpoints["base"] = standalone(given, merged)
+        called = "base" if work.config.stages else name_of(given)
+        work.evaluate("base", work.checkpoints["base"], called)
     for stage in work.config.stages:
         work.checkpoints[stage.name] = run_stage(work, stage)
+
+
+def name_of(checkpoint: Path) -> str:
+    """Return what results call a model that is measured by itself: the stage that made it, or its name."""
+    return checkpoint.absolute().parent.name if step_in_name(checkpoint) else checkpoint.name
 
 
 def check_memory(work: RunAtWork, stage: StageConfig) -> None:

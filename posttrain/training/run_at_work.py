@@ -43,17 +43,23 @@ class RunAtWork:
         """Return the checkpoint that a stage starts from; None if it makes a new model."""
         return self.checkpoints.get(self.config.origins.get(stage.name, ""))
 
-    def evaluate(self, name: str, checkpoint: Path) -> None:
-        """Measure a stage's checkpoint (or `base`) on its evaluation tasks, unless that has been done."""
-        step = step_in_name(checkpoint)
+    def evaluate(self, name: str, checkpoint: Path, called: str = "") -> None:
+        """Measure a checkpoint on its evaluation tasks, unless that has been done.
+
+        Args:
+            name: Of the stage that made it, or `base`: whose tasks they are.
+            checkpoint: A whole model.
+            called: What the results call it; `name` if empty.
+        """
+        step, called = step_in_name(checkpoint), called or name
         done = {row.place for row in read_evaluations(self.run)}
         for task in self.config.tasks_after(name):
-            if (name, task.name, step) in done:
+            if (called, task.name, step) in done:
                 continue
             pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
-            row = evaluate_task(pool, self.config, task, self.run, name, step)
+            row = evaluate_task(pool, self.config, task, self.run, called, step)
             print(
-                f"{name}  {task.name}: accuracy {row.accuracy:.3f}"
+                f"{called}  {task.name}: accuracy {row.accuracy:.3f}"
                 f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",
                 flush=True,
             )

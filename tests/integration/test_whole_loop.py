@@ -189,6 +189,8 @@ def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Pa
     [directory] = tmp_path.iterdir()
     [measured] = rows(directory / "evaluation.jsonl")
     *_, before = [row for row in rows(undisturbed / "evaluation.jsonl") if row["task"] == "with_tool"]
+    assert (measured["stage"], measured["step"]) == ("rl", 4)
+    assert "tool_calls" in finished.stdout  # the means of all rewards, of calls and tokens
     assert measured["accuracy"] == before["accuracy"]
     assert measured["metrics"]["tokens"] == before["metrics"]["tokens"]
 

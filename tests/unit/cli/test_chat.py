@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from posttrain.cli import main as cli
 from posttrain.cli.chat import HELP, Chat, ChatError, converse
+from posttrain.first_party import PLUGINS
+from posttrain.joints import Environment
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, ImageRef, Message
@@ -61,6 +64,54 @@ def test_a_question_that_cannot_be_asked_leaves_the_dialogue_as_it_was(chat, sai
 def test_a_checkpoint_of_no_family_is_refused(tmp_path, said):
     with pytest.raises(ChatError, match="which Qwen-VL it is"):
         Chat(tmp_path, said.append)
+
+
+def test_calls_are_run_and_their_images_shown_to_the_model(
+    tiny_checkpoint, said, scene, tmp_path, monkeypatch
+):
+    """The turns are written for the untrained model; prompts, tools and images are real."""
+    tools = PLUGINS.load_tools([{"name": "image_zoom_in"}])
+
+    def new_environment() -> Environment:
+        return PLUGINS.make_environment(tools, 3, tmp_path / "crops")
+
+    chat = Chat(tiny_checkpoint, said.append, 64, 0.0, tools, new_environment)
+    box = '{"bbox_2d": [0, 0, 500, 500], "label": "corner", "img_idx": 0}'
+    turns = iter(
+        [
+            f'<tool_call>\n{{"name": "image_zoom_in_tool", "arguments": {box}}}\n</tool_call>',
+            '<tool_call>\n{"name": "no_such_tool", "arguments": {}}\n</tool_call>',
+            "It is K.",
+        ]
+    )
+    prompts: list[str] = []
+    tokenizer = Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl").tokenizer
+
+    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        prompts.append(tokenizer.decode(input_ids[0]))
+        [ids] = tokenizer([next(turns)])["input_ids"]
+        return torch.cat([input_ids, torch.tensor([ids])], 1)
+
+    monkeypatch.setattr(chat._model, "generate", generate)
+    assert chat.ask("Which letter?", scene) == "It is K."
+    roles = [message.role for message in chat.messages]
+    assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    [crop] = chat.messages[2].images
+    with Image.open(crop.path) as shown, Image.open(scene) as whole:
+        assert (shown.width / shown.height) == pytest.approx(whole.width / whole.height, rel=0.1)
+    assert all('"name": "image_zoom_in_tool"' in prompt for prompt in prompts)
+    assert [prompt.count("<|vision_start|>") for prompt in prompts] == [1, 2, 2]
+    told = "".join(said)
+    assert f"  → image_zoom_in_tool {box}\n  ← {crop.path}\n" in told
+    assert "→ no_such_tool {}: Error: there is no tool 'no_such_tool'" in told
+    assert "the tools are: image_zoom_in_tool" in told
+
+
+def test_the_command_line_offers_tools_and_refuses_unknown_ones(tiny_checkpoint, scene, capsys):
+    arguments = ["chat", str(tiny_checkpoint), "--image", str(scene), "--prompt", "Which?"]
+    assert cli.main([*arguments, "--max-new-tokens", "3", "--tools", "image_zoom_in"]) == 0
+    assert cli.main([*arguments, "--tools", "image_zoom"]) == 2
+    assert "image_zoom_in" in capsys.readouterr().err
 
 
 def test_the_command_line_asks_once_and_exports(tiny_checkpoint, scene, tmp_path, capsys):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.cli import main as cli
-from posttrain.cli.main import build_parser, evaluation_run, main
+from posttrain.cli.checkpoint import evaluation_run
+from posttrain.cli.main import build_parser, main
 from posttrain.config import Document, RunConfig, build_run, recipe_names
 from posttrain.run.directory import RunDir
 

@@ -1,4 +1,4 @@
-from posttrain.evaluation.table import TRACK_WIDTH, evaluation_table
+from posttrain.evaluation.table import TRACK_WIDTH, evaluation_table, rewards_table
 from posttrain.run.rows import EvaluationRow
 
 
@@ -38,3 +38,19 @@ def test_what_is_missing_is_a_dash():
 
 def test_no_rows_are_told_in_words():
     assert evaluation_table([]) == "No evaluation has been recorded."
+
+
+def test_the_mean_of_every_reward_is_told_whoever_wrote_it():
+    rows = [
+        EvaluationRow("sft", "a", metrics={"tool_calls": 0.5, "tokens": 12.0, "reward/my_own": 0.25}),
+        EvaluationRow("sft", "b", metrics={"tokens": 7.0, "reward/math": 1.0}),
+        EvaluationRow("rl", "a", metrics={"reward/my_own": 0.75}),
+    ]
+    assert rewards_table(rows) == "\n".join(
+        (
+            "task  after  my_own   math  tool_calls  tokens",
+            "a     sft     0.250      –       0.500  12.000",
+            "a     rl      0.750      –           –       –",
+            "b     sft         –  1.000           –   7.000",
+        )
+    )
