@@ -39,6 +39,12 @@ def add_checkpoint_commands(commands: Any) -> None:
     export = add_command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a directory, best within a run")
     export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model goes")
+    export.add_argument(
+        "--licence", default="", metavar="ID", help="of the weights: apache-2.0, … (default: the base's)"
+    )
+    export.add_argument(
+        "--base-model", default="", metavar="NAME", help="on the hub, where the run does not know it"
+    )
 
     chat = add_command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
     chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
@@ -131,7 +137,7 @@ def export_command(options: argparse.Namespace) -> int:
     """Merge adapters and write a model card: `posttrain export`."""
     from posttrain.models.export import export
 
-    export(options.checkpoint, options.output)
+    export(options.checkpoint, options.output, options.licence, options.base_model)
     print(options.output)
     return 0
 

@@ -1,17 +1,13 @@
-"""A checkpoint as something to give away: weights with adapters merged, and a model card of what was done."""
+"""A checkpoint as something to give away: adapters merged, nothing of this machine in it, and a card."""
 
+import json
+import os
 import shutil
-from collections.abc import Container, Sequence
 from pathlib import Path
 
-import yaml
-
-from posttrain.config.model import infer_family
+from posttrain.files.strict_json import Json
 from posttrain.models.lora import is_adapter, write_merged
-from posttrain.run.directory import RunDir
-from posttrain.run.metric_names import HELD_OUT
-from posttrain.run.record import BASE, RESOLVED, RunRecord, StageRecord, read_record
-from posttrain.run.rows import EVALUATION, METRICS, EvaluationRow, MetricsRow, read_rows
+from posttrain.models.model_card import ExportError, model_card
 
 #: What a checkpoint holds for resuming, and for nothing else.
 TRAINING_FILES = ("state", "trainer_state.json", "manifest.json", "README.md", "rng_state*", "figures_*")
@@ -19,16 +15,14 @@ TRAINING_FILES = ("state", "trainer_state.json", "manifest.json", "README.md", "
 OLDER_TRAINING_FILES = ("*.pt", "*.bin")
 
 
-class ExportError(ValueError):
-    """A checkpoint that cannot be exported as asked."""
-
-
-def export(checkpoint: Path, output: Path) -> None:
+def export(checkpoint: Path, output: Path, licence: str = "", base_model: str = "") -> None:
     """Write a checkpoint without what only resuming needs, adapters merged, with a model card.
 
     Args:
         checkpoint: A directory of weights or of adapters; within a run the card tells of the run.
         output: Where to write; may not exist, or be empty.
+        licence: See `model_card`.
+        base_model: See `model_card`.
 
     Raises:
         ExportError: If the checkpoint is none, or the output holds something.
@@ -40,6 +34,7 @@ def export(checkpoint: Path, output: Path) -> None:
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"{output} is not empty; choose another directory")
+    card = model_card(checkpoint, licence, base_model)
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     if is_adapter(checkpoint):
@@ -48,109 +43,37 @@ def export(checkpoint: Path, output: Path) -> None:
         shutil.copytree(
             checkpoint, unfinished, ignore=shutil.ignore_patterns(*TRAINING_FILES, *OLDER_TRAINING_FILES)
         )
-    (unfinished / "README.md").write_text(model_card(checkpoint), encoding="utf-8")
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    _make_presentable(unfinished)
     if output.exists():
         output.rmdir()
     unfinished.rename(output)
 
 
-def model_card(checkpoint: Path) -> str:
-    """Return the card of a checkpoint: what it was made from, with which data and settings, and how it did.
+def _make_presentable(directory: Path) -> None:
+    """Take this machine's paths out of a model's settings, and let all read who may read what is made here.
 
-    Args:
-        checkpoint: A checkpoint's directory. Outside a run's directory the card says little.
-
-    Raises:
-        ExportError: If the settings that the run recorded cannot be read.
+    safetensors writes files that only their owner reads, whatever the umask; a copy keeps that.
     """
-    checkpoint = checkpoint.absolute()
-    run = next((RunDir(parent) for parent in checkpoint.parents if _is_run(parent)), None)
-    record = RunRecord() if run is None else _record(run)
-    task = "text-generation" if infer_family(checkpoint) == "text" else "image-text-to-text"
-    header = {"library_name": "transformers", "pipeline_tag": task}
-    if record.model and not Path(record.model).is_absolute():
-        header["base_model"] = record.model
-    title = checkpoint.name if run is None else f"{record.name}, {checkpoint.name}"
-    parts = [f"---\n{yaml.safe_dump(header)}---\n\n# {title}\n"]
-    if run is not None:
-        stages = record.lineage(checkpoint.relative_to(run.path).parts[0])
-        names = {stage.name for stage in stages}
-        parts += [
-            _made_of(record.model, stages),
-            _data(run, stages),
-            _results(run, names | {BASE}),
-            _held_out(run, names),
-            "## Settings\n\n```yaml\n" + (run.path / "config.yaml").read_text(encoding="utf-8") + "```\n",
-        ]
-    return "\n".join(part for part in parts if part)
+    for path in directory.glob("*.json"):
+        if path.name != "tokenizer.json":  # a vocabulary has no paths, but entries that begin with a slash
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if (without := _without_paths(settings)) != settings:
+                path.write_text(json.dumps(without, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.umask(umask := os.umask(0))  # there is no other way to ask for it
+    for path in (directory, *directory.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
-def _is_run(directory: Path) -> bool:
-    return (directory / RESOLVED).is_file() and (directory / "config.yaml").is_file()
-
-
-def _record(run: RunDir) -> RunRecord:
-    try:
-        return read_record(run.path)
-    except ValueError as error:
-        raise ExportError(f"{run.path}: the settings of the run cannot be read ({error})") from error
-
-
-def _made_of(base: str, stages: Sequence[StageRecord]) -> str:
-    steps = [f"`{stage.name}` ({stage.kind})" for stage in stages]
-    beginning = f"`{base}`" if base else "a new, tiny model"
-    return f"Made from {beginning} by {', then '.join(steps) or 'no training'}.\n"
-
-
-def _data(run: RunDir, stages: Sequence[StageRecord]) -> str:
-    """Return a table of what each stage was trained on, with the fingerprints of files."""
-    fingerprints = run.fingerprints()
-    rows = [
-        (stage.name, name, f"{share:.0%}", fingerprints.get(name, "")[:12])
-        for stage in stages
-        for name, share in stage.shares.items()
-    ]
-    return _table("Data", ("stage", "dataset", "share", "fingerprint"), rows)
-
-
-def _results(run: RunDir, stages: Container[str]) -> str:
-    """Return a table of accuracies with their intervals, at the end of each of the stages."""
-    found = read_rows(run.path / EVALUATION, EvaluationRow)
-    last = {(row.stage, row.task): row for row in found if row.stage in stages}
-    rows = [
-        (
-            row.stage,
-            row.task,
-            f"{_share(row.accuracy)} [{_share(row.low)}, {_share(row.high)}]",
-            "–" if row.n is None else str(row.n),
-        )
-        for row in last.values()
-    ]
-    return _table("Results", ("after", "task", "accuracy [95 % interval]", "prompts"), rows)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _held_out(run: RunDir, stages: Container[str]) -> str:
-    """Return a table of what stages measured on held-out samples of their own: first and last value."""
-    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for row in read_rows(run.path / METRICS, MetricsRow):
-        if row.stage not in stages:
-            continue
-        for name, value in row.figures.items():
-            if name.startswith(HELD_OUT) and value is not None:
-                found.setdefault((row.stage, name.removeprefix(HELD_OUT)), []).append((row.step, value))
-    rows = [
-        (stage, name, *(f"{value:.4g} (step {step})" for step, value in (measured[0], measured[-1])))
-        for (stage, name), measured in found.items()
-    ]
-    return _table("Held-out samples of the stages", ("stage", "figure", "at first", "at last"), rows)
-
-
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ("---",) * len(head), *rows]
-    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def _without_paths(settings: Json) -> Json:
+    """Return settings without the entries that say where something lies on this machine."""
+    if isinstance(settings, list):
+        return [_without_paths(value) for value in settings]
+    if not isinstance(settings, dict):
+        return settings
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if not (key.endswith("name_or_path") and isinstance(value, str) and Path(value).is_absolute())
+    }
+    return {key: _without_paths(value) for key, value in kept.items()}

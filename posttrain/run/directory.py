@@ -3,7 +3,8 @@
 Layout; everything that must not be half written goes to a temporary name first::
 
     <output_dir>/<name>/
-        config.yaml  resolved.json  environment.json  data.json  metrics.jsonl  report.html
+        config.yaml  resolved.json  environment.json  data.json  licences.json
+        metrics.jsonl  evaluation.jsonl  report.html
         <stage>/checkpoint-<step>/   loadable as it is, plus state/ and manifest.json
         <stage>/stage.json           names the final checkpoint of a finished stage
         <stage>/curation/            what a stage's curation kept and dropped, and why
@@ -32,7 +33,7 @@ MANIFEST = "manifest.json"
 #: Held by the process that works on the run (see `run_process`).
 LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-ENVIRONMENT, FINGERPRINTS = "environment.json", "data.json"
+ENVIRONMENT, FINGERPRINTS, LICENCES = "environment.json", "data.json", "licences.json"
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +119,12 @@ class RunDir:
         write_atomic(run.path / ENVIRONMENT, _json(here))
         return run
 
-    def check_data(self, fingerprints: Mapping[str, str]) -> None:
+    def check_data(self, fingerprints: Mapping[str, str], licences: Mapping[str, str]) -> None:
         """Record what the run's data are, or compare them with what was recorded.
 
         Args:
             fingerprints: A hash of the content by dataset name.
+            licences: What is said of each dataset's licence, for model cards.
 
         Raises:
             ChangedRun: If a dataset recorded earlier has another fingerprint now.
@@ -137,11 +139,19 @@ class RunDir:
                 " choose another `name`, or go on regardless with --allow-changes"
             )
         if not fingerprints.keys() <= recorded.keys():
+            write_atomic(self.path / LICENCES, _json({**self.licences(), **licences}))
             write_atomic(self.path / FINGERPRINTS, _json({**recorded, **fingerprints}))
 
     def fingerprints(self) -> dict[str, str]:
         """Return the hash of each dataset's content that is recorded, by the dataset's name."""
-        path = self.path / FINGERPRINTS
+        return self._texts(FINGERPRINTS)
+
+    def licences(self) -> dict[str, str]:
+        """Return the licence of each dataset that is recorded, by the dataset's name."""
+        return self._texts(LICENCES)
+
+    def _texts(self, name: str) -> dict[str, str]:
+        path = self.path / name
         return texts(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def stage_dir(self, stage: str) -> Path:

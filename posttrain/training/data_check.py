@@ -4,7 +4,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from posttrain.config import RunConfig
+from posttrain.config import RunConfig, load_dataset_config
 from posttrain.data.sources import load_samples
 from posttrain.files.durable import write_atomic
 from posttrain.run.directory import RunDir
@@ -27,7 +27,9 @@ def check_run_data(config: RunConfig, run: RunDir) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # pictures are packed and read outside of Python's lock
         opened = pool.map(lambda each: load_samples(each[0], config.base_dir, use=each[1]), uses)
         datasets = dict(zip(uses, opened, strict=True))
-    run.check_data({name: dataset.fingerprint for (name, _), dataset in datasets.items()})
+    fingerprints = {name: dataset.fingerprint for (name, _), dataset in datasets.items()}
+    licences = {name: load_dataset_config(name, config.base_dir).licence for name in fingerprints}
+    run.check_data(fingerprints, licences)
     broken = [
         {"dataset": name, "place": row.place, "reason": row.reason}
         for (name, _), dataset in sorted(datasets.items())

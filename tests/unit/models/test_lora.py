@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from posttrain.config import LoraConfig
 from posttrain.config.model import infer_family
 from posttrain.media.images import save_image
-from posttrain.models.export import ExportError, export, model_card
+from posttrain.models.export import export
 from posttrain.models.load import load_model
 from posttrain.models.lora import (
     LoraError,
@@ -25,6 +25,7 @@ from posttrain.models.lora import (
     with_lora,
     write_merged,
 )
+from posttrain.models.model_card import ExportError
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
@@ -185,6 +186,7 @@ def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
     (run / "resolved.json").write_text(json.dumps(resolved))
     (run / "config.yaml").write_text("name: zoom\n")
     (run / "data.json").write_text(json.dumps({"pairs": "abcdef0123456789"}))
+    (run / "licences.json").write_text(json.dumps({"pairs": "CC-BY-4.0"}))
     rows = [
         {"stage": stage, "task": "test", "accuracy": accuracy, "low": 0.1, "high": 0.9, "n": 64}
         for stage, accuracy in (("sft", 0.1), ("sft", 0.25), ("beside", 0.9), ("dpo", 0.5), ("rl", 0.75))
@@ -211,7 +213,7 @@ def test_export_merges_and_describes_the_run(adapter, adapted, batch, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model: Qwen/Qwen3-VL-2B-Instruct" in card
     assert "by `sft` (sft), then `dpo` (dpo)." in card
-    assert "| dpo | pairs | 25% | abcdef012345 |" in card
+    assert "| dpo | pairs | 25% | CC-BY-4.0 | abcdef012345 |" in card
     assert "| sft | test | 0.250 [0.100, 0.900] | 64 |\n| dpo | test | 0.500 [0.100, 0.900] | 64 |\n" in card
     assert "| dpo | loss | 0.6931 (step 0) | 0.5234 (step 3) |" in card
     assert "| dpo | rewards/accuracies | 0 (step 0) | 0.875 (step 3) |" in card
@@ -232,7 +234,6 @@ def test_export_of_a_whole_model_leaves_the_training_state_behind(tiny_checkpoin
     export(source, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {path.name for path in tiny_checkpoint.iterdir()} | {"README.md"}
-    assert model_card(source).startswith("---\nlibrary_name: transformers")
     with pytest.raises(ExportError, match="is not empty"):
         export(source, tmp_path / "out")
     with pytest.raises(ExportError, match="is no checkpoint"):

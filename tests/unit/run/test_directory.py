@@ -87,11 +87,12 @@ def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
 
 def test_changed_data_are_refused_and_named(tmp_path: Path) -> None:
     run = RunDir.create(config_of(tmp_path), resume=False)
-    run.check_data({"scenes": "aa", "charts": "bb"})
-    run.check_data({"scenes": "aa", "maths": "cc"})
+    run.check_data({"scenes": "aa", "charts": "bb"}, {"scenes": "MIT", "charts": "CC-BY-4.0"})
+    run.check_data({"scenes": "aa", "maths": "cc"}, {"scenes": "MIT", "maths": "CC0-1.0"})
+    assert run.licences() == {"scenes": "MIT", "charts": "CC-BY-4.0", "maths": "CC0-1.0"}
     with pytest.raises(ChangedRun, match="the data of charts changed"):
-        run.check_data({"scenes": "aa", "charts": "xx"})
-    RunDir.create(config_of(tmp_path), resume=True, allow_changes=True).check_data({"charts": "xx"})
+        run.check_data({"scenes": "aa", "charts": "xx"}, {})
+    RunDir.create(config_of(tmp_path), resume=True, allow_changes=True).check_data({"charts": "xx"}, {})
 
 
 def test_other_packages_on_resume_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

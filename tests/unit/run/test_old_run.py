@@ -60,7 +60,7 @@ def test_a_checkpoint_can_be_exported(old_run: Path, tmp_path: Path) -> None:
     assert cli.main(["export", str(old_run / "rl" / "checkpoint-40"), "--output", str(out)]) == 0
     card = (out / "README.md").read_text()
     assert "by `tiny_model` (tiny_model), then `sft` (sft), then `rl` (rl)." in card
-    assert "| rl | markers_train | 100% |" in card
+    assert "| rl | markers_train | 100% | not recorded |" in card
     assert "| rl | with_tool | 0.680 [0.633, 0.724] | 400 |" in card
     assert (out / "model.safetensors").is_file()
 
