@@ -287,28 +287,50 @@ def warn_of_broken(path: Path, reason: str) -> None:
 def read_rows(
     path: Path, kind: type[AnyRow], on_broken: Callable[[Path, str], None] = warn_of_broken
 ) -> Iterator[AnyRow]:
-    """Read a file line by line; one that is not there has no rows.
+    """Read a file line by line; one that is not there has no rows. See `numbered_rows`.
+
+    Example:
+        rows = list(read_rows(run.path / METRICS, MetricsRow))
+    """
+    for _, row in numbered_rows(path, kind, on_broken):
+        yield row
+
+
+def numbered_rows(
+    path: Path, kind: type[AnyRow], on_broken: Callable[[Path, str], None] = warn_of_broken
+) -> Iterator[tuple[int, AnyRow]]:
+    """Read a file's rows with the numbers of their lines, from 1; one that is not there has no rows.
 
     Args:
         path: The file.
         kind: Class of its rows.
         on_broken: Called with the path and the reason for every line that is no row; it may raise.
-
-    Example:
-        rows = list(read_rows(run.path / METRICS, MetricsRow))
     """
+    for at, line in _lines(path):
+        try:
+            row = parse_row(line, kind)
+        except RowError as error:
+            on_broken(path, str(error))
+        else:
+            yield at, row
+
+
+def line_of(path: Path, wanted: int) -> str:
+    """Return a line of a file by its number, from 1; "" where there is none."""
+    return next((line.decode("utf-8", "replace") for at, line in _lines(path) if at == wanted), "")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank with their numbers; one beyond the limit comes in pieces."""
     if not path.is_file():
         return
     with path.open("rb") as file:
+        at, ended = 0, True
         while line := file.readline(MAX_LINE_BYTES):
-            if not line.strip():
-                continue
-            try:
-                row = parse_row(line, kind)
-            except RowError as error:
-                on_broken(path, str(error))
-            else:
-                yield row
+            at += ended
+            ended = line.endswith(b"\n")
+            if line.strip():
+                yield at, line
 
 
 def row_line(row: Row) -> str:

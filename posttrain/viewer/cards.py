@@ -1,20 +1,24 @@
 """Trajectories as cards: which dozen a reader learns most from, and what each one shows."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from posttrain.run.rows import EpisodeRow
+from posttrain.run.rows import EpisodeRow, line_of
 from posttrain.types import ImageRef, Message, RewardResult
 from posttrain.viewer.pictures import Picture, PictureBook
 from posttrain.viewer.records import Candidate, RunContents
-from posttrain.viewer.wording import label, shortened, visible
+from posttrain.viewer.wording import label, link_to, shortened, visible
 from posttrain.viewer.zoom import ZoomBox, zoom_box
 
 MAX_CARDS = 12
 MAX_FIGURES = 8
 MAX_MESSAGES = 24
+#: Most characters of a raw row; of more, the beginning and the end.
+MAX_RAW = 20_000
 PHASES = {"first": "first steps", "last": "last steps", "evaluation": "evaluation"}
 OUTCOMES = ("right", "wrong", "trouble")
 #: Full marks of the first reward count as right, as they do in the evaluation.
@@ -77,7 +81,11 @@ class RewardLine:
 
 @dataclass(frozen=True)
 class Card:
-    """An episode, ready to be shown; `figures` are those of the prompt, the others stand in their turns."""
+    """An episode, ready to be shown.
+
+    `figures` are those of the prompt, the others stand in their turns; `place` and `link` say where the row
+    is recorded, and `raw` is the row as JSON.
+    """
 
     phase: str
     outcome: str
@@ -94,6 +102,9 @@ class Card:
     advantage: float | None
     failed_calls: list[str]
     facts: list[tuple[str, str]]
+    place: str
+    link: str
+    raw: str
 
 
 def build_cards(run: RunContents) -> list[Card]:
@@ -101,7 +112,7 @@ def build_cards(run: RunContents) -> list[Card]:
     book = PictureBook(run.path)
     tasks = (task for stage in run.record.stages for task in stage.tasks)
     weights = {name: weight for task in tasks for name, weight in task.weights.items()}
-    return [_card(candidate, book, weights) for candidate in choose(run.candidates)]
+    return [_card(candidate, book, weights, run.path) for candidate in choose(run.candidates)]
 
 
 def choose(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -147,7 +158,7 @@ def outcome_of(row: EpisodeRow) -> str:
     return "right" if (row.reward.total if first is None else first) >= RIGHT else "wrong"
 
 
-def _card(candidate: Candidate, book: PictureBook, weights: dict[str, float]) -> Card:
+def _card(candidate: Candidate, book: PictureBook, weights: dict[str, float], run: Path) -> Card:
     row = candidate.row
     figures = _figures(row, book)
     given = figures[: sum(len(message.images) for message in row.prompt)]
@@ -167,7 +178,19 @@ def _card(candidate: Candidate, book: PictureBook, weights: dict[str, float]) ->
         advantage=row.advantage,
         failed_calls=[_plain(call.error or "failed") for call in row.tool_calls if not call.ok],
         facts=_facts(row),
+        place=visible(f"{candidate.file}:{candidate.line}"),
+        link=link_to(candidate.file),
+        raw=visible(shortened(_raw(run / candidate.file, candidate.line), MAX_RAW)),
     )
+
+
+def _raw(path: Path, line: int) -> str:
+    """Return a line of a file as it was written, only indented; "" where it is not there any more."""
+    text = line_of(path, line)
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=1)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _origin(row: EpisodeRow) -> str:

@@ -64,12 +64,21 @@ class Mark:
 
 @dataclass
 class Probe:
-    """A strip of the chart that tells its values."""
+    """A strip of the chart that tells its values.
+
+    Attributes:
+        x, left, width: Where its middle is, and the strip.
+        text: The values.
+        step: The step that they are of.
+        link: What pressing it opens; "" if nothing.
+    """
 
     x: float
     left: float
     width: float
     text: str
+    step: float
+    link: str = ""
 
 
 @dataclass
@@ -290,5 +299,5 @@ def _probes(series: Sequence[Series], x: Scale) -> list[Probe]:
     for index, (step, place) in enumerate(zip(chosen, places, strict=True)):
         told = "\n".join(f"{label}: {short(table[step])}" for label, table in tables if step in table)
         width = round(edges[index + 1] - edges[index], 1)
-        probes.append(Probe(place, round(edges[index], 1), width, f"step {short(step)}\n{told}"))
+        probes.append(Probe(place, round(edges[index], 1), width, f"step {short(step)}\n{told}", step))
     return probes

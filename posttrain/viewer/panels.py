@@ -1,5 +1,6 @@
 """Which charts a run's metrics make, and what a reader should look for in each."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,7 +9,7 @@ from posttrain.run import metric_names as metric
 from posttrain.run.rows import MetricsRow
 from posttrain.viewer.charts import Band, Chart, Series, draw
 from posttrain.viewer.records import RunContents
-from posttrain.viewer.wording import label
+from posttrain.viewer.wording import label, link_to
 
 #: Charts of one stage; a plugin that logs a thousand names must not drown the page.
 MAX_CHARTS = 40
@@ -170,7 +171,19 @@ def stage_charts(run: RunContents, stage: str) -> list[Chart]:
         )
         if chart:
             charts.append(chart)
-    return [*charts, *_others(columns)][:MAX_CHARTS]
+    charts = [*charts, *_others(columns)][:MAX_CHARTS]
+    for chart in charts:
+        _link(chart, run.step_files.get(stage, {}))
+    return charts
+
+
+def _link(chart: Chart, files: Mapping[int, str]) -> None:
+    """Have each strip of a chart lead to the episodes of the last step that it covers and that has some."""
+    before = -math.inf
+    for probe in chart.probes:
+        covered = [step for step in files if before < step <= probe.step]
+        probe.link = link_to(files[max(covered)]) if covered else ""
+        before = probe.step
 
 
 def _columns(steps: Mapping[int, MetricsRow]) -> dict[str, Series]:

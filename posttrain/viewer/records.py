@@ -6,7 +6,7 @@ be half written, and no more is kept in memory than a page can show.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,16 @@ import yaml
 from posttrain.files.strict_json import JsonObject
 from posttrain.run.json_fields import mapping
 from posttrain.run.record import RESOLVED, RunRecord
-from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS, EpisodeRow, EvaluationRow, MetricsRow, read_rows
+from posttrain.run.rows import (
+    EVALUATION,
+    METRICS,
+    ROLLOUTS,
+    EpisodeRow,
+    EvaluationRow,
+    MetricsRow,
+    numbered_rows,
+    read_rows,
+)
 
 MAX_FILE_BYTES = 4 << 20
 #: Steps kept of one stage's metrics; beyond it every second one goes.
@@ -36,10 +45,14 @@ class Candidate:
     Attributes:
         phase: `first` or `last` steps of the training, or `evaluation`.
         row: The episode as the run recorded it.
+        file: Where it is recorded, relative to the run's directory.
+        line: Number of its line there, from 1.
     """
 
     phase: str
     row: EpisodeRow
+    file: str
+    line: int
 
 
 @dataclass
@@ -56,6 +69,8 @@ class RunContents:
         on_the_way: The rows of earlier steps, in their order.
         funnels: By stage, the `funnel.json` of its curation.
         candidates: For the trajectory cards.
+        step_files: By stage, then by step: where the step's episodes are recorded, relative to the directory.
+        evaluation_files: The same of evaluations, by the file's name without `.jsonl`.
         unreadable: How many lines were passed over, by file name.
     """
 
@@ -68,6 +83,8 @@ class RunContents:
     on_the_way: list[EvaluationRow] = field(default_factory=list)
     funnels: dict[str, JsonObject] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    step_files: dict[str, dict[int, str]] = field(default_factory=dict)
+    evaluation_files: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, int] = field(default_factory=dict)
 
     def passed_over(self, path: Path, reason: str) -> None:
@@ -93,9 +110,7 @@ def read_contents(run: Path) -> RunContents:
         path = run / stage.name / "curation" / "funnel.json"
         if FOLDER.fullmatch(stage.name) and path.is_file():
             found.funnels[stage.name] = _mapping(found, str(path.relative_to(run)))
-    for phase, path in _rollout_files(run / ROLLOUTS):
-        episodes = read_rows(path, EpisodeRow, found.passed_over)
-        found.candidates += (Candidate(phase, row) for row in islice(episodes, MAX_ROWS_PER_ROLLOUT))
+    _add_rollouts(found)
     return found
 
 
@@ -111,11 +126,27 @@ def _add_metrics(metrics: dict[str, dict[int, MetricsRow]], row: MetricsRow) -> 
             del steps[dropped]
 
 
-def _rollout_files(rollouts: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (phase, file): the first and the last steps, and evaluations (`evaluation-*.jsonl`)."""
-    files = sorted((p for p in rollouts.rglob("*.jsonl") if p.is_file()), key=_natural)
+def _add_rollouts(found: RunContents) -> None:
+    """Note where all episodes are recorded, and read those that may become cards."""
+    files = sorted((p for p in (found.path / ROLLOUTS).rglob("*.jsonl") if p.is_file()), key=_natural)
     evaluations = [path for path in files if path.name.startswith("evaluation")]
     steps = [path for path in files if path.name.startswith("step-")]
+    found.evaluation_files = {path.stem: _place(found, path) for path in evaluations}
+    for path in steps:
+        if (number := path.stem.removeprefix("step-")).isdecimal():
+            found.step_files.setdefault(path.parent.name, {})[int(number)] = _place(found, path)
+    for phase, path in _telling(steps, evaluations):
+        episodes = islice(numbered_rows(path, EpisodeRow, found.passed_over), MAX_ROWS_PER_ROLLOUT)
+        place = _place(found, path)
+        found.candidates += (Candidate(phase, row, place, line) for line, row in episodes)
+
+
+def _place(found: RunContents, path: Path) -> str:
+    return path.relative_to(found.path).as_posix()
+
+
+def _telling(steps: Sequence[Path], evaluations: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield (phase, file) of those that cards are made from: the first and last steps, and evaluations."""
     first = steps[:STEP_FILES_PER_END]
     yield from (("first", path) for path in first)
     yield from (("last", path) for path in steps[len(first) :][-STEP_FILES_PER_END:])

@@ -19,7 +19,7 @@ from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
 from posttrain.viewer.records import RunContents, read_contents
 from posttrain.viewer.summary import environment_facts, facts, progress, results, verdict
-from posttrain.viewer.wording import shortened, visible
+from posttrain.viewer.wording import link_to, shortened, visible
 
 #: A directory with none of these is no run.
 RUN_FILES = ("config.yaml", RESOLVED, METRICS, EVALUATION, ROLLOUTS)
@@ -82,6 +82,10 @@ def _content(run: RunContents) -> dict[str, object]:
         "tasks": tasks,
         "gains": gains(run, tasks),
         "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(run, stage.name))],
+        "step_folders": {
+            stage: link_to(f"{ROLLOUTS}/{stage}/") for stage in run.step_files if stage != ROLLOUTS
+        },
+        "evaluation_links": {name: link_to(place) for name, place in run.evaluation_files.items()},
         "chart_size": (WIDTH, HEIGHT),
         "cards": build_cards(run),
         "phases": PHASES,

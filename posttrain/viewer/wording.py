@@ -1,6 +1,7 @@
 """How names, figures and other people's text read on the page."""
 
 import re
+from urllib.parse import quote
 
 #: Longest text of one message that is shown; of more, the beginning and the end.
 MAX_TEXT = 6_000
@@ -39,6 +40,11 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+
+
+def link_to(place: str) -> str:
+    """Write a place relative to a run's directory, where the page lies too, as a link; "" for none."""
+    return f"./{quote(place)}" if place else ""
 
 
 def percent(share: float) -> str:

@@ -14,6 +14,7 @@ from posttrain.evaluation.statistics import wilson_interval
 from posttrain.media.images import save_image
 from posttrain.quickstart.marker_scenes import question, zoom_call
 from posttrain.quickstart.scenes import Marker, Scene, random_scene, sloppy_box
+from tests.unit.viewer.pages import Page, copy_of, page_of
 
 RL_STEPS = 60
 CONFIG: dict[str, Any] = {
@@ -57,7 +58,7 @@ def write_run(directory: Path) -> None:
     (directory / "environment.json").write_text(json.dumps(environment))
     write_rows(directory / "metrics.jsonl", metrics_rows(rng))
     write_rows(directory / "evaluation.jsonl", evaluation_rows())
-    (directory / "rollouts").mkdir()
+    (directory / "rollouts" / "rl").mkdir(parents=True)
     for step in (1, 2, 3, RL_STEPS - 1, RL_STEPS):
         origin = {"stage": "rl", "step": step, "task": "markers_train"}
         rows = [
@@ -65,7 +66,7 @@ def write_run(directory: Path) -> None:
             for group in range(4)
             for episode in range(4)
         ]
-        write_rows(directory / "rollouts" / f"step-{step}.jsonl", rows)
+        write_rows(directory / "rollouts" / "rl" / f"step-{step}.jsonl", rows)
     for stage, level in (("sft", 0.35), ("rl", 0.85)):
         origin = {"stage": stage, "step": 0, "task": "with_tool"}
         rows = [
@@ -217,3 +218,8 @@ def text(value: str) -> dict[str, Any]:
 
 def relative(path: str, directory: Path) -> str:
     return str(Path(path).relative_to(directory))
+
+
+@pytest.fixture(scope="module")
+def page(finished_run, tmp_path_factory) -> Page:
+    return page_of(copy_of(finished_run, tmp_path_factory.mktemp("page")))

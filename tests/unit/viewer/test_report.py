@@ -1,7 +1,6 @@
 """The page as a browser would read it: parsed, never matched as text where structure counts."""
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,102 +16,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.viewer import ReportError, write_report
+from tests.unit.viewer.pages import copy_of, page_of, rollout_files, rows_of, write_rows
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     "{{ 7 * 7 }}{% raw %}\"'><svg onload=alert(1)>&lt;b&gt; \u202egnp.exe\x00 \ud800"
 )
 
 
-class Page(HTMLParser):
-    """What of a page matters here; raises where tags do not nest."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.source = path.read_text("utf-8")
-        self.feed(self.source)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        wanted = {name.rstrip("_"): value for name, value in attributes.items()}  # class_ for class
-        return [found for name, found in self.tags if name == tag and wanted.items() <= found.items()]
-
-    @property
-    def visible(self) -> str:
-        shown = (
-            text for tag, texts in self.texts.items() if tag not in ("style", "script") for text in texts
-        )
-        return " ".join(" ".join(shown).split())
-
-    def assert_harmless(self) -> None:
-        """Nothing is loaded, and the only script is the page's own, by its hash."""
-        assert [len(self.all(tag)) for tag in ("script", "iframe", "object", "link", "form", "base")] == [
-            1
-        ] + [0] * 5
-        for _, attributes in self.tags:
-            assert not any(name.startswith("on") for name in attributes)
-            for name in ("src", "href", "action", "srcset", "xlink:href"):
-                assert (attributes.get(name) or "data:image/").startswith("data:image/")
-        digest = base64.b64encode(hashlib.sha256("".join(self.texts["script"]).encode()).digest()).decode()
-        policy = self.all("meta", **{"http-equiv": "Content-Security-Policy"})
-        assert "default-src 'none'" in str(policy[0]["content"])
-        assert f"script-src 'sha256-{digest}'" in str(policy[0]["content"])
-        assert "url(" not in "".join(self.texts["style"])
-        assert "@import" not in "".join(self.texts["style"])
-
-
-def copy_of(run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run, tmp_path / "run"))
-
-
-def page_of(run: Path) -> Page:
-    page = Page(write_report(run))
-    page.assert_harmless()
-    return page
-
-
-def rollout_files(run: Path) -> list[Path]:
-    return sorted((run / "rollouts").iterdir())
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def only_row(run: Path, change) -> None:
     """Leave one rollout row in the run, changed."""
-    row = rows_of(run / "rollouts" / "step-1.jsonl")[0]
+    row = rows_of(run / "rollouts" / "rl" / "step-1.jsonl")[0]
     for path in rollout_files(run):
         path.unlink()
     change(row)
-    write_rows(run / "rollouts" / "step-1.jsonl", [row])
-
-
-@pytest.fixture(scope="module")
-def page(finished_run, tmp_path_factory) -> Page:
-    return page_of(copy_of(finished_run, tmp_path_factory.mktemp("page")))
+    write_rows(run / "rollouts" / "rl" / "step-1.jsonl", [row])
 
 
 def test_tells_the_verdict_first(page):
@@ -260,11 +177,11 @@ JSON = st.recursive(
 @given(data=st.data())
 def test_any_value_in_any_place_of_a_row_leaves_a_page(finished_run, tmp_path_factory, data):
     run = tmp_path_factory.mktemp("fuzz")
-    (run / "rollouts").mkdir()
-    row = rows_of(finished_run / "rollouts" / "step-1.jsonl")[0]
+    (run / "rollouts" / "rl").mkdir(parents=True)
+    row = rows_of(finished_run / "rollouts" / "rl" / "step-1.jsonl")[0]
     row[data.draw(st.sampled_from(sorted(row)))] = data.draw(JSON)
     row["reward"] = data.draw(st.just(row["reward"]) | st.fixed_dictionaries({"total": JSON, "values": JSON}))
-    (run / "rollouts" / "step-1.jsonl").write_text(json.dumps(row))
+    (run / "rollouts" / "rl" / "step-1.jsonl").write_text(json.dumps(row))
     (run / "metrics.jsonl").write_text(
         json.dumps({"stage": data.draw(JSON), "step": data.draw(JSON), "loss": 1})
     )
@@ -347,11 +264,13 @@ def test_a_huge_run_makes_a_page_of_ordinary_size(finished_run, tmp_path):
     run = copy_of(finished_run, tmp_path)
     row = rows_of(run / "metrics.jsonl")[-1]
     write_rows(run / "metrics.jsonl", [row | {"step": step} for step in range(5_000)])
-    episode = rows_of(run / "rollouts" / "step-1.jsonl")[0]
+    episode = rows_of(run / "rollouts" / "rl" / "step-1.jsonl")[0]
     episode["messages"][1]["content"][0]["text"] = "word " * 20_000
     episode["messages"] += [episode["messages"][2]] * 500
     for step in range(60):
-        write_rows(run / "rollouts" / f"step-{step:06d}.jsonl", [episode | {"sample_id": str(step)}] * 2)
+        write_rows(
+            run / "rollouts" / "rl" / f"step-{step:06d}.jsonl", [episode | {"sample_id": str(step)}] * 2
+        )
     page = page_of(run)
     assert len(page.all("article")) <= 12
     assert len(page.source) < 2_000_000
@@ -360,7 +279,7 @@ def test_a_huge_run_makes_a_page_of_ordinary_size(finished_run, tmp_path):
 
 def test_a_line_beyond_all_bounds_does_not_fill_the_memory(finished_run, tmp_path):
     run = copy_of(finished_run, tmp_path)
-    path = run / "rollouts" / "step-1.jsonl"
+    path = run / "rollouts" / "rl" / "step-1.jsonl"
     path.write_bytes(b'{"x": "' + b"y" * (20 << 20) + b'"}\n' + path.read_bytes())
     assert "step-1.jsonl (3)" in page_of(run).visible
 
