@@ -160,11 +160,21 @@ class RunConfig(Section):
                 raise MisfitError(
                     key, f"there is no stage {unknown[0]!r}", f"choose among {', '.join(names)}, or all"
                 )
-        tasks = [task.name for task in self.evaluation.tasks]
-        if repeated := next((name for name in tasks if tasks.count(name) > 1), None):
-            raise MisfitError(
-                "evaluation.tasks", f"two tasks are named {repeated!r}", "give one of them another `name`"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> "RunConfig":
+        """Refuse two tasks of one name: episodes and metrics are told apart by it, through the whole run."""
+        seen: set[str] = set()
+        for use in self.tasks():
+            if use.task.name in seen:
+                key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in use.key)
+                raise MisfitError(
+                    key.removeprefix("."),
+                    f"another task is named {use.task.name!r} too",
+                    "give one of them a `name` of its own; by default it is the dataset's",
+                )
+            seen.add(use.task.name)
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,20 @@ def test_a_renamed_key_is_told_its_new_name_and_place(
     assert remedy in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"stages": [RL, RL | {"name": "again"}]}, "stages[1].tasks[0]"),
+        ({"stages": [RL], "evaluation": {"tasks": [TASK]}}, "evaluation.tasks[0]"),
+        ({"stages": [RL], "evaluation": {"tasks": [TASK | {"name": "a"}] * 2}}, "evaluation.tasks[1]"),
+    ],
+)
+def test_two_tasks_of_one_name_are_refused_wherever_they_stand(changes: dict, key: str) -> None:
+    message = refusal(**changes)
+    assert f"{key}: another task is named" in message
+    assert "give one of them a `name` of its own" in message
+
+
 def test_a_pattern_is_told_by_its_meaning() -> None:
     teacher = {"endpoint": {"model": "m", "base_url": "localhost:8000"}}
     stage = {"stage": "distillation", "data": {"mixture": {"markers_zoom": 1}}, "teacher": teacher}
