@@ -3,9 +3,12 @@
 import re
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.grounding import repeats
+from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.answers import final_answer
 from rewards.reading.number_words import in_digits
 from rewards.reading.regions import read_regions
@@ -15,6 +18,9 @@ from rewards.sdk import reward
 How = Literal["number", "boxes", "points"]
 
 MAX_LENGTH = 10_000
+#: Boxes that overlap this much show one thing, as in non-maximum suppression, and points less far apart
+#: than this, in thousandths of the image or in pixels (assumed).
+SAME_BOX_IOU, SAME_POINT = 0.7, 5.0
 _NUMBER = re.compile(
     r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
     rf"(?![a-z0-9_{RAISED}{LOWERED}]|\.\d)"
@@ -44,9 +50,9 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     English or Chinese words, "no" and "none" for 0. An answer with several numbers ("3 or 4", "3 red and 2
     blue ones") or a bound ("more than 3") states none, unless it says which one is the total ("5 in all"); of
     `3 + 2 = 5` only the last side counts, and of "5 (3 + 2)" only what stands outside the parentheses. By
-    boxes or points, n(a) is how many are written in any family's format; the score is exactly 0 where one
-    of them is written twice (boxes: IoU ≥ 0.9) or is no box or point. Where they must be on the objects,
-    take `grounding` or `pointing`.
+    boxes or points, n(a) is how many the answer has in any family's format; the score is exactly 0 where two
+    of them show one thing, whatever their labels (boxes: IoU ≥ 0.7, points: less than 5 units apart), or one
+    is no box or point. Where they must be on the objects, take `grounding` or `pointing`.
 
     Range: {0, 1}. Source: PixMo-Count and CountBench score equal numbers; the readings are ours (assumed).
 
@@ -71,9 +77,19 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     kind = "box" if how == "boxes" else "point"
     regions = [region for region in read_regions(x.answer, "norm_1000") if region.kind == kind]
     note = f"{len(regions)} {how}, there are {wanted}"
-    if len(regions) != wanted or not all(region.box for region in regions):
+    places = [(box.x1, box.y1, box.x2, box.y2) for region in regions if (box := region.box)]
+    if not len(regions) == len(places) == wanted:
         return Score(0.0, note=note)
-    return Score(float(not repeats(regions)), note=note)
+    return Score(float(not _one_twice(np.array(places).reshape(-1, 4), how)), note=note)
+
+
+def _one_twice(places: NDArray[np.float64], how: How) -> bool:
+    """Check whether two of the places, [N, 4], show one thing."""
+    if how == "boxes":
+        same = iou_and_giou(places, places)[0] >= SAME_BOX_IOU
+    else:
+        same = np.linalg.norm(places[:, None, :2] - places[None, :, :2], axis=-1) < SAME_POINT
+    return bool(np.tril(same, k=-1).any())
 
 
 def stated_number(text: str) -> float | None:

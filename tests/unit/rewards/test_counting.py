@@ -116,3 +116,26 @@ def test_unknown_way_and_missing_ground_truth() -> None:
     with pytest.raises(ValueError, match="how='fingers'"):
         score(3, "3", how="fingers")
     assert counting(RewardInput((), (), "3")) is None
+
+
+@pytest.mark.parametrize("step", [0, 0.001, 1, 2])
+def test_copies_moved_a_little_are_one_thing(step: float) -> None:
+    for labels in ("aaaa", "abcd"):
+        points = [{"point_2d": [500 + i * step, 500], "label": label} for i, label in enumerate(labels)]
+        boxes = [
+            {"bbox_2d": [100 + i * step, 100, 300, 300], "label": label} for i, label in enumerate(labels)
+        ]
+        assert score(4, json.dumps(points), how="points") == 0
+        assert score(4, json.dumps(boxes), how="boxes") == 0
+
+
+def test_things_side_by_side_are_several() -> None:
+    points = [{"point_2d": [100 + 10 * i, 500]} for i in range(20)]
+    boxes = [{"bbox_2d": [40 * i, 100, 40 * i + 60, 300]} for i in range(20)]
+    assert score(20, json.dumps(points), how="points") == 1
+    assert score(20, json.dumps(boxes), how="boxes") == 1
+
+
+def test_boxes_before_the_answer_do_not_count() -> None:
+    assert score(1, "Perhaps [900,900,950,950]. <answer>[200,200,300,300]</answer>", how="boxes") == 1
+    assert score(2, "Perhaps [900,900,950,950]. <answer>[200,200,300,300]</answer>", how="boxes") == 0
