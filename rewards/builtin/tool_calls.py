@@ -8,7 +8,7 @@ import numpy as np
 
 from posttrain.types import RewardInput, Score, ToolCall
 from rewards.builtin.grounding import iou_and_giou
-from rewards.reading.text import says_nothing
+from rewards.reading.units import has_content
 from rewards.sdk import reward
 
 #: Looks that overlap this much, or whose corners are this near, show the same (assumed).
@@ -90,7 +90,7 @@ def tool_calls(x: RewardInput, target: int | None = None) -> Score | None:
     looks = _different(calls, _pixels(x, calls))
     n, useful = len(calls), len(looks)
     note = f"{n} calls returned an image ({useful} different), target {wanted}"
-    if says_nothing(_MARKUP.sub("", x.answer)):
+    if not has_content(_MARKUP.sub("", x.answer)):
         return Score(0.0, note=f"no answer; {note}")
     if wanted == 0:
         return Score(float(n == 0), note=note)

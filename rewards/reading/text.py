@@ -20,8 +20,6 @@ _INVISIBLE = dict.fromkeys(
         *range(0xFE00, 0xFE10),
     )
 )
-#: Letters and signs that have no ink: fillers of Hangul, the empty Braille cell.
-_BLANK = "\u115f\u1160\u3164\uffa0\u2800"
 #: Chinese and Japanese writing; Korean has spaces between its words.
 _CJK = "\u3001-\u312f\u3190-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f"
 _SPACE_IN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
@@ -65,12 +63,6 @@ def clean(text: str) -> str:
     if text.isascii():
         return text
     return " ".join(plain_width(_SPACE_IN_CJK.sub("", text)).split())
-
-
-def says_nothing(text: str) -> bool:
-    """Check whether a text is only white space, punctuation and what cannot be seen."""
-    seen = (c for c in text if unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("Sm", "So"))
-    return all(c in _BLANK for c in seen)
 
 
 def plain_width(text: str) -> str:
