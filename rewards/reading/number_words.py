@@ -22,6 +22,17 @@ _WORDS = re.compile(
     r"(?P<more> and a half)?)\b"
 )
 _WORD = re.compile(r"[a-z]+")
+_LONGEST_SPOKEN = 100
+_BEGINS_SPOKEN = re.compile(
+    rf"(?i:half|an?|negative|minus|{'|'.join(_VALUES)})\b|[零一二三四五六七八九十〇两兩壹贰叁肆伍陆柒捌玖]"
+)
+_NEGATIVE = re.compile(r"(?:negative|minus) ")
+_PART_SIZES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+_PART_SIZES |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}
+_PART = re.compile(rf"(?:(?P<top>{_BELOW_100}|an?)[- ])?(?P<size>(?:{'|'.join(_PART_SIZES)})s?)")
+_COUNT = re.compile(
+    r"\d+(?:\.5)?(?: (?!of|or|and|to|by|over|point|third|fourth|fifth|half)[a-z ]+|[一-鿿]{1,3})?"
+)
 
 _CHINESE: dict[str, int] = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _CHINESE |= {c: i for i, c in enumerate("壹贰叁肆伍陆柒捌玖", 1)}
@@ -39,6 +50,25 @@ _CHINESE_PART = re.compile(r"[0-9]+|.")
 def in_digits(text: str) -> str:
     """Write the numbers of a text in lower case in digits: "twenty-one" becomes "21", 一百零五 "105"."""
     return _CHINESE_NUMBER.sub(_chinese, _WORDS.sub(_english, text))
+
+
+def spoken_number(text: str) -> str | None:
+    """Write a text that is one number in words in digits, as "2/3" for two thirds; None for anything else.
+
+    Words in small letters may follow, which say what is counted.
+    """
+    if len(text) > _LONGEST_SPOKEN or not _BEGINS_SPOKEN.match(text):
+        return None
+    sign, lower = "", text.lower()
+    if negative := _NEGATIVE.match(lower):
+        sign, lower = "-", lower[negative.end() :]
+    if part := _PART.fullmatch(lower):
+        top = _spoken(part["top"] or "one") or 1
+        return f"{sign}{top}/{_PART_SIZES[part['size'].rstrip('s')]}"
+    found = _COUNT.fullmatch(in_digits(lower))
+    if found is None or text[1:] != text[1:].lower():
+        return None
+    return f"{sign}{found[0]}"
 
 
 def _english(found: re.Match[str]) -> str:
