@@ -1,41 +1,43 @@
 """Is the number of things right? By the number given, or by the boxes or points drawn."""
 
 import re
-import unicodedata
-from collections.abc import Sequence
 from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.grounding import repeats
+from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.answers import final_answer
+from rewards.reading.number_words import in_digits
 from rewards.reading.regions import read_regions
+from rewards.reading.text import LOWERED, RAISED, plain_width
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]
 
 MAX_LENGTH = 10_000
-_UNITS: Sequence[str] = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    " seventeen eighteen nineteen"
-).split()
-_TENS: Sequence[str] = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_CHINESE: dict[str, int] = {**{c: i for i, c in enumerate("零一二三四五六七八九")}, "〇": 0, "两": 2, "兩": 2}
-
-_ENGLISH_NUMBER = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})(?:[- ]({'|'.join(_UNITS[1:10])}))?|({'|'.join(_UNITS)}))\b"
-)
-_CHINESE_NUMBER = re.compile(
-    r"一(?=共|起|些|样|定|下|直)|([一二两兩三四五六七八九])?(十)([一二三四五六七八九])?|([零〇一二两兩三四五六七八九])"
-)
+#: Boxes that overlap this much show one thing, as in non-maximum suppression, and points less far apart
+#: than this, in thousandths of the image or in pixels (assumed).
+SAME_BOX_IOU, SAME_POINT = 0.7, 5.0
 _NUMBER = re.compile(
-    r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?(?![a-z0-9_]|\.\d)"
+    r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
+    rf"(?![a-z0-9_{RAISED}{LOWERED}]|\.\d)"
 )
 _MORE_DIGITS = re.compile(r"\s{0,3}(?:hundred|thousand|million|dozen|score|百|千|万|亿)")
+_SCALE = re.compile(rf"\d{_MORE_DIGITS.pattern}")
 _BOUND_BEFORE = re.compile(
     r"(?:at least|at most|more than|less than|fewer than|up to|over|under|至少|最多|超过)\s{0,3}$"
 )
-_BOUND_AFTER = re.compile(r"\s{0,3}(?:\+|or more|or less|or fewer|以上|以下|多个)")
+_BOUND_AFTER = re.compile(r"\s{0,3}(?:\+|or more|or less|or fewer|以上|以下|[多几余])")
+_TOTAL_BEFORE = re.compile(
+    r"(?:\b(?:total(?: number)?|sum)(?: of| is|:)*|\b(?:altogether|in all),? )\s?$"
+    r"|(?:[一总]?共[计有是]*|合计|总数[是为]?)[\s:]{0,3}$"
+)
+_TOTAL_AFTER = re.compile(
+    r"(?:\s[a-z]{1,20}){0,3}\s(?:in (?:total|all)|altogether|total|overall|combined)\b|\s*个?\s*(?:总共|合计)"
+)
 _REMARK = re.compile(r"\([^()]{0,200}\)")
 _NONE = re.compile(r"\b(?:no|none|nothing)\b|没有")
 
@@ -45,11 +47,12 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     """Score 1 if the answer counts as many things as there are, else 0.
 
     Formula: [n(a) = n]. By number, n(a) is the one number that the final answer states, in digits or in
-    English or Chinese words up to 99, "no" and "none" for 0. An answer with several numbers ("3 or 4", "3
-    red and 2 blue ones") or a bound ("more than 3") states none; of `3 + 2 = 5` only the last side counts,
-    and of "5 (3 + 2)" only what stands outside the parentheses. By boxes or points, n(a) is how many are
-    written in any family's format; the score is exactly 0 where one of them is written twice (boxes:
-    IoU ≥ 0.9) or is no box or point. Where they must be on the objects, take `grounding` or `pointing`.
+    English or Chinese words, "no" and "none" for 0. An answer with several numbers ("3 or 4", "3 red and 2
+    blue ones") or a bound ("more than 3") states none, unless it says which one is the total ("5 in all"); of
+    `3 + 2 = 5` only the last side counts, and of "5 (3 + 2)" only what stands outside the parentheses. By
+    boxes or points, n(a) is how many the answer has in any family's format; the score is exactly 0 where two
+    of them show one thing, whatever their labels (boxes: IoU ≥ 0.7, points: less than 5 units apart), or one
+    is no box or point. Where they must be on the objects, take `grounding` or `pointing`.
 
     Range: {0, 1}. Source: PixMo-Count and CountBench score equal numbers; the readings are ours (assumed).
 
@@ -74,9 +77,19 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     kind = "box" if how == "boxes" else "point"
     regions = [region for region in read_regions(x.answer, "norm_1000") if region.kind == kind]
     note = f"{len(regions)} {how}, there are {wanted}"
-    if len(regions) != wanted or not all(region.box for region in regions):
+    places = [(box.x1, box.y1, box.x2, box.y2) for region in regions if (box := region.box)]
+    if not len(regions) == len(places) == wanted:
         return Score(0.0, note=note)
-    return Score(float(not repeats(regions)), note=note)
+    return Score(float(not _one_twice(np.array(places).reshape(-1, 4), how)), note=note)
+
+
+def _one_twice(places: NDArray[np.float64], how: How) -> bool:
+    """Check whether two of the places, [N, 4], show one thing."""
+    if how == "boxes":
+        same = iou_and_giou(places, places)[0] >= SAME_BOX_IOU
+    else:
+        same = np.linalg.norm(places[:, None, :2] - places[None, :, :2], axis=-1) < SAME_POINT
+    return bool(np.tril(same, k=-1).any())
 
 
 def stated_number(text: str) -> float | None:
@@ -88,12 +101,7 @@ def stated_number(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Return the text in half-width lower case."""
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
-def in_digits(text: str) -> str:
-    """Write a plain text's English and Chinese numbers up to 99 in digits: "twenty-one" becomes "21"."""
-    return _CHINESE_NUMBER.sub(_chinese_value, _ENGLISH_NUMBER.sub(_english_value, text))
+    return plain_width(text).casefold()
 
 
 def _values(text: str) -> set[float | None]:
@@ -101,10 +109,17 @@ def _values(text: str) -> set[float | None]:
 
     Words count only where there are no digits ("One sees 5 dogs"), "no" only where there is neither.
     """
-    for candidate in (text, in_digits(text)):
-        if found := {_value(candidate, number) for number in _NUMBER.finditer(candidate)}:
+    for candidate in (in_digits(text),) if _SCALE.search(text) else (text, in_digits(text)):
+        numbers = list(_NUMBER.finditer(candidate))
+        totals = [number for number in numbers if _is_total(candidate, number)]
+        if found := {_value(candidate, number) for number in totals or numbers}:
             return found
     return {0.0} if _NONE.search(text) else set()
+
+
+def _is_total(text: str, number: re.Match[str]) -> bool:
+    before = text[max(0, number.start() - 30) : number.start()]
+    return bool(_TOTAL_BEFORE.search(before) or _TOTAL_AFTER.match(text, number.end()))
 
 
 def _value(text: str, number: re.Match[str]) -> float | None:
@@ -112,22 +127,6 @@ def _value(text: str, number: re.Match[str]) -> float | None:
     if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after) or _MORE_DIGITS.match(after):
         return None
     return float(number[0].replace(",", "").replace("−", "-"))
-
-
-def _english_value(number: re.Match[str]) -> str:
-    tens, unit, small = number.groups()
-    if small:
-        return str(_UNITS.index(small))
-    return str(20 + 10 * _TENS.index(tens) + (_UNITS.index(unit) if unit else 0))
-
-
-def _chinese_value(number: re.Match[str]) -> str:
-    tens, ten, unit, digit = number.groups()
-    if digit:
-        return str(_CHINESE[digit])
-    if not ten:  # 一 in a word such as 一共, "in all"
-        return number[0]
-    return str(10 * _CHINESE.get(tens, 1) + _CHINESE.get(unit, 0))
 
 
 def _whole_number(ground_truth: object) -> int:

@@ -15,8 +15,8 @@ from rewards.sdk import reward
 Metric = Literal["iou", "giou", "iou_at"]
 Matrix = NDArray[np.float64]
 
-#: Two boxes that overlap this much are one box written twice (assumed).
-SAME_BOX_IOU = 0.9
+#: From this overlap on two boxes begin to be one written twice, and points from this distance (assumed).
+NEAR_IOU, NEAR_POINTS = 0.9, 1.0
 #: More than this many regions for each object are a flood (assumed).
 FLOOD = 2
 
@@ -34,9 +34,12 @@ def grounding(
     Formula: S = max over one-to-one matchings of Σ s(p, g) (Hungarian method); precision P = S / predicted
     boxes, recall R = S / objects, value F1 = 2·P·R / (P + R). With one box and one object this is s(p, g):
     the IoU, (1 + GIoU) / 2, or [IoU ≥ threshold]. A pair with different labels has s = 0, and a box that is
-    no box (reversed, NaN, three numbers) counts as predicted and matches nothing. Exactly 0 gets an answer
-    with more than two boxes for each object, or which repeats a box (IoU ≥ 0.9) more often than the
-    reference does. Where the reference has no objects, 1 for an answer in words without any box.
+    no box (reversed, NaN, three numbers) counts as predicted and matches nothing. Copies never raise F1, and
+    the value is multiplied by max(0, 1 − max(0, C(P) − C(G))), where C(A) = Σ_a (1 − 1 / Σ_b c(a, b)) is the
+    number of copies among the boxes P of the answer or the objects G, whatever their labels, with c(a, b) =
+    max(0, (IoU − 0.9) / 0.1)². So a box written twice scores 0, a copy moved a little loses less, and moving
+    any box by ε changes the value by O(ε). Exactly 0 gets an answer with more than two boxes for each
+    object. Where the reference has no objects, 1 for an answer in words without any box.
 
     Mind that (1 + GIoU) / 2 is 0.5 and more for a box around everything; "iou" is the safer reward.
 
@@ -74,10 +77,9 @@ def grounding(
         return early
     targets = _array(in_frame(gold.boxes, frame, x))
     boxes = _array([region.box for region in regions if region.box])
-    if _repeats(boxes) > _repeats(targets):
-        return Score(0.0, note="the answer repeats a box")
     similarity = _similarity(boxes, targets, metric, threshold)
-    return _matched(similarity * _same_label(regions, gold, labels), len(regions))
+    copies = _copies(_box_closeness(boxes)) - _copies(_box_closeness(targets))
+    return _matched(similarity * _same_label(regions, gold, labels), len(regions), copies)
 
 
 @reward("pointing")
@@ -87,7 +89,8 @@ def pointing(x: RewardInput, family: Family, tolerance: float = 0.1, labels: boo
     Formula: as for `grounding`, F1 of the best one-to-one matching, with s(p, g) = [p lies in g, its edge
     included] where the reference has boxes, and max(0, 1 − d / tolerance) where it has points. d is the
     distance with x in units of the image's width and y of its height. Points that are no points, floods
-    (more than two for each object), repeated points and objects that are not there count as for `grounding`.
+    (more than two for each object), copies and objects that are not there count as for `grounding`, with
+    c(a, b) = max(0, 1 − d)² for points d units of the family's frame apart.
 
     Range: [0, 1]. Source: point-in-box as in ScreenSpot (2401.10935); the linear fall is ours (assumed).
 
@@ -114,15 +117,16 @@ def pointing(x: RewardInput, family: Family, tolerance: float = 0.1, labels: boo
     if early is not None:
         return early
     written = [region.box for region in regions if region.box]
-    if _copies(written) > _copies(gold.points):
-        return Score(0.0, note="the answer repeats a point")
+    copies = _copies(_point_closeness(_array(written))) - _copies(
+        _point_closeness(_array(in_frame(gold.points, frame, x)))
+    )
     if gold.boxes:
         similarity = _inside(_array(written), _array(in_frame(gold.boxes, frame, x)))
     else:
         points, targets = (_array(in_frame(boxes, "norm_1000", x)) for boxes in (written, gold.points))
         distance = np.linalg.norm(points[:, None, :2] - targets[None, :, :2], axis=-1) / 1000
         similarity = np.maximum(0.0, 1 - distance / tolerance)
-    return _matched(similarity * _same_label(regions, gold, labels), len(regions))
+    return _matched(similarity * _same_label(regions, gold, labels), len(regions), copies)
 
 
 def iou_and_giou(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
@@ -148,12 +152,6 @@ def iou_and_giou(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix]:
     return iou, iou - (hull - union) / hull
 
 
-def repeats(regions: list[Region]) -> int:
-    """Count the boxes and points that stand in the list already, exactly or (boxes) with IoU ≥ 0.9."""
-    boxes = [region.box for region in regions if region.box and region.kind == "box"]
-    return _repeats(_array(boxes)) + _copies([r.box for r in regions if r.box and r.kind == "point"])
-
-
 def _frame(family: Family) -> Frame:
     if family not in FAMILY_FRAMES:
         raise ValueError(f"family {family!r} is none of {', '.join(FAMILY_FRAMES)}")
@@ -174,12 +172,14 @@ def _early_verdict(answer: str, regions: list[Region], objects: int) -> Score | 
     return None
 
 
-def _matched(similarity: Matrix, predicted: int) -> Score:
-    """Compute F1 of the best matching of rows (valid predictions) with columns (objects)."""
+def _matched(similarity: Matrix, predicted: int, copies: float) -> Score:
+    """Compute F1 of the best matching of rows (valid predictions) with columns (objects), less for copies."""
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     total, objects = float(similarity[rows, columns].sum()), similarity.shape[1]
     parts = {"precision": total / predicted, "recall": total / objects}
-    return Score(min(1.0, 2 * total / (predicted + objects)), parts, f"{predicted} for {objects} objects")
+    note = f"{predicted} for {objects} objects" + (f", {copies:.2g} of them copies" if copies > 0 else "")
+    kept = min(1.0, max(0.0, 1 - copies))
+    return Score(kept * min(1.0, 2 * total / (predicted + objects)), parts, note)
 
 
 def _similarity(boxes: Matrix, targets: Matrix, metric: Metric, threshold: float) -> Matrix:
@@ -204,14 +204,21 @@ def _inside(points: Matrix, boxes: Matrix) -> Matrix:
     return ((boxes[None, :, :2] <= at) & (at <= boxes[None, :, 2:])).all(axis=-1).astype(float)
 
 
-def _repeats(boxes: Matrix) -> int:
-    """Count how many boxes are the same as one before them."""
+def _copies(closeness: Matrix) -> float:
+    """Count how many places are copies of others, those that are nearly so in part."""
+    return float((1 - 1 / closeness.sum(axis=1)).sum())
+
+
+def _box_closeness(boxes: Matrix) -> Matrix:
+    """Build a matrix [N, N], 1 where two boxes are the same one and 0 up to an IoU of `NEAR_IOU`."""
     iou, _ = iou_and_giou(boxes, boxes)
-    return int((np.tril(iou, k=-1) >= SAME_BOX_IOU).any(axis=1).sum())
+    return np.clip((iou - NEAR_IOU) / (1 - NEAR_IOU), 0, 1) ** 2
 
 
-def _copies(points: list[Box]) -> int:
-    return len(points) - len(set(points))
+def _point_closeness(points: Matrix) -> Matrix:
+    """Build a matrix [N, N], 1 where two points are the same one and 0 from `NEAR_POINTS` apart."""
+    distance = np.linalg.norm(points[:, None, :2] - points[None, :, :2], axis=-1)
+    return np.clip(1 - distance / NEAR_POINTS, 0, 1) ** 2
 
 
 def _array(boxes: list[Box]) -> Matrix:

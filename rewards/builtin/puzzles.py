@@ -6,29 +6,52 @@ from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
-from rewards.builtin.counting import in_digits, plain
+from rewards.builtin.counting import plain
 from rewards.reading.answers import final_answer, normalise
+from rewards.reading.number_words import in_digits
 from rewards.sdk import reward
 
 MAX_LENGTH = 10_000
 #: Times, after number words have become digits. Each yields hour, minute, second and half of the day.
 _HALF = r"(?:\s{0,2}(?P<half>[ap])\.?\s?m\b\.?)?"
+_MINUTE = r"(?: ?minutes?| ?mins?\b\.?)?"
+#: What stands between the keys and values of `"hour": 10, "minute": 8`.
+_IS, _NEXT = r"[\"']?\s?[:=]\s?[\"']?", r"[\"']?(?:[,;]| and)?\s{0,3}[\"']?"
 _TIMES = [
     re.compile(
-        rf"(?<![\d:])(?P<hour>\d{{1,2}})\s?[:h]\s?(?P<minute>\d{{2}})(?::(?P<second>\d{{2}}))?(?![\d:]){_HALF}"
+        rf"\bhours?{_IS}(?P<hour>\d{{1,2}}){_NEXT}minutes?{_IS}(?P<minute>\d{{1,2}})\b"
+        rf"(?:{_NEXT}seconds?{_IS}(?P<second>\d{{1,2}})\b)?"
     ),
     re.compile(
-        r"\b(?:(?P<part>half|(?:a )?quarter|\d{1,2})(?: minutes?)?) (?P<side>past|after|to|before|till) "
+        r"\b(?P<hour>\d{1,2}) ?(?:hours?|hrs?)\b\.?,?(?: and)? (?P<minute>\d{1,2}) ?(?:minutes?|mins?|m)\b\.?"
+        rf"(?:,?(?: and)? (?P<second>\d{{1,2}}) ?(?:seconds?|secs?|s)\b)?{_HALF}"
+    ),
+    re.compile(r"(?<![\d:.])(?P<hour>[01]\d|2[0-4])(?P<minute>[0-5]\d) ?(?:hours|hrs)\b"),
+    re.compile(
+        r"(?<![\d:.])(?P<hour>\d{1,2})\s?(?:[:h]|uhr|heures?)\s?(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?![\d:])"
+        rf"{_HALF}"
+    ),
+    re.compile(rf"(?<![\d:.])(?P<hour>\d{{1,2}})\.(?P<minute>\d{{2}})(?![\d:]|\.\d){_HALF}"),
+    re.compile(
+        rf"\b(?:(?P<part>half|(?:a )?quarter|\d{{1,2}}){_MINUTE}) (?P<side>past|after|to|of|before|un?till?) "
         rf"(?P<hour>\d{{1,2}})\b(?! ?[:h]\d)(?: o'?clock)?{_HALF}"
     ),
     re.compile(rf"(?<![\d:])(?P<hour>\d{{1,2}}) ?(?:o'?clock{_HALF}|(?P<half_>[ap])\.?\s?m\b)"),
-    re.compile(rf"(?<![\d:])(?P<hour>\d{{1,2}}) (?:oh |o )?(?P<minute>\d{{1,2}})(?![\d:]){_HALF}"),
+    re.compile(rf"(?<![\d:])(?P<hour>\d{{1,2}})(?: (?:oh |o )?|-)(?P<minute>\d{{1,2}})(?![\d:]){_HALF}"),
     re.compile(
-        r"(?P<day>上午|早上|凌晨|下午|晚上)?(?P<hour>\d{1,2})\s?[点點时時](?:(?P<part>半|[13]刻)|(?P<minute>\d{1,2})\s?分?)?"
-        r"(?!\d)"
+        r"(?P<side>差)(?:(?P<part>[13]刻|\d{1,2})\s?分?钟?)(?:到|就)?\s?(?P<hour>\d{1,2})\s?[点點时時]"
+    ),
+    re.compile(r"(?P<hour>\d{1,2})\s?[点點时時](?P<side>差)(?P<part>[13]刻|\d{1,2})分?钟?"),
+    re.compile(
+        r"(?P<day>上午|早上|清晨|凌晨|中午|下午|傍晚|晚上|夜里)?(?P<hour>\d{1,2})\s?[点點时時]整?过?"
+        r"(?:(?P<part>半|[13]刻)|(?P<minute>\d{1,2})\s?分?)?(?!\d)"
     ),
 ]
 _PARTS = {"half": 30, "quarter": 15, "a quarter": 15, "半": 30, "1刻": 15, "3刻": 45}
+_AFTERNOON = ("中午", "下午", "傍晚", "晚上", "夜里")
+_NOON = re.compile(r"\b(?:12 )?(?:noon|midday)\b|(?<![0-9])正午")
+_MIDNIGHT = re.compile(r"\b(?:12 )?midnight\b|(?<![0-9])(?:午夜|子夜)(?![0-9])")
+_COLON = re.compile(r"\{\s?:\s?\}|\\colon\b|\\[!,]|：")
 _BULLET = re.compile(r"^[ \t]{0,20}(?:[-*•]|\d{1,4}[.)、])[ \t]{1,20}(\S[^\n]{0,2000})$", re.MULTILINE)
 _SEPARATOR = re.compile(r"[,;\n，；、]")
 _AND = re.compile(r"(?:^|\s)(?:and|&)\s|和|以及")
@@ -40,9 +63,9 @@ def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
 
     Formula: [min(|a − g|, D − |a − g|) ≤ tolerance] in minutes around a dial of D = 720 or 1440, so that
     11:59 and 12:01 are two minutes apart. a is the one time in the final answer: `10:08`, `10:08:30`,
-    `10h08`, `3:05 p.m.`, `8 past 10`, `quarter to five`, `half past six`, `ten thirty`, `5 o'clock`,
-    `十点零八分`, `三点半`. An answer with two different times, or none, is wrong. On a 12-hour dial the half
-    of the day does not count.
+    `10h08`, `10.08`, `3:05 p.m.`, `8 past 10`, `quarter to five`, `half past six`, `ten thirty`, `5 o'clock`,
+    `noon`, `10 hours and 8 minutes`, `hour: 10, minute: 8`, `十点零八分`, `三点半`, `差五分十点`. An answer
+    with two different times, or none, is wrong. On a 12-hour dial the half of the day does not count.
 
     Range: {0, 1}. Source: clock reading in the Qwen3-VL report, general RL; the tolerance is ours (assumed).
 
@@ -74,7 +97,8 @@ def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
 
 def read_time(text: str, hours: int) -> float | None:
     """Return the one time in a text in minutes on a dial of 12 or 24 hours; None for no time or several."""
-    text = in_digits(plain(text)).replace("’", "'")
+    text = in_digits(_COLON.sub(lambda found: ":" if found[0][-1] in ":：n}" else "", plain(text)))
+    text = _MIDNIGHT.sub("0 o'clock", _NOON.sub("12 o'clock", text.replace("’", "'")))
     times: set[float | None] = set()
     for pattern in _TIMES:
         # What one form has read is taken out, so that "10 past 10" is not also "10 10".
@@ -146,10 +170,10 @@ def _minutes(found: re.Match[str], hours: int) -> float | None:
         return None
     half = time.get("half") or time.get("half_")
     if day := time.get("day"):
-        half = "p" if day in ("下午", "晚上") else "a"
+        half = "p" if day in _AFTERNOON else "a"
     if half:
         hour = hour % 12 + 12 * (half == "p")
-    sign = -1 if time.get("side") in ("to", "before", "till") else 1
+    sign = 1 if time.get("side") in (None, "past", "after") else -1
     return (60 * hour + sign * minute + second / 60) % (60 * hours)
 
 

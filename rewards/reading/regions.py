@@ -4,57 +4,25 @@ Every box leaves here as a `posttrain.types.Box`, which carries its frame; a poi
 """
 
 import functools
-import math
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import get_args
 
-from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.media.images import open_image
 from posttrain.messages import without_thinking
 from posttrain.types import Box, Frame, ImageRef, RewardInput
+from rewards.reading.answers import final_answer
+from rewards.reading.region_forms import Kind, Region, all_regions, place_of
 
-Kind = Literal["box", "point"]
-#: A JSON object that a model wrote, of which nothing is known.
-Found: TypeAlias = Mapping[str, Any]
+#: How many parts of a text are tried as its answer.
+_MAX_PARTS = 4
 FRAMES: tuple[Frame, ...] = get_args(Frame)
 
-#: Coordinates beyond this are no place in any image, and their areas would lose digits.
-MAX_COORDINATE = 1e6
-#: A thinner box has no area to speak of.
-MIN_SIDE = 1e-6
-_KEYS: dict[str, Kind] = {"bbox_2d": "box", "point_2d": "point"}
-_NUMBERS_OF: dict[Kind, int] = {"box": 4, "point": 2}
-
-# Each repetition below has a bound, so that hostile text costs linear time.
-_NUMBER = r"[-+]?\d{1,12}(?:\.\d{1,12})?"
-_COMMA = r"\s{0,9},\s{0,9}"
-_PAIR = rf"\(\s{{0,9}}({_NUMBER}){_COMMA}({_NUMBER})\s{{0,9}}\)"
-_PAIRS = re.compile(rf"{_PAIR}(?:{_COMMA}{_PAIR})?")
-_LIST = re.compile(
-    rf"\[\s{{0,9}}({_NUMBER}){_COMMA}({_NUMBER})(?:{_COMMA}({_NUMBER}){_COMMA}({_NUMBER}))?\s{{0,9}}\]"
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_FENCED = re.compile(r"```[A-Za-z]{0,20}\n(.*?)```", re.DOTALL)
+_MARKED = re.compile(
+    r"\b(?:final |my )?answer\b[^\n.:：]{0,30}[:：]|答案[^\n。:：是为]{0,10}[是为:：]", re.IGNORECASE
 )
-_TAGS = re.compile(
-    r"<\|object_ref_start\|>([^<]{0,500})<\|object_ref_end\|>|<\|box_start\|>([^<]{0,200})<\|box_end\|>"
-)
-_FLAT_OBJECT = re.compile(r"\{[^{}]*\}")
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box or a point that a model wrote.
-
-    Attributes:
-        kind: What the model meant to write.
-        box: Where it is; None where it is no place at all: a wrong number of coordinates, one that is not
-            a finite number, corners reversed or on one line.
-        label: What the model calls it, "" where it says nothing.
-    """
-
-    kind: Kind
-    box: Box | None
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,19 +41,37 @@ class Gold:
 
 
 def read_regions(text: str, frame: Frame) -> list[Region]:
-    """Read every box and point in what a model wrote after its thinking, valid or not.
+    r"""Read the boxes and points of a model's final answer, valid or not.
+
+    The answer is, after the thinking, the last `<answer>…</answer>`; else, if there are regions in it, the
+    last `\boxed{…}`, code block, or what follows the last `Answer:`; else the whole text. So places that
+    were only considered before neither count nor cost anything.
 
     Read are Qwen2-VL's `<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>`
-    (a point has one pair), and the JSON of Qwen2.5-VL and Qwen3-VL, `{"bbox_2d": [x1, y1, x2, y2],
-    "label": …}` and `{"point_2d": [x, y], …}`, at any depth, in code fences or in prose. Where there is
-    none of these, bare `[x1, y1, x2, y2]`, `[x, y]`, `(x1,y1),(x2,y2)` and `(x,y)` count.
+    (a point has one pair) and the like (`<ref>`, `<box>`, `<point>`), Molmo's `<point x="…" y="…">`, and
+    objects as those of Qwen2.5-VL and Qwen3-VL, `{"bbox_2d": [x1, y1, x2, y2], "label": …}` and `{"point_2d":
+    [x, y], …}`, at any depth, with either kind of quotes, in code fences or in prose. Where there is none of
+    these, `click(x=1, y=2)` counts; else bare `[x1, y1, x2, y2]`, `[x, y]`, `(x1,y1),(x2,y2)` and `(x,y)`.
+    All numbers are in the family's frame, whatever the form.
 
     Args:
         text: What the model wrote. Time is linear in its length, and nothing in it raises.
         frame: The frame in which the model's family writes.
     """
     text = without_thinking(text)
-    return [*_tagged(text, frame), *_keyed(text, frame)] or _bare(text, frame)
+    lower = text.lower()
+    if "<answer>" in lower[: max(lower.rfind("</answer>"), 0)]:
+        return all_regions(final_answer(text), frame)
+    blocks, marks = _FENCED.findall(text), list(_MARKED.finditer(text))
+    parts = [
+        *([final_answer(text)] if _BOXED.search(text) else []),
+        *reversed(blocks),
+        *([text[marks[-1].end() :]] if marks else []),
+    ]
+    for part in parts[:_MAX_PARTS]:
+        if regions := all_regions(part, frame):
+            return regions
+    return all_regions(text, frame)
 
 
 def read_gold(ground_truth: object, frame: Frame) -> Gold:
@@ -157,93 +143,6 @@ def in_frame(boxes: list[Box], frame: Frame, x: RewardInput) -> list[Box]:
     return [box.to(frame, original=original, resized=resized) for box in boxes]
 
 
-def _tagged(text: str, frame: Frame) -> list[Region]:
-    """Read Qwen2-VL's form; a label holds for all boxes up to the next label."""
-    regions, label = [], ""
-    for found in _TAGS.finditer(text):
-        if found[1] is not None:
-            label = found[1].strip()
-            continue
-        pairs = _PAIRS.fullmatch(found[2].strip())
-        numbers = [float(n) for n in pairs.groups() if n is not None] if pairs else []
-        kind: Kind = "point" if len(numbers) == 2 else "box"
-        regions.append(Region(kind, _box(numbers, kind, frame), label))
-    return regions
-
-
-def _keyed(text: str, frame: Frame) -> list[Region]:
-    """Read the JSON form; one object may hold a list of boxes."""
-    regions = []
-    for found in _objects(text):
-        label = found.get("label")
-        label = label.strip() if isinstance(label, str) else ""
-        for key, kind in _KEYS.items():
-            if key not in found:
-                continue
-            value = found[key]
-            several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
-            for numbers in value if several else [value]:
-                regions.append(Region(kind, _box(numbers, kind, frame), label))
-    return regions
-
-
-def _objects(text: str) -> Iterator[Found]:
-    """Yield the JSON objects in a text that is JSON, or fenced JSON, or prose around flat objects."""
-    for part in text.split("```"):
-        if not any(f'"{key}"' in part for key in _KEYS):
-            continue
-        part = part.strip().removeprefix("json").strip()
-        try:
-            yield from _walk(parse_json(part))
-        except JsonError:
-            for flat in _FLAT_OBJECT.findall(part):
-                yield from _flat_object(flat)
-
-
-def _walk(value: object) -> Iterator[Found]:
-    """Yield every object inside a JSON value, whose depth the strict reader has bounded."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _walk(item)
-
-
-def _flat_object(text: str) -> Iterator[Found]:
-    """Yield one object without inner ones; where it cannot be read, its keys without values."""
-    keys = [key for key in _KEYS if f'"{key}"' in text]
-    if keys:
-        try:
-            found = parse_json(text)
-            if isinstance(found, dict):
-                yield found
-        except JsonError:
-            yield dict.fromkeys(keys)
-
-
-def _bare(text: str, frame: Frame) -> list[Region]:
-    regions = []
-    for pattern in (_LIST, _PAIRS):
-        for found in pattern.finditer(text):
-            numbers = [float(n) for n in found.groups() if n is not None]
-            kind: Kind = "point" if len(numbers) == 2 else "box"
-            regions.append(Region(kind, _box(numbers, kind, frame)))
-    return regions
-
-
-def _box(numbers: object, kind: Kind, frame: Frame) -> Box | None:
-    """Return the numbers as a place, or None where they are none."""
-    if not isinstance(numbers, list) or len(numbers) != _NUMBERS_OF[kind]:
-        return None
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
-        return None
-    if not all(math.isfinite(n) and abs(n) <= MAX_COORDINATE for n in numbers):
-        return None
-    box = Box(*map(float, numbers if kind == "box" else [*numbers, *numbers]), frame=frame)
-    return box if kind == "point" or min(box.x2 - box.x1, box.y2 - box.y1) > MIN_SIDE else None
-
-
 def _plain_form(ground_truth: object) -> dict[str, object]:
     """Return the object form of a list: of boxes or points, or of the numbers of one."""
     values = _list(ground_truth, "")
@@ -254,7 +153,7 @@ def _plain_form(ground_truth: object) -> dict[str, object]:
 
 
 def _gold_box(numbers: object, kind: Kind, frame: Frame) -> Box:
-    box = _box(list(numbers) if isinstance(numbers, tuple) else numbers, kind, frame)
+    box = place_of(list(numbers) if isinstance(numbers, tuple) else numbers, kind, frame)
     if box is None:
         wanted = "[x1, y1, x2, y2] with x1 < x2 and y1 < y2" if kind == "box" else "[x, y]"
         raise ValueError(f"ground_truth: {kind} {numbers!r} is not {wanted}; correct the dataset")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sized
 WIDE = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 #: Vowel signs and accents, which Python's `\w` leaves out.
 _MARKS = "\u0300-\u036f\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e00-\u0e7f"
+#: Letters and signs without ink: fillers of Hangul, the empty Braille cell.
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800"
 _WORD = re.compile(
     rf"[{WIDE}]|(?:[^\W_{WIDE}]|[{_MARKS}])++(?:['’\-](?:[^\W_{WIDE}]|[{_MARKS}])++)*+",
 )
@@ -40,7 +42,7 @@ def visible(text: str) -> str:
 
 def has_content(text: str) -> bool:
     """Check for a letter, digit or symbol, and not only punctuation and space."""
-    return any(c.isalnum() or unicodedata.category(c)[0] == "S" for c in text)
+    return any((c.isalnum() or unicodedata.category(c)[0] == "S") and c not in _BLANK for c in text)
 
 
 def words(text: str) -> list[str]:

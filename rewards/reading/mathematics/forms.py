@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
 
+from sympy import Expr
+
+from rewards.reading.mathematics.brackets import balanced, bare, spelling, split
+from rewards.reading.mathematics.equations import is_name, sides_of, without_name
+from rewards.reading.mathematics.evaluation import EXACT, variables
 from rewards.reading.mathematics.quantities import ROUNDED, read_quantity, same_quantity, split_unit
 from rewards.reading.mathematics.spelling import canonical
 from rewards.reading.mathematics.units import DEGREE
-from rewards.reading.mathematics.values import EXACT, is_number, parsed, same_value
+from rewards.reading.mathematics.values import is_number, parsed, same_value
 
 Part = TypeVar("Part")
 
-_OPENING, _CLOSING = "([{", ")]}"
 _LIST = re.compile(
     r"\s*(?:[,;，；]|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])|\\lor(?![a-z])|[和或与])\s*(?:(?:and|or)\s)?",
     re.IGNORECASE,
@@ -28,14 +32,9 @@ _MATRIX = re.compile(
     r"(?:\[|\()?\s*\\begin\{([pbB]?matrix|array)\}(?:\{[lcr| ]+\})?(.*)\\end\{\1\}\s*(?:\]|\))?", re.DOTALL
 )
 _MEMBER = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])\s*")
-_EQUALS = re.compile(r"(?<![<>!:=])=(?!=)")
-_APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])")
 _ORDER = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|<|>")
 _ANY_RELATION = re.compile(r"\\(?:le|ge|ne|neq|in|equiv|sim)(?![a-z])|[<>]")
-#: A letter, a command, a function of something, a segment: what an equation may give the value of.
-_NAME = re.compile(
-    r"\\?[A-Za-z]+(?:\s*[A-Za-z]{1,4})?(?:_\{?\w{1,5}\}?)?'{0,2}(?:\^\{?(?:-1|T)\}?)?(?:\s*\([^()]{1,20}\))?|\|[A-Za-z]{1,2}\|"
-)
+_TUPLE_OF_NAMES = re.compile(r"\(\s*[A-Za-z](?:_\{?\w{1,5}\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w{1,5}\}?)?)+\s*\)")
 _SUBSCRIPT = re.compile(r"_\{?\w+\}?$")
 _WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z][A-Za-z '-]*|[一-鿿]+")
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,}")
@@ -46,10 +45,6 @@ _COMMA = re.compile(r"[,;，；]")
 _COLON = re.compile(":")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w\}?)?|[A-Za-z]\([A-Za-z]\)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
-_SUBSCRIPTS = re.compile(r"_\{?\w+\}?")
-_SCRIPTS = re.compile(r"[_^]\{?\w+\}?")
-_DIGIT = re.compile(r"\d")
-_GAP = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d])\d+\s+\d")
 #: How far apart the two sides of an ≈ may be.
 _ROUGHLY = 0.01
@@ -78,19 +73,17 @@ def same(gold: str, answer: str, tolerance: float) -> bool:
         answer: The answer, likewise.
         tolerance: Relative difference allowed between numbers; 0 allows only what rounding makes.
     """
-    if _bare(gold) == _bare(answer):
+    if bare(gold) == bare(answer):
         return True
     ours, theirs = read_quantity(gold), read_quantity(answer)
     if ours is not None and theirs is not None:
         return same_quantity(ours, theirs, tolerance)
-    if _WORD.search(gold) and _spelling(gold) == _spelling(answer):
+    if _WORD.search(gold) and spelling(gold) == spelling(answer):
         return True
     if _WORDS.fullmatch(gold) or _LITERAL.search(gold) or _LITERAL.search(answer):
-        return _spelling(gold) == _spelling(answer)
+        return spelling(gold) == spelling(answer)
     if ":" in gold or ":" in answer:
         return _same_ratio(gold, answer, tolerance)
-    if gold.count("'") != answer.count("'"):  # a derivative is not its function
-        return False
     return _same_form(read_form(gold), read_form(answer), tolerance)
 
 
@@ -102,7 +95,7 @@ def read_form(text: str) -> Form:
         rows = [[canonical(cell) for cell in line.split("&")] for line in lines]
         if len({len(row) for row in rows}) == 1:
             return Form(f"matrix {len(rows)}x{len(rows[0])}", tuple(itertools.chain(*rows)), text)
-    pieces = _split(text, _UNION)
+    pieces = split(text, _UNION)
     if len(pieces) > 1:
         return Form("union", tuple(pieces), text)
     if bracketed := _bracketed(text):
@@ -115,11 +108,11 @@ def _bracketed(text: str) -> Form | None:
     """Return the set, tuple or pair that the whole text is, or None."""
     for left, right, kind in (("\\{", "\\}", "set"), ("{", "}", "set"), ("\\langle", "\\rangle", "tuple")):
         inner = text[len(left) : -len(right)]
-        if text.startswith(left) and text.endswith(right) and _balanced(inner):
+        if text.startswith(left) and text.endswith(right) and balanced(inner):
             return Form(kind, _listed(inner), text)
-    if len(text) < 3 or text[0] not in "([]" or text[-1] not in ")][" or not _balanced(text[1:-1]):
+    if len(text) < 3 or text[0] not in "([]" or text[-1] not in ")][" or not balanced(text[1:-1]):
         return None
-    parts = tuple(_split(text[1:-1], _COMMA))
+    parts = tuple(split(text[1:-1], _COMMA))
     if len(parts) < 2:
         return None
     # French intervals turn the bracket round: ]0,1[
@@ -129,7 +122,7 @@ def _bracketed(text: str) -> Form | None:
 
 def _listed(text: str) -> tuple[str, ...]:
     """Return the texts between commas, «and» and «or»; a ± makes two of one."""
-    return tuple(value for part in _split(text, _LIST) for value in _signs(part))
+    return tuple(value for part in split(text, _LIST) for value in _signs(part))
 
 
 def _same_form(gold: Form, answer: Form, tolerance: float) -> bool:
@@ -154,11 +147,17 @@ def _same_form(gold: Form, answer: Form, tolerance: float) -> bool:
 
 def _value_of(gold: Form, answer: Form) -> tuple[str, str] | None:
     """Return both texts, an equation without its left side: `A = {1, 2}` or `(x, y) = (1, 2)`."""
-    equation = gold if gold.kind == "one" else answer
-    sides = _split(equation.text, _EQUALS)
-    if len(sides) != 2 or not (_NAME.fullmatch(sides[0]) or _is_unknown(*sides)):
+    sides = sides_of((gold if gold.kind == "one" else answer).text)
+    if len(sides) != 2:
         return None
-    return (sides[1], answer.text) if equation is gold else (gold.text, sides[1])
+    given = (
+        [sides[1]]
+        if _TUPLE_OF_NAMES.fullmatch(sides[0])
+        else without_name(sides, reference=gold.kind == "one")
+    )
+    if given is None:
+        return None
+    return (given[0], answer.text) if gold.kind == "one" else (gold.text, given[0])
 
 
 def _same_list(gold: Form, answer: Form, tolerance: float) -> bool:
@@ -176,7 +175,7 @@ def _assignments(form: Form) -> tuple[tuple[str, ...], tuple[str, ...]]:
     pairs = []
     for part in form.parts:
         name, _, value = part.partition("=")
-        if not value or "=" in value or not _NAME.fullmatch(name.strip()):
+        if not value or "=" in value or not is_name(name.strip()):
             return (), form.parts
         pairs.append((name.strip(), value.strip()))
     if len({_SUBSCRIPT.sub("", name) for name, _ in pairs}) < len(pairs) or len(pairs) < 2:
@@ -226,7 +225,7 @@ def _same_piece(gold: tuple[str, Form], answer: tuple[str, Form], tolerance: flo
 
 def _interval(text: str) -> tuple[str, Form] | None:
     r"""Return variable and interval of `x < 3`, `3 > x`, `0 \le x < 1`; None for other relations."""
-    sides, signs = _split(text, _ORDER), [match.group() for match in _ORDER.finditer(text)]
+    sides, signs = split(text, _ORDER), [match.group() for match in _ORDER.finditer(text)]
     upward = [sign in ("<", "\\le") for sign in signs]
     if len(sides) != len(signs) + 1 or len(sides) not in (2, 3) or len(set(upward)) != 1:
         return None
@@ -254,42 +253,46 @@ def _same_one(gold: str, answer: str, tolerance: float) -> bool:
         if ours and theirs:
             return _same_piece(ours, theirs, tolerance)
         return same_value(gold, answer, EXACT)
-    ours, theirs = _sides(gold), _sides(answer)
+    ours, theirs = sides_of(gold), sides_of(answer)
     if not _consistent(theirs, "\\approx" in answer, tolerance):
         return False
+    if (len(ours) > 1) == (len(theirs) > 1) and gold.count("'") != answer.count("'"):
+        return False  # a derivative is not its function
     if len(ours) > 1 and len(theirs) > 1:
-        if _bare(ours[0]) == _bare(theirs[0]):
+        if bare(ours[0]) == bare(theirs[0]):
             return same(ours[-1], theirs[-1], tolerance)
         return same_value(f"{ours[0]}={ours[-1]}", f"{theirs[0]}={theirs[-1]}", EXACT)
     if len(ours) == 1 and len(theirs) == 1:
         return _same_formula(gold, answer, tolerance)
     sides, other = (ours, answer) if len(ours) > 1 else (theirs, gold)
-    if _NAME.fullmatch(sides[-1]) and not _NAME.fullmatch(sides[0]):
-        sides = sides[::-1]
-    if not (_NAME.fullmatch(sides[0]) or _is_number(sides[0]) or _is_unknown(sides[0], sides[-1])):
+    given = without_name(sides, reference=sides is ours)
+    if given is None and all(_is_number(side) for side in (sides[0], sides[-1])):  # 2 + 3 = 5
+        given = sides
+    if given is None:
         return False
-    values = sides[-2:] if "\\approx" in gold + answer else sides[-1:]
+    values = given[-2:] if "\\approx" in gold + answer else given[-1:]
     if sides is ours:
         return any(same(value, other, tolerance) for value in values)
     return any(same(other, value, tolerance) for value in values)
 
 
-def _sides(text: str) -> list[str]:
-    """Return what stands between the equality signs of a text."""
-    return [side for part in _split(text, _APPROXIMATELY) for side in _split(part, _EQUALS)]
-
-
 def _consistent(sides: list[str], rough: bool, tolerance: float) -> bool:
-    """Check whether all sides that are numbers are the same one: 4 = 5 is no way to say 5."""
-    numbers = [side for side in sides if _is_number(side)] if len(sides) > 1 else []
+    """Check whether all sides that can be compared are equal: 4 = 5 is no way to say 5, y = 3x = 2x no 2x."""
+    if len(sides) < 2:
+        return True
+    numbers = [side for side in sides if _is_number(side)]
     allowed = max(tolerance, _ROUGHLY if rough else 0)
-    return all(same(numbers[-1], number, allowed) for number in numbers[:-1])
+    formulas = [side for side in sides[1:-1] if not _is_number(side) and _same_variables(side, sides[-1])]
+    return all(same(numbers[-1], number, allowed) for number in numbers[:-1]) and all(
+        same(sides[-1], formula, allowed) for formula in formulas
+    )
 
 
-def _is_unknown(text: str, value: str) -> bool:
-    """Check whether an equation may give the value of this: `x^2 + y^2`, but not `2x` in `2x = 10`."""
-    digits = _DIGIT.search((_SUBSCRIPTS if value == "0" else _SCRIPTS).sub("", text))
-    return not digits and parsed(text) is not None
+def _same_variables(text: str, other: str) -> bool:
+    """Check whether two formulas have the same variables, and any."""
+    trees = parsed(text), parsed(other)
+    found = [variables(tree) for tree in trees if isinstance(tree, Expr)]
+    return len(found) == 2 and found[0] == found[1] != set()
 
 
 def _is_number(text: str) -> bool:
@@ -334,7 +337,7 @@ def _same_ratio(gold: str, answer: str, tolerance: float) -> bool:
         ]:
             return True
         return _seconds(ours) == _seconds(theirs)
-    left, right = _split(gold, _COLON), _split(answer, _COLON)
+    left, right = split(gold, _COLON), split(answer, _COLON)
     return len(left) == len(right) and len(left) > 1 and _in_order(tuple(left), tuple(right), tolerance)
 
 
@@ -349,37 +352,3 @@ def _signs(part: str) -> tuple[str, ...]:
     if "\\pm" not in part:
         return (part,)
     return tuple(part.replace("\\pm", a).replace("\\mp", b) for a, b in (("+", "-"), ("-", "+")))
-
-
-def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split a text at the separators that stand outside all brackets."""
-    parts, start, position, depth = [], 0, 0, 0
-    for found in separator.finditer(text):
-        depth += _depth(text[position : found.start()])
-        position = found.start()
-        if depth == 0:
-            parts.append(text[start : found.start()].strip())
-            start = position = found.end()
-    parts.append(text[start:].strip())
-    return [part for part in parts if part] or [""]
-
-
-def _depth(text: str) -> int:
-    return (
-        sum((c in _OPENING) - (c in _CLOSING) for c in text) + text.count("\\langle") - text.count("\\rangle")
-    )
-
-
-def _balanced(text: str) -> bool:
-    """Check whether no bracket closes that did not open."""
-    depths = itertools.accumulate((c in _OPENING) - (c in _CLOSING) for c in text)
-    return min(depths, default=0) >= 0
-
-
-def _spelling(text: str) -> str:
-    return _bare(text).casefold().replace("{", "").replace("}", "")
-
-
-def _bare(text: str) -> str:
-    """Return the text without white space, save between two digits."""
-    return _GAP.sub("", text)

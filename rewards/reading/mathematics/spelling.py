@@ -4,10 +4,13 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.reading.number_words import spoken_number
+from rewards.reading.text import LOWERED, RAISED, plain_width
+
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
-_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_SCRIPT = re.compile(f"[{RAISED}]+|[{LOWERED}]+")
+_DEGREE_SIGN = re.compile("(?<=\\d)º")
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()
 _SIGNS = {
     "−": "-", "–": "-", "÷": "/", "、": ",", "。": ".", "ℝ": "\\mathbb{R}",
@@ -24,12 +27,14 @@ _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:displaystyle|left|right|bigl?|bigr|Bigl?|Bigr|limits|!|mathop)(?![A-Za-z])", ""),
-        (r"(?<=\d)(?:\{,\}|\\,|(?<!\\)\\ )(?=\d{3}(?!\d))", ","),
+        (r"(?<=\d),\s*(?:\\!\s*)+(?=\d{3}(?!\d))", ","),
+        (r"\\(?:displaystyle|left|right|[bB]igg?[lr]?|limits|!|mathop)(?![A-Za-z])", ""),
+        (r"(?<=\d)(?:\{,\}|,?\\[,;:]|(?<!\\)\\ |~)\s*(?=\d{3}(?!\d))", ","),
+        (r"(?<=[\d)}])\s*\\q?quad\s*(?=[-\d(])", ", "),
         (r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|~", " "),
         (r"\\[dt]frac", r"\\frac"),
-        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|emph|bold|boldsymbol)\*?"
-         r"\s*\{([^{}]*)\}", r" \1 "),
+        (r"\\(?:text(?:bf|it|rm|sf|tt|sc|sl|md|up|normal)?|math(?:rm|bf|it|sf|tt|normal)|operatorname|mbox|hbox"
+         r"|emph|bold|boldsymbol|bm|pmb|underline)\*?\s*\{([^{}]*)\}", r" \1 "),
         (r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\(?:degree|circ)(?![A-Za-z])", r"°"),
         (r"(\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(-?\d+(?:\.\d+)?)\s*°", r"\1(\\frac{\2\\pi}{180})"),
         (r"\\(?:leqslant|leq|le)(?![A-Za-z])|<=|=<", r"\\le "),
@@ -67,15 +72,22 @@ def canonical(text: str) -> str:
     text = text.strip()
     if _PLAIN_NUMBER.fullmatch(text):
         return text
-    text = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _SIGN.sub(lambda match: _SIGNS[match.group()], text))
-        text = _SIGN.sub(lambda match: _SIGNS[match.group()], text)
+        text = _SCRIPT.sub(_script, _DEGREE_SIGN.sub("°", text))
+        text = plain_width(_SIGN.sub(lambda match: _SIGNS[match.group()], text))
+        text = _SIGN.sub(lambda match: _SIGNS[match.group()], _SCRIPT.sub(_script, text))
     text = _unwrapped(text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _ARTICLE.sub("", _unwrapped(" ".join(text.split())), count=1)
-    return _PHRASES.get(text.casefold(), text)
+    text = _unwrapped(" ".join(text.split()))
+    text = spoken_number(text) or _ARTICLE.sub("", text, count=1)
+    return _PHRASES.get(text.casefold()) or text
+
+
+def _script(found: re.Match[str]) -> str:
+    """Write raised or lowered characters as a power or an index."""
+    inner = unicodedata.normalize("NFKC", found[0]).replace("−", "-")
+    return ("^{" if found[0][0] in RAISED else "_{") + inner + "}"
 
 
 def _unwrapped(text: str) -> str:

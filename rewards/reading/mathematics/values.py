@@ -1,18 +1,21 @@
-r"""Whether two LaTeX formulas have the same value: math-verify's parser, then numbers, then math-verify.
+r"""Whether two LaTeX formulas have the same value: math-verify's parser, then numbers.
 
 The parser is a grammar (ANTLR), so no text is evaluated as Python. What it gives is not evaluated either
-until its cost is known: `9^{9^9}` is a tree of three numbers, and a gigabyte once computed.
+until its cost is known: `9^{9^9}` is a tree of three numbers, and a gigabyte once computed. Nothing is
+solved or simplified, so the time that an answer takes is bounded by its length.
 """
 
+import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
-from typing import Any, TypeAlias
 
-from math_verify import LatexExtractionConfig, parse, verify
+import mpmath
+from math_verify import LatexExtractionConfig, parse
 from sympy import (
     Basic,
     Equality,
@@ -22,7 +25,6 @@ from sympy import (
     MatrixBase,
     Number,
     Pow,
-    Rational,
     Symbol,
     exp,
     factorial,
@@ -31,8 +33,19 @@ from sympy import (
 )
 from sympy.core.relational import Relational
 
-#: A formula or number of sympy, whose attributes depend on what it is and are not declared.
-Tree: TypeAlias = Any
+from rewards.reading.mathematics.evaluation import (
+    EXACT,
+    MORE_DIGITS,
+    Point,
+    Tree,
+    Value,
+    alike,
+    near,
+    value,
+    variables,
+)
+from rewards.reading.mathematics.points import far_points, real_points, whole_points
+from rewards.reading.mathematics.sets import explicit, same_members
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off
 
@@ -45,22 +58,22 @@ _COSTLY_TEXT = re.compile(r"\d{300}|binom[^=]{0,60}?(?:\d{4}|[\^!])|\\choose|(?:
 _UNDONE = re.compile(r"\\(?:det|gcd|lcm|lim|i*int|oint|sum|prod)(?![A-Za-z])|\\begin\{[vV]matrix")
 _MAX_NODES = 300
 _MAX_BITS = 200_000.0
-#: What a variable stands for, by its place in the alphabet of the two formulas.
-_POINTS = tuple(
-    [Rational(p + 31 * k, q + 6 * k) * sign for k in range(8)]
-    for p, q, sign in ((137, 101, 1), (1271, 89, 1), (211, 73, -1), (5, 97, -1))
-)
-EXACT = 1e-12
-#: What is left of a sum that is zero.
-_NOISE = 1e-60
+#: How many points with values on both sides a verdict needs.
+_LEAST_POINTS = 3
+_MAX_VARIABLES = 30
+#: What is left of a sum that is zero, in the share that more digits leave of it.
+_VANISHED = mpmath.mpf(10) ** -100
 
 
 def same_value(gold: str, answer: str, tolerance: float) -> bool:
-    """Check whether two formulas are equal wherever tried; math-verify decides what has no values.
+    """Check whether two formulas are equal wherever both have a value.
 
-    Formula: |g(p) − a(p)| ≤ tolerance · max(|g(p)|, |a(p)|) at two positive points p and, where both are
-    real there, two negative ones; exactly equal where both are rational and nothing was rounded. Relations
-    are equal if one is a multiple of the other, negative where the sign is turned round.
+    Formula: |g(p) − a(p)| ≤ tolerance · max(|g(p)|, |a(p)|) at points p drawn anew each time, of all signs;
+    exactly equal where both are rational and nothing was rounded. Both must have a value at three points or
+    more, which are tried in this order: real variables and real values of every part (so √(x²) is |x|, and
+    ln x + ln y is ln xy); whole numbers for variables named like some, as in (−1)^n = cos nπ; and complex
+    values, at once where i occurs. Relations are equal if one is a multiple of the other, negative where
+    the sign is turned round; sets of real numbers if they have the same members around all their ends.
 
     Args:
         gold: LaTeX of the reference.
@@ -73,28 +86,33 @@ def same_value(gold: str, answer: str, tolerance: float) -> bool:
     if ours == theirs:
         return True
     try:
-        decided = _decide(ours, theirs, tolerance)
+        return _decide(ours, theirs, tolerance)
     except Exception:  # sympy raises all kinds on nonsense such as f < i; nonsense equals nothing
         return False
-    if decided is None:
-        return verify(ours, theirs, allow_set_relation_comp=True, timeout_seconds=None)
-    return decided
 
 
-def _decide(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
-    """Compare two relations or two formulas in numbers; None where there are none to compare."""
+def _decide(gold: Tree, answer: Tree, tolerance: float) -> bool:
+    """Compare two relations, formulas, matrices or sets."""
     kinds = {_kind(gold), _kind(answer)}
     if kinds == {"relation"}:
         return _proportional(gold, answer)
     if kinds == {"formula"}:
-        return _close(gold, answer, tolerance)
-    return False if "formula" in kinds else None
+        return _agree(gold, answer, lambda a, b: near(a, b, tolerance))
+    if kinds == {"matrix"}:
+        ours, theirs = explicit(gold), explicit(answer)
+        return ours.shape == theirs.shape and all(
+            a == b or _agree(a, b, lambda a, b: near(a, b, tolerance))
+            for a, b in zip(ours, theirs, strict=True)
+        )
+    return kinds <= {"relation", "set"} and same_members(gold, answer)
 
 
 def _kind(tree: Tree) -> str:
     if isinstance(tree, Relational):
         return "relation"
-    return "formula" if isinstance(tree, Expr) and not getattr(tree, "is_Matrix", False) else "other"
+    if isinstance(tree, MatrixBase) or getattr(tree, "is_Matrix", False):
+        return "matrix"
+    return "formula" if isinstance(tree, Expr) else "set"
 
 
 def is_number(latex: str) -> bool:
@@ -169,65 +187,65 @@ def _bits_of_number(number: Tree) -> float:
     return abs(math.log2(size)) + 1 if size else 1.0
 
 
-def _close(gold: Tree, answer: Tree, tolerance: float) -> bool | None:
-    """Check whether values agree at every point; None where neither has a value at a positive one."""
-    for point, ours, theirs in _pairs(gold, answer):
-        if ours is None or theirs is None:
-            if point < 2:
-                return None if ours is theirs else False
-            continue
-        if point >= 2 and not (ours.is_real and theirs.is_real):
-            continue
-        if not near(ours, theirs, tolerance):
-            return False
-    return True
+def _agree(gold: Tree, answer: Tree, equal: Callable[[Value, Value], bool]) -> bool:
+    """Check whether the two values are equal at every point where both are there, and there are enough."""
+    names = sorted(variables(gold) | variables(answer))
+    if len(names) > _MAX_VARIABLES:
+        return False
+    for points, real in _ways(names, gold.has(I) or answer.has(I)):
+        found = 0
+        for number, point in enumerate(itertools.chain(points, far_points(names))):
+            if number >= len(points) and found >= _LEAST_POINTS:
+                break
+            ours = value(gold, point, real=real)
+            theirs = None if ours is None else value(answer, point, real=real)
+            if ours is None or theirs is None:
+                continue
+            if not equal(ours, theirs) and not equal(*_exacter(gold, answer, point, real, (ours, theirs))):
+                return False
+            found += 1
+        if found >= (_LEAST_POINTS if names else 1):
+            return True
+    return False
 
 
-def _proportional(gold: Tree, answer: Tree) -> bool | None:
+def _ways(names: list[str], imaginary: bool) -> Iterator[tuple[list[Point], bool]]:
+    """Yield the points to try, and whether all values must be real there, in this order."""
+    if not imaginary:
+        yield real_points(names), True
+        if whole := whole_points(names):
+            yield whole, True
+    yield real_points(names), False
+
+
+def _exacter(
+    gold: Tree, answer: Tree, point: Point, real: bool, before: tuple[Value, Value]
+) -> tuple[Value, Value]:
+    """Return both values with more digits, as zero what these take away: sin² 1 + cos² 1 − 1."""
+    after = (value(tree, point, real=real, digits=MORE_DIGITS) for tree in (gold, answer))
+    ours, theirs = (
+        Fraction(0) if more is None or abs(more) <= _VANISHED * abs(less) else more
+        for more, less in zip(after, before, strict=True)
+    )
+    return ours, theirs
+
+
+def _proportional(gold: Tree, answer: Tree) -> bool:
     """Check whether one relation is the other times a constant.
 
     Relations that always or never hold say nothing and equal only themselves.
     """
-    ratio = None
-    try:
-        pairs = _pairs(gold.lhs - gold.rhs, answer.lhs - answer.rhs)
-    except TypeError:  # a side is a set
-        return None
-    for point, ours, theirs in pairs:
-        if ours is None or theirs is None:
-            if point < 2:
-                return None if ours is theirs else False
-            continue
+    ratios: list[Value] = []
+
+    def equal(ours: Value, theirs: Value) -> bool:
         if ours == 0 or theirs == 0:
             return False
-        ratio = ours / theirs if ratio is None else ratio
-        if not near(ours, ratio * theirs, EXACT):
-            return False
-    if ratio is None or not gold.free_symbols:
+        ours, theirs = alike(ours, theirs)
+        ratios.append(ours / theirs)
+        return near(ratios[0], ratios[-1], EXACT)
+
+    if not gold.free_symbols or not _agree(gold.lhs - gold.rhs, answer.lhs - answer.rhs, equal):
         return False
     if isinstance(gold, Equality) or isinstance(answer, Equality):
         return type(gold) is type(answer)
-    return isinstance(answer, type(gold) if ratio.is_positive else gold.reversed.func)
-
-
-def _pairs(gold: Tree, answer: Tree) -> Iterator[tuple[int, Tree, Tree]]:
-    """Yield for each point its number and both values; variables of one name stand for the same number."""
-    names = sorted(gold.free_symbols.union(answer.free_symbols), key=str)
-    for number, point in enumerate(_POINTS if names else _POINTS[:1]):
-        values = dict(zip(names, point, strict=False))
-        yield number, _value(gold, values), _value(answer, values)
-
-
-def _value(expression: Tree, values: Mapping[Symbol, Rational]) -> Tree:
-    """Evaluate an expression: a rational exactly, else to 30 digits, or None where it has no value."""
-    value = expression.xreplace(values).doit()
-    if not value.is_Rational:
-        value = value.evalf(30)
-    return value if value.is_number and value.is_finite else None
-
-
-def near(a: Tree, b: Tree, tolerance: float) -> bool:
-    """Check whether two numbers differ by no more than the tolerance; rationals exactly by default."""
-    if tolerance <= EXACT and a.is_Rational and b.is_Rational:
-        return a == b
-    return bool(abs(a - b) <= max(tolerance * max(abs(a), abs(b)), _NOISE))
+    return isinstance(answer, type(gold) if ratios[0] > 0 else gold.reversed.func)

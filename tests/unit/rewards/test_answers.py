@@ -1,4 +1,4 @@
-"""Finding and comparing final answers: answers, answer_accuracy and tool_calls."""
+"""Finding and comparing final answers: answers and answer_accuracy."""
 
 import time
 from typing import Any
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, ToolCall
 from rewards.builtin.answer_accuracy import answer_accuracy
-from rewards.builtin.tool_calls import tool_calls
 from rewards.reading.answers import final_answer, normalise
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -127,51 +126,3 @@ def test_a_broken_ground_truth_is_an_error(gold: Any) -> None:
 
 def test_without_ground_truth_it_does_not_apply() -> None:
     assert answer_accuracy(episode("K")) is None
-
-
-def zooms(different: int, repeated: int = 0, failed: int = 0) -> tuple[ToolCall, ...]:
-    seen = [ToolCall("image_zoom_in_tool", {"img_idx": i}, True, images=1) for i in range(different)]
-    return tuple(seen + seen[:1] * repeated + [ToolCall("", {}, False, "unreadable")] * failed)
-
-
-def called(calls: tuple[ToolCall, ...], target: int | None, answer: str = "K") -> float:
-    score = tool_calls(episode(answer, calls=calls, target_tool_calls=target))
-    assert score is not None
-    return score.value
-
-
-@pytest.mark.parametrize(
-    ("calls", "target", "value"),
-    [
-        (zooms(0), 0, 1),
-        (zooms(1), 0, 0),
-        (zooms(0), 1, 0),
-        (zooms(1), 1, 1),
-        (zooms(0, failed=5), 1, 0),
-        (zooms(1, failed=5), 1, 1),
-        (zooms(3), 3, 1),
-        (zooms(1), 3, 1 / 3),
-        (zooms(1, repeated=2), 3, 1 / 3),
-        (zooms(4), 3, 2 / 3),
-        (zooms(6), 3, 0),
-    ],
-)
-def test_tool_calls(calls: tuple[ToolCall, ...], target: int, value: float) -> None:
-    assert called(calls, target) == pytest.approx(value)
-
-
-@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 6))
-def test_more_than_the_target_never_pays(different: int, repeated: int, failed: int, target: int) -> None:
-    value = called(zooms(different, repeated if different else 0, failed), target)
-    assert 0.0 <= value <= 1.0 == called(zooms(target), target)
-    assert called(zooms(target + different + 1), target) < 1.0
-    assert called(zooms(target), target, answer=" ") == 0.0
-
-
-def test_target_comes_from_the_sample_or_the_parameter() -> None:
-    assert tool_calls(episode("K", calls=zooms(2))) is None
-    assert tool_calls(episode("K", calls=zooms(2)), target=2).value == 1.0  # type: ignore[union-attr]
-    assert tool_calls(episode("K", calls=zooms(2), target_tool_calls=1), target=2).value == 0.0  # type: ignore[union-attr]
-    for wrong in (-1, 1.5, True, "2"):
-        with pytest.raises(ValueError, match="target_tool_calls"):
-            tool_calls(episode("K"), target=wrong)  # type: ignore[arg-type]

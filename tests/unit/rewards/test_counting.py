@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.types import RewardInput
-from rewards.builtin.counting import counting, in_digits, stated_number
+from rewards.builtin.counting import counting, stated_number
 
 
 def score(gold: Any, answer: str, **params: Any) -> float:
@@ -31,10 +31,25 @@ def score(gold: Any, answer: str, **params: Any) -> float:
         ("(5)", 5),
         ("12.5", 12.5),
         ("−3", -3),
+        ("one hundred", 100),
+        ("a dozen eggs", 12),
+        ("two hundred and five", 205),
+        ("一百零五只", 105),
+        ("3 hundred", 300),
+        ("3 red and 2 blue, 5 in total", 5),
+        ("A total of 5: 3 red and 2 blue", 5),
+        ("Ten people altogether: six men, four women", 10),
+        ("一共5个，3红2绿", 5),
+        ("3 in total, or 5 in total", None),
+        ("five or six", None),
+        ("五六个", None),
+        ("十几个", None),
+        ("two and a half", 2.5),
+        ("hundreds", None),
         ("3 or 4", None),
         ("at least 3", None),
         ("3+", None),
-        ("three hundred", None),
+        ("three hundred", 300),
         ("1.2.3", None),
         ("A4 paper", None),
         ("several", None),
@@ -49,14 +64,6 @@ def test_stated_number(text: str, number: float | None) -> None:
 def test_digits_are_read(number: int) -> None:
     assert stated_number(f"There are {number} things.") == number
     assert stated_number(f"{number:,}") == number
-
-
-def test_all_english_and_chinese_numbers_to_99() -> None:
-    digits = "零一二三四五六七八九"
-    for n in range(10, 100):
-        tens = "" if n < 20 else digits[n // 10]
-        assert in_digits(f"{tens}十{digits[n % 10] if n % 10 else ''}") == str(n)
-    assert in_digits("zero nineteen twenty thirty-three ninety nine") == "0 19 20 33 99"
 
 
 @given(st.integers(0, 99), st.text(max_size=100), st.sampled_from(["number", "boxes", "points"]))
@@ -109,3 +116,26 @@ def test_unknown_way_and_missing_ground_truth() -> None:
     with pytest.raises(ValueError, match="how='fingers'"):
         score(3, "3", how="fingers")
     assert counting(RewardInput((), (), "3")) is None
+
+
+@pytest.mark.parametrize("step", [0, 0.001, 1, 2])
+def test_copies_moved_a_little_are_one_thing(step: float) -> None:
+    for labels in ("aaaa", "abcd"):
+        points = [{"point_2d": [500 + i * step, 500], "label": label} for i, label in enumerate(labels)]
+        boxes = [
+            {"bbox_2d": [100 + i * step, 100, 300, 300], "label": label} for i, label in enumerate(labels)
+        ]
+        assert score(4, json.dumps(points), how="points") == 0
+        assert score(4, json.dumps(boxes), how="boxes") == 0
+
+
+def test_things_side_by_side_are_several() -> None:
+    points = [{"point_2d": [100 + 10 * i, 500]} for i in range(20)]
+    boxes = [{"bbox_2d": [40 * i, 100, 40 * i + 60, 300]} for i in range(20)]
+    assert score(20, json.dumps(points), how="points") == 1
+    assert score(20, json.dumps(boxes), how="boxes") == 1
+
+
+def test_boxes_before_the_answer_do_not_count() -> None:
+    assert score(1, "Perhaps [900,900,950,950]. <answer>[200,200,300,300]</answer>", how="boxes") == 1
+    assert score(2, "Perhaps [900,900,950,950]. <answer>[200,200,300,300]</answer>", how="boxes") == 0

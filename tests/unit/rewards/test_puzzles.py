@@ -38,6 +38,34 @@ def run(judge: Any, gold: Any, answer: str, **params: Any) -> Score:
         ("十点零八分", 608),
         ("三点半", 210),
         ("四点三刻", 285),
+        ("10.08", 608),
+        ("10 hours and 8 minutes", 608),
+        ("10 hours, 8 minutes and 30 seconds", 608.5),
+        ("hour: 10, minute: 8", 608),
+        ('{"hour": 10, "minute": 8}', 608),
+        ("1008 hours", 608),
+        ("10{:}08", 608),
+        ("10\\colon 08", 608),
+        ("10：08", 608),
+        ("10 Uhr 08", 608),
+        ("ten-ten", 610),
+        ("noon", 0),
+        ("12 noon", 0),
+        ("midnight", 0),
+        ("quarter to noon", 705),
+        ("quarter past midnight", 15),
+        ("a quarter of ten", 585),
+        ("twenty-five to eleven", 635),
+        ("8 min past 10", 608),
+        ("差五分十点", 595),
+        ("十点差五分", 595),
+        ("10点过8分", 608),
+        ("正午", 0),
+        ("10.80", None),
+        ("1.008", None),
+        ("10.08.2024", None),
+        ("noon or 3 pm", None),
+        ("10.08 or 10.09", None),
         ("25:00", None),
         ("10:60", None),
         ("10:08 or 10:09", None),
@@ -52,7 +80,17 @@ def test_read_time(text: str, minutes: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("3:05 pm", 905), ("15:05", 905), ("12:30 am", 30), ("12:30 pm", 750), ("下午3点5分", 905)],
+    [
+        ("3:05 pm", 905),
+        ("15:05", 905),
+        ("12:30 am", 30),
+        ("12:30 pm", 750),
+        ("下午3点5分", 905),
+        ("noon", 720),
+        ("midnight", 0),
+        ("正午", 720),
+        ("2230 hours", 1350),
+    ],
 )
 def test_the_half_of_the_day(text: str, minutes: float) -> None:
     assert read_time(text, 24) == minutes
@@ -78,6 +116,9 @@ def test_every_spelling_of_a_time(gold: Any) -> None:
         f"{m} past {h}",
         f"{60 - m} to {h % 12 + 1}",
         f"{h}点{m}分",
+        f"{h}.{m:02}",
+        f"{h} hours and {m} minutes",
+        f"hour: {h}, minute: {m}",
     ):
         if "60" not in text:
             assert run(clock, f"{h}:{m:02}", text, tolerance=0).value == 1, text
