@@ -20,7 +20,10 @@ class LoadedReward:
     params: Mapping[str, object]
 
     def score(self, sample: Sample, ground_truth: object) -> Score | None:
-        """Score a ground truth that is given as the answer to a sample's prompt."""
+        """Score a ground truth that is given as the answer to a sample's prompt.
+
+        Its bytes stand for its tokens, for a tokenizer is not at hand and no gold is so long that it matters.
+        """
         gold = str(_first(ground_truth))
         asked = RewardInput(
             prompt=sample.messages,
@@ -28,6 +31,7 @@ class LoadedReward:
             answer=gold,
             ground_truth=ground_truth,
             columns=sample.columns,
+            completion_ids=tuple(gold.encode(errors="surrogatepass")),
         )
         return self.reward(asked, **self.params)
 
