@@ -11,6 +11,9 @@ from posttrain.preflight.datasets import Dataset
 from posttrain.preflight.findings import Examination
 from posttrain.types import RewardInput, Sample, Score, text_message
 
+#: Share of a reward's range that full marks may lack: what a short answer costs where length counts.
+NEARLY = 0.01
+
 
 @dataclass(frozen=True)
 class LoadedReward:
@@ -22,7 +25,7 @@ class LoadedReward:
     def score(self, sample: Sample, ground_truth: object) -> Score | None:
         """Score a ground truth that is given as the answer to a sample's prompt.
 
-        Its bytes stand for its tokens, for a tokenizer is not at hand and no gold is so long that it matters.
+        A single id stands for its tokens, for how long it is is not what is tried.
         """
         gold = str(_first(ground_truth))
         asked = RewardInput(
@@ -31,7 +34,7 @@ class LoadedReward:
             answer=gold,
             ground_truth=ground_truth,
             columns=sample.columns,
-            completion_ids=tuple(gold.encode(errors="surrogatepass")),
+            completion_ids=(0,) * bool(gold),
         )
         return self.reward(asked, **self.params)
 
@@ -133,7 +136,8 @@ def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool:
         score = loaded.score(sample, sample.ground_truth)
     except Exception as error:
         raise ValueError(f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}") from error
-    return score is not None and score.value >= loaded.reward.high
+    full = loaded.reward.high - NEARLY * (loaded.reward.high - loaded.reward.low)
+    return score is not None and score.value >= full
 
 
 def _first(ground_truth: object) -> object:

@@ -23,9 +23,7 @@ SAMPLE = Sample("s", (), ground_truth="K")
 def test_a_rollout_gives_the_sampled_ids_without_prompt_and_observations(
     tokens: list[tuple[int, bool]],
 ) -> None:
-    trajectory = Trajectory(
-        "s", "t", 0, 0, token_ids=[t for t, _ in tokens], sampled=[own for _, own in tokens]
-    )
+    trajectory = Trajectory("s", "t", 0, 0, [token for token, _ in tokens], [own for _, own in tokens])
     assert reward_input(trajectory, SAMPLE).completion_ids == tuple(token for token, own in tokens if own)
 
 
@@ -49,7 +47,7 @@ def test_what_are_no_token_ids_is_refused(ids: Any) -> None:
 
 
 PLUGIN = """
-from rewards import from_trl, reward
+from rewards import reward
 
 @reward("brief")
 def brief(x, limit=8):
@@ -86,8 +84,8 @@ def test_a_reward_of_tokens_can_be_checked(rows: Callable[[str], Path]) -> None:
     path = rows(', "completion_ids": [5, 6, 7]')
     assert check_reward("mine.py:brief", read_samples(path), {}, path.parent).passed
     path = rows("")
-    failures = check_reward("mine.py:brief", read_samples(path), {}, path.parent).findings[0].failures
-    assert failures == ["line 1: ValueError: brief counts tokens"]
+    report = check_reward("mine.py:brief", read_samples(path), {}, path.parent)
+    assert any("brief counts tokens" in line for finding in report.findings for line in finding.failures)
 
 
 def test_another_answer_has_other_ids() -> None:
