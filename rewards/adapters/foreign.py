@@ -1,7 +1,9 @@
 """A function of another toolkit: what it is called, what it takes, and how it is called."""
 
+import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,7 +26,7 @@ class Foreign:
         name: The name given, or the function's or the class's.
         parameters: What it takes by name, in order, without `*args` and `**kwargs`.
         takes_all: Whether it takes every keyword.
-        takes_any: Whether it takes any number of arguments by position, and no keywords.
+        in_order: Whether it takes `*args` and nothing else, so that its arguments have an order and no names.
         is_async: Whether calling it gives a coroutine.
     """
 
@@ -32,7 +34,7 @@ class Foreign:
     name: str
     parameters: Mapping[str, inspect.Parameter]
     takes_all: bool
-    takes_any: bool
+    in_order: bool
     is_async: bool
 
     @property
@@ -41,16 +43,22 @@ class Foreign:
         return [key for key, taken in self.parameters.items() if taken.default is taken.empty]
 
     @property
+    def bases(self) -> tuple[type, ...]:
+        """The classes of the object that is called, or whose method is."""
+        inner = unwrapped(self.function)
+        return inspect.getmro(type(getattr(inner, "__self__", inner)))
+
+    @property
     def doc(self) -> str | None:
         """The docstring of the function, or of the class that it is an instance of."""
         return inspect.getdoc(unwrapped(self.function))
 
     def call(self, values: Mapping[str, object]) -> object:
         """Call the function with those of the values that it takes, each in the way it takes them."""
-        if self.takes_any and not self.parameters and not self.takes_all:
+        if self.in_order:
             return self.function(*values.values())
         first = [key for key, taken in self.parameters.items() if taken.kind is taken.POSITIONAL_ONLY]
-        by_position = [values[key] for key in first if key in values]
+        by_position = [values[key] for key in itertools.takewhile(values.__contains__, first)]
         by_name = {
             key: value
             for key, value in values.items()
@@ -80,17 +88,14 @@ def foreign(function: Callable[..., object], name: str) -> Foreign:
     if not callable(made):
         raise RewardError(f"{made!r:.100} is no function and cannot be called")
     inner = unwrapped(made)
-    try:
-        signature = inspect.signature(made)
-    except (TypeError, ValueError):  # of some functions written in C
-        signature = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-    kinds = {taken.kind for taken in signature.parameters.values()}
+    taken = _signature(made).parameters
+    kinds = {each.kind for each in taken.values()}
     return Foreign(
         made,
         name or getattr(inner, "__name__", type(inner).__name__),
-        {key: taken for key, taken in signature.parameters.items() if taken.kind not in _ANY},
+        {key: each for key, each in taken.items() if each.kind not in _ANY},
         inspect.Parameter.VAR_KEYWORD in kinds,
-        inspect.Parameter.VAR_POSITIONAL in kinds,
+        kinds == {inspect.Parameter.VAR_POSITIONAL},
         inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__),
     )
 
@@ -100,6 +105,14 @@ def unwrapped(function: Callable[..., object]) -> Callable[..., object]:
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+def _signature(function: Callable[..., object]) -> inspect.Signature:
+    """Return what a function takes, annotations evaluated where they can be."""
+    for evaluated in (True, False):
+        with contextlib.suppress(Exception):  # annotations may be anything; some functions in C say nothing
+            return inspect.signature(function, eval_str=evaluated)
+    return inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
 
 
 def judging(

@@ -1,6 +1,5 @@
 """Reward functions of TRL and of ms-swift."""
 
-import inspect
 from collections.abc import Callable, Sequence
 
 from posttrain.media.images import open_image
@@ -61,7 +60,7 @@ def from_trl(
         tagged = from_trl(format_reward)  # in the YAML: my_rewards.py:tagged
     """
     one = foreign(function, name)
-    is_orm = any(kind.__name__ in _ORM for kind in inspect.getmro(type(one.function)))
+    is_orm = any(base.__name__ in _ORM for base in one.bases)
     as_messages = not is_orm if chat is None else chat
 
     def ask(xs: Sequence[RewardInput]) -> tuple[object, Callable[[object], Sequence[Verdict]]]:
@@ -69,6 +68,8 @@ def from_trl(
         values = _values(xs, one, as_messages) | {"log_extra": log.extra, "log_metric": log.metric}
         if is_orm and one.required and one.required[0] not in values:
             values[one.required[0]] = values["completions"]  # ms-swift passes them by position
+        if one.in_order:
+            values = {key: values[key] for key in ("prompts", "completions")}
         for key in one.required:
             if key not in values:
                 raise RewardError(f"TRL reward {one.name!r} asks for {key!r}, which {_absence(key, xs)}")

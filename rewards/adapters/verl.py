@@ -113,7 +113,7 @@ class _Form:
         roles: What each argument is, by its name.
         guessed: The argument that is the gold by its place alone; a column of its name comes before.
         columns: Arguments that are columns of the sample.
-        unnamed: What goes into `**kwargs` or `*args`.
+        unnamed: What goes into `**kwargs`.
         batched: Whether each argument is a list with an entry an episode.
     """
 
@@ -208,7 +208,9 @@ def _form(one: Foreign) -> _Form:
     guesses = _guesses([key for key in unknown if key not in names], roles)
     given = roles | guesses
     unnamed: dict[str, Role] = {}
-    if (one.takes_all or one.takes_any) and Role.RECORD not in given.values():
+    if one.in_order:
+        given = dict(_STANDARD)
+    if one.takes_all and Role.RECORD not in given.values():
         rest = {key: role for key, role in _STANDARD.items() if role not in given.values()}
         unnamed = {f"{key}s": role for key, role in rest.items()} if batched else rest
     if not {Role.RESPONSE, Role.RECORD} & {*given.values(), *unnamed.values()}:

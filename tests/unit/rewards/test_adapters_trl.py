@@ -167,6 +167,9 @@ FORMS: dict[str, Any] = {
     "async orm class": Waits,
     "async orm object": Waits(),
     "by position": lambda completions, /: plain(completions),
+    "in order": lambda *args: plain(args[1]),
+    "orm method": Letter().__call__,
+    "orm partial": functools.partial(Letter(), level=1),
     "records": lambda reward_inputs: [
         {"overall": float(x["response"].endswith(x["ground_truth"]))} for x in reward_inputs
     ],

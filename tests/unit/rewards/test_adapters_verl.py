@@ -14,6 +14,7 @@ from tests.unit.rewards.verl_functions import (
     BATCHED,
     SINGLE,
     Judge,
+    any_number,
     batch,
     batch_of_dicts,
     by_a_judge,
@@ -89,7 +90,7 @@ def test_the_gold_is_found_where_verls_rows_have_it(function: Any, columns: dict
 @pytest.mark.parametrize(
     "function",
     [
-        *(standard, geometry, program, own_names, sequential, batch, batch_of_dicts, by_a_judge),
+        *(standard, geometry, program, own_names, sequential, batch, batch_of_dicts, by_a_judge, any_number),
         lambda solution_str, ground_truth=None: float(solution_str == ground_truth),
     ],
 )

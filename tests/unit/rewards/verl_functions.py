@@ -125,6 +125,25 @@ def typed_by_name(sample: Seen) -> dict[str, float]:
     return {"overall": right(sample["response"], sample["ground_truth"])}
 
 
+def annotated_as_text(sample: "dict[str, Any]") -> float:
+    return right(sample["response"], sample["ground_truth"])
+
+
+def annotated_as_nothing(solution_str: "NoSuchType", ground_truth: "str") -> float:  # type: ignore[name-defined] # noqa: F821
+    return right(solution_str, ground_truth)
+
+
+def everything(data_source, solution_str, ground_truth, extra_info=None, *args, **kwargs):
+    assert not args
+    assert not kwargs
+    return right(solution_str, ground_truth)
+
+
+def first_of_many(solution_str, ground_truth, *args):
+    assert not args
+    return right(solution_str, ground_truth)
+
+
 async def by_a_judge(data_source, solution_str, ground_truth, extra_info, reward_router_address=None):
     return {"score": right(solution_str, ground_truth), "acc": True}
 
@@ -189,7 +208,8 @@ SINGLE: dict[str, Callable[..., Any]] = {
         for f in (
             *(standard, with_services, word_problem, geometry, looking, looking_late, formula, program),
             *(own_names, own_order, gold_first, by_position, by_keyword, anything, any_number, a_column),
-            *(sequential, typed, typed_by_name, by_a_judge, wrapped),
+            *(sequential, typed, typed_by_name, annotated_as_text, annotated_as_nothing),
+            *(by_a_judge, wrapped, everything, first_of_many),
         )
     },
     "lambda": lambda solution_str, ground_truth: float(ground_truth in solution_str),
