@@ -281,6 +281,8 @@ class RewardInput:
         columns: The sample's other columns.
         tool_calls: Every call of the episode, in order.
         truncated: Whether the episode ended at a length or turn limit.
+        completion_ids: The token ids that the model sampled, in order over all its turns and without
+            observations; empty where nobody knows them.
     """
 
     prompt: tuple[Message, ...]
@@ -290,6 +292,7 @@ class RewardInput:
     columns: dict[str, Any] = field(default_factory=dict)
     tool_calls: tuple[ToolCall, ...] = ()
     truncated: bool = False
+    completion_ids: tuple[int, ...] = ()
 
 
 @dataclass

@@ -157,6 +157,7 @@ def input_to_json(x: RewardInput) -> JsonObject:
         "columns": x.columns,
         "tool_calls": [dataclasses.asdict(call) for call in x.tool_calls],
         "truncated": x.truncated,
+        "completion_ids": list(x.completion_ids),
     }
 
 
@@ -166,7 +167,13 @@ def input_from_json(value: object, where: str) -> RewardInput:
         value,
         where,
         {"prompt": list, "response": list, "answer": str},
-        {"ground_truth": object, "columns": dict, "tool_calls": list, "truncated": bool},
+        {
+            "ground_truth": object,
+            "columns": dict,
+            "tool_calls": list,
+            "truncated": bool,
+            "completion_ids": list,
+        },
     )
     calls = enumerate(row.get("tool_calls", []))
     return RewardInput(
@@ -177,7 +184,19 @@ def input_from_json(value: object, where: str) -> RewardInput:
         columns=row.get("columns", {}),
         tool_calls=tuple(_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in calls),
         truncated=row.get("truncated", False),
+        completion_ids=token_ids(row.get("completion_ids", []), f"{where}.completion_ids"),
     )
+
+
+def token_ids(value: object, where: str) -> tuple[int, ...]:
+    """Read the token ids of an episode.
+
+    Raises:
+        WireError: If they are no list of whole numbers from 0 on.
+    """
+    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+        raise WireError(f"{where} must be a list of token ids, whole numbers from 0 on")
+    return tuple(value)
 
 
 def outcome_to_json(outcome: Outcome) -> JsonObject:

@@ -11,6 +11,9 @@ from posttrain.preflight.datasets import Dataset
 from posttrain.preflight.findings import Examination
 from posttrain.types import RewardInput, Sample, Score, text_message
 
+#: Share of a reward's range that full marks may lack: what a short answer costs where length counts.
+NEARLY = 0.01
+
 
 @dataclass(frozen=True)
 class LoadedReward:
@@ -20,7 +23,10 @@ class LoadedReward:
     params: Mapping[str, object]
 
     def score(self, sample: Sample, ground_truth: object) -> Score | None:
-        """Score a ground truth that is given as the answer to a sample's prompt."""
+        """Score a ground truth that is given as the answer to a sample's prompt.
+
+        A single id stands for its tokens, for how long it is is not what is tried.
+        """
         gold = str(_first(ground_truth))
         asked = RewardInput(
             prompt=sample.messages,
@@ -28,6 +34,7 @@ class LoadedReward:
             answer=gold,
             ground_truth=ground_truth,
             columns=sample.columns,
+            completion_ids=(0,) * bool(gold),
         )
         return self.reward(asked, **self.params)
 
@@ -129,7 +136,8 @@ def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool:
         score = loaded.score(sample, sample.ground_truth)
     except Exception as error:
         raise ValueError(f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}") from error
-    return score is not None and score.value >= loaded.reward.high
+    full = loaded.reward.high - NEARLY * (loaded.reward.high - loaded.reward.low)
+    return score is not None and score.value >= full
 
 
 def _first(ground_truth: object) -> object:

@@ -135,6 +135,7 @@ class RolloutWorker(InferenceWorker):
 def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
     """Make what rewards are shown of a finished episode."""
     turns = [message for message in trajectory.response if message.role == "assistant"]
+    sampled = zip(trajectory.token_ids, trajectory.sampled, strict=True)
     return RewardInput(
         prompt=trajectory.prompt,
         response=tuple(trajectory.response),
@@ -143,6 +144,7 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
         columns=sample.columns,
         tool_calls=tuple(trajectory.tool_calls),
         truncated=trajectory.stop_reason != "answer",
+        completion_ids=tuple(token for token, own in sampled if own),
     )
 
 

@@ -1,5 +1,6 @@
 """Samples to try rewards on: JSON lines with an answer each."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from posttrain.files.strict_json import parse_json
 from posttrain.messages import message_from_json
 from posttrain.types import Message, RewardInput, text_message
+from rewards.wire import token_ids
 
-_OWN = ("id", "prompt", "messages", "answer", "ground_truth")
+_OWN = ("id", "prompt", "messages", "answer", "ground_truth", "completion_ids")
 
 
 class SampleError(ValueError):
@@ -33,7 +35,8 @@ def read_samples(path: Path) -> list[KitSample]:
 
     `answer` is what a model wrote; without it the ground truth, where that is a text or a number, stands for
     a perfect answer. `prompt` is a text; `messages` are those of the canonical data format, of which the
-    last one, if it is the assistant's, is the answer.
+    last one, if it is the assistant's, is the answer. Rewards that count tokens need `completion_ids`, the
+    answer's token ids.
 
     Raises:
         SampleError: Naming file, line and reason.
@@ -50,16 +53,17 @@ def read_samples(path: Path) -> list[KitSample]:
 
 
 def with_answer(x: RewardInput, answer: str) -> RewardInput:
-    """Return the same episode, ended by another answer."""
+    """Return the same episode, ended by another answer.
+
+    Where the episode has token ids, the bytes of an answer that says something else stand for its tokens:
+    there is no tokenizer here.
+    """
     earlier = x.response[:-1] if x.response and x.response[-1].role == "assistant" else x.response
-    return RewardInput(
-        x.prompt,
-        (*earlier, text_message("assistant", answer)),
-        answer,
-        x.ground_truth,
-        x.columns,
-        x.tool_calls,
-        x.truncated,
+    ids = x.completion_ids
+    if ids and answer.strip() != x.answer.strip():
+        ids = tuple(answer.encode(errors="surrogatepass"))
+    return dataclasses.replace(
+        x, response=(*earlier, text_message("assistant", answer)), answer=answer, completion_ids=ids
     )
 
 
@@ -93,4 +97,12 @@ def _episode(row: dict[str, object]) -> RewardInput:
             "has no text under `answer`, and its ground truth cannot stand for one; add `answer`"
         )
     columns = {key: value for key, value in row.items() if key not in _OWN}
-    return with_answer(RewardInput(prompt, (), answer, row.get("ground_truth"), columns), answer)
+    ids = token_ids(row.get("completion_ids", []), "completion_ids")
+    return RewardInput(
+        prompt,
+        (text_message("assistant", answer),),
+        answer,
+        row.get("ground_truth"),
+        columns,
+        completion_ids=ids,
+    )

@@ -52,7 +52,7 @@ class ServerConfig(BaseModel):
     workers: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     queued: int = Field(default=4096, ge=1)
-    body_bytes: int = Field(default=16 << 20, ge=1)
+    body_bytes: int = Field(default=64 << 20, ge=1)
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
 
     @field_validator("rewards")

@@ -199,6 +199,19 @@ def test_a_reward_that_gives_gold_no_full_marks(folder: Path) -> None:
     assert "earns full marks from no reward" in look(folder).problems[0].reason
 
 
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        "[{name: cosine_length, params: {limit: 1000, correct: answer_accuracy}}]",
+        "[answer_accuracy, {name: overlong, params: {limit: 1000, soft: 100, unit: tokens}}]",
+        "[answer_accuracy, {name: format, weight: 0.1}, {name: tag_count, weight: 0.1}]",
+    ],
+)
+def test_rewards_of_length_and_format_let_golds_pass(folder: Path, rewards: str) -> None:
+    replace(folder / "mine.yaml", "[answer_accuracy, tool_calls]", rewards)
+    assert look(folder).problems == []
+
+
 def test_rows_that_cannot_be_read(folder: Path) -> None:
     (folder / "datasets_cfg" / "photos.jsonl").write_text("{\n")
     assert "photos.jsonl:1" in look(folder).problems[0].reason

@@ -1,94 +1,130 @@
-"""TRL's and verl's reward functions, unchanged."""
+"""Other toolkits' functions by reference: in this process, and in processes that can be killed."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from trl.rewards.format_rewards import think_format_reward
-from trl.rewards.other_rewards import get_soft_overlong_punishment
 
 from posttrain.types import RewardInput, text_message
-from rewards.adapters import from_trl, from_verl
 from rewards.manager import RewardManager, RewardSpec
-from rewards.sdk import RewardError
+from rewards.workers.scorer import Scorer
+
+PLUGIN = """
+import asyncio, functools
+import numpy as np
+from rewards import from_trl, from_verl
+
+def right(text, gold):
+    return float(text.endswith(gold))
+
+def geo3k(predict_str, ground_truth, use_boxed=True, format_score=0.1):
+    return {"score": np.float32(right(predict_str, ground_truth)), "acc": np.bool_(True), "pred": predict_str}
+
+def batched(data_sources, solution_strs, ground_truths, extra_infos):
+    return np.array([right(r, g) for r, g in zip(solution_strs, ground_truths)])
+
+async def grm(data_source, solution_str, ground_truth, extra_info):
+    await asyncio.sleep(0.3)
+    return {"score": right(solution_str, ground_truth), "turns": extra_info["num_turns"]}
+
+async def ranked(data_sources, solution_strs, ground_truths, extra_infos):
+    await asyncio.sleep(0.3)
+    return batched(data_sources, solution_strs, ground_truths, extra_infos)
+
+def r1v(reward_input, format_weight=0.5):
+    return {"overall": right(reward_input["response"], reward_input["ground_truth"])}
+
+def tokens(completion_ids, **kwargs):
+    return [len(ids) / 10 for ids in completion_ids]
+
+class ORM:
+    def __init__(self, args=None):
+        pass
+
+class Letter(ORM):
+    def __call__(self, completions, solution, **kwargs):
+        return [right(text, gold) for text, gold in zip(completions, solution)]
+
+class AsyncORM:
+    pass
+
+class Waits(AsyncORM):
+    async def __call__(self, completions, solution, **kwargs):
+        await asyncio.sleep(0.3)
+        return Letter()(completions, solution)
+
+def f(completions, **kwargs):
+    return [len(c[0]["content"]) / 10 for c in completions]
+
+verl = from_verl(geo3k)
+verl_partial = from_verl(functools.partial(geo3k, use_boxed=False), name="partial")
+verl_batch = from_verl(batched)
+verl_async = from_verl(grm)
+verl_async_batch = from_verl(ranked)
+easyr1 = from_verl(r1v)
+trl_tokens = from_trl(tokens)
+orm = from_trl(Letter)
+orm_async = from_trl(Waits)
+short = from_trl(f)
+"""
+SINGLE = ("verl", "verl_partial", "verl_async", "easyr1")
+GROUP = ("verl_batch", "verl_async_batch", "trl_tokens", "orm", "orm_async", "short")
+ASYNC = ("verl_async", "verl_async_batch", "orm_async")
 
 
-def episode(answer: str, **columns: Any) -> RewardInput:
-    prompt = (text_message("system", "Be brief."), text_message("user", "Which?"))
-    return RewardInput(prompt, (text_message("assistant", answer),), answer, "K", columns)
+def episode(answer: str, gold: str | None = "K", tokens: int = 0) -> RewardInput:
+    turn = (text_message("assistant", answer),)
+    return RewardInput((), turn, answer, gold, completion_ids=tuple(range(tokens)))
 
 
-def test_trl_s_own_reward() -> None:
-    adapted = from_trl(think_format_reward)
-    xs = [episode("<think>\nI look.\n</think>\nK"), episode("K")]
-    assert [score and score.value for score in adapted.judge(xs, {})] == think_format_reward(
-        [[{"role": "assistant", "content": x.answer}] for x in xs]
-    )
-    assert adapted.name == "think_format_reward"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    (folder / "mine.py").write_text(PLUGIN)
+    return folder
 
 
-def test_trl_arguments_are_lists_with_an_entry_an_episode() -> None:
-    seen: dict[str, Any] = {}
-
-    def judge(prompts: Any, completions: Any, answer: Any, level: Any, **rest: Any) -> list[float | None]:
-        """Collects."""
-        seen.update(prompts=prompts, completions=completions, answer=answer, level=level, **rest)
-        return [1.0, None]
-
-    adapted = from_trl(judge)
-    scores = adapted.judge([episode("a", level=1, solution="own"), episode("b")], {})
-    assert [score and score.value for score in scores] == [1.0, None]
-    assert seen["prompts"][0][1] == {"role": "user", "content": "Which?"}
-    assert seen["completions"][1] == [{"role": "assistant", "content": "b"}]
-    assert (seen["answer"], seen["level"], seen["solution"]) == (["K", "K"], [1, None], ["own", None])
-    assert adapted.summary == "Collects."
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> Iterator[Scorer]:
+    references = [f"mine.py:{name}" for name in SINGLE + GROUP]
+    with Scorer(references, workers=1, base_dir=folder) as scorer:
+        yield scorer
 
 
-def test_trl_texts_and_async() -> None:
-    async def length(completions: list[str]) -> list[float]:
-        return [1.0 / len(completion) for completion in completions]
-
-    adapted = from_trl(length, chat=False)
-    assert adapted.is_async
-    assert [score and score.value for score in adapted.judge([episode("ab"), episode("abcd")], {})] == [
-        0.5,
-        0.25,
-    ]
-
-
-def test_trl_arguments_that_do_not_exist_are_told() -> None:
-    punish = from_trl(get_soft_overlong_punishment(10, 5), low=-1.0)
-    with pytest.raises(RewardError, match="completion_ids"):
-        punish.judge([episode("a")], {})
-
-
-def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
-    """Of verl's form."""
-    if data_source == "dict":
-        return {"score": float(ground_truth in solution_str), "acc": True, "length": 3, "pred": solution_str}
-    return float(extra_info["index"] == 3)
+@pytest.mark.parametrize("name", [*SINGLE, *GROUP])
+def test_processes_say_what_this_process_says(scorer: Scorer, folder: Path, name: str) -> None:
+    xs = [episode("It is K", tokens=3), episode("It is B", tokens=7), episode("K", tokens=1)]
+    spec = RewardSpec(f"mine.py:{name}")
+    results = scorer.submit([spec], xs, groups=[0, 0, 0]).results()
+    assert not any(result.errors for result in results)
+    assert results == RewardManager([spec], folder).score(xs, groups=[0, 0, 0])
+    if name not in ("trl_tokens", "short"):
+        assert [result.total for result in results] == [1.0, 0.0, 1.0]
+    if name == "trl_tokens":
+        assert [result.total for result in results] == [0.3, 0.7, 0.1]
+    if name == "verl":
+        assert results[0].parts == {spec.name: {"acc": 1.0}}
+        assert results[0].notes == {spec.name: "pred: It is K"}
+    said = next(loaded for loaded in scorer.rewards if loaded["name"] == spec.name)
+    assert (said["group"], said["async"]) == (name in GROUP, name in ASYNC)
 
 
-def test_verl() -> None:
-    adapted = from_verl(compute_score)
-    score = adapted(episode("It is K", data_source="dict"))
-    assert score is not None
-    assert (score.value, score.parts) == (1.0, {"acc": 1.0, "length": 3.0})
-    for columns in ({"index": 3}, {"extra_info": {"index": 3}}):
-        found = adapted(episode("", **columns))
-        assert found is not None
-        assert found.value == 1.0
-    no_score = from_verl(lambda **_: {"acc": 1}, name="partial")
-    with pytest.raises(RewardError, match="without 'score'"):
-        no_score(episode(""))
+def test_a_gold_that_is_missing_masks_its_episode(scorer: Scorer) -> None:
+    names = ("verl", "verl_async", "verl_async_batch", "easyr1", "orm", "orm_async")
+    specs = [RewardSpec(f"mine.py:{name}") for name in names]
+    (result,) = scorer.submit(specs, [episode("K", None)], groups=[0]).results()
+    assert result.total is None
+    assert set(result.errors) == {spec.name for spec in specs}
+    assert all("ground_truth" in reason for reason in result.errors.values())
 
 
-def test_adapted_rewards_are_found_by_reference(tmp_path: Any) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from rewards import from_trl, from_verl\n"
-        "def f(completions, **kwargs):\n    return [float(len(c[0]['content'])) / 10 for c in completions]\n"
-        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 0.25\n"
-        "short = from_trl(f)\nquarter = from_verl(compute_score)\n"
-    )
-    specs = [RewardSpec("mine.py:short"), RewardSpec("mine.py:quarter", 2.0)]
-    results = RewardManager(specs, tmp_path).score([episode("ab"), episode("abc")], groups=[0, 0])
-    assert [result.total for result in results] == pytest.approx([0.7, 0.8])
+def test_token_ids_that_are_missing_mask_the_group(scorer: Scorer) -> None:
+    results = scorer.submit([RewardSpec("mine.py:trl_tokens")], [episode("K")], groups=[0]).results()
+    assert [result.total for result in results] == [None]
+    assert "completion_ids" in results[0].errors["mine.py:trl_tokens"]
+
+
+def test_adapted_rewards_have_weights_like_others(folder: Path) -> None:
+    specs = [RewardSpec("mine.py:short"), RewardSpec("mine.py:verl", 2.0)]
+    results = RewardManager(specs, folder).score([episode("ab"), episode("abK")], groups=[0, 0])
+    assert [result.total for result in results] == pytest.approx([0.2, 2.3])

@@ -1,0 +1,251 @@
+"""Reward functions of verl and of its forks EasyR1 and DeepEyes."""
+
+import enum
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from posttrain.types import RewardInput
+from rewards.adapters.episodes import as_object, extra_info, gold_of, ids_of, no_gold, whole_response
+from rewards.adapters.foreign import Foreign, foreign, judging
+from rewards.adapters.verdicts import verdict_of, verdicts_of
+from rewards.sdk import Reward, RewardError, Verdict
+
+
+class Role(enum.Enum):
+    """What an argument stands for."""
+
+    DATA_SOURCE = enum.auto()
+    RESPONSE = enum.auto()
+    GOLD = enum.auto()
+    EXTRA_INFO = enum.auto()
+    RECORD = enum.auto()
+
+
+#: What verl passes to its functions, in order.
+_STANDARD: dict[str, Role] = {
+    "data_source": Role.DATA_SOURCE,
+    "solution_str": Role.RESPONSE,
+    "ground_truth": Role.GOLD,
+    "extra_info": Role.EXTRA_INFO,
+}
+#: The names that functions for single data sets give to the same.
+_NAMES: dict[str, Role] = {
+    **_STANDARD,
+    "predict_str": Role.RESPONSE,
+    "model_output": Role.RESPONSE,
+    "completion": Role.RESPONSE,
+    "response": Role.RESPONSE,
+    "predict": Role.RESPONSE,
+    "prediction": Role.RESPONSE,
+    "test_cases": Role.GOLD,
+    "reward_input": Role.RECORD,
+}
+_BATCHED: dict[str, Role] = {f"{key}s": role for key, role in _NAMES.items()}
+
+
+def from_verl(
+    compute_score: Callable[..., object], name: str = "", low: float = 0.0, high: float = 1.0
+) -> Reward:
+    r"""Make a reward of a function of verl, EasyR1 or DeepEyes.
+
+    Its signature says what it is given, by position or by keyword:
+
+    - `(data_source, solution_str, ground_truth, extra_info)`, or those of them that it takes; the response
+      also as `predict_str`, `model_output`, `completion`, `response`, `predict` or `prediction`, the gold
+      also as `test_cases`, and both under any two names of its own;
+    - lists of them for a batch, here the group: `(data_sources, solution_strs, ground_truths, extra_infos)`;
+    - EasyR1's `reward_input`, a dict of `response`, `response_length` (tokens), `ground_truth` and the
+      columns, or `reward_inputs`, a list of them.
+
+    Other arguments without a default are the sample's columns of that name; bind `reward_kwargs` with
+    `functools.partial`. The function may be async, an object with `__call__`, or a class, which is
+    instantiated once.
+
+    The response is all that followed the prompt: one turn is its text alone; between turns the tools' answers
+    stand as `\nuser\n<tool_response>\n…\n</tool_response>\nassistant\n`, an image in them as
+    `<|vision_start|><|image_pad|><|vision_end|>`. `data_source` is the sample's column of that name (""
+    without one), and `extra_info` its column of that name or else all of its columns, with `num_turns` and
+    `rollout_reward_scores` added. The gold is the ground truth, or `reward_model.ground_truth` or
+    `extra_info.ground_truth`, objects or JSON; where a function names it and there is none, that is an error.
+
+    It returns a number of any kind; a dict whose "score" ("overall" for EasyR1) is the value, whose other
+    numbers become parts and whose texts the note; a tuple, of which the first entry counts; or None where it
+    does not apply.
+
+    Args:
+        compute_score: The function.
+        name: A short name; the function's or the class's if empty.
+        low: Its least value.
+        high: Its greatest value.
+
+    Raises:
+        RewardError: If it cannot be seen which argument is the response.
+
+    Example:
+        geometry = from_verl(geo3k.compute_score)  # in the YAML: my_rewards.py:geometry
+        strict = from_verl(functools.partial(gsm8k.compute_score, method="strict"), name="gsm8k")
+    """
+    one = foreign(compute_score, name)
+    form = _form(one)
+    if form.batched:
+
+        def ask_all(xs: Sequence[RewardInput]) -> tuple[object, Callable[[object], Sequence[Verdict]]]:
+            asked = [form.arguments(x) for x in xs]
+            shared = [key for key in asked[0] if all(key in each for each in asked)]
+            found = one.call({key: [each[key] for each in asked] for key in shared})
+            return found, lambda found: verdicts_of(found, one.name, len(xs))
+
+        return Reward(one.name, judging(one, ask_all), low, high, group=True)
+
+    def ask(x: RewardInput) -> tuple[object, Callable[[object], Verdict]]:
+        return one.call(form.arguments(x)), lambda found: verdict_of(found, one.name)
+
+    return Reward(one.name, judging(one, ask), low, high)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which argument of a function stands for what.
+
+    Attributes:
+        name: What the reward is called.
+        roles: What each argument is, by its name.
+        guessed: The argument that is the gold by its place alone; a column of its name comes before.
+        columns: Arguments that are columns of the sample.
+        unnamed: What goes into `**kwargs`.
+        batched: Whether each argument is a list with an entry an episode.
+    """
+
+    name: str
+    roles: Mapping[str, Role]
+    guessed: str
+    columns: Sequence[str]
+    unnamed: Mapping[str, Role]
+    batched: bool
+
+    def arguments(self, x: RewardInput) -> dict[str, object]:
+        """Return what the function is given of one episode.
+
+        Raises:
+            RewardError: If an argument cannot be given.
+        """
+        found: dict[str, object] = {}
+        for key, role in self.roles.items():
+            own = key == self.guessed and key in x.columns
+            found[key] = x.columns[key] if own else self._value(role, x)
+        for key in self.columns:
+            found[key] = self._column(key, x)
+        for key, role in self.unnamed.items():
+            if role is not Role.GOLD or gold_of(x) is not None:
+                found[key] = self._value(role, x)
+        return found
+
+    def _value(self, role: Role, x: RewardInput) -> object:
+        if role is Role.RESPONSE:
+            return whole_response(x)
+        if role is Role.EXTRA_INFO:
+            return extra_info(x, self.name)
+        if role is Role.DATA_SOURCE:
+            return x.columns.get("data_source", "")
+        if (gold := gold_of(x)) is None:
+            raise no_gold(self.name)
+        return gold if role is Role.GOLD else record(x, self.name)
+
+    def _column(self, key: str, x: RewardInput) -> object:
+        for held in (x.columns, as_object(x.columns.get("extra_info")) or {}):
+            if key in held:
+                return held[key]
+        raise RewardError(
+            f"reward {self.name!r} asks for {key!r}, which is neither one of verl's arguments nor a column of"
+            f" the sample (columns: {', '.join(x.columns) or 'none'}); bind it with functools.partial"
+        )
+
+
+class _Record(dict[str, object]):
+    """EasyR1's view of an episode, which says why a key is missing."""
+
+    def __init__(self, values: Mapping[str, object], name: str):
+        super().__init__(values)
+        self._name = name
+
+    def __missing__(self, key: str) -> object:
+        reason = (
+            "the episode has no completion_ids" if key == "response_length" else "no column has that name"
+        )
+        raise RewardError(f"reward {self._name!r} asks for {key!r}, but {reason}")
+
+
+def record(x: RewardInput, name: str) -> dict[str, object]:
+    """Return an episode as EasyR1 shows it, with the sample's columns.
+
+    Raises:
+        RewardError: If there is no gold answer.
+    """
+    if (gold := gold_of(x)) is None:
+        raise no_gold(name)
+    ids = ids_of(x)
+    length = {} if ids is None else {"response_length": len(ids)}
+    return _Record({**x.columns, "response": whole_response(x), "ground_truth": gold, **length}, name)
+
+
+def _form(one: Foreign) -> _Form:
+    """See what each argument of a function stands for.
+
+    Raises:
+        RewardError: If none of them can be the response.
+    """
+    batched = any(key in _BATCHED for key in one.parameters)
+    names = _BATCHED if batched else _NAMES
+    roles: dict[str, Role] = {}
+    for key in one.parameters:
+        if key in names and names[key] not in roles.values():
+            roles[key] = names[key]
+    if not roles and (found := _record_by_type(one)):
+        key, batched = found
+        roles[key] = Role.RECORD
+    unknown = [key for key in one.required if key not in roles]
+    guesses = _guesses([key for key in unknown if key not in names], roles)
+    given = roles | guesses
+    unnamed: dict[str, Role] = {}
+    if one.in_order:
+        given = dict(_STANDARD)
+    if one.takes_all and Role.RECORD not in given.values():
+        rest = {key: role for key, role in _STANDARD.items() if role not in given.values()}
+        unnamed = {f"{key}s": role for key, role in rest.items()} if batched else rest
+    if not {Role.RESPONSE, Role.RECORD} & {*given.values(), *unnamed.values()}:
+        raise RewardError(
+            f"reward {one.name!r}: which of its arguments ({', '.join(one.parameters) or 'none'}) is the"
+            " response cannot be told; call that one solution_str, or wrap the function"
+        )
+    gold = next((key for key, role in guesses.items() if role is Role.GOLD), "")
+    return _Form(one.name, given, gold, [key for key in unknown if key not in given], unnamed, batched)
+
+
+def _guesses(unknown: Sequence[str], roles: Mapping[str, Role]) -> dict[str, Role]:
+    """Tell by their places what arguments with names of their own are."""
+    order = (Role.RESPONSE, Role.GOLD)
+    if not roles and len(unknown) == len(_STANDARD):
+        order = tuple(_STANDARD.values())
+    missing = [] if Role.RECORD in roles.values() else [role for role in order if role not in roles.values()]
+    if len(unknown) > len(missing):
+        return {}
+    return dict(zip(unknown, missing, strict=False))
+
+
+def _record_by_type(one: Foreign) -> tuple[str, bool] | None:
+    """Return the only argument of a function if it is annotated as a dict or a list of dicts, and which."""
+    if len(one.required) != 1:
+        return None
+    (key,) = one.required
+    kind = one.parameters[key].annotation
+    if _is_object(kind):
+        return key, False
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) in (list, Sequence) and len(inner) == 1 and _is_object(inner[0]):
+        return key, True
+    return None
+
+
+def _is_object(kind: object) -> bool:
+    return (typing.get_origin(kind) or kind) in (dict, Mapping) or typing.is_typeddict(kind)
