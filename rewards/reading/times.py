@@ -1,7 +1,7 @@
 """Stretches of time in a text that a model wrote: `from 3.2 to 8.5 seconds`, `00:03-00:08`, JSON.
 
-The text is split into tokens (times, words, marks) once, and stretches are found among tokens near each other,
-so that the time is linear in its length.
+The text is split into tokens (times, words, marks) once, and stretches are found among tokens near to each
+other, so that the time is linear in its length.
 """
 
 import math
