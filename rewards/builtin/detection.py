@@ -1,15 +1,18 @@
 """Are all the objects found? Average precision of the answer's boxes, as COCO computes it."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from posttrain.files.strict_json import JsonError
 from posttrain.messages import without_thinking
 from posttrain.types import FAMILY_FRAMES, Box, Family, RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.answers import normalise
 from rewards.reading.regions import Region, in_frame, read_gold, read_regions
+from rewards.reading.schemas import answer_json
 from rewards.sdk import reward
 
 Matrix = NDArray[np.float64]
@@ -49,7 +52,7 @@ def detection_ap(
         x: `ground_truth` is `{"boxes": [[x1, y1, x2, y2], …], "labels": […], "frame": "pixel_original"}` or a
             list of boxes, as for `grounding`, with the same columns for sizes. None means that this does not
             apply.
-        family: Whose format the answer has. A box may have a number `confidence` or `score`.
+        family: Whose format the answer has. In a JSON list a box may have a number `confidence` or `score`.
         threshold: One IoU for AP at it, such as 0.5 for AP50; None for the mean over COCO's ten.
         labels: Whether labels must be equal, up to case and white space; only where the reference has them.
         length_factor: Whether boxes too many cost; without it this is COCO's AP.
@@ -67,7 +70,7 @@ def detection_ap(
     gold = read_gold(x.ground_truth, frame)
     if gold.points:
         raise ValueError("ground_truth has points, which the reward 'pointing' compares; give boxes")
-    regions = [region for region in read_regions(x.answer, frame) if region.kind == "box"]
+    regions = [region for region in read_regions(_by_confidence(x.answer), frame) if region.kind == "box"]
     note = f"{len(regions)} boxes for {len(gold.boxes)} objects"
     if not gold.boxes:
         return Score(float(bool(without_thinking(x.answer)) and not regions), note=note)
@@ -79,15 +82,31 @@ def detection_ap(
     return Score(value * factor, {"ap": value, "length": factor}, note)
 
 
+def _by_confidence(answer: str) -> str:
+    """Return the answer with the objects of its JSON list by their confidence, the highest first."""
+    try:
+        value = answer_json(without_thinking(answer))
+    except JsonError:
+        return answer
+    if not isinstance(value, list) or not any(map(_confidence, value)):
+        return answer
+    return json.dumps(sorted(value, key=_confidence, reverse=True))
+
+
+def _confidence(item: object) -> float:
+    """Return the number that an object has as its confidence or score, 0 where it has none."""
+    value = item.get("confidence", item.get("score")) if isinstance(item, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
 def _mean_precision(
     regions: Sequence[Region], targets: Sequence[Box], labels: Sequence[str] | None, threshold: float | None
 ) -> float:
     """Compute the mean of the average precision over labels and thresholds."""
     theirs = ["" if labels is None else normalise(labels[i]) for i in range(len(targets))]
-    boxes = sorted((r for r in regions if r.box), key=lambda region: -(region.confidence or 0.0))
     found: list[float] = []
     for label in dict.fromkeys(theirs):
-        own = [r.box for r in boxes if r.box and (labels is None or normalise(r.label) == label)]
+        own = [r.box for r in regions if r.box and (labels is None or normalise(r.label) == label)]
         objects = [box for box, name in zip(targets, theirs, strict=True) if name == label]
         iou, _ = iou_and_giou(_corners(own[:MAX_DETECTIONS]), _corners(objects))
         found += [average_precision(iou, t) for t in (THRESHOLDS if threshold is None else (threshold,))]

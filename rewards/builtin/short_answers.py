@@ -12,10 +12,10 @@ from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import stated_number
 from rewards.reading.answers import normalise
 from rewards.reading.short_answers import (
+    final_and_whole,
     mmmu_candidates,
     mmmu_spelling,
     number,
-    readings,
     vqa_spelling,
 )
 from rewards.sdk import reward
@@ -53,7 +53,7 @@ def vqa_accuracy(x: RewardInput) -> Score | None:
     if x.ground_truth is None:
         return None
     given = [vqa_spelling(answer) for answer in _people(x.ground_truth)]
-    best, read = max((_soft(given, vqa_spelling(text)), text) for text in readings(x.answer))
+    best, read = max((_soft(given, vqa_spelling(text)), text) for text in final_and_whole(x.answer))
     return Score(best, note=f"answered {read[:80]!r}")
 
 
@@ -81,7 +81,7 @@ def mmmu_open(x: RewardInput) -> Score | None:
     if x.ground_truth is None:
         return None
     golds = references(x.ground_truth)
-    answer = readings(x.answer)[0]
+    answer = final_and_whole(x.answer)[0]
     if not answer:
         return Score(0.0, note="no answer")
     numbers = len({found.rstrip(".,") for found in _NUMERALS.findall(answer)})
@@ -115,7 +115,7 @@ def relaxed_accuracy(x: RewardInput, tolerance: float = 0.05) -> Score | None:
         raise ValueError(f"relaxed_accuracy: tolerance {tolerance!r} must be at least 0 and below 1")
     if x.ground_truth is None:
         return None
-    found = readings(x.answer)
+    found = final_and_whole(x.answer)
     right = any(_relaxed(gold, text, tolerance) for gold in references(x.ground_truth) for text in found)
     return Score(float(right), note=f"answered {found[0][:80]!r}" if found[0] else "no answer")
 
@@ -142,7 +142,7 @@ def mean_relative_accuracy(x: RewardInput) -> Score | None:
     for text, gold in golds:
         if gold is None:
             raise ValueError(f"ground_truth {text[:80]!r} is no number such as 3.5; correct the dataset")
-    value = next((n for n in map(_number_in, readings(x.answer)) if n is not None), None)
+    value = next((n for n in map(_number_in, final_and_whole(x.answer)) if n is not None), None)
     if value is None:
         return Score(0.0, note="the answer states no single number")
     kept = max(_tolerances_kept(value, gold) for _, gold in golds if gold is not None)

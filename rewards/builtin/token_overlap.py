@@ -8,7 +8,7 @@ from rapidfuzz.distance import LCSseq
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.answer_accuracy import references
-from rewards.reading.short_answers import readings, squad_tokens
+from rewards.reading.short_answers import final_and_whole, squad_tokens
 from rewards.reading.units import words
 from rewards.sdk import reward
 
@@ -89,7 +89,7 @@ def _closest(x: RewardInput, similarity: Callable[[Tokens, Tokens], float]) -> S
     golds = [squad_tokens(text) for text in references(x.ground_truth)]
     if not all(golds):
         raise ValueError("ground_truth has only articles and punctuation; take exact_match for such answers")
-    found = [squad_tokens(text) for text in readings(x.answer)]
+    found = [squad_tokens(text) for text in final_and_whole(x.answer)]
     if not any(found):
         return Score(0.0, note="no answer")
     best, read = max((similarity(gold, answer), answer) for gold in golds for answer in found)

@@ -50,13 +50,11 @@ class Region:
         box: Where it is; None where it is no place at all: a wrong number of coordinates, one that is not
             a finite number, corners reversed or on one line.
         label: What the model calls it, "" where it says nothing.
-        confidence: How sure the model says it is, where it says a finite number.
     """
 
     kind: Kind
     box: Box | None
     label: str = ""
-    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,15 +183,8 @@ def _keyed(text: str, frame: Frame) -> list[Region]:
             value = found[key]
             several = isinstance(value, list) and value and all(isinstance(item, list) for item in value)
             for numbers in value if several else [value]:
-                regions.append(Region(kind, _box(numbers, kind, frame), label, _confidence(found)))
+                regions.append(Region(kind, _box(numbers, kind, frame), label))
     return regions
-
-
-def _confidence(found: Found) -> float | None:
-    """Return the number that an object has as its confidence or score, if that is one."""
-    value = found.get("confidence", found.get("score"))
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
 
 
 def _objects(text: str) -> Iterator[Found]:

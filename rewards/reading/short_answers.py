@@ -49,7 +49,7 @@ _MMMU_NUMBERS = (
 _NO_SPACES = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
-def readings(answer: str) -> list[str]:
+def final_and_whole(answer: str) -> list[str]:
     """Return what an answer may mean: its final answer, and all of it after the thinking."""
     whole = without_thinking(answer)[-MAX_LENGTH:]
     return list(dict.fromkeys((final_answer(whole), whole)))
