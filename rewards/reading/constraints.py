@@ -1,253 +1,27 @@
 """Verifiable constraints on an answer: one table of small checks, named in a dataset's list.
 
 A constraint is an object with a `type`, mostly a `value`, and for some types options:
-`{"type": "contains", "value": ["cat"], "count": 2}`. `CHECKS` has all types. Case does not matter where words
-are compared, and a word is found only as a whole word (a character of Chinese or Japanese anywhere).
+`{"type": "contains", "value": ["cat"], "count": 2}`. `CHECKS` has all types; what they demand stands in
+`rewards.reading.constraint_checks`.
 """
 
 import difflib
-import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeAlias
 
-from posttrain.files.strict_json import Json, JsonError, parse_json
+from posttrain.files.strict_json import JsonError, parse_json
+from rewards.reading import constraint_checks as checks
 from rewards.reading import units
 from rewards.reading.answers import normalise
-from rewards.reading.languages import CODES, languages_of
-from rewards.reading.schemas import answer_json, read_schema, violation
+from rewards.reading.constraint_checks import Answer
+from rewards.reading.languages import CODES
+from rewards.reading.schemas import read_schema
 
 #: A type, mostly a value, and options, checked by `read_constraints`.
 Constraint: TypeAlias = dict[str, Any]
 
 MAX_CONSTRAINTS = 100
-_COMMAS = ",，、،﹐"
-_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "「": "」"}
-_HEADING_MARKS = re.compile(r"[#*_\s]{0,20}(?:\d{1,3}[.)]\s*)?")
-#: Marks around a text that are no part of it.
-_AROUND = "\"'“”‘’*_ "
-
-
-class Answer:
-    """An answer with its units, each counted once however many constraints ask for it.
-
-    Args:
-        text: What the model answered.
-        prompt: The last user turn.
-    """
-
-    def __init__(self, text: str, prompt: str = ""):
-        self.text = units.visible(text)
-        self.prompt = prompt
-        self._counts: dict[str, int] = {}
-
-    @cached_property
-    def flat(self) -> str:
-        """The text with single spaces, case folded."""
-        return _flat(self.text)
-
-    @cached_property
-    def languages(self) -> frozenset[str]:
-        """The languages that the text can be in."""
-        return languages_of(self.text)
-
-    @cached_property
-    def json(self) -> tuple[Json, bool]:
-        """The JSON that it holds, and whether there is any."""
-        try:
-            return answer_json(self.text), True
-        except JsonError:
-            return None, False
-
-    def count(self, unit: str) -> int:
-        """Count the units of one kind."""
-        if unit not in self._counts:
-            self._counts[unit] = len(units.COUNTED[unit](self.text))
-        return self._counts[unit]
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-@functools.lru_cache(maxsize=1024)
-def _word(text: str) -> re.Pattern[str]:
-    """Compile a pattern of a word or phrase, which no other letters may touch."""
-    text = _flat(text)
-    whole = re.compile(rf"[^\W{units.WIDE}]")
-    before = r"(?<!\w)" if whole.match(text[0]) else ""
-    after = r"(?!\w)" if whole.match(text[-1]) else ""
-    return re.compile(before + re.escape(text) + after)
-
-
-def _occurrences(answer: Answer, text: str) -> int:
-    return sum(1 for _ in _word(text).finditer(answer.flat))
-
-
-def _contains(answer: Answer, value: str | list[str], count: int = 1) -> bool:
-    """Require each of the words at least `count` times."""
-    return all(_occurrences(answer, text) >= count for text in _listed(value))
-
-
-def _contains_any(answer: Answer, value: str | list[str]) -> bool:
-    """Require at least one of the words."""
-    return any(_occurrences(answer, text) for text in _listed(value))
-
-
-def _excludes(answer: Answer, value: str | list[str]) -> bool:
-    """Require none of the words."""
-    return not _contains_any(answer, value)
-
-
-def _frequency(answer: Answer, value: str, min: int = 0, max: int | None = None) -> bool:  # noqa: A002
-    """Require the word from `min` to `max` times."""
-    found = _occurrences(answer, value)
-    return min <= found and (max is None or found <= max)
-
-
-def _letter_frequency(answer: Answer, value: str, min: int = 0, max: int | None = None) -> bool:  # noqa: A002
-    """Require the character from `min` to `max` times, in either case."""
-    found = answer.flat.count(value.casefold())
-    return min <= found and (max is None or found <= max)
-
-
-def _starts(text: str, value: str) -> bool:
-    return any(_word(value).match(flat) for flat in (_flat(text), _flat(text.lstrip(_AROUND + "#"))))
-
-
-def _starts_with(answer: Answer, value: str) -> bool:
-    """Require the first words; quotation marks and Markdown before them do not matter."""
-    return _starts(answer.text[: 4 * len(value) + 1000], value)
-
-
-def _ends_with(answer: Answer, value: str) -> bool:
-    """Require the last words; quotation marks and Markdown after them do not matter."""
-    tail = answer.text[-4 * len(value) - 1000 :]
-    wanted = _flat(value)
-    return any(
-        flat.endswith(wanted) and _word(value).search(flat, len(flat) - len(wanted)) is not None
-        for flat in (_flat(tail), _flat(tail.rstrip(_AROUND)))
-    )
-
-
-def _paragraph_starts_with(answer: Answer, value: str, paragraph: int = 1) -> bool:
-    """Require the first words of the paragraph with that number, counted from 1."""
-    blocks = units.paragraphs(answer.text)
-    return len(blocks) >= paragraph and _starts(blocks[paragraph - 1], value)
-
-
-def _heading_name(line: str) -> str | None:
-    """Return the name that a line has as a heading (`# Name`, `**Name**`, `Name:`), or None."""
-    line = line.strip()
-    if len(line) > 200 or not (line.startswith(("#", "**", "__")) or line.endswith((":", "："))):
-        return None
-    return _flat(_HEADING_MARKS.sub("", line, count=1).rstrip("*_#:： "))
-
-
-def _sections(answer: Answer, value: str | list[str]) -> bool:
-    """Require sections with these headings in this order, none of them empty."""
-    wanted = [_flat(name) for name in _listed(value)]
-    found: list[str] = []
-    filled: set[int] = set()
-    for line in units.lines(answer.text):
-        name = _heading_name(line)
-        if name in wanted:
-            found.append(name)
-        elif found and units.has_content(line):
-            filled.add(len(found) - 1)
-    return found == wanted and len(filled) == len(wanted)
-
-
-def _title(answer: Answer) -> bool:
-    """Require a title: `<<…>>` on any line, or `# …` as the first."""
-    lines = units.lines(answer.text)
-    marked = (line.partition("<<")[2].partition(">>") for line in lines if "<<" in line)
-    first = lines[0] if lines else ""
-    return first.startswith("# ") or any(end and units.has_content(title) for title, end, _ in marked)
-
-
-def _postscript(answer: Answer, value: str = "P.S.") -> bool:
-    """Require a line that starts with the mark and goes on, after at least one other."""
-    marked = [line.strip().lstrip("*_ ") for line in units.lines(answer.text)[1:]]
-    mark = value.casefold()
-    return any(line.casefold().startswith(mark) and units.has_content(line[len(mark) :]) for line in marked)
-
-
-def _no_commas(answer: Answer) -> bool:
-    """Require no comma of any script."""
-    return not any(comma in answer.text for comma in _COMMAS)
-
-
-def _quoted(answer: Answer) -> bool:
-    """Require the whole answer in one pair of double quotation marks."""
-    text = answer.text
-    closing = _QUOTES.get(text[:1], "")
-    inner = text[1:-1]
-    whole = bool(closing) and len(text) > 2 and text.endswith(closing) and closing not in inner
-    return whole and units.has_content(inner)
-
-
-def _json(answer: Answer) -> bool:
-    """Require a JSON object or list, alone or in the one fenced block."""
-    found, _ = answer.json
-    return isinstance(found, dict | list)
-
-
-def _json_schema(answer: Answer, value: object) -> bool:
-    """Require JSON that satisfies the schema."""
-    found, there = answer.json
-    return there and not violation(read_schema(value), found)
-
-
-def _language(answer: Answer, value: str) -> bool:
-    """Require the language by its ISO 639-1 code; an answer too short to tell passes."""
-    return not answer.languages or value in answer.languages
-
-
-def _choice(answer: Answer, value: list[str]) -> bool:
-    """Require exactly one of the options and nothing else, but for case and surrounding punctuation."""
-    if len(answer.text) > 2 * max(map(len, value)) + 100:
-        return False
-    return normalise(answer.text) in {normalise(option) for option in value}
-
-
-def _repeat_prompt(answer: Answer, value: str = "") -> bool:
-    """Require the prompt (or `value`) word for word first, and then something more."""
-    wanted = _flat(units.visible(value or answer.prompt))
-    if not wanted:
-        raise ValueError("the constraint 'repeat_prompt' has neither a value nor a prompt to repeat")
-    text = answer.flat.lstrip(_AROUND)
-    wanted = wanted.lstrip(_AROUND)
-    return text.startswith(wanted) and units.has_content(text[len(wanted) :])
-
-
-def _responses(answer: Answer, value: int, separator: str = "******") -> bool:
-    """Require that many different responses, with the separator between them."""
-    parts = [_flat(part) for part in answer.text.split(separator)]
-    return len(parts) == value == len(set(parts)) and all(map(units.has_content, parts))
-
-
-def _all_lowercase(answer: Answer) -> bool:
-    """Require all cased letters small, and at least one of them."""
-    return answer.text.islower()
-
-
-def _all_uppercase(answer: Answer) -> bool:
-    """Require all cased letters capitals, and at least one of them."""
-    return answer.text.isupper()
-
-
-def _number_of(unit: str, compare: Callable[[int, int], bool]) -> Callable[..., bool]:
-    def check(answer: Answer, value: int) -> bool:
-        return compare(answer.count(unit), value)
-
-    return check
-
-
-def _listed(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
 
 
 # What a value or option may be: each returns what is expected, or "" where the value is right.
@@ -322,33 +96,35 @@ _AT_LEAST_ONE = ("words", "sentences", "paragraphs", "characters", "lines")
 
 #: Every type of constraint; the sources are IFEval's 25 instructions (arXiv 2311.07911) and their opposites.
 CHECKS: dict[str, Check] = {
-    "contains": Check(_contains, _is_texts, {"count": _whole(1)}),
-    "contains_any": Check(_contains_any, _is_texts),
-    "excludes": Check(_excludes, _is_texts),
-    "frequency": Check(_frequency, _is_text, _RANGE, one_of=("min", "max")),
-    "letter_frequency": Check(_letter_frequency, _is_letter, _RANGE, one_of=("min", "max")),
-    "all_lowercase": Check(_all_lowercase, _no_value, required=False),
-    "all_uppercase": Check(_all_uppercase, _no_value, required=False),
-    "starts_with": Check(_starts_with, _is_text),
-    "ends_with": Check(_ends_with, _is_text),
-    "paragraph_starts_with": Check(_paragraph_starts_with, _is_text, {"paragraph": _whole(1)}),
-    "sections": Check(_sections, _is_texts),
-    "title": Check(_title, _no_value, required=False),
-    "postscript": Check(_postscript, _is_text, required=False),
-    "no_commas": Check(_no_commas, _no_value, required=False),
-    "quoted": Check(_quoted, _no_value, required=False),
-    "json": Check(_json, _no_value, required=False),
-    "json_schema": Check(_json_schema, _is_schema),
-    "language": Check(_language, _is_language),
-    "choice": Check(_choice, _is_options),
-    "repeat_prompt": Check(_repeat_prompt, _is_text, required=False),
-    "responses": Check(_responses, _whole(2), {"separator": _is_text}),
+    "contains": Check(checks.contains, _is_texts, {"count": _whole(1)}),
+    "contains_any": Check(checks.contains_any, _is_texts),
+    "excludes": Check(checks.excludes, _is_texts),
+    "frequency": Check(checks.has_frequency, _is_text, _RANGE, one_of=("min", "max")),
+    "letter_frequency": Check(checks.has_letter_frequency, _is_letter, _RANGE, one_of=("min", "max")),
+    "all_lowercase": Check(checks.is_lowercase, _no_value, required=False),
+    "all_uppercase": Check(checks.is_uppercase, _no_value, required=False),
+    "starts_with": Check(checks.starts_with, _is_text),
+    "ends_with": Check(checks.ends_with, _is_text),
+    "paragraph_starts_with": Check(checks.paragraph_starts_with, _is_text, {"paragraph": _whole(1)}),
+    "sections": Check(checks.has_sections, _is_texts),
+    "numbered_sections": Check(checks.has_numbered_sections, _whole(1), {"mark": _is_text}),
+    "divided_paragraphs": Check(checks.has_divided_paragraphs, _whole(1), {"separator": _is_text}),
+    "title": Check(checks.has_title, _no_value, required=False),
+    "postscript": Check(checks.has_postscript, _is_text, required=False),
+    "no_commas": Check(checks.has_no_commas, _no_value, required=False),
+    "quoted": Check(checks.is_quoted, _no_value, required=False),
+    "json": Check(checks.is_json, _no_value, required=False),
+    "json_schema": Check(checks.fits_schema, _is_schema),
+    "language": Check(checks.in_language, _is_language),
+    "choice": Check(checks.is_choice, _is_options),
+    "repeat_prompt": Check(checks.repeats_prompt, _is_text, required=False),
+    "responses": Check(checks.has_responses, _whole(2), {"separator": _is_text}),
 }
 for _unit in units.COUNTED:
     _least = 1 if _unit in _AT_LEAST_ONE else 0
-    CHECKS[f"min_{_unit}"] = Check(_number_of(_unit, int.__ge__), _whole(1))
-    CHECKS[f"max_{_unit}"] = Check(_number_of(_unit, int.__le__), _whole(_least))
-    CHECKS[f"exact_{_unit}"] = Check(_number_of(_unit, int.__eq__), _whole(_least))
+    CHECKS[f"min_{_unit}"] = Check(checks.number_of(_unit, int.__ge__), _whole(1))
+    CHECKS[f"max_{_unit}"] = Check(checks.number_of(_unit, int.__le__), _whole(_least))
+    CHECKS[f"exact_{_unit}"] = Check(checks.number_of(_unit, int.__eq__), _whole(_least))
 
 
 def read_constraints(value: object) -> list[Constraint]:

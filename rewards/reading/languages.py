@@ -23,9 +23,21 @@ SCRIPTS = {
     "hebrew": "\u05d0-\u05ea",
     "devanagari": "\u0900-\u0963",
     "bengali": "\u0980-\u09ff",
+    "gurmukhi": "\u0a01-\u0a7f",
+    "gujarati": "\u0a81-\u0aff",
+    "oriya": "\u0b01-\u0b7f",
     "tamil": "\u0b80-\u0bff",
     "telugu": "\u0c00-\u0c7f",
+    "kannada": "\u0c80-\u0cff",
+    "malayalam": "\u0d00-\u0d7f",
+    "sinhala": "\u0d81-\u0df3",
     "thai": "\u0e01-\u0e4e",
+    "lao": "\u0e81-\u0edf",
+    "burmese": "\u1000-\u109f",
+    "georgian": "\u10a0-\u10ff\u1c90-\u1cbf",
+    "ethiopic": "\u1200-\u139f",
+    "khmer": "\u1780-\u17dd",
+    "armenian": "\u0531-\u0587",
 }
 #: The languages of each writing system that are told apart.
 LANGUAGES = {
@@ -37,15 +49,44 @@ LANGUAGES = {
     "hangul": ["ko"],
     "arabic": "ar fa ur".split(),
     "hebrew": ["he"],
-    "devanagari": ["hi"],
+    "devanagari": "hi mr ne".split(),
     "bengali": ["bn"],
+    "gurmukhi": ["pa"],
+    "gujarati": ["gu"],
+    "oriya": ["or"],
     "tamil": ["ta"],
     "telugu": ["te"],
+    "kannada": ["kn"],
+    "malayalam": ["ml"],
+    "sinhala": ["si"],
     "thai": ["th"],
+    "lao": ["lo"],
+    "burmese": ["my"],
+    "georgian": ["ka"],
+    "ethiopic": ["am"],
+    "khmer": ["km"],
+    "armenian": ["hy"],
 }
 CODES = frozenset(code for codes in LANGUAGES.values() for code in codes)
 #: Languages too close for trigrams: where one is possible, so is the other.
 _CLOSE = ({"da", "nb"}, {"id", "ms"}, {"cs", "sk"})
+
+#: Hindi, Marathi and Nepali are told apart by small words and endings of their own: lingua has no Nepali.
+_OWN_WORDS = {
+    "hi": re.compile(
+        "है|हैं|हूँ|था|थी|थे|में|से|और|का|की|के|ने|को|यह|वह|ये|वे|नहीं|कि|भी|पर|रहा|रही|रहे|गया|गई|जाता|वाले|लिए|इस|उस"
+    ),
+    "mr": re.compile(
+        "आहे|आहेत|आहोत|नाही|नाहीत|होते|आणि|हा|हे|ती|मी|आम्ही|किंवा|खूप|झाला|झाली|झाले|असे|असते|तसेच|आपण|या"
+        "|.+(?:च्या|मध्ये|साठी|ांना|ाचे|ाची|ाचा|तात|तात्|वर|ातील)"
+    ),
+    "ne": re.compile(
+        "छ|छन्|छु|छौं|थियो|थिए|हो|हुन्|र|मा|को|त्यो|यी|पनि|एउटा|छैन|तर|म|हामी|गर्न|गरेको|सबै"
+        "|.+(?:हरू|हरु|लाई|को|मा|ले|बाट|न्छ|न्छन्|ेको|ेका|ियो|दै)"
+    ),
+}
+#: A language of which there are fewer such words than this share of another's is ruled out.
+_FEWER_WORDS = 0.6
 
 #: A Han, kana or hangul character says about as much as three letters.
 _WIDE = {"han": 3, "kana": 3, "hangul": 3}
@@ -145,10 +186,20 @@ def _of_script(script: str, text: str, weight: int) -> set[str]:
     codes = LANGUAGES[script]
     if len(codes) == 1 or weight < _MODEL_LETTERS:
         return set(codes)
+    if script == "devanagari":
+        return _of_devanagari(text)
     letters = " ".join(_LETTERS[script].findall(text))
     values = _detector(script).compute_language_confidence_values(letters)
     possible = {v.language.iso_code_639_1.name.lower() for v in values if v.value >= _RULED_OUT}
     return possible or set(codes)
+
+
+def _of_devanagari(text: str) -> set[str]:
+    """Return the languages whose own small words, or endings of words, a text in Devanagari has."""
+    words = _LETTERS["devanagari"].findall(text)
+    counts = {code: sum(bool(own.fullmatch(word)) for word in words) for code, own in _OWN_WORDS.items()}
+    most = max(counts.values())
+    return {code for code, count in counts.items() if count >= _FEWER_WORDS * most}
 
 
 @functools.cache
