@@ -2,11 +2,13 @@
 
 import asyncio
 import inspect
+import itertools
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import numbers
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import TypeGuard
 
 from posttrain.plugins import PluginError, misfit, resolve
 from posttrain.types import RewardInput, Score
@@ -100,29 +102,39 @@ class Reward:
 
     def _scores(self, verdict: object, count: int) -> list[Score | None]:
         """Return the function's verdict as one score an episode, each of them checked."""
-        verdicts = verdict if self.group else [verdict]
-        if not isinstance(verdicts, Sequence) or isinstance(verdicts, str) or len(verdicts) != count:
+        if not self.group:
+            return [self._score(verdict)]
+        verdicts = list[object]()
+        if isinstance(verdict, Iterable) and not isinstance(verdict, str | bytes | Mapping | Set):
+            verdicts += itertools.islice(verdict, count + 1)
+        if len(verdicts) != count:
             raise RewardError(
                 f"group reward {self.name!r} was given {count} episodes and must return a list of as many"
             )
-        return [self._score(verdict) for verdict in verdicts]
+        return [self._score(one) for one in verdicts]
 
     def _score(self, verdict: object) -> Score | None:
         if verdict is None:
             return None
-        value = verdict.value if isinstance(verdict, Score) else verdict
-        if not _is_finite_number(value):
-            raise RewardError(f"reward {self.name!r} returned {value!r}, not a finite number")
-        score = verdict if isinstance(verdict, Score) else Score(value)
-        if not self.low <= score.value <= self.high:
+        given = verdict if isinstance(verdict, Score) else None
+        value = self._number(given.value if given else verdict, "returned ")
+        if not self.low <= value <= self.high:
             raise RewardError(
-                f"reward {self.name!r} returned {score.value!r}, outside its range"
+                f"reward {self.name!r} returned {value!r}, outside its range"
                 f" [{self.low:g}, {self.high:g}]; declare another range with @reward(name, low=…, high=…)"
             )
-        for part, value in score.parts.items():
-            if not _is_finite_number(value):
-                raise RewardError(f"reward {self.name!r}: part {part!r} is {value!r}, not a finite number")
-        return score
+        if given is None:
+            return Score(value)
+        parts = {
+            part: self._number(held, f"has a part {part!r} that is ") for part, held in given.parts.items()
+        }
+        return Score(value, parts, given.note)
+
+    def _number(self, value: object, what: str) -> float:
+        number = number_of(value)
+        if number is None or not math.isfinite(number):
+            raise RewardError(f"reward {self.name!r} {what}{value!r}, not a finite number")
+        return number
 
 
 def reward(
@@ -197,6 +209,26 @@ def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
     return found
 
 
+def number_of(value: object) -> float | None:
+    """Return a number of any kind as a float: Python's own, numpy's, a tensor of one; None for anything else.
+
+    A number stands alone: arrays and tensors count where they have no dimension. NaN and infinity are
+    numbers here, and so is what exceeds every float, as NaN; whoever takes none refuses them.
+    """
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("m", "M"):
+        return None  # a duration or a moment, whose bare number depends on its unit
+    if not isinstance(value, numbers.Real | Decimal):
+        item, shape = getattr(value, "item", None), getattr(value, "shape", None)
+        if isinstance(value, str | bytes) or not callable(item) or shape is None or tuple(shape) != ():
+            return None
+        if not isinstance(item(), numbers.Real):
+            return None
+    try:
+        return float(value)  # type: ignore[arg-type]  # an array says only when it runs that it is a number
+    except (OverflowError, ValueError):  # an integer beyond every float; Decimal("sNaN")
+        return math.nan
+
+
 def _check_declaration(name: str, low: float, high: float, deadline_s: float | None) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise RewardError(f"reward {name!r}: the range [{low}, {high}] must be finite and not empty")
@@ -206,7 +238,3 @@ def _check_declaration(name: str, low: float, high: float, deadline_s: float | N
 
 async def _result_of(awaitable: Awaitable[object]) -> object:
     return await awaitable
-
-
-def _is_finite_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)

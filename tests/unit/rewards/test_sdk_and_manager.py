@@ -1,19 +1,26 @@
 """The reward contract and how several rewards become one verdict."""
 
+import itertools
 import json
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rewards
 from posttrain.plugins import PluginError
 from posttrain.types import RewardInput
 from rewards import Score, available, reward
 from rewards.manager import Outcome, RewardManager, RewardSpec, combine
-from rewards.sdk import RewardError, load_reward
+from rewards.sdk import RewardError, group_reward, load_reward
 
 PLUGIN = """
 from rewards import Score, reward
@@ -59,7 +66,7 @@ def test_values_outside_the_contract_are_errors(value: Any) -> None:
 
 def test_a_part_that_is_not_finite_is_an_error() -> None:
     judged = reward("odd")(lambda x: Score(1.0, parts={"iou": float("nan")}))
-    with pytest.raises(RewardError, match="part 'iou'"):
+    with pytest.raises(RewardError, match="a part 'iou' that is nan"):
         judged(episode("a"))
 
 
@@ -159,3 +166,110 @@ def test_a_condition_that_fails_keeps_the_value_and_drops_the_weight(folder: Pat
 def test_conditions_that_make_no_sense_are_refused(folder: Path, gates: dict[str, float]) -> None:
     with pytest.raises(RewardError, match="only_if"):
         RewardManager([RewardSpec("mine.py:picky", only_if=gates), RewardSpec("mine.py:patient")], folder)
+
+
+def _numbers() -> dict[str, Any]:
+    return {
+        "float16": np.float16(0.5),
+        "float32": np.float32(0.5),
+        "float64": np.float64(0.5),
+        "longdouble": np.longdouble(0.5),
+        "array without dimensions": np.array(0.5, dtype=np.float32),
+        "tensor": torch.tensor(0.5),
+        "bfloat16 tensor": torch.tensor(0.5, dtype=torch.bfloat16),
+        "tensor of a loss": torch.tensor(0.5, requires_grad=True).detach(),
+        "member of an array": np.linspace(0, 1, 3)[1],
+        "mean of an array": np.mean([0.0, 1.0]),
+        "fraction": Fraction(1, 2),
+        "decimal": Decimal("0.5"),
+    }
+
+
+WHOLE = {
+    "int8": np.int8(1),
+    "int64": np.int64(1),
+    "uint8": np.uint8(1),
+    "numpy's bool": np.bool_(True),
+    "bool": True,
+    "integer array": np.array(1),
+    "bool tensor": torch.tensor(True),
+    "integer tensor": torch.tensor(1),
+}
+
+
+@pytest.mark.parametrize("name", [*_numbers(), *WHOLE])
+def test_numbers_of_every_kind_are_numbers(name: str) -> None:
+    value = (_numbers() | WHOLE)[name]
+    right = 1.0 if name in WHOLE else 0.5
+    found = reward("odd")(lambda x: value)(episode("a"))
+    assert found is not None
+    assert found == Score(right)
+    assert type(found.value) is float
+    found = reward("odd")(lambda x: Score(value, parts={"iou": value}, note="n"))(episode("a"))
+    assert found is not None
+    assert found == Score(right, {"iou": right}, "n")
+    assert (type(found.value), type(found.parts["iou"])) == (float, float)
+    json.dumps([found.value, found.parts])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([0.0, 0.5, 1.0]),
+        np.array([0.0, 0.5, 1.0], dtype=np.float32),
+        np.array([0, None, 1], dtype=object),
+        torch.tensor([0.0, 0.5, 1.0]),
+        (np.float32(0), np.float32(0.5), np.int64(1)),
+        [torch.tensor(0.0), np.array(0.5), True],
+        iter([0.0, 0.5, 1.0]),
+        (v / 2 for v in range(3)),
+        map(float, [0, 1, 0]),
+        {0: 0.0, 1: 0.5, 2: 1.0}.values(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_group_s_values_may_come_in_any_sequence(values: Any) -> None:
+    found = group_reward("odd")(lambda xs: values).judge([episode("a")] * 3, {})
+    assert [type(score.value) for score in found if score] == [float] * sum(s is not None for s in found)
+    assert found[0] == Score(0.0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32("nan"), np.float64("inf"), np.array(np.nan), torch.tensor(float("-inf")), np.ma.masked,
+        np.array([0.5]), torch.tensor([0.5]), np.array([]), np.array("0.5"), np.str_("0.5"), b"1", 1j,
+        np.complex64(1), np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.array(None), object(), {},
+        Decimal("NaN"), 10**400, Fraction(10**400), [np.float32(0.5)],
+    ],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_no_single_finite_number_is_refused(value: Any) -> None:
+    with pytest.raises(RewardError, match="'odd' returned"):
+        reward("odd")(lambda x: value)(episode("a"))
+    with pytest.raises(RewardError, match="'odd' has a part 'iou'"):
+        reward("odd")(lambda x: Score(1.0, parts={"iou": value}))(episode("a"))
+
+
+@pytest.mark.parametrize(
+    "values", [{0.1, 0.5, 1.0}, {0.1: 1, 0.5: 2, 1.0: 3}, "123", b"123", 1.0, None, [1.0], itertools.count(),
+               np.array([[0.5], [0.5], [0.5]])], ids=repr,
+)  # fmt: skip
+def test_a_group_s_values_that_belong_to_nobody_are_refused(values: Any) -> None:
+    with pytest.raises(RewardError, match="odd"):
+        group_reward("odd")(lambda xs: values).judge([episode("a")] * 3, {})
+
+
+@given(st.integers(-(10**400), 10**400) | st.floats() | st.fractions() | st.decimals())
+def test_any_number_is_in_range_or_refused(value: Any) -> None:
+    judged = reward("odd")(lambda x: value)
+    try:
+        inside = 0 <= value <= 1
+    except ArithmeticError:  # Decimal('sNaN')
+        inside = False
+    if inside:
+        assert judged(episode("a")) == Score(float(value))
+    else:
+        with pytest.raises(RewardError):
+            judged(episode("a"))
