@@ -104,6 +104,7 @@ class Sandbox:
         self.layers: Layers = {"landlock": 0, "namespaces": "none"}
         self._source, self._limits = source, limits
         self._end = 0.0
+        self._knows_tests = False
 
     def __enter__(self) -> "Sandbox":
         """Start the process.
@@ -111,6 +112,11 @@ class Sandbox:
         Raises:
             SandboxError: If it does not start, or a layer of protection is missing.
         """
+        self._start()
+        self._end = time.monotonic() + self._limits.total_seconds
+        return self
+
+    def _start(self) -> None:
         here = Path(__file__).parent
         self._process = subprocess.Popen(
             [*_PYTHON, "-c", _BOOT, str(os.getpid()), here.parent, here],
@@ -131,8 +137,6 @@ class Sandbox:
         except BaseException:
             self.__exit__()
             raise
-        self._end = time.monotonic() + self._limits.total_seconds
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Kill the process and all that it started."""
@@ -154,6 +158,8 @@ class Sandbox:
     def run_tests(self, statements: list[tuple[bool, str]], names: list[str]) -> list[str | None]:
         """Run statements that test the source, in order, in a process apart from it.
 
+        The answer's process is there before anything of the tests leaves this one, so it inherits none of it.
+
         Args:
             statements: Whether each is a test, and its text; the others prepare.
             names: What the source defines; it is reached under these names only.
@@ -165,7 +171,10 @@ class Sandbox:
             ValueError: If the tests need what a sandbox cannot give.
             SandboxError: If the sandbox itself failed.
         """
+        self._forget_tests()
         left = max(0.0, self._end - time.monotonic())
+        self._exchange({"serve": True, "cpu": max(1.0, left)}, b"", _GRACE_S)
+        self._knows_tests = True
         job = {"tests": statements, "names": names, "statement_wall": 2 * self._limits.seconds}
         header, body = self._exchange(job | {"cpu": max(1.0, left), "wall": left}, b"", left + _GRACE_S)
         reports = [parse_json(line) for line in body[: header["report"]].decode().splitlines()]
@@ -176,6 +185,7 @@ class Sandbox:
         return verdicts + ["the total time limit was reached"] * missing
 
     def _run(self, job: frames.Header, stdin: bytes = b"") -> Execution:
+        self._forget_tests()
         seconds = self._limits.seconds
         wall = min(2 * seconds, self._end - time.monotonic())
         if wall <= 0:
@@ -200,6 +210,13 @@ class Sandbox:
         except (JsonError, ValueError, TypeError, KeyError, AttributeError):
             return Execution("error", output, detail="no readable value was returned", seconds=used)
         return Execution("done", output, value, seconds=used)
+
+    def _forget_tests(self) -> None:
+        """Take a new process where the one at hand has seen tests, which no answer's may inherit."""
+        if self._knows_tests:
+            self.__exit__()
+            self._start()
+            self._knows_tests = False
 
     def _exchange(self, header: frames.Header, body: bytes, seconds: float) -> tuple[frames.Header, bytes]:
         assert self._process.stdin is not None

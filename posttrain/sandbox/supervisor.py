@@ -1,7 +1,8 @@
 """The sandbox's own process: it runs none of the answer's code, and starts one confined child for each job.
 
 It is a fresh interpreter without site-packages, environment or secrets: what it knows, its children can read
-in their copy of its memory, so expected outputs never come here.
+in their copy of its memory. Expected outputs never come here; tests, which hold some, come only once the
+answer's process has been started, and from then on no process of the answer is started any more.
 """
 
 import fcntl
@@ -12,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from posttrain.sandbox import confine, frames, landlock, linux, plain, program, remote
+from posttrain.sandbox import confine, frames, judging, landlock, linux, objects, plain, program, stand_ins
 
 #: Output beyond this ends the program.
 MAX_OUTPUT = 16 << 20
@@ -36,12 +37,20 @@ class Supervisor:
         self._jobs, self._setup, self._namespaces, self._serial = jobs, setup, namespaces, serial
         self._rules = landlock.read_only(setup["files"], setup["listed"])
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._answer: tuple[int, int, int] | None = None
+        self._knows_tests = False
 
     def perform(self, job: frames.Header, stdin: bytes) -> tuple[frames.Header, bytes]:
         """Run one job in new children and return how it ended, with its output and its report."""
-        source = self._setup["source"]
         if "tests" in job:
+            self._knows_tests = True
             return self._tests(job)
+        if self._knows_tests:
+            raise OSError("this process knows tests, so it starts no answer any more")
+        source = self._setup["source"]
+        if "serve" in job:
+            self._serve(source, job["cpu"])
+            return {}, b""
         if "name" in job:
             arguments = plain.decode(job["arguments"], int)
             task, output = lambda: program.call(source, job["name"], arguments), False
@@ -49,20 +58,27 @@ class Supervisor:
             task, output = lambda: program.load(source, "__main__"), True
         return self._watch(task, job, _sealed(stdin), [], output)
 
-    def _tests(self, job: frames.Header) -> tuple[frames.Header, bytes]:
+    def _serve(self, source: str, cpu_seconds: float) -> None:
+        """Start the answer's process, to be asked by tests that are not here yet."""
         (request_r, request_w), (reply_r, reply_w) = os.pipe(), os.pipe()
+        stdin = _sealed(b"")
+        places = [stdin, self._null, self._null, self._null, request_r, reply_w]
+        answer = self._start(lambda: objects.serve(source, 4, 5), places, cpu_seconds)
+        for descriptor in (stdin, request_r, reply_w):
+            os.close(descriptor)
+        self._answer = answer, reply_r, request_w
+
+    def _tests(self, job: frames.Header) -> tuple[frames.Header, bytes]:
+        """Run tests in a process of their own, which can ask the answer's."""
+        if self._answer is None:
+            raise OSError("the answer's process comes before its tests")
+        answer, reply_r, request_w = self._answer
         statements, names, seconds = job["tests"], job["names"], job["statement_wall"]
-        answer = self._start(
-            lambda: remote.serve(self._setup["source"], 4, 5),
-            [_sealed(b""), self._null, self._null, self._null, request_r, reply_w],
-            job["cpu"],
-        )
-        os.close(request_r)
-        os.close(reply_w)
         try:
-            task = lambda: remote.judge(statements, names, seconds, remote.Link(4, 5))  # noqa: E731
+            task = lambda: judging.judge(statements, names, seconds, stand_ins.Link(4, 5))  # noqa: E731
             return self._watch(task, job, _sealed(b""), [reply_r, request_w], False)
         finally:
+            self._answer = None
             os.kill(answer, signal.SIGKILL)
             os.waitpid(answer, 0)
 

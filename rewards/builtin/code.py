@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,15 @@ from rewards.sdk import reward
 DEADLINE_S = 60.0
 #: Source texts beyond this are not run.
 MAX_SOURCE = 100_000
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
-_LANGUAGES = ("python", "python3", "py")
+#: What may stand before a fence: marks of lists and quotations, around any white space.
+_BEFORE = r"((?:[ \t]*(?:>|[-*+][ \t]|[0-9]{1,9}[.)][ \t]))*)([ \t]*)"
+_OPENING = re.compile(_BEFORE + r"(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+_CLOSING = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*")
+_QUOTED = re.compile(r"[ \t]*> ?")
+_LANGUAGES = ("python", "python3", "py", "py3")
+#: What rounding leaves where the exact value is 0.
+_ROUNDING = 1e-12
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-#: An expected number below the one is zero, and an answer up to the other is what rounding leaves of it.
-_ZERO, _NOISE = 1e-15, 1e-9
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def code(
     r"""Score the share of unit tests that the answer's last fenced block of Python passes.
 
     The block runs in a sandbox with the standard library only; it cannot read or write files. Each test of
-    the first two forms starts anew, and what comes out is compared here, outside the process that ran it.
+    the first two forms starts anew. No process in which the answer runs ever holds what a test expects.
 
     Formula: passed / tests; with `all_or_nothing` 1 if all passed, else 0. No Python block scores 0, and so
     does a test that fails, raises, exits with another code than 0, or passes a limit.
@@ -57,15 +62,17 @@ def code(
             line and word by word; decimal numbers may differ by `tolerance`.
             `{"fn_name": "add", "inputs": [[3, 4], …], "outputs": [7, …]}`: arguments and the value returned
             by the function, or by the method of a class `Solution`; a tuple equals a list, keys are text.
-            `{"tests": "assert add(3, 4) == 7\n…"}`: Python that asserts. It runs apart from the answer, of
-            which it sees only plain data and objects whose methods it can call. `"fn_name"` names what the
-            answer defines, one name or a list, where that is not the one name that they leave undefined.
+            `{"tests": "assert add(3, 4) == 7\n…"}`: Python that asserts, as MBPP's and HumanEval's does,
+            functions `test_…`, or `TestCase`s. It runs apart from the answer, of which it sees plain data,
+            exceptions and stand-ins for objects; its own functions cannot be handed to the answer. A list
+            that the answer changes is changed where the call's value is None or thrown away. `"fn_name"`
+            names what the answer defines, one name or a list, where more than one name is left undefined.
         seconds: Processor time of one test; waiting may take twice that.
         total_seconds: Time for all tests; the tests beyond it fail.
         memory_mb: Address space in MiB.
         all_or_nothing: Whether a share earns nothing.
-        tolerance: Relative difference at which two decimal numbers are equal (first two forms). Where zero is
-            expected (or up to 1e-15 of it), a difference of 1e-9 is allowed, which sums of decimals leave.
+        tolerance: Relative difference at which two decimal numbers are equal (first two forms). A printed
+            one may also differ by its own rounding, so far as that is within the tolerance.
 
     Raises:
         ValueError: If the ground truth is of none of these forms, or the limits are out of range.
@@ -93,23 +100,50 @@ def code(
 
 
 def last_python_block(text: str) -> str:
-    """Return the last closed fenced block marked as Python, else the last without a mark, else nothing."""
+    """Return the last closed fenced block marked as Python, else the last without a mark, else nothing.
+
+    A block inside a list or a quotation is read without the marks and the indentation that it has from there.
+    """
     marked, unmarked = "", ""
-    fence, language, lines = "", "", []
+    fence, language, quotes, width, lines = "", "", 0, 0, []
     for line in text.splitlines():
-        found = _FENCE.fullmatch(line)
         if not fence:
-            if found:
-                fence, language, lines = found[1], found[2].lower(), []
-        elif found and found[1].startswith(fence) and not found[2]:
-            if language in _LANGUAGES:
-                marked = "\n".join(lines)
+            if found := _OPENING.fullmatch(line):
+                before, _, fence, language = found.groups()
+                quotes, width = before.count(">"), len(found[0][: found.start(3)].expandtabs(4))
+                width -= len(before[: before.rfind(">") + 1].expandtabs(4)) if quotes else 0
+                lines = []
+            continue
+        for _ in range(quotes):
+            line = _QUOTED.sub("", line, count=1) if _QUOTED.match(line) else line
+        found = _CLOSING.fullmatch(_outdented(line, width))
+        if found and found[1].startswith(fence):
+            if (language := language.strip("{}.").lower()) in _LANGUAGES:
+                marked = _block(lines, width)
             elif not language:
-                unmarked = "\n".join(lines)
+                unmarked = _block(lines, width)
             fence = ""
         else:
             lines.append(line)
     return marked or unmarked
+
+
+def _block(lines: list[str], width: int) -> str:
+    """Take the indentation of its fence off a block, or what all of its lines share."""
+    first = next((line for line in lines if line.strip()), "")
+    if width and first[: len(first) - len(first.lstrip())].expandtabs(4).startswith(" " * width):
+        lines = [_outdented(line, width) for line in lines]
+        first = _outdented(first, width)
+    text = "\n".join(lines)
+    return textwrap.dedent(text) if first[:1] in (" ", "\t") else text
+
+
+def _outdented(line: str, width: int) -> str:
+    """Take at most so many columns of white space off a line."""
+    if not width or not line[:1].isspace():
+        return line
+    space = line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4)
+    return space[width:] + line.lstrip(" \t")
 
 
 def _failures(sandbox: Sandbox, tests: _Tests, all_or_nothing: bool, tolerance: float) -> list[str]:
@@ -172,7 +206,12 @@ def _key(key: object) -> str | None:
 
 def _same_words(ours: list[str], theirs: list[str], tolerance: float) -> bool:
     return len(ours) == len(theirs) and all(
-        a == b or (_is_decimal(a) and _NUMBER.fullmatch(b) and _close(float(a), float(b), tolerance))
+        a == b
+        or (
+            _is_decimal(a)
+            and _NUMBER.fullmatch(b) is not None
+            and _close(float(a), float(b), tolerance, min(tolerance, _half_a_digit(a)))
+        )
         for a, b in zip(ours, theirs, strict=True)
     )
 
@@ -181,11 +220,17 @@ def _is_decimal(word: str) -> bool:
     return _NUMBER.fullmatch(word) is not None and not word.lstrip("+-").isdigit()
 
 
-def _close(expected: float, value: float, tolerance: float) -> bool:
-    """Compare two numbers by relative difference; of a zero only what rounding leaves is allowed."""
-    noise = min(tolerance, _NOISE) if abs(expected) <= _ZERO else 0.0
+def _half_a_digit(word: str) -> float:
+    """Return half of what the last digit of a printed number counts: the most that its rounding hides."""
+    mantissa, _, exponent = word.lower().partition("e")
+    places = len(mantissa.partition(".")[2]) - int(exponent or 0)
+    return 0.5 * 10.0**-places if abs(places) < 300 else 0.0
+
+
+def _close(expected: float, value: float, tolerance: float, rounding: float = 0.0) -> bool:
+    absolute = rounding or (min(tolerance, _ROUNDING) if expected == 0 else 0.0)
     try:
-        return math.isclose(expected, value, rel_tol=tolerance, abs_tol=noise)
+        return math.isclose(expected, value, rel_tol=tolerance, abs_tol=absolute)
     except OverflowError:  # an integer beyond every float
         return False
 
