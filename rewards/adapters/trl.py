@@ -130,5 +130,7 @@ def _absence(key: str, xs: Sequence[RewardInput]) -> str:
         return "the episodes do not have: only rollouts know what was sampled, and requests that say it"
     if key in _GOLDS:
         return "the samples do not have: neither a column nor a ground_truth, which may stand in reward_model"
+    if key in ("data_source", "solution_str", "predict_str", "reward_input"):
+        return "is verl's: use from_verl"
     columns = sorted({column for x in xs for column in x.columns})
     return f"the samples do not have (columns: {', '.join(columns) or 'none'})"

@@ -41,6 +41,15 @@ _NAMES: dict[str, Role] = {
     "test_cases": Role.GOLD,
     "reward_input": Role.RECORD,
 }
+#: Words in the names of other arguments that say what these are: golds, or neither responses nor golds.
+_GOLDS = frozenset("gold golden gt sol label target reference ref truth expected".split())
+_SOURCES = frozenset("data dataset source".split())
+_EXTRAS = frozenset("extra info meta metadata".split())
+_NEITHER = frozenset(
+    "question query problem prompt instruction system message image video tool id index type config url"
+    " weight tokenizer length max min reward score".split()
+)
+_OTHERS = _SOURCES | _EXTRAS | _NEITHER
 _BATCHED: dict[str, Role] = {f"{key}s": role for key, role in _NAMES.items()}
 
 
@@ -53,14 +62,14 @@ def from_verl(
 
     - `(data_source, solution_str, ground_truth, extra_info)`, or those of them that it takes; the response
       also as `predict_str`, `model_output`, `completion`, `response`, `predict` or `prediction`, the gold
-      also as `test_cases`, and both under any two names of its own;
+      also as `test_cases`, and both under names of its own that leave no doubt;
     - lists of them for a batch, here the group: `(data_sources, solution_strs, ground_truths, extra_infos)`;
     - EasyR1's `reward_input`, a dict of `response`, `response_length` (tokens), `ground_truth` and the
       columns, or `reward_inputs`, a list of them.
 
-    Other arguments without a default are the sample's columns of that name; bind `reward_kwargs` with
-    `functools.partial`. The function may be async, an object with `__call__`, or a class, which is
-    instantiated once.
+    Other arguments without a default are the sample's columns of that name, or values of its `extra_info`;
+    bind `reward_kwargs` with `functools.partial`. The function may be async, an object with `__call__`, or a
+    class, which is instantiated once.
 
     The response is all that followed the prompt: one turn is its text alone; between turns the tools' answers
     stand as `\nuser\n<tool_response>\n…\n</tool_response>\nassistant\n`, an image in them as
@@ -80,7 +89,7 @@ def from_verl(
         high: Its greatest value.
 
     Raises:
-        RewardError: If it cannot be seen which argument is the response.
+        RewardError: If it takes no response; when it is called, if an argument cannot be given.
 
     Example:
         geometry = from_verl(geo3k.compute_score)  # in the YAML: my_rewards.py:geometry
@@ -110,18 +119,16 @@ class _Form:
 
     Attributes:
         name: What the reward is called.
-        roles: What each argument is, by its name.
-        guessed: The argument that is the gold by its place alone; a column of its name comes before.
-        columns: Arguments that are columns of the sample.
-        unnamed: What goes into `**kwargs`.
+        known: What arguments are whose names say it.
+        others: The other arguments without a default, in order.
+        takes_all: Whether the function takes every keyword.
         batched: Whether each argument is a list with an entry an episode.
     """
 
     name: str
-    roles: Mapping[str, Role]
-    guessed: str
-    columns: Sequence[str]
-    unnamed: Mapping[str, Role]
+    known: Mapping[str, Role]
+    others: Sequence[str]
+    takes_all: bool
     batched: bool
 
     def arguments(self, x: RewardInput) -> dict[str, object]:
@@ -130,16 +137,23 @@ class _Form:
         Raises:
             RewardError: If an argument cannot be given.
         """
-        found: dict[str, object] = {}
-        for key, role in self.roles.items():
-            own = key == self.guessed and key in x.columns
-            found[key] = x.columns[key] if own else self._value(role, x)
-        for key in self.columns:
-            found[key] = self._column(key, x)
-        for key, role in self.unnamed.items():
-            if role is not Role.GOLD or gold_of(x) is not None:
-                found[key] = self._value(role, x)
-        return found
+        held = {**(as_object(x.columns.get("extra_info")) or {}), **x.columns}
+        columns = {key: held[key] for key in self.others if key in held}
+        left = [key for key in self.others if key not in columns]
+        roles = {**self.known, **_guesses(left, self.known)}
+        if self.takes_all and Role.RECORD not in roles.values():
+            more = {key: role for key, role in _STANDARD.items() if role not in roles.values()}
+            if gold_of(x) is None:
+                more.pop("ground_truth", None)
+            roles |= {f"{key}s": role for key, role in more.items()} if self.batched else more
+        if not {Role.RESPONSE, Role.RECORD} & {*roles.values()}:
+            raise RewardError(
+                f"reward {self.name!r}: which of its arguments ({', '.join(self.others) or 'none'}) is the"
+                " response cannot be told; call that one solution_str, or wrap the function"
+            )
+        if strange := next((key for key in left if key not in roles), None):
+            raise self._strange(strange, x)
+        return columns | {key: self._value(role, x) for key, role in roles.items()}
 
     def _value(self, role: Role, x: RewardInput) -> object:
         if role is Role.RESPONSE:
@@ -152,11 +166,10 @@ class _Form:
             raise no_gold(self.name)
         return gold if role is Role.GOLD else record(x, self.name)
 
-    def _column(self, key: str, x: RewardInput) -> object:
-        for held in (x.columns, as_object(x.columns.get("extra_info")) or {}):
-            if key in held:
-                return held[key]
-        raise RewardError(
+    def _strange(self, key: str, x: RewardInput) -> RewardError:
+        if key in ("prompts", "completion_ids", "response_token_ids"):
+            return RewardError(f"reward {self.name!r} asks for {key!r}, which is TRL's: use from_trl")
+        return RewardError(
             f"reward {self.name!r} asks for {key!r}, which is neither one of verl's arguments nor a column of"
             f" the sample (columns: {', '.join(x.columns) or 'none'}); bind it with functools.partial"
         )
@@ -190,47 +203,48 @@ def record(x: RewardInput, name: str) -> dict[str, object]:
 
 
 def _form(one: Foreign) -> _Form:
-    """See what each argument of a function stands for.
+    """See what the arguments of a function stand for, as far as their names and types say it.
 
     Raises:
-        RewardError: If none of them can be the response.
+        RewardError: If it takes nothing that can be the response.
     """
     batched = any(key in _BATCHED for key in one.parameters)
     names = _BATCHED if batched else _NAMES
-    roles: dict[str, Role] = {}
+    known: dict[str, Role] = {}
     for key in one.parameters:
-        if key in names and names[key] not in roles.values():
-            roles[key] = names[key]
-    if not roles and (found := _record_by_type(one)):
+        if key in names and names[key] not in known.values():
+            known[key] = names[key]
+    if not known and (found := _record_by_type(one)):
         key, batched = found
-        roles[key] = Role.RECORD
-    unknown = [key for key in one.required if key not in roles]
-    guesses = _guesses([key for key in unknown if key not in names], roles)
-    given = roles | guesses
-    unnamed: dict[str, Role] = {}
+        known[key] = Role.RECORD
     if one.in_order:
-        given = dict(_STANDARD)
-    if one.takes_all and Role.RECORD not in given.values():
-        rest = {key: role for key, role in _STANDARD.items() if role not in given.values()}
-        unnamed = {f"{key}s": role for key, role in rest.items()} if batched else rest
-    if not {Role.RESPONSE, Role.RECORD} & {*given.values(), *unnamed.values()}:
-        raise RewardError(
-            f"reward {one.name!r}: which of its arguments ({', '.join(one.parameters) or 'none'}) is the"
-            " response cannot be told; call that one solution_str, or wrap the function"
-        )
-    gold = next((key for key, role in guesses.items() if role is Role.GOLD), "")
-    return _Form(one.name, given, gold, [key for key in unknown if key not in given], unnamed, batched)
+        known = dict(_STANDARD)
+    others = [key for key in one.required if key not in known]
+    if not others and not one.takes_all and not {Role.RESPONSE, Role.RECORD} & {*known.values()}:
+        raise RewardError(f"reward {one.name!r} takes no response: call that argument solution_str")
+    return _Form(one.name, known, others, one.takes_all, batched)
 
 
-def _guesses(unknown: Sequence[str], roles: Mapping[str, Role]) -> dict[str, Role]:
-    """Tell by their places what arguments with names of their own are."""
-    order = (Role.RESPONSE, Role.GOLD)
-    if not roles and len(unknown) == len(_STANDARD):
-        order = tuple(_STANDARD.values())
-    missing = [] if Role.RECORD in roles.values() else [role for role in order if role not in roles.values()]
-    if len(unknown) > len(missing):
+def _guesses(others: Sequence[str], known: Mapping[str, Role]) -> dict[str, Role]:
+    """Tell what arguments with names of their own are: a response, then a gold, where these are missing.
+
+    Nothing is guessed where there are more of them, or where a name means something else.
+    """
+    if not known and len(others) == 4 and _means(others[0], _SOURCES) and _means(others[3], _EXTRAS):
+        return dict(zip(others, _STANDARD.values(), strict=True))
+    given = {*known.values()}
+    missing = [role for role in (Role.RESPONSE, Role.GOLD) if role not in given and Role.RECORD not in given]
+    if len(others) > len(missing) or any(key in _NAMES or _means(key, _OTHERS) for key in others):
         return {}
-    return dict(zip(unknown, missing, strict=False))
+    if Role.GOLD in missing and (gold := next((key for key in others if _means(key, _GOLDS)), None)):
+        rest = [key for key in others if key != gold]
+        return {gold: Role.GOLD, **dict.fromkeys(rest, Role.RESPONSE)}
+    return dict(zip(others, missing, strict=False))
+
+
+def _means(key: str, words: frozenset[str]) -> bool:
+    """Tell whether one of the words of a name, in the singular or plural, is among those."""
+    return any(word in words or word.removesuffix("s") in words for word in key.lower().split("_"))
 
 
 def _record_by_type(one: Foreign) -> tuple[str, bool] | None:

@@ -24,13 +24,15 @@ SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RewardServer]:
-    with start_server(["answer_accuracy"]) as started:
+    with start_server(["answer_accuracy", "overlong"]) as started:
         yield started
 
 
 @pytest.fixture
 def setup(server: RewardServer, talker: Path, tmp_path: Path) -> RolloutSetup:
-    task = {"data": "markers", "tools": ["image_zoom_in"], "max_turns": 3, "rewards": ["answer_accuracy"]}
+    overlong = {"name": "overlong", "weight": 0, "params": {"limit": 400, "soft": 400, "unit": "tokens"}}
+    task: dict[str, object] = {"data": "markers", "tools": ["image_zoom_in"], "max_turns": 3}
+    task["rewards"] = ["answer_accuracy", overlong]
     return RolloutSetup(
         model=ModelConfig(family="qwen3_vl", dtype="float32"),
         checkpoint=talker,
@@ -60,6 +62,7 @@ def test_every_episode_gets_its_verdict(setup: RolloutSetup, groups: list[GroupJ
     for trajectory in trajectories:
         assert trajectory.reward is not None
         assert trajectory.reward.total == float(trajectory.response[-1].text == "3")
+        assert trajectory.reward.values["overlong"] == -sum(trajectory.sampled) / 400
     assert 0 < sum(t.reward.total or 0 for t in trajectories if t.reward) < len(trajectories)
     assert assign_advantages(trajectories).errors == 0
 
