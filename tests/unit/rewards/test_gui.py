@@ -197,7 +197,6 @@ def test_texts_by_three_measures(metric: str, answer: str, expected: float) -> N
         "(150, 250) or (10, 10)",
         call(action="left_click"),
         "click(x=nan, y=250)",
-        "click(x=150, y=250",
         "double_click(x=150, y=250)",
     ],
 )
