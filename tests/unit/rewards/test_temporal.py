@@ -137,6 +137,13 @@ def test_nearer_is_never_worse(a: int, b: int) -> None:
     assert value([50, 60], f"{50 + near} to {60 + near}") >= value([50, 60], f"{50 + far} to {60 + far}")
 
 
+@given(st.decimals(0, 99, places=1), st.decimals("0.1", 99, places=1))
+def test_a_tenth_of_a_second_is_no_matter_of_rounding(start: Any, length: Any) -> None:
+    gold = [float(start), float(start + length)]
+    assert value(gold, f"from {start} to {start + length} seconds") == 1
+    assert value(gold, f"[{start}, {start + length}]", metric="union") == 1
+
+
 def test_nothing_happens() -> None:
     assert value([], "It does not happen.") == 1
     assert value([], "from 3 to 8") == 0
