@@ -52,6 +52,12 @@ _FIRST = frozenset(
 )
 _LAST = frozenset(("end", "ends", "ending", "ended", "stop", "stops", "finishes", "结束"))
 _FROM = frozenset(("between", "from", "从", "在"))
+#: A stretch of which the words before it in its clause say that it is not.
+_DENIED = frozenset(
+    "not never isn doesn don didn wasn cannot 不 没 非 nicht kein pas ne не нет なく 아니".split()
+)
+_CLAUSE_ENDS = frozenset((*".!?;,:，。；！？、", "but", "而是"))
+_BEFORE = 8
 #: Words and marks that may stand between a time and what joins it with the next.
 _FILL = frozenset(
     "at about around approximately roughly the mark timestamp time of in video up t text second".split()
@@ -236,7 +242,11 @@ def _joined(tokens: Sequence[_Token], first: int, last: int) -> bool:
     if last - first > _NEAR:
         return False
     between = [token.text for token in tokens[first + 1 : last]]
-    before = {token.text for token in tokens[max(0, first - 5) : first]}
+    clause = [token.text for token in tokens[max(0, first - _BEFORE) : first]]
+    ends = [index for index, text in enumerate(clause) if text in _CLAUSE_ENDS]
+    before = set(clause[-5:])
+    if _DENIED & set(clause[ends[-1] + 1 if ends else 0 :]):
+        return False
     core = [text for text in between if text not in _FILL and text not in _OPEN and text not in _CLOSE]
     if any(text in _LAST for text in between):
         return bool(before & _FIRST)

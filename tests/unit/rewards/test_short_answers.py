@@ -258,6 +258,7 @@ def test_relaxed_accuracy_is_that_of_pix2struct(gold: str, other: str, factor: f
         ("100", "more than 100", False),
         ("100", "nan", False),
         ("100", "1e999", False),
+        ("100", "It might be 100.\nAnswer: unknown", False),
     ],
 )
 def test_relaxed_accuracy(gold: Any, answer: str, right: bool) -> None:

@@ -69,6 +69,8 @@ def overlap(a: Any, b: Any) -> float:
         "с 3 по 8 секунду",
         "t=3s to t=8s",
         "<0:03> to <0:08>",
+        "He does not sit, he stands from 3 to 8.",
+        "Not at first. From 3 to 8 seconds.",
         "0h0m3s-0h0m8s",
         "3..8",
         "from the 3 second mark until the 8 second mark",
@@ -101,7 +103,20 @@ def test_units(answer: str, gold: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "never", "at 5 seconds", "8 to 3", "3 to 3", "the 3rd to 5th", "scene2 to scene9"]
+    "answer",
+    [
+        "",
+        "never",
+        "at 5 seconds",
+        "8 to 3",
+        "3 to 3",
+        "the 3rd to 5th",
+        "scene2 to scene9",
+        "not from 3 to 8 s",
+        "It isn't 3-8.",
+        "It does not happen from 3 to 8",
+        "不是3秒到8秒",
+    ],
 )
 def test_no_stretch(answer: str) -> None:
     assert value([3, 8], answer) == 0
