@@ -52,7 +52,8 @@ def gui_action(
 
     Kinds are known by their many names (`left_click`, `tap` and `click` are one), and written as Qwen's
     `computer_use` and `mobile_use` tool calls, JSON with `action` or `action_type`, UI-TARS's
-    `click(start_box='(3,4)')` and `click(point='<point>3 4</point>')`, or `pyautogui.click(x=3, y=4)`.
+    `click(start_box='(3,4)')` and `click(point='<point>3 4</point>')`, `pyautogui.click(x=3, y=4)`, or a line
+    of OS-Atlas such as `CLICK <point>[[3, 4]]</point>`.
     A box stands for its centre. A swipe up is a scroll down. Where the reference is a click, a bare point or
     box is one, too. If the answer has no action, the episode's last tool call counts.
 

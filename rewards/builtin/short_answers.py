@@ -98,7 +98,7 @@ def relaxed_accuracy(x: RewardInput, tolerance: float = 0.05) -> Score | None:
 
     Formula: max over references g of [|a − g| ≤ tolerance · |g|] where both are numbers, else [a = g] without
     case, white space and surrounding punctuation. 12 % is 0.12, so it is not 12. Where g = 0, a must be 0.
-    a is the final answer or the whole answer; `$1,200`, `1200.` and `about 1200 dollars` are 1200.
+    a is the final answer, or as a text the whole answer; `$1,200`, `1200.` and `about 1200 dollars` are 1200.
     Mind that years are numbers too: 2010 is within 5 % of 1950, so take `answer_accuracy` for them.
 
     Range: {0, 1}. Source: Masry et al. 2022, ChartQA (arXiv 2203.10244), as `relaxed_correctness` of
@@ -116,7 +116,10 @@ def relaxed_accuracy(x: RewardInput, tolerance: float = 0.05) -> Score | None:
     if x.ground_truth is None:
         return None
     found = final_and_whole(x.answer)
-    right = any(_relaxed(gold, text, tolerance) for gold in references(x.ground_truth) for text in found)
+    right = any(
+        normalise(gold) in map(normalise, found) or _near(gold, found[0], tolerance)
+        for gold in references(x.ground_truth)
+    )
     return Score(float(right), note=f"answered {found[0][:80]!r}" if found[0] else "no answer")
 
 
@@ -142,7 +145,7 @@ def mean_relative_accuracy(x: RewardInput) -> Score | None:
     for text, gold in golds:
         if gold is None:
             raise ValueError(f"ground_truth {text[:80]!r} is no number such as 3.5; correct the dataset")
-    value = next((n for n in map(_number_in, final_and_whole(x.answer)) if n is not None), None)
+    value = _number_in(final_and_whole(x.answer)[0])
     if value is None:
         return Score(0.0, note="the answer states no single number")
     kept = max(_tolerances_kept(value, gold) for _, gold in golds if gold is not None)
@@ -187,9 +190,8 @@ def _same_open(gold: float | str, candidate: float | str) -> bool:
     return gold == candidate
 
 
-def _relaxed(gold: str, text: str, tolerance: float) -> bool:
-    if normalise(text) == normalise(gold):
-        return True
+def _near(gold: str, text: str, tolerance: float) -> bool:
+    """Compare two texts as numbers, if both are."""
     wanted, value = _number_in(gold), _number_in(text)
     return wanted is not None and value is not None and abs(value - wanted) <= tolerance * abs(wanted)
 

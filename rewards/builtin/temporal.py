@@ -66,7 +66,7 @@ def temporal_iou(x: RewardInput, metric: Metric = "matched", threshold: float | 
 def iou(a: Segment, b: Segment) -> float:
     """Compute the overlap of two valid stretches, in [0, 1]."""
     both = max(0.0, min(a.end, b.end) - max(a.start, b.start))
-    return both / (a.end - a.start + b.end - b.start - both)
+    return both / (max(a.end, b.end) - min(a.start, b.start)) if both else 0.0
 
 
 def _golds(ground_truth: object) -> list[Segment]:

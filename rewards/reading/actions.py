@@ -35,7 +35,7 @@ _SAME_KIND: dict[str, str] = {
     "open": "open open_app launch launch_app openapp start_app",
     "wait": "wait sleep pause",
     "terminate": "terminate finished finish done complete status stop task_complete status_task_complete",
-    "fail": "fail failed status_task_impossible task_impossible infeasible",
+    "fail": "fail failed status_task_impossible task_impossible impossible infeasible",
     "answer": "answer call_user response respond",
 }
 _KINDS = {name: kind for kind, names in _SAME_KIND.items() for name in names.split()}
@@ -76,8 +76,15 @@ _OBJECT = re.compile(r"\{[^{}]{0,4000}(?:\{[^{}]{0,4000}\}[^{}]{0,4000}){0,3}\}"
 _CALL = re.compile(r"(?<![\w.])(?:pyautogui\.|pag\.|mobile\.|browser\.)?([A-Za-z][A-Za-z_]{1,40})\(")
 _ARGUMENT = re.compile(
     r"""\s{0,9}(?:([A-Za-z_]\w{0,30})\s{0,3}=\s{0,3})?"""
-    r"""('(?:[^'\\\n]|\\.){0,4000}'|"(?:[^"\\\n]|\\.){0,4000}"|\[[^\[\]\n]{0,200}\]|\([^()\n]{0,200}\)|[\w.+-]{1,40})"""
+    r"""('(?:[^'\\\n]|\\.){0,4000}'|"(?:[^"\\\n]|\\.){0,4000}"|\[{1,2}[^\[\]\n]{0,200}\]{1,2}|\([^()\n]{0,200}\)|[\w.+-]{1,40})"""
     r"""\s{0,9}(,|(?=\)))"""
+)
+#: A line of OS-Atlas: `CLICK <point>[[3, 4]]</point>`, `TYPE [red shoes]`, `SCROLL [DOWN]`, `PRESS_BACK`.
+_LINE = re.compile(
+    r"^(?:actions?:)?\s{0,9}(CLICK|LONG_PRESS|DOUBLE_CLICK|RIGHT_CLICK|TYPE|SCROLL|OPEN_APP|PRESS_\w{1,9}|ENTER|WAIT"
+    r"|COMPLETE|DONE|FAIL|IMPOSSIBLE)[ \t]{0,3}"
+    r"(?:<point>([^<\n]{1,60})</point>|\[([^\[\]\n]{0,2000})\])?[ \t]{0,9}$",
+    re.MULTILINE,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d{1,9}(?:\.\d{1,12})?(?![\w.]*\w)")
 
@@ -106,10 +113,11 @@ class Action:
 def answered_actions(answer: str) -> list[Action]:
     """Read the different actions that an answer takes, in order.
 
-    Tool calls count before other JSON, and JSON before functions such as `click(start_box='(3,4)')`.
+    Tool calls count before other JSON, JSON before functions such as `click(start_box='(3,4)')`, and these
+    before lines such as `CLICK <point>[[3, 4]]</point>`.
     """
     text = without_thinking(answer)[-MAX_LENGTH:]
-    for reader in (_tool_calls, _objects, _functions):
+    for reader in (_tool_calls, _objects, _functions, _lines):
         if found := list(dict.fromkeys(reader(text))):
             return found
     return []
@@ -156,12 +164,22 @@ def _objects(text: str) -> Iterator[Action]:
 
 
 def _of_json(text: str) -> Iterator[Action]:
-    try:
-        value = parse_json(text)
-    except JsonError:
-        return
-    if isinstance(value, dict) and (action := action_of(value)):
-        yield action
+    """Read the action of one object, written as JSON or with single quotes."""
+    spellings = (text, text.replace("'", '"').replace(": None", ": null"))
+    for spelling in spellings if '"' not in text else spellings[:1]:
+        try:
+            value = parse_json(spelling)
+        except JsonError:
+            continue
+        if isinstance(value, dict) and (action := action_of(value)):
+            yield action
+            return
+
+
+def _lines(text: str) -> Iterator[Action]:
+    for name, point, words in _LINE.findall(text):
+        if action := _action(name, {"point": point} if point else {}, [words] if words else []):
+            yield action
 
 
 def _functions(text: str) -> Iterator[Action]:

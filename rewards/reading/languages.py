@@ -104,6 +104,9 @@ _HAN_ALONE = 12
 _READ = 20_000
 
 _LETTERS = {script: re.compile(f"[{characters}]+") for script, characters in SCRIPTS.items()}
+#: Most texts are in these; the others are looked for only where one of their letters is.
+_COMMON = ("latin", "cyrillic", "greek", "han", "kana", "hangul", "arabic")
+_OTHER_LETTER = re.compile(f"[{''.join(SCRIPTS[script] for script in SCRIPTS if script not in _COMMON)}]")
 #: What is no prose. Each pattern takes linear time: a span never reads past the next opening mark.
 _NO_PROSE = tuple(
     re.compile(pattern, re.DOTALL)
@@ -142,7 +145,8 @@ def prose(text: str) -> str:
 
 def weights(text: str) -> dict[str, int]:
     """Count letters by writing system, Han, kana and hangul three times."""
-    counts = {script: sum(map(len, runs.findall(text))) for script, runs in _LETTERS.items()}
+    scripts = SCRIPTS if _OTHER_LETTER.search(text) else _COMMON
+    counts = {script: sum(map(len, _LETTERS[script].findall(text))) for script in scripts}
     return {script: count * _WIDE.get(script, 1) for script, count in counts.items() if count}
 
 

@@ -22,20 +22,28 @@ MAX_SECONDS = 1e6
 
 Unit = Literal["h", "m", "s", "clock", ""]
 
+_HOURS = "h hr hrs hour hours 小时 时 時間 시간 stunde stunden heure heures hora horas"
+_MINUTES = "m min mins minute minutes 分钟 分 분 minuten minuto minutos minuti минута минуты минут"
+_SECONDS = (
+    "s sec secs second seconds 秒钟 秒 초 sek sekunde sekunden seconde secondes segundo segundos secondi"
+    " секунда секунду секунды секунд"
+)
 _UNITS: dict[str, tuple[float, Unit]] = {
-    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours", "小时", "时"), (3600.0, "h")),
-    **dict.fromkeys(("m", "min", "mins", "minute", "minutes", "分钟", "分"), (60.0, "m")),
-    **dict.fromkeys(("s", "sec", "secs", "second", "seconds", "秒钟", "秒"), (1.0, "s")),
+    **dict.fromkeys(_HOURS.split(), (3600.0, "h")),
+    **dict.fromkeys(_MINUTES.split(), (60.0, "m")),
+    **dict.fromkeys(_SECONDS.split(), (1.0, "s")),
 }
 _SMALLER: dict[Unit, Sequence[Unit]] = {"h": ("m", "s"), "m": ("s",)}
 _TOKEN = re.compile(
     r"(?P<clock>(?<![\d.:])\d{1,3}:\d{1,2}(?::\d{1,2})?(?:\.\d{1,6})?(?![\d:]))"
     r"|(?P<number>(?:(?<![A-Za-z0-9_])(?<!\d\.)|(?<=\d[hms]))\d{1,7}(?:\.\d{1,9})?)"
-    rf"(?:[\s-]?(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![a-z])|(?![\d:]))"
-    r"|(?P<mark>-{1,2}>|\.{2,3}|开始|结束|大约|[A-Za-z]+|[^\W\d_]|[^\w\s])",
+    rf"(?:[\s-]?(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![a-zа-я])|(?![\d:]))"
+    r"|(?P<mark>-{1,2}>|\.{2,3}|开始|结束|大约|から|부터|[^\W\d_\u3040-\u9fff\uac00-\ud7a3]+|[^\W\d_]|[^\w\s])",
     re.IGNORECASE,
 )
-_BETWEEN = frozenset("- – — − ~ ～ 〜 to until till through -> --> → .. ... 到 至".split())
+_BETWEEN = frozenset(
+    "- – — − ~ ～ 〜 to until till through -> --> → .. ... 到 至 から 부터 bis à hasta по до".split()
+)
 _AND = frozenset(("and", "和", "与"))
 _COMMAS = frozenset(",，;、")
 _OPEN, _CLOSE = frozenset("[(<（【"), frozenset("])>）】")
@@ -44,10 +52,16 @@ _FIRST = frozenset(
 )
 _LAST = frozenset(("end", "ends", "ending", "ended", "stop", "stops", "finishes", "结束"))
 _FROM = frozenset(("between", "from", "从", "在"))
+#: A stretch of which the words before it in its clause say that it is not.
+_DENIED = frozenset(
+    "not never isn doesn don didn wasn cannot 不 没 非 nicht kein pas ne не нет なく 아니".split()
+)
+_CLAUSE_ENDS = frozenset((*".!?;,:，。；！？、", "but", "而是"))
+_BEFORE = 8
 #: Words and marks that may stand between a time and what joins it with the next.
 _FILL = frozenset(
     "at about around approximately roughly the mark timestamp time of in video up t text second".split()
-    + "大约 约 第 * ` ' \" \\ / { } :".split()
+    + "大约 约 第 * ` ' \" \\ / { } : =".split()
 )
 _NEAR = 10
 #: Where start and end stand on lines of their own, these are searched.
@@ -228,7 +242,11 @@ def _joined(tokens: Sequence[_Token], first: int, last: int) -> bool:
     if last - first > _NEAR:
         return False
     between = [token.text for token in tokens[first + 1 : last]]
-    before = {token.text for token in tokens[max(0, first - 5) : first]}
+    clause = [token.text for token in tokens[max(0, first - _BEFORE) : first]]
+    ends = [index for index, text in enumerate(clause) if text in _CLAUSE_ENDS]
+    before = set(clause[-5:])
+    if _DENIED & set(clause[ends[-1] + 1 if ends else 0 :]):
+        return False
     core = [text for text in between if text not in _FILL and text not in _OPEN and text not in _CLOSE]
     if any(text in _LAST for text in between):
         return bool(before & _FIRST)

@@ -47,6 +47,9 @@ def clicks(x: int, y: int) -> list[str]:
         f"pyautogui.click(x={x}, y={y})",
         f"```python\nimport pyautogui\npyautogui.click({x}, {y})\n```",
         f"<think>click(start_box='(0,0)')</think>click(x={x}, y={y})",
+        f"<answer>[{{'action': 'click', 'point': [{x}, {y}], 'input_text': 'no input text'}}]</answer>",
+        f"CLICK(box=[[{x - 5},{y - 5},{x + 5},{y + 5}]], element_info='the menu')",
+        f"actions:\nCLICK <point>[[{x}, {y}]]</point>",
         f"({x}, {y})",
         f'{{"point_2d": [{x}, {y}], "label": "menu"}}',
         f"[{x - 5}, {y - 5}, {x + 5}, {y + 5}]",
@@ -161,6 +164,16 @@ def test_the_distance_is_that_of_android_in_the_wild(
             "pyautogui.click(150, 250, clicks=2)",
             "pyautogui.click(150, 250)",
         ),
+        ({"action": "type", "text": "red shoes"}, "actions:\nTYPE [red shoes]", "actions:\nTYPE [hat]"),
+        ({"action": "scroll", "direction": "down"}, "SCROLL [DOWN]", "SCROLL [UP]"),
+        ("press_back()", "actions:\nPRESS_BACK", "actions:\nPRESS_HOME"),
+        ({"action": "terminate", "status": "success"}, "COMPLETE", "IMPOSSIBLE"),
+        ({"action": "open", "text": "Chrome"}, "OPEN_APP [Chrome]", "OPEN_APP [Clock]"),
+        (
+            "[{'action': 'type', 'input_text': 'red shoes'}]",
+            "{'action': 'type', 'text': 'red shoes'}",
+            "{'action': 'wait'}",
+        ),
         (["wait()", "press_back()"], "press_back()", "press_home()"),
     ],
 )
@@ -197,7 +210,6 @@ def test_texts_by_three_measures(metric: str, answer: str, expected: float) -> N
         "(150, 250) or (10, 10)",
         call(action="left_click"),
         "click(x=nan, y=250)",
-        "click(x=150, y=250",
         "double_click(x=150, y=250)",
     ],
 )
@@ -270,6 +282,8 @@ def test_any_text_is_judged(text: str) -> None:
     [
         "click(",
         "click(x=1, y=1) ",
+        "CLICK [",
+        "\nTYPE [a]",
         "<tool_call>{",
         "{",
         "{{{}",

@@ -61,6 +61,16 @@ def overlap(a: Any, b: Any) -> float:
         "00:03.0 --> 00:08.0",
         "从3秒到8秒",
         "第3秒至第8秒",
+        "3秒から8秒まで",
+        "3초부터 8초까지",
+        "von 3 bis 8 Sekunden",
+        "de 3 à 8 secondes",
+        "desde 3 hasta 8 segundos",
+        "с 3 по 8 секунду",
+        "t=3s to t=8s",
+        "<0:03> to <0:08>",
+        "He does not sit, he stands from 3 to 8.",
+        "Not at first. From 3 to 8 seconds.",
         "0h0m3s-0h0m8s",
         "3..8",
         "from the 3 second mark until the 8 second mark",
@@ -93,7 +103,20 @@ def test_units(answer: str, gold: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "never", "at 5 seconds", "8 to 3", "3 to 3", "the 3rd to 5th", "scene2 to scene9"]
+    "answer",
+    [
+        "",
+        "never",
+        "at 5 seconds",
+        "8 to 3",
+        "3 to 3",
+        "the 3rd to 5th",
+        "scene2 to scene9",
+        "not from 3 to 8 s",
+        "It isn't 3-8.",
+        "It does not happen from 3 to 8",
+        "不是3秒到8秒",
+    ],
 )
 def test_no_stretch(answer: str) -> None:
     assert value([3, 8], answer) == 0
@@ -135,6 +158,13 @@ def test_the_union_counts_moments(golds: list[list[int]], found: list[list[int]]
 def test_nearer_is_never_worse(a: int, b: int) -> None:
     near, far = sorted((a, b))
     assert value([50, 60], f"{50 + near} to {60 + near}") >= value([50, 60], f"{50 + far} to {60 + far}")
+
+
+@given(st.decimals(0, 99, places=1), st.decimals("0.1", 99, places=1))
+def test_a_tenth_of_a_second_is_no_matter_of_rounding(start: Any, length: Any) -> None:
+    gold = [float(start), float(start + length)]
+    assert value(gold, f"from {start} to {start + length} seconds") == 1
+    assert value(gold, f"[{start}, {start + length}]", metric="union") == 1
 
 
 def test_nothing_happens() -> None:
