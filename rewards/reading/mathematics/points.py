@@ -20,18 +20,27 @@ _SIZES = ((1, 4), (0.05, 1), (4, 16))
 #: Where too few of those are in the domain of both formulas, as of √(x − 20).
 _FAR_SIZES = (*_SIZES, (16, 100), (100, 1000))
 _FAR_POINTS = 40
+_MANY_POINTS = 128
 _LEAST_DENOMINATOR, _MOST_DENOMINATOR = 997, 4093
 _LARGEST_WHOLE = 12
 #: Names that stand for whole numbers by convention.
 _WHOLE = re.compile(r"[nkmjlNKM](?:_\{?\w{1,5}\}?)?")
 
 
-def real_points(names: Sequence[str]) -> list[Point]:
-    """Draw points at which any two variables have all combinations of signs; the first point is positive."""
+def real_points(names: Sequence[str], *, pieced: bool) -> list[Point]:
+    """Draw points at which any two variables have all combinations of signs; the first point is positive.
+
+    Args:
+        names: The variables.
+        pieced: Whether a formula is put together of pieces, as |x² − y| is, one of which may be small.
+    """
+    if not names:
+        return [{}]
     patterns = _signs(len(names))
+    rounds = _MANY_POINTS // len(patterns) if pieced else 4 if len(patterns) < 4 else 2
     return [
         {name: sign * _size(_RANDOM.choice(_SIZES)) for name, sign in zip(names, signs, strict=True)}
-        for signs in patterns * (4 if len(patterns) < 4 else 2)
+        for signs in patterns * max(2, rounds)
     ]
 
 

@@ -50,6 +50,9 @@ _RULES = tuple(
         (r"\\log_\{?e\}?(?![A-Za-z])", r"\\ln "),
         (r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|pi|arc(?:sin|cos|tan))(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])(?:[Ii]nfinity|inf)(?![A-Za-z])", r"\\infty "),
+        # The parser takes a factor after \sin{(x)} for a part of the angle.
+        (r"(\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sinh|cosh|tanh)(?:\^\{?-?\w+\}?)?\s*)"
+         r"\{\s*(\((?:[^{}]|\{[^{}]*\})*\))\s*\}", r"\1\2"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*(-\d+|\d{2,})", r"^{\1}"),
         (r"\\cdot(?![A-Za-z])|\\ast(?![A-Za-z])", r"\\cdot "),

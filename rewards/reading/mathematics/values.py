@@ -57,6 +57,9 @@ _COSTLY_TEXT = re.compile(r"\d{300}|binom[^=]{0,60}?(?:\d{4}|[\^!])|\\choose|(?:
 #: An answer that leaves these to the grader has not answered (and they may take for ever).
 _UNDONE = re.compile(r"\\(?:det|gcd|lcm|lim|i*int|oint|sum|prod)(?![A-Za-z])|\\begin\{[vV]matrix")
 _MAX_NODES = 300
+_PIECED = ("Abs", "Max", "Min", "floor", "ceiling", "sign", "Mod")
+#: After these a value begins, so that a bar opens.
+_WANTS_MORE = tuple("+-*/^=<>([{,")
 _MAX_BITS = 200_000.0
 #: How many points with values on both sides a verdict needs.
 _LEAST_POINTS = 3
@@ -129,7 +132,9 @@ def parsed(latex: str) -> Tree:
     """
     if latex.count("{") != latex.count("}") or _COSTLY_TEXT.search(latex) or _UNDONE.search(latex):
         return None
-    found = parse(f"\\boxed{{{latex}}}", _LATEX, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
+    found = parse(
+        f"\\boxed{{{_with_sided_bars(latex)}}}", _LATEX, fallback_mode="no_fallback", parsing_timeout=None
+    )  # type: ignore[arg-type]
     if not found or not isinstance(found[0], Basic | MatrixBase):
         return None
     tree: Tree = ImmutableDenseMatrix(found[0]) if isinstance(found[0], MatrixBase) else found[0]
@@ -140,6 +145,32 @@ def parsed(latex: str) -> Tree:
     except Exception:  # an interval from i to 2, and the like
         return None
     return None if tree in (true, false) else tree  # 0 = 1 says nothing
+
+
+def _with_sided_bars(latex: str) -> str:
+    r"""Write |x| as \lvert x \rvert: the parser takes the second half of x|x| + y|y| for a value within it.
+
+    A bar closes where one is open at the same depth of brackets and something stands between; where bars
+    do not come out even, as in {x | x > 0}, they stay.
+    """
+    if "|" not in latex:
+        return latex
+    open_at: list[int] = []
+    pieces, depth, before = [], 0, ""
+    for place, character in enumerate(latex):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "|" and latex[place - 1 : place] != "\\":
+            closes = bool(open_at) and open_at[-1] == depth and before not in _WANTS_MORE
+            if closes:
+                open_at.pop()
+            else:
+                open_at.append(depth)
+            pieces.append("\\rvert " if closes else "\\lvert ")
+            before = ")" if closes else "("
+            continue
+        pieces.append(character)
+        before = character if not character.isspace() else before
+    return latex if open_at else "".join(pieces)
 
 
 def _affordable(tree: Tree) -> bool:
@@ -192,7 +223,8 @@ def _agree(gold: Tree, answer: Tree, equal: Callable[[Value, Value], bool]) -> b
     names = sorted(variables(gold) | variables(answer))
     if len(names) > _MAX_VARIABLES:
         return False
-    for points, real in _ways(names, gold.has(I) or answer.has(I)):
+    pieced = any(_is_pieced(node) for tree in (gold, answer) for node in _walk(tree))
+    for points, real in _ways(names, gold.has(I) or answer.has(I), pieced):
         found = 0
         for number, point in enumerate(itertools.chain(points, far_points(names))):
             if number >= len(points) and found >= _LEAST_POINTS:
@@ -209,13 +241,19 @@ def _agree(gold: Tree, answer: Tree, equal: Callable[[Value, Value], bool]) -> b
     return False
 
 
-def _ways(names: list[str], imaginary: bool) -> Iterator[tuple[list[Point], bool]]:
+def _is_pieced(node: Tree) -> bool:
+    """Check for what is one formula here and another there: |x|, √(x²), max(x, y), the floor of x."""
+    root = node.is_Pow and node.exp.is_Rational and node.exp.q > 1
+    return (root or type(node).__name__ in _PIECED) and bool(node.free_symbols)
+
+
+def _ways(names: list[str], imaginary: bool, pieced: bool) -> Iterator[tuple[list[Point], bool]]:
     """Yield the points to try, and whether all values must be real there, in this order."""
     if not imaginary:
-        yield real_points(names), True
+        yield real_points(names, pieced=pieced), True
         if whole := whole_points(names):
             yield whole, True
-    yield real_points(names), False
+    yield real_points(names, pieced=pieced), False
 
 
 def _exacter(
