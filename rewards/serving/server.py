@@ -41,7 +41,7 @@ from starlette.requests import ClientDisconnect
 
 from posttrain.reward_spec import RewardSpec
 from rewards import wire
-from rewards.sdk import RewardError
+from rewards.sdk import ParameterError, RewardError
 from rewards.serving.admission import ImageAdmission
 from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
 from rewards.workers.scorer import PendingScores, Scorer
@@ -122,7 +122,8 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             try:
                 scoring = await _run(len(body), begin, body, images)
             except (wire.WireError, RewardError) as error:
-                raise HTTPException(400, _printable(error)) from None
+                status = 422 if isinstance(error, ParameterError) else 400
+                raise HTTPException(status, _printable(error)) from None
             await scoring.wait()
             return _json(await _run(len(body), finish, scoring))
 
@@ -158,7 +159,7 @@ def serve(
         url_file: Where to write the server's address once it can be reached.
 
     Raises:
-        RewardError: If the address cannot be used, or needs a token.
+        RewardError: If the address cannot be used, or needs a token, or a fixed parameter is not taken.
         PluginError: If a reference does not lead to a reward.
     """
     check_address(host, token)
@@ -171,6 +172,8 @@ def serve(
     except OSError as error:
         raise RewardError(f"rewards serve: cannot listen on {host} port {port}: {error}") from None
     with listener, Scorer(config.references, config.workers, config.deadline_s, config.base_dir) as scorer:
+        fixed = [RewardSpec(served.name, params=served.params) for served in config.rewards]
+        scorer.check_params(fixed, complete=False)
         settings = uvicorn.Config(
             create_app(scorer, config, token),
             log_level="warning",
