@@ -64,8 +64,8 @@ CHECK = f"""\
 Checks that a reward keeps the contract that training relies on: right answers get full marks and empty ones
 the least; values are finite, in range, in time, the same twice, and independent of order and white space; the
 attack corpus does no harm. ✓ passed, ✗ failed, – not tried. The samples are JSON lines with right answers;
-where a row has no `answer`, its ground truth is shown in its place. A group reward is given the samples of one
-prompt together.
+where a row has no `answer`, its ground truth is shown in its place. A group reward is given the samples of
+one prompt together.
 
 {ROW}
 examples:
