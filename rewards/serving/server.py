@@ -83,13 +83,14 @@ class _ScorerCollector(Collector):
 
 
 def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI:
-    """Build the HTTP interface to a scorer.
+    """Build the HTTP interface to a scorer; a `ParameterError` says what the configuration fixes in vain.
 
     Args:
         scorer: Where rewards run; the caller closes it.
         config: What is served, and the limits.
         token: Bearer token that every route asks for; "" for none.
     """
+    scorer.check_params(config.specs, complete=False)
     guarded = {loaded["name"]: set(loaded["guarded"]) for loaded in scorer.rewards}
     metrics = ServerMetrics(scorer)
 
@@ -172,8 +173,6 @@ def serve(
     except OSError as error:
         raise RewardError(f"rewards serve: cannot listen on {host} port {port}: {error}") from None
     with listener, Scorer(config.references, config.workers, config.deadline_s, config.base_dir) as scorer:
-        fixed = [RewardSpec(served.name, params=served.params) for served in config.rewards]
-        scorer.check_params(fixed, complete=False)
         settings = uvicorn.Config(
             create_app(scorer, config, token),
             log_level="warning",

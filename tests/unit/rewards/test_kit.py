@@ -151,7 +151,10 @@ def test_new_check_score_from_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["rewards", "new", "neatness"]) == 0
-    command = capsys.readouterr().out.rpartition("now: posttrain ")[2].split()
+    told, _, command = capsys.readouterr().out.rpartition("now: posttrain ")
+    command = command.split()
+    assert "test_neatness.py needs pytest" in told
+    assert "pip install pytest" in told
     assert cli.main(command) == 0
     assert "✓ survives the attack corpus" in capsys.readouterr().out
     test = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_neatness.py"]
