@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from posttrain.plugins import PluginError, misfit, resolve
+from posttrain.plugins import PluginError, resolve
 from posttrain.types import RewardInput, Score
+from rewards.parameters import parameter_fault, parameters_of
 
 Verdict = float | Score | None
 RewardFunction = Callable[..., Verdict | Awaitable[Verdict]]
@@ -20,6 +21,10 @@ GroupRewardFunction = Callable[..., Sequence[Verdict] | Awaitable[Sequence[Verdi
 
 class RewardError(ValueError):
     """A reward broke its contract, or was given parameters that it does not take."""
+
+
+class ParameterError(RewardError):
+    """A reward was given a parameter that it does not take, or lacks one that it needs."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,10 @@ class Reward:
         """Refuse parameters that the function does not take, before anything is scored.
 
         Raises:
-            RewardError: Naming the parameters that it takes, or the choices of a wrong value.
+            ParameterError: Naming the parameters that it takes, or the choices of a wrong value.
         """
-        if reason := misfit(self.function, params):
-            raise RewardError(f"reward {self.name!r}: {reason}")
+        if reason := parameter_fault(parameters_of(self.function), params):
+            raise ParameterError(f"reward {self.name!r}: {reason}")
 
     @property
     def is_async(self) -> bool:

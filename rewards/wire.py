@@ -19,6 +19,7 @@ from posttrain.types import (
     ToolCall,
 )
 from rewards.manager import Call, Outcome
+from rewards.parameters import Parameter
 
 #: What a value must be an instance of.
 Kind: TypeAlias = type | tuple[type, ...]
@@ -69,6 +70,7 @@ RewardInfo = TypedDict(
         "async": bool,
         "deadline_s": float | None,
         "guarded": list[str],
+        "params": list[Parameter],
         "summary": str,
     },
 )

@@ -14,6 +14,7 @@ from posttrain.media.images import check_size, save_image
 from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample, ToolCall
 from tools_env.deadline import DeadlineError, call_with_deadline
 from tools_env.hermes import ParsedCall, parse_calls
+from tools_env.numbers import whole_numbers
 from tools_env.sdk import Tool, ToolError, ToolResult
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class ToolEnvironment:
         try:
             result = self._result(call)
         except ToolError as error:
-            text = _readable(f"Error: {error}")
+            reason = str(error).strip() or f"{call.name} cannot serve this call, and does not say why"
+            text = _readable(f"Error: {reason}")
             return ToolCall(call.name, call.arguments, ok=False, error=text), [Block("text", text=text)]
         refs = [save_image(image, self._image_dir) for image in result.images]
         self._images += refs
@@ -124,12 +126,13 @@ class ToolEnvironment:
         if tool is None:
             known = ", ".join(self._tools) or "none"
             raise ToolError(f"there is no tool {call.name[:80]!r}; the tools are: {known}")
-        wrong = best_match(Draft202012Validator(tool.spec.parameters).iter_errors(call.arguments))
+        # Copies, because a tool that overran may still change what it was given.
+        arguments, images = copy.deepcopy(call.arguments), list(self._images)
+        arguments = whole_numbers(arguments, tool.spec.parameters)
+        wrong = best_match(Draft202012Validator(tool.spec.parameters).iter_errors(arguments))
         if wrong is not None:
             place = "".join(f"[{key!r}]" for key in wrong.absolute_path)
             raise ToolError(f"arguments{place} of {call.name}: {wrong.message[:400]}")
-        # Copies, because a tool that overran may still change what it was given.
-        arguments, images = copy.deepcopy(call.arguments), list(self._images)
         try:
             return call_with_deadline(lambda: _checked(tool(arguments, images)), CALL_TIMEOUT_S)
         except ToolError:

@@ -46,20 +46,38 @@ example:
   posttrain rewards new neatness
 """
 
-CHECK = """\
-Checks that a reward keeps the contract that training relies on: right answers get full marks and empty ones
-the least; values are finite, in range, in time, the same twice, and independent of order and white space; the
-attack corpus does no harm. The samples are JSON lines with right answers:
-  {"prompt": "Which letter?", "ground_truth": "K", "answer": "It is K"}
-
-examples:
-  posttrain rewards check neatness.py:neatness --data neatness_samples.jsonl
-  posttrain rewards check math --data geometry.jsonl --params '{"tolerance": 0.01}'
+ROW = """\
+A row, of which only what the reward reads is needed (for score also the answer); any other key is an error:
+  {"id": "17", "prompt": "Which letter?", "ground_truth": "K", "answer": "It is K"}
+  prompt        a text, or a list of messages as in canonical data
+  images        paths of the prompt's images, from the file's folder
+  messages      in place of prompt: the whole dialogue; the assistant's last turn is the answer
+  answer        what the model wrote
+  ground_truth  the reference answer, of any JSON type
+  columns       the sample's other columns: {"target_tool_calls": 1}
+  tool_calls    the calls it made: [{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 9, 9]},
+                "ok": true, "error": "", "images": 1}]; images may also be a list of paths
+  truncated     true where the episode ended at a limit
+  completion_ids  the token ids of what the model wrote, for rewards that count tokens
 """
 
-SCORE = """\
-Scores the answers of a file and shows how the values are spread.
+CHECK = f"""\
+Checks that a reward keeps the contract that training relies on: right answers get full marks and empty ones
+the least; values are finite, in range, in time, the same twice, and independent of order and white space; the
+attack corpus does no harm. ✓ passed, ✗ failed, – not tried. The samples are JSON lines with right answers;
+where a row has no `answer`, its ground truth is shown in its place. A group reward is given the samples of
+one prompt together.
 
+{ROW}
+examples:
+  posttrain rewards check neatness.py:neatness --data neatness_samples.jsonl
+  posttrain rewards check math --data geometry.jsonl --params '{{"tolerance": 0.01}}'
+"""
+
+SCORE = f"""\
+Scores the answers of a file and shows how the values are spread. Every row needs its `answer`.
+
+{ROW}
 example:
   posttrain rewards score neatness.py:neatness --data answers.jsonl --output scored.jsonl
 """
@@ -154,8 +172,9 @@ def new_command(options: argparse.Namespace) -> int:
 
     written = write_skeleton(options.name, options.directory)
     print("\n".join(f"wrote {path}" for path in written))
-    source, samples, _ = written
-    print(f"\nnow: posttrain rewards check {source}:{options.name} --data {samples}")
+    source, samples, test = written
+    print(f"\n{test.name} needs pytest, which is not installed with this package: pip install pytest")
+    print(f"now: posttrain rewards check {source}:{options.name} --data {samples}")
     return 0
 
 
@@ -165,9 +184,13 @@ def check_command(options: argparse.Namespace) -> int:
     from rewards.kit.samples import read_samples
 
     samples = read_samples(options.data)
+    if golds := sum(sample.gold for sample in samples):
+        print(
+            f"{golds} of {len(samples)} samples have no `answer`: their ground truth is taken for a right one"
+        )
     report = check_reward(options.reward, samples, options.params, options.base_dir, options.deadline)
     for finding in report.findings:
-        print(f"{'✗' if finding.failures else '✓'} {finding.check}{finding.note and f': {finding.note}'}")
+        print(f"{finding.mark} {finding.check}{finding.note and f': {finding.note}'}")
         for line in finding.failures[:5]:
             print(f"    {line}")
         if finding.failures[5:]:
@@ -185,7 +208,8 @@ def score_command(options: argparse.Namespace) -> int:
     from rewards.kit.distribution import describe, score_samples
     from rewards.kit.samples import read_samples
 
-    rows = score_samples(options.reward, read_samples(options.data), options.params, options.base_dir)
+    samples = read_samples(options.data, right=False)
+    rows = score_samples(options.reward, samples, options.params, options.base_dir)
     if options.output:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,13 +3,13 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards.kit.attacks import ATTACKS
-from rewards.kit.samples import KitSample, with_answer
+from rewards.kit.samples import KitSample, groups_of, with_answer
 from rewards.workers.scorer import Scorer
 
 #: Samples on which each attack is tried.
@@ -23,12 +23,19 @@ class Finding:
     Attributes:
         check: What was asked.
         failures: A line for each sample that failed; none means that it passed.
-        note: Said of a check that passed, or that does not apply.
+        note: Said of a check that passed, or that was not made.
+        made: Whether it was made: on some sample that has a value, for a reward to which it applies.
     """
 
     check: str
     failures: list[str] = field(default_factory=list)
     note: str = ""
+    made: bool = True
+
+    @property
+    def mark(self) -> str:
+        """What stands before it: passed, failed, or not made."""
+        return "✗" if self.failures else "✓" if self.made else "–"
 
 
 @dataclass
@@ -56,10 +63,10 @@ class _Trial:
         self.group = said["group"]
         self.gold = self.score([sample.x for sample in samples])
 
-    def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """Score episodes, in order; for a group reward they are one group."""
-        groups = [0] * len(inputs) if self.group else None
-        return self.scorer.submit([self.spec], inputs, groups).results()
+    def score(self, inputs: Sequence[RewardInput], groups: Sequence[int] | None = None) -> list[RewardResult]:
+        """Score episodes, in order; a group reward's groups are by default those of one prompt."""
+        chosen = (groups_of(inputs) if groups is None else groups) if self.group else None
+        return self.scorer.submit([self.spec], inputs, chosen).results()
 
     def value(self, result: RewardResult) -> float | None:
         """Return the reward's value; None where it failed or does not apply."""
@@ -111,30 +118,63 @@ def _answers(trial: _Trial) -> Finding:
     failures = [
         f"{sample.id}: {reason}"
         for sample, result in zip(trial.samples, trial.gold, strict=True)
-        for name, reason in result.errors.items()
-        if name != "total"
+        for reason in _errors(result)
     ]
+    if not failures and not any(True for _ in trial.applies()):
+        failures = [f"the reward applies to none of the {len(trial.samples)} samples: it returned None"]
     return Finding("finite, in range and within its deadline", failures)
 
 
 def _gold(trial: _Trial) -> Finding:
-    if trial.group:
-        return Finding("right answers get full marks", note="does not apply to a group reward")
-    low = [f"{sample.id}: scores {value:g}" for sample, value in trial.applies() if value < trial.high]
-    return Finding(f"right answers get full marks ({trial.high:g})", low)
+    low = [(sample, value) for sample, value in trial.applies() if value < trial.high]
+    if trial.group and low:  # where episodes are compared, a right one may lose to others, but not alone
+        alone = trial.score([sample.x for sample, _ in low], range(len(low)))
+        low = [pair for pair, result in zip(low, alone, strict=True) if trial.value(result) != trial.high]
+    failures = [f"{sample.id}: scores {value:g}" for sample, value in low]
+    return _on_values(trial, Finding(f"right answers get full marks ({trial.high:g})", failures))
 
 
 def _empty(trial: _Trial) -> Finding:
-    if trial.high <= 0 or trial.group:
-        kind = "group reward" if trial.group else "penalty"
-        return Finding("an empty answer gets the least", note=f"does not apply to a {kind}")
-    results = trial.score([with_answer(sample.x, "") for sample in trial.samples])
-    high = [
-        f"{sample.id}: an empty answer scores {value:g}"
-        for sample, result in zip(trial.samples, results, strict=True)
-        if (value := trial.value(result)) is not None and value > trial.low and sample.x.ground_truth != ""
-    ]
-    return Finding(f"an empty answer gets the least ({trial.low:g})", high)
+    finding = Finding(f"an empty answer gets the least ({trial.low:g})")
+    if trial.high <= 0:
+        return replace(finding, note="does not apply to a penalty", made=False)
+    for sample, result in zip(trial.samples, _without_answers(trial), strict=True):
+        value = trial.value(result)
+        finding.failures += [f"{sample.id}: an empty answer fails: {reason}" for reason in _errors(result)]
+        if value is not None and value > trial.low and sample.x.ground_truth != "":
+            finding.failures.append(f"{sample.id}: an empty answer scores {value:g}")
+    return _on_values(trial, finding)
+
+
+def _without_answers(trial: _Trial) -> list[RewardResult]:
+    """Score each sample with an empty answer; in a group the others keep theirs."""
+    empty = [with_answer(sample.x, "") for sample in trial.samples]
+    if not trial.group:
+        return trial.score(empty)
+    group = groups_of([sample.x for sample in trial.samples])
+    inputs: list[RewardInput] = []
+    groups: list[int] = []
+    places: list[int] = []
+    for i, number in enumerate(group):
+        for j in (j for j, other in enumerate(group) if other == number):
+            places += [len(inputs)] if i == j else []
+            inputs.append(empty[j] if i == j else trial.samples[j].x)
+            groups.append(i)
+    results = trial.score(inputs, groups)
+    return [results[place] for place in places]
+
+
+def _errors(result: RewardResult) -> list[str]:
+    return [reason for name, reason in result.errors.items() if name != "total"]
+
+
+def _on_values(trial: _Trial, finding: Finding) -> Finding:
+    """Say on how many samples a check was made, where some have no value."""
+    count = sum(1 for _ in trial.applies())
+    if count == len(trial.samples) or finding.failures:
+        return finding
+    note = f"on {count} of {len(trial.samples)} samples" if count else "not tried: no sample has a value"
+    return replace(finding, note=note, made=count > 0)
 
 
 def _repeat(trial: _Trial) -> Finding:
@@ -163,16 +203,18 @@ def _compare(trial: _Trial, check: str, results: Sequence[RewardResult]) -> Find
         for sample, first, second in zip(trial.samples, trial.gold, results, strict=True)
         if trial.value(first) != trial.value(second)
     ]
-    return Finding(check, changed)
+    return _on_values(trial, Finding(check, changed))
 
 
 def _attacks(trial: _Trial) -> Finding:
     finding = Finding("survives the attack corpus")
     tried = [sample for sample, _ in trial.applies()][:ATTACKED]
+    if not tried:
+        return _on_values(trial, finding)
     won, begun = [], time.perf_counter()
     for name, attack in ATTACKS.items():
         results = trial.score([with_answer(sample.x, attack) for sample in tried])
-        reasons = {reason for result in results for key, reason in result.errors.items() if key != "total"}
+        reasons = {reason for result in results for reason in _errors(result)}
         finding.failures += [f"{name}: {reason}" for reason in sorted(reasons)]
         if results and all(trial.value(result) == trial.high for result in results):
             won.append(name)

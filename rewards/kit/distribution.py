@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from posttrain.reward_spec import RewardSpec
-from rewards.kit.samples import KitSample
+from rewards.kit.samples import KitSample, groups_of
 from rewards.workers.scorer import Scorer
 
 BINS = 10
@@ -35,16 +35,16 @@ class ScoredSample(TypedDict):
 def score_samples(
     reference: str, samples: Sequence[KitSample], params: Mapping[str, object], base_dir: Path | None = None
 ) -> list[ScoredSample]:
-    """Score each sample's own answer.
+    """Score each sample's own answer; a group reward judges the samples of one prompt together.
 
     Raises:
         PluginError: If the reference leads to no reward.
         RewardError: If the reward does not take the parameters.
     """
     with Scorer([reference], base_dir=base_dir) as scorer:
-        groups = [0] * len(samples) if scorer.rewards[0]["group"] else None
-        spec = RewardSpec(reference, params=params)
-        results = scorer.submit([spec], [sample.x for sample in samples], groups).results()
+        inputs = [sample.x for sample in samples]
+        groups = groups_of(inputs) if scorer.rewards[0]["group"] else None
+        results = scorer.submit([RewardSpec(reference, params=params)], inputs, groups).results()
     return [
         {
             "id": sample.id,

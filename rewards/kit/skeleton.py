@@ -28,7 +28,7 @@ def {name}(x: RewardInput, longest: int = 200) -> Score | None:
     return Score(right * brevity, parts=parts, note=f"{{len(x.answer)}} characters")
 '''
 
-TEST = '''"""Run with: pytest test_{name}.py"""
+TEST = '''"""Run with: pytest test_{name}.py (pip install pytest)"""
 
 from pathlib import Path
 

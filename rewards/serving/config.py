@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from posttrain.reward_spec import RewardSpec
 from rewards.sdk import RewardError
 
 #: Environment variable of the bearer token that a server asks for and its clients send.
@@ -67,6 +68,11 @@ class ServerConfig(BaseModel):
     def references(self) -> list[str]:
         """The names of the rewards."""
         return [reward.name for reward in self.rewards]
+
+    @property
+    def specs(self) -> list[RewardSpec]:
+        """The rewards with the parameters that are fixed."""
+        return [RewardSpec(reward.name, params=reward.params) for reward in self.rewards]
 
 
 def read_server_config(path: Path) -> ServerConfig:

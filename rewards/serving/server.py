@@ -41,7 +41,7 @@ from starlette.requests import ClientDisconnect
 
 from posttrain.reward_spec import RewardSpec
 from rewards import wire
-from rewards.sdk import RewardError
+from rewards.sdk import ParameterError, RewardError
 from rewards.serving.admission import ImageAdmission
 from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
 from rewards.workers.scorer import PendingScores, Scorer
@@ -83,13 +83,14 @@ class _ScorerCollector(Collector):
 
 
 def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI:
-    """Build the HTTP interface to a scorer.
+    """Build the HTTP interface to a scorer; a `ParameterError` says what the configuration fixes in vain.
 
     Args:
         scorer: Where rewards run; the caller closes it.
         config: What is served, and the limits.
         token: Bearer token that every route asks for; "" for none.
     """
+    scorer.check_params(config.specs, complete=False)
     guarded = {loaded["name"]: set(loaded["guarded"]) for loaded in scorer.rewards}
     metrics = ServerMetrics(scorer)
 
@@ -122,7 +123,8 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             try:
                 scoring = await _run(len(body), begin, body, images)
             except (wire.WireError, RewardError) as error:
-                raise HTTPException(400, _printable(error)) from None
+                status = 422 if isinstance(error, ParameterError) else 400
+                raise HTTPException(status, _printable(error)) from None
             await scoring.wait()
             return _json(await _run(len(body), finish, scoring))
 
@@ -158,7 +160,7 @@ def serve(
         url_file: Where to write the server's address once it can be reached.
 
     Raises:
-        RewardError: If the address cannot be used, or needs a token.
+        RewardError: If the address cannot be used, or needs a token, or a fixed parameter is not taken.
         PluginError: If a reference does not lead to a reward.
     """
     check_address(host, token)

@@ -45,7 +45,7 @@ class WorkerPool:
         workers: Number of processes.
         samples_per_worker: Episodes after which a process is replaced.
         rewards: What each loaded reward says of itself: name, low, high, group, async,
-            deadline_s, guarded, summary.
+            deadline_s, guarded, params, summary.
         counts: Hangs, crashes and recycled workers since the start.
 
     Raises:

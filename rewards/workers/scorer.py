@@ -13,7 +13,8 @@ from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
 from rewards.manager import Call, Outcome, Verdicts, calls, check_specs
-from rewards.sdk import RewardError
+from rewards.parameters import parameter_fault
+from rewards.sdk import ParameterError, RewardError
 from rewards.workers.async_lane import AsyncLane
 from rewards.workers.pool import WorkerPool
 
@@ -57,7 +58,7 @@ class Scorer:
 
     Attributes:
         rewards: What each reward says of itself: name, low, high, group, async,
-            deadline_s, guarded, summary.
+            deadline_s, guarded, params, summary.
 
     Raises:
         PluginError: If a reference does not lead to a reward.
@@ -111,6 +112,21 @@ class Scorer:
                     f" started with: {known}"
                 )
 
+    def check_params(self, specs: Sequence[RewardSpec], complete: bool = True) -> None:
+        """Refuse parameters that the rewards do not take, once and before anything is scored.
+
+        Args:
+            specs: Rewards of this scorer.
+            complete: Whether no more parameters will be given.
+
+        Raises:
+            ParameterError: Naming the reward, the parameter and the nearest one.
+        """
+        known = {loaded["name"]: loaded["params"] for loaded in self.rewards}
+        for spec in specs:
+            if fault := parameter_fault(known[spec.name], spec.params, complete):
+                raise ParameterError(f"reward {spec.name!r}: {fault}")
+
     def submit(
         self, specs: Sequence[RewardSpec], inputs: Sequence[RewardInput], groups: Sequence[int] | None = None
     ) -> PendingScores:
@@ -122,10 +138,12 @@ class Scorer:
             groups: The number of each one's group, which group rewards need.
 
         Raises:
-            RewardError: If a reward is not among those of this scorer, or lacks groups.
+            RewardError: If a reward is not among those of this scorer, lacks groups, or does not take its
+                parameters.
             WireError: If an episode cannot be written as JSON.
         """
         self.check(specs)
+        self.check_params(specs)
         made = calls(specs, self._groups, len(inputs), groups)
         bodies = [wire.dumps(wire.input_to_json(x)) for x in inputs]
         scoring = PendingScores(list(specs), len(inputs))

@@ -18,6 +18,7 @@ from posttrain.sandbox import linux
 from posttrain.types import RewardInput
 from rewards import wire
 from rewards.manager import Outcome, evaluate, failure
+from rewards.parameters import parameters_of
 from rewards.sdk import Reward, load_reward
 
 #: Scoring yields to the server's event loop, which has to answer `/health` on a machine without a free core.
@@ -137,5 +138,6 @@ def _describe(name: str, loaded: Reward) -> wire.RewardInfo:
         "async": loaded.is_async,
         "deadline_s": loaded.deadline_s,
         "guarded": sorted(loaded.guarded),
+        "params": parameters_of(loaded.function),
         "summary": loaded.summary,
     }

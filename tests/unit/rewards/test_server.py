@@ -227,3 +227,38 @@ def test_what_is_served(client: TestClient) -> None:
 def test_refuses_to_start_beyond_loopback_without_a_token(host: str) -> None:
     with pytest.raises(RewardError, match="token"):
         serve(config(), host=host)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "told"),
+    [
+        ("tool_calls", {"targt": 1}, "there is no 'targt'; did you mean 'target'? (it takes: target)"),
+        ("answer_accuracy", {"x": 1}, "there is no 'x' (it takes: none)"),
+        ("tool_calls", {"target": 1, "TARGET": 1}, "there is no 'TARGET'"),
+    ],
+)
+def test_a_parameter_that_nobody_takes_is_refused(
+    client: TestClient, name: str, params: dict[str, Any], told: str
+) -> None:
+    body = json.dumps({"rewards": [{"name": name, "params": params}], "inputs": [EPISODE, EPISODE]})
+    reply = post(client, body)
+    assert reply.status_code == 422
+    assert told in reply.json()["detail"]
+    assert name in reply.json()["detail"]
+
+
+def test_a_misspelt_fixed_parameter_ends_the_server_at_its_start() -> None:
+    fixed = {"rewards": [{"name": "tool_calls", "params": {"targt": 1}}]}
+    with pytest.raises(RewardError, match=r"targt.*did you mean 'target'"):
+        serve(ServerConfig.model_validate(fixed), port=0)
+
+
+def test_the_readme_s_request_is_answered_as_it_says(client: TestClient) -> None:
+    readme = (Path(wire.__file__).parent / "README.md").read_text(encoding="utf-8")
+    command = readme.partition("curl -s localhost:8900/v1/score")[2].partition("```")[0]
+    body, shown = command.partition("-d '")[2].split("'\n", 1)
+    reply = post(client, body)
+    assert reply.status_code == 200
+    (told,), (found,) = json.loads(shown)["results"], reply.json()["results"]
+    assert found.keys() == told.keys()
+    assert (found["total"], found["values"], found["errors"]) == (told["total"], told["values"], {})

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +16,7 @@ from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec, text_mes
 from tools_env import FunctionTool, ImageZoomIn, Tool, ToolEnvironment, ToolError, ToolResult, deadline, tool
 from tools_env import environment as tool_environment
 from tools_env.environment import MAX_IMAGES, MAX_TEXT
+from tools_env.sdk import load_tools
 
 
 def call(name: str, **arguments: Any) -> str:
@@ -278,3 +279,65 @@ def test_any_turn_ends_or_gets_a_readable_reply(start, text: str):
     step.message.text.encode()
     assert len(step.message.images) == sum(record.images for record in step.calls)
     assert all(record.ok != bool(record.error) for record in step.calls)
+
+
+@pytest.mark.parametrize("reason", ["", " ", "\n"])
+def test_a_tool_that_gives_no_reason_is_named(start: Callable[..., ToolEnvironment], reason: str) -> None:
+    def refuse() -> str:
+        raise ToolError(reason)
+
+    text, record = only(start(made_of(refuse)), call("act"))
+    assert text == record.error == "Error: act cannot serve this call, and does not say why"
+
+
+@tool
+def pick(
+    index: int,
+    share: float = 0.0,
+    last: int | None = None,
+    either: int | float = 0,
+    many: list[int] | None = None,
+    level: Literal[0, 1, "top"] = 0,
+    free: dict | None = None,
+) -> str:
+    """Show what arrives."""
+    return repr((index, share, last, either, many, level, free))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "arrives"),
+    [
+        ({"index": 0.0}, (0, 0.0, None, 0, None, 0, None)),
+        ({"index": -2.0, "share": 1.0}, (-2, 1.0, None, 0, None, 0, None)),
+        ({"index": 1e3, "last": 3.0}, (1000, 0.0, 3, 0, None, 0, None)),
+        ({"index": 1, "either": 2.0}, (1, 0.0, None, 2.0, None, 0, None)),
+        ({"index": 1, "many": [1.0, 2, -0.0]}, (1, 0.0, None, 0, [1, 2, 0], 0, None)),
+        ({"index": 1, "level": 1.0}, (1, 0.0, None, 0, None, 1, None)),
+        ({"index": 1, "free": {"a": 1.0}}, (1, 0.0, None, 0, None, 0, {"a": 1.0})),
+    ],
+)
+def test_a_whole_number_is_an_integer_where_one_is_asked_for(
+    start: Callable[..., ToolEnvironment], arguments: dict[str, Any], arrives: tuple[object, ...]
+) -> None:
+    text, record = only(start(pick), call("pick", **arguments))
+    assert text == repr(arrives)
+    assert (record.ok, record.arguments) == (True, arguments)
+
+
+@pytest.mark.parametrize("index", [0.5, "0", True, None, [0.0], 1e999])
+def test_what_is_no_whole_number_is_refused(start: Callable[..., ToolEnvironment], index: Any) -> None:
+    _, record = only(start(pick), call("pick", index=index))
+    assert not record.ok
+
+
+def test_the_readme_s_tool_takes_a_whole_number_of_any_form(
+    start: Callable[..., ToolEnvironment], tmp_path: Path
+) -> None:
+    readme = (Path(tool_environment.__file__).parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(readme.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    brightness = load_tools(["mine.py:brightness"], tmp_path)
+    shown = {only(start(*brightness), call("brightness", img_idx=index))[0] for index in (0, 0.0)}
+    assert len(shown) == 1
+    assert shown.pop().endswith("of 255")
+    missing, record = only(start(*brightness), call("brightness", img_idx=1.0))
+    assert (record.ok, missing) == (False, "Error: there are 1 images")
