@@ -61,7 +61,8 @@ class SourceConfig(Section):
         default=None,
         min_length=1,
         description="Folder that image paths are relative to, itself relative to the dataset's YAML file; by "
-        "default the folder of the rows.",
+        "default the folder of the rows. Paths that climb, `../images/7.png`, are meant from the rows, and "
+        "may lead anywhere in it.",
     )
     generator: str | None = Field(
         default=None, min_length=1, description="Reference of a function that writes the dataset."
@@ -167,7 +168,7 @@ class DatasetConfig(Section):
     @property
     def as_it_stands(self) -> bool:
         """Whether rows are read from their file as they are, without being rewritten first."""
-        options = (self.columns, self.drop_columns, self.filters, self.source.split)
+        options = (self.columns, self.drop_columns, self.filters, self.source.split, self.source.images)
         return self.format == "canonical" and not any(options)
 
 

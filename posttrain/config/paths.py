@@ -36,7 +36,14 @@ def _complete(value: object, info: ValidationInfo) -> object:
     if folder is None or not isinstance(value, str) or not value or missing_variables(value):
         return value
     path = Path(_VARIABLE.sub(lambda found: os.environ[found[1]], value)).expanduser()
-    return str((folder.absolute() / path).resolve())
+    return str(_without_climbing(folder.absolute() / path))
+
+
+def _without_climbing(path: Path) -> Path:
+    """Remove `..` from an absolute path; links after it stay: their names say what they are."""
+    parts = path.parts
+    last = max((at for at, part in enumerate(parts) if part == ".."), default=-1)
+    return Path(*parts[: last + 1]).resolve().joinpath(*parts[last + 1 :]) if last >= 0 else path
 
 
 def _complete_model(value: object, info: ValidationInfo) -> object:
