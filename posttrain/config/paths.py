@@ -12,6 +12,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ValidationInfo
 
+from posttrain.config.hub import hub_dataset, is_address
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 _FOLDER = "folder of relative paths"
 
@@ -55,7 +57,26 @@ def _complete_model(value: object, info: ValidationInfo) -> object:
     return str(path.absolute()) if path.is_dir() or value.startswith((".", "/", "~")) else value
 
 
+def _complete_data(value: object, info: ValidationInfo) -> object:
+    """Make a path absolute; what is not there is looked for in the Hub's cache.
+
+    An address of the Hub that the cache does not have stays one, so that an error can say how to fetch it.
+    """
+    path = _complete(value, info)
+    if _folder(info) is None or not isinstance(value, str) or not isinstance(path, str):
+        return path
+    if not is_address(value) and (os.path.exists(path) or missing_variables(value)):  # noqa: PTH110
+        return path
+    dataset = hub_dataset(value)
+    cached = None if dataset is None else dataset.cached
+    if cached is not None:
+        return str(cached)
+    return str(dataset) if dataset is not None and is_address(value) else path
+
+
 #: A file or folder on this machine; may hold environment variables.
 LocalPath = Annotated[str, BeforeValidator(_complete)]
+#: The same, or the name of a dataset of the Hub that its cache has.
+DataPath = Annotated[str, BeforeValidator(_complete_data)]
 #: The directory of a model on this machine, or the name of one on the hub.
 ModelPath = Annotated[str, BeforeValidator(_complete_model)]

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
-from posttrain.data.containers import data_files, raw_rows
+from posttrain.data.containers import raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
 from posttrain.data.formats import DataError, canonical_row, entry_of, parse_row, rows, sample_of
 from posttrain.data.formats.media_paths import begin_at
 from posttrain.data.formats.row import Row
+from posttrain.data.row_files import data_files, not_there
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.files.strict_json import JsonError, parse_json
@@ -84,7 +85,7 @@ def locate(config: DatasetConfig, base_dir: Path) -> Source:
     """
     path = base_dir / str(config.source.path)
     if not path.exists():
-        raise DataError(f"{path} is not a file or a folder; set source.path to where the rows are")
+        raise not_there(str(config.source.path), path)
     if config.source.entry is not None:
         path, config = _from_dataset_info(path, config)
     folder = path if path.is_dir() else path.parent
