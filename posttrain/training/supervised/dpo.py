@@ -23,7 +23,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from posttrain.config import DpoStage, RunConfig
 from posttrain.data.formats import DataError
 from posttrain.data.sources import open_mixture
-from posttrain.models.lora import adapters_off, lora_config
+from posttrain.models.lora import adapted_layers, adapters_off, lora_config
 from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
@@ -42,6 +42,7 @@ from posttrain.run.metric_names import (
     PREFERENCE_MARGINS,
     PREFERENCE_REJECTED,
 )
+from posttrain.run.record import ADAPTERS
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.policy import load_policy
 from posttrain.training.core.sharding import reshard, shard
@@ -389,4 +390,6 @@ def dpo_worker(job: StageJob[DpoStage]) -> None:
             callbacks=[TrackerCallback(parts.tracker, stage.name, figures)] if parts.tracker else [],
             **held_out_pairs(config, stage, parts.renderer),
         )
+        if parts.tracker is not None and isinstance(trainer.model, PeftModel):
+            adapted_layers(trainer.model).write(run.stage_dir(stage.name) / ADAPTERS)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

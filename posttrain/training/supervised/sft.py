@@ -16,12 +16,13 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SupervisedStage
-from posttrain.models.lora import with_lora
+from posttrain.models.lora import adapted_layers, with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.sft import Normalization, sft_loss, sft_normalizer
 from posttrain.run.directory import RunDir
 from posttrain.run.metric_names import DATA_LEFT_OUT
+from posttrain.run.record import ADAPTERS
 from posttrain.training.core.distributed import sum_over_ranks, training_device, world_size
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import (
@@ -154,6 +155,8 @@ def sft_worker(
             use_packed_attention(parts.model)
         model = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, config.seed)
         tracker = parts.tracker
+        if tracker is not None and isinstance(model, PeftModel):
+            adapted_layers(model).write(run.stage_dir(stage.name) / ADAPTERS)
         callbacks: list[TrainerCallback] = [StopAt(job.until or parts.steps)]
         if tracker is not None:
             callbacks.append(TrackerCallback(tracker, stage.name, figures))
