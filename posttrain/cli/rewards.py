@@ -47,14 +47,14 @@ example:
 """
 
 ROW = """\
-A row, of which only what the reward reads is needed (for score also the answer); any other key is an error:
+A row, of which only what the reward reads is needed (for score also the answer):
   {"id": "17", "prompt": "Which letter?", "ground_truth": "K", "answer": "It is K"}
   prompt        a text, or a list of messages as in canonical data
   images        paths of the prompt's images, from the file's folder
   messages      in place of prompt: the whole dialogue; the assistant's last turn is the answer
   answer        what the model wrote
   ground_truth  the reference answer, of any JSON type
-  columns       the sample's other columns: {"target_tool_calls": 1}
+  columns       the sample's other columns: {"target_tool_calls": 1}; they may also stand in the row itself
   tool_calls    the calls it made: [{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 9, 9]},
                 "ok": true, "error": "", "images": 1}]; images may also be a list of paths
   truncated     true where the episode ended at a limit

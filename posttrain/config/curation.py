@@ -49,9 +49,14 @@ class QueryStep(FilterStep):
     """Drops queries without content, without an answer to verify by, and repeated ones."""
 
     filter: Literal["query"] = Field(description="Kind of the step.")
-    min_chars: Positive = Field(default=4, description="Least letters and digits of the last user message.")
+    min_chars: Positive = Field(
+        default=1,
+        description="Least letters, digits and pictures (emoji) of the last user message, in any script.",
+    )
     max_chars: Positive = Field(default=100_000, description="Most characters of the whole prompt.")
-    drop_repeated: bool = Field(default=True, description="Keep only the first of equal prompts and images.")
+    drop_repeated: bool = Field(
+        default=True, description="Keep only the first of equal prompts with the same images and videos."
+    )
     require_ground_truth: bool = Field(
         default=False, description="Drop rows that no answer can be checked by."
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
-from posttrain.config.paths import LocalPath
+from posttrain.config.paths import DataPath, LocalPath
 
 FormatName = Literal[
     "canonical", "ms_swift", "sharegpt", "alpaca", "llama_factory", "trl", "openai", "qwen", "easyr1"
@@ -42,17 +42,20 @@ TAGS = (
 class SourceConfig(Section):
     """The origin of the rows: files, or a generator that writes a file."""
 
-    path: LocalPath | None = Field(
+    path: DataPath | None = Field(
         default=None,
         min_length=1,
         description="A JSONL, JSON or Parquet file, a folder of these, or a Hugging Face dataset on disk; "
-        "for llama_factory a dataset_info.json. Relative to the dataset's YAML file. May begin with an "
+        "for llama_factory a dataset_info.json; or a dataset of the Hub that its cache has: org/name, "
+        "org/name/folder. Relative to the dataset's YAML file. May begin with an "
         "environment variable: ${POSTTRAIN_DATA}/train.jsonl.",
     )
     split: str | None = Field(
         default=None,
         min_length=1,
-        description="The split of a Hugging Face dataset; of a folder, the files whose names begin so.",
+        description="The split of a Hugging Face dataset; of a folder, the files that name it by their own "
+        "names or their folders' (train-00000-of-00002.parquet, train/a.jsonl), or that begin so. "
+        "Several are joined: train+validation. Needed where a folder holds several.",
     )
     entry: str | None = Field(
         default=None, min_length=1, description="Name of the data set in a dataset_info.json."
@@ -61,7 +64,8 @@ class SourceConfig(Section):
         default=None,
         min_length=1,
         description="Folder that image paths are relative to, itself relative to the dataset's YAML file; by "
-        "default the folder of the rows.",
+        "default the folder of the rows. Paths that climb, `../images/7.png`, are meant from the rows, and "
+        "may lead anywhere in it.",
     )
     generator: str | None = Field(
         default=None, min_length=1, description="Reference of a function that writes the dataset."
@@ -167,7 +171,7 @@ class DatasetConfig(Section):
     @property
     def as_it_stands(self) -> bool:
         """Whether rows are read from their file as they are, without being rewritten first."""
-        options = (self.columns, self.drop_columns, self.filters, self.source.split)
+        options = (self.columns, self.drop_columns, self.filters, self.source.split, self.source.images)
         return self.format == "canonical" and not any(options)
 
 

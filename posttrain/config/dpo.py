@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section, check_shares
-from posttrain.config.data import DatasetName, Use
+from posttrain.config.data import Use
+from posttrain.config.held_out import HeldOutKeys
 from posttrain.config.learning import DrawingStage
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.stage import DatasetUse
@@ -30,7 +31,7 @@ class PreferenceData(Section):
         return self
 
 
-class DpoStage(DrawingStage):
+class DpoStage(DrawingStage, HeldOutKeys):
     """Direct preference optimisation: TRL's trainer on Ray Train.
 
     The reference is the checkpoint that the stage starts from: a frozen copy of it, or with `lora` the model
@@ -52,18 +53,11 @@ class DpoStage(DrawingStage):
         default=0.1, description="How closely the policy is held to the reference: higher is closer."
     )
     learning_rate: PositiveFloat = Field(default=1e-6, description="Peak learning rate.")
-    eval_dataset: DatasetName | None = Field(
-        default=None, description="Held-out pairs, measured before the first step, on the way and at the end."
-    )
-    eval_steps: Positive | None = Field(
-        default=None, description="Steps between measurements on eval_dataset; only first and last if absent."
-    )
 
     def datasets(self) -> list[DatasetUse]:
         """List the pairs that are learned from, and the held-out ones."""
         mixture = [DatasetUse(("data", "mixture", name), name, "pairs") for name in self.data.mixture]
-        held_out = [] if self.eval_dataset is None else [self.eval_dataset]
-        return mixture + [DatasetUse(("eval_dataset",), name, "pairs") for name in held_out]
+        return mixture + self.held_out("pairs")
 
     @property
     def mixture(self) -> dict[str, float]:
@@ -90,9 +84,5 @@ class DpoStage(DrawingStage):
                 "max_steps",
                 "the length is either max_steps or num_train_epochs",
                 "write one of the two, or neither to see each pair once",
-            )
-        if self.eval_steps is not None and self.eval_dataset is None:
-            raise MisfitError(
-                "eval_steps", "there are no held-out pairs to measure", "name an eval_dataset, or remove it"
             )
         return self

@@ -79,6 +79,15 @@ FOREIGN_NAMES: dict[str, str] = {
     "dpo_loss_type": "loss_type",
     "val_dataset": "eval_dataset",
     "eval_data": "eval_dataset",
+    "validation_dataset": "eval_dataset",
+    "valid_dataset": "eval_dataset",
+    "test_dataset": "eval_dataset",
+    "val_files": "eval_dataset",
+    "val_data": "eval_dataset",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
+    "eval_interval": "eval_steps",
+    "eval_freq": "eval_steps",
     "val_freq": "eval_steps",
     "test_freq": "eval_steps",
     # RL
@@ -129,6 +138,25 @@ FOREIGN_NAMES: dict[str, str] = {
 
 #: Keys that are left out on purpose, with the reason.
 LEFT_OUT: dict[str, str] = {
+    **dict.fromkeys(
+        ("val_size", "val_ratio", "split_dataset_ratio", "test_size", "validation_split", "val_set_size"),
+        "no rows are split off; put them into a dataset of their own, which sft and dpo stages measure as "
+        "eval_dataset",
+    ),
+    **dict.fromkeys(
+        ("do_eval", "eval_on_start"),
+        "what sft and dpo stages have as eval_dataset is measured first and last",
+    ),
+    "per_device_eval_batch_size": "held-out rows come in batches of per_device_batch_size",
+    "eval_batch_size": "held-out rows come in batches of per_device_batch_size",
+    **dict.fromkeys(
+        ("resume_from_checkpoint", "resume_mode", "resume", "auto_resume", "resume_path", "load_checkpoint"),
+        "a run goes on by `posttrain run FILE --resume`, from its newest checkpoint",
+    ),
+    **dict.fromkeys(
+        ("overwrite_output_dir", "overwrite_cache"),
+        "nothing is overwritten: give the run another name, or go on by `posttrain run FILE --resume`",
+    ),
     "top_p": "training samples from the whole distribution, so that log-probabilities are the policy's",
     "top_k": "training samples from the whole distribution, so that log-probabilities are the policy's",
     "temperature": "training samples at 1.0; evaluation.tasks[].temperature is for measuring",

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from posttrain.config.data import DatasetConfig
 from posttrain.config.document import Document, Key, merge, parse_document, read_document
 from posttrain.config.errors import ConfigError, Problem
+from posttrain.config.hub import hub_dataset
 from posttrain.config.paths import missing_variables, relative_to
 from posttrain.config.problems import problems_of
 from posttrain.config.run import RunConfig
@@ -121,16 +122,33 @@ def _find_dataset(name_or_path: str, base_dir: Path) -> Path:
         if plain and path.is_file():
             return path
     names = dataset_names() + [path.stem for path in (base_dir / "datasets_cfg").glob("*.yaml")]
-    reason, beside = "there is no such dataset", base_dir / f"{name_or_path}.yaml"
+    reason = "there is no such dataset"
+    beside = [Path(f"{name_or_path}.yaml"), Path("datasets_cfg", f"{name_or_path}.yaml")]
+    written = next((str(path) for path in beside if os.path.isfile(base_dir / path)), "")  # noqa: PTH113
     if os.path.exists(base_dir / name_or_path):  # noqa: PTH110 (a path that is too long is just none)
         reason = "it may hold rows, but a dataset is a YAML file that says which and in what form"
         hint = f"write one with `source: {{path: {name_or_path}}}`; `posttrain data inspect --help` shows it"
-    elif plain and beside.is_file():
-        hint = f"did you mean {beside.name}?"
+    elif written:
+        hint = f"did you mean {written}?"
+    elif "/" in name_or_path:
+        hint = _hub_hint(name_or_path, base_dir / "datasets_cfg")
     else:
         choices = f"write {own}, or choose among {', '.join(sorted(set(names)))}"
         hint = did_you_mean(name_or_path, names) or choices
     raise ConfigError([Problem(name_or_path, "", reason, hint)])
+
+
+def _hub_hint(written: str, folder: Path) -> str:
+    """Return what to do where a dataset is called by a name with slashes: one of the Hub, or a wrong path."""
+    dataset = hub_dataset(written)
+    if dataset is None or "/" not in dataset.name:
+        return "the path of a dataset's YAML ends in .yaml"
+    name = re.sub(r"[^\w.-]|^[^A-Za-z0-9]+", "", dataset.name.rpartition("/")[2], flags=re.ASCII)[:64]
+    fetch = "" if dataset.cached else f"fetch it, as nothing is fetched by itself: {dataset.fetching}; then "
+    return (
+        f"{fetch}write {folder / name}.yaml with name: {name}, description, licence,"
+        f" source: {{path: {written}}} and the format of its rows, and call it {name}"
+    )
 
 
 def _package_folder(package: str, *parts: str) -> Path:

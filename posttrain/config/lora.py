@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, NaturalFloat, Positive, Section
+from posttrain.config.lora_targets import misread
 
 #: Forms in which bitsandbytes holds fixed weights.
 Quantization = Literal["nf4", "int8"]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685); the vision tower, the merger and all other weights stay fixed.
+    """Low-rank adapters (arXiv 2106.09685) in the language model; all other weights stay fixed.
 
     A stage's checkpoints then hold adapters only, which PEFT, transformers and vLLM load over the checkpoint
     that the stage began with. What follows the stage begins with a copy into which they are merged.
@@ -31,13 +32,16 @@ class LoraConfig(Section):
     target_modules: Annotated[list[str], Field(min_length=1)] | str | None = Field(
         default=None,
         description="Names of the language model's linear layers to adapt, such as [q_proj, v_proj]; all of "
-        "them if absent. A single string is a regular expression over whole module names, which may reach "
-        "the vision tower as well.",
+        "them if absent, or all-linear. Any other string is a regular expression over whole module names, "
+        "which may reach the merger and the vision tower where the model section does not freeze them.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> "LoraConfig":
         if isinstance(self.target_modules, str):
+            if remedy := misread(self.target_modules):
+                reason = f"{self.target_modules!r} is the whole name of no layer"
+                raise MisfitError("target_modules", reason, remedy)
             try:
                 re.compile(self.target_modules)
             except re.error as error:

@@ -11,7 +11,7 @@ from posttrain.config.document import Document, Key, entry_name, key_text
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.foreign_names import FOREIGN_NAMES, LEFT_OUT
 from posttrain.config.renamed_keys import RENAMED_KEYS
-from posttrain.config.schema import chosen_by, key_paths, sections_of, tags_of
+from posttrain.config.schema import chosen_by, keys_in_use, sections_of, tags_of
 from posttrain.files.nearest import did_you_mean, nearest
 
 _REASONS = {
@@ -72,7 +72,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
         return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
     reason, remedy = _reason(details), ""
     if kind == "extra_forbidden":
-        remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), place.around, root)
+        remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), place, document.data, root)
     elif kind == "missing":
         remedy = _description(str(key[-1]), place.around)
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -110,34 +110,53 @@ def _locate(loc: tuple[int | str, ...], data: object, root: type[Section]) -> _P
     return _Place(tuple(key), around, sections)
 
 
-def _right_name(wrong: str, sections: list[type[Section]], root: type[Section]) -> str:
-    """Return what an unknown key should have been called, and where it belongs."""
-    here = [key for section in sections for key in key_paths(section)]
-    everywhere = list(key_paths(root))
+def _right_name(wrong: str, place: _Place, data: object, root: type[Section]) -> str:
+    """Return what an unknown key should have been called, and where it belongs.
+
+    Only keys are named that the sections at hand have, which are those that tags in the data choose.
+    """
+    sections = place.around
+    inside = _value_at(data, place.key[:-1])
+    here = list(dict.fromkeys(key for each in sections for key in keys_in_use(each, inside)))
+    everywhere = list(dict.fromkeys(keys_in_use(root, data)))
     if new := _new_name(wrong, here):
         return new
     leaves = {key.rpartition(".")[2]: key for key in reversed(here)}
-    for candidate, origin in ((wrong, ""), (FOREIGN_NAMES.get(wrong, ""), f" ({wrong} elsewhere)")):
-        if candidate in leaves:
-            return (
-                f"it is called {leaves[candidate]}{origin}"
-                if origin
-                else f"it belongs in {leaves[candidate]}"
-            )
+    foreign = FOREIGN_NAMES.get(wrong, "")
+    if wrong in leaves:
+        return f"it belongs in {leaves[wrong]}"
+    if foreign in leaves:
+        return f"it is called {leaves[foreign]} ({wrong} elsewhere)"
     if wrong in LEFT_OUT:
         return LEFT_OUT[wrong]
     own = [key for section in sections for key in section.model_fields]
     if near := nearest(wrong, own) or nearest(wrong, leaves):
         return f"did you mean {leaves.get(near, near)}?"
     known = f"known here: {', '.join(dict.fromkeys(own))}"
-    if others := _kinds_with(wrong, sections, root):
+    stages = bool(set(sections) & set(_stage_kinds(root)))
+    if stages and (others := _kinds_with(wrong, root)):
         return f"only {' and '.join(others)} stages have it; {known}"
     if new := _new_name(wrong, everywhere):
         return new
-    for candidate in (wrong, FOREIGN_NAMES.get(wrong, "")):
+    for candidate in filter(None, (wrong, foreign)):
         if found := next((key for key in everywhere if key.rpartition(".")[2] == candidate), None):
             return f"it belongs in {found}"
+        if others := _kinds_with(candidate, root):
+            called = f"it is called {candidate}, and " if candidate != wrong else ""
+            return f"{called}only {' and '.join(others)} stages have it; {known}"
     return known
+
+
+def _value_at(data: object, key: Key) -> object:
+    """Return what stands at a key path; None if there is nothing."""
+    for part in key:
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
+    return data
 
 
 def _new_name(old: str, keys: Sequence[str]) -> str:
@@ -154,11 +173,15 @@ def _new_name(old: str, keys: Sequence[str]) -> str:
     return f"it is called {found} now" if found else ""
 
 
-def _kinds_with(key: str, sections: list[type[Section]], root: type[Section]) -> list[str]:
-    """Return the kinds of stages that have a key which a stage of another kind lacks."""
+def _stage_kinds(root: type[Section]) -> list[type[Section]]:
+    """Return the sections of all kinds of stages."""
     info = root.model_fields.get("stages")
-    kinds = list(sections_of(info.annotation)) if info else []
-    return tags_of([kind for kind in kinds if key in kind.model_fields]) if set(sections) & set(kinds) else []
+    return list(sections_of(info.annotation)) if info else []
+
+
+def _kinds_with(key: str, root: type[Section]) -> list[str]:
+    """Return the kinds of stages that have a key of their own."""
+    return tags_of([kind for kind in _stage_kinds(root) if key in kind.model_fields])
 
 
 def _named_entry(key: Key, data: dict) -> str:

@@ -47,14 +47,20 @@ def is_list(info: FieldInfo) -> bool:
     return "list[" in str(info.annotation)
 
 
-def key_paths(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Yield every key of a section and of those inside it, as dotted paths; nearer ones first.
+def keys_in_use(section: type[Section], data: object, prefix: str = "") -> Iterator[str]:
+    """Yield the keys that a section and those inside it have, given its data; nearer ones first.
+
+    Of a union only the sections count that tags in the data choose, or that have no tag.
 
     Example:
-        "stages", …, "stages[].learning_rate"
+        "stages", …, "stages[].learning_rate" of the kinds of stages that are there
     """
     yield from (prefix + name for name in section.model_fields)
     for name, info in section.model_fields.items():
+        value = data.get(name) if isinstance(data, dict) else None
         inside = "[]" if is_list(info) else ""
-        for inner in sections_of(info.annotation):
-            yield from key_paths(inner, f"{prefix}{name}{inside}.")
+        inner = list(sections_of(info.annotation))
+        for entry in value if isinstance(value, list) else [value]:
+            chosen = chosen_by(entry, inner) if isinstance(entry, dict) else []
+            for each in chosen or [one for one in inner if tag_of(one) is None]:
+                yield from keys_in_use(each, entry, f"{prefix}{name}{inside}.")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, Positive, PositiveFloat, Section
 from posttrain.config.data import DataConfig, Use
+from posttrain.config.held_out import HeldOutKeys
 from posttrain.config.learning import DrawingStage
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.stage import CurationUse, DatasetUse, Surroundings
@@ -134,7 +135,7 @@ class SupervisedStage(DrawingStage):
         return self
 
 
-class SftStage(SupervisedStage):
+class SftStage(SupervisedStage, HeldOutKeys):
     """Supervised fine-tuning: TRL's trainer on Ray Train."""
 
     runner: ClassVar[str] = "posttrain.training.supervised.runners:SftRunner"
@@ -163,7 +164,8 @@ class SftStage(SupervisedStage):
     def datasets(self) -> list[DatasetUse]:
         """List the mixture: dialogues, or prompts if a curation writes the answers first."""
         use: Use = "dialogues" if self.curation is None else "prompts"
-        return [DatasetUse(("data", "mixture", name), name, use) for name in self.data.mixture]
+        mixture = [DatasetUse(("data", "mixture", name), name, use) for name in self.data.mixture]
+        return mixture + self.held_out("dialogues")
 
     def curations(self) -> list[CurationUse]:
         """Return the recipe that `curation` names."""

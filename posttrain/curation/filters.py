@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
+from unicodedata import category
 
 from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
 from posttrain.curation.asking import CachedModel
@@ -15,9 +16,12 @@ from posttrain.curation.rows import answer_of, has_images, query_of, response_of
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy
 from posttrain.messages import THINK_END
-from posttrain.types import Sample
+from posttrain.types import Block, Sample
 
-_CONTENT = re.compile(r"[^\W_]")
+#: What stands for a character or an object that could not be written.
+_REPLACEMENTS = "\ufffc\ufffd"
+#: Scripts that are written without a mark at a sentence's end: Thai, Lao, Tibetan.
+_UNMARKED = re.compile(r"[\u0e00-\u0eff\u0f00-\u0fff]")
 #: Characters that can end a sentence, a formula, a table, an item of a list or a block of code.
 _ENDS = tuple(".!?…:;。！？：；)）]】}」』\"'”’`*_$|>")
 #: Answers of fewer characters ("blue", "42 km") need no full stop.
@@ -79,10 +83,10 @@ class Query:
         """Judge a row by its prompt alone."""
         step, prompt = self._step, to_last_user_turn(sample)
         chars = sum(len(message.text) for message in prompt)
-        content = sum(1 for _ in islice(_CONTENT.finditer(query_of(sample)), step.min_chars))
+        content = sum(1 for _ in islice(filter(_says_something, query_of(sample)), step.min_chars))
         scores = {"chars": float(chars)}
         if content < step.min_chars:
-            return Outcome("without content", f"{content} letters and digits", scores)
+            return Outcome("without content", f"{content} letters, digits and pictures", scores)
         if chars > step.max_chars:
             return Outcome("too long", f"{chars:,} characters", scores)
         if step.require_ground_truth and sample.ground_truth in (None, "", []):
@@ -147,17 +151,35 @@ def in_domain(step: DomainStep, taxonomy: Taxonomy, name: str, note: str) -> Out
 
 
 def _repeated(entering: Iterator[tuple[int, Sample]]) -> set[int]:
-    """Find the rows whose prompt and images occurred in an earlier row; case and white space do not count."""
+    """Find the rows whose prompt, images and videos occurred in an earlier row.
+
+    Case and white space do not count; of a video its part and its rate do.
+    """
     seen: set[bytes] = set()
     repeated: set[int] = set()
     for row, sample in entering:
-        texts = [" ".join(message.text.casefold().split()) for message in to_last_user_turn(sample)]
-        images = [image.path for message in to_last_user_turn(sample) for image in message.images]
-        key = hashlib.sha256(json.dumps([texts, images]).encode()).digest()[:16]
+        prompt = to_last_user_turn(sample)
+        texts = [" ".join(message.text.casefold().split()) for message in prompt]
+        media = [[_medium(block) for block in message.content if block.type != "text"] for message in prompt]
+        key = hashlib.sha256(json.dumps([texts, media]).encode()).digest()[:16]
         if key in seen:
             repeated.add(row)
         seen.add(key)
     return repeated
+
+
+def _medium(block: Block) -> str | dict[str, Any] | None:
+    """Return what tells an image or a video from others."""
+    return (
+        block.image.path
+        if block.image is not None
+        else block.video and asdict(replace(block.video, sha256=""))
+    )
+
+
+def _says_something(char: str) -> bool:
+    """Tell whether a character is a letter, a digit or a picture, of whatever script; marks ask nothing."""
+    return char.isalnum() or (category(char) == "So" and char not in _REPLACEMENTS)
 
 
 def _unfinished(answer: str) -> str:
@@ -168,9 +190,14 @@ def _unfinished(answer: str) -> str:
         return "a \\boxed{ is not closed"
     last = answer.splitlines()[-1].strip()
     prose = len(answer) >= _MIN_SENTENCE and len(last.split()) > 3
-    if prose and not last.endswith(_ENDS) and last[-1].isalpha() and not _FENCE.search(answer):
+    if prose and not last.endswith(_ENDS) and _ends_in_a_word(last) and not _FENCE.search(answer):
         return f"it ends with {last[-40:]!r}"
     return ""
+
+
+def _ends_in_a_word(line: str) -> bool:
+    """Tell whether a line ends in a letter where its script would have a mark."""
+    return line[-1].isalpha() and not _UNMARKED.match(line[-1])
 
 
 def _is_open(text: str) -> bool:

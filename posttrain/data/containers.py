@@ -16,48 +16,16 @@ import pyarrow.parquet
 
 from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
 from posttrain.data.formats.row import Row
+from posttrain.data.row_files import STATE_FILE, data_files, is_hugging_face, split_folders
 from posttrain.files.strict_json import JsonError, parse_json
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
 #: Rows of an Arrow file that are in memory at once; each may hold images.
 _BATCH = 64
 _CHUNK = 1 << 20
 _GAP = re.compile(r"\s*,?\s*")
-_DICT_FILE, _STATE_FILE = "dataset_dict.json", "state.json"
 
 #: Where a row is, as `file:line`, and the row, or why there is none.
 RawRow = tuple[str, Row | DataError]
-
-
-def data_files(path: Path, split: str | None = None) -> list[Path]:
-    """List the files of a dataset in the order in which they are read.
-
-    A folder's files are those of one kind, Parquet before JSON lines before JSON; of a Hugging Face dataset
-    on disk they are its Arrow files.
-
-    Args:
-        path: A file, or a folder.
-        split: Which split of a Hugging Face dataset; of another folder, what the files' names begin with.
-
-    Raises:
-        DataError: If there are none.
-    """
-    if path.is_file():
-        if split is not None:
-            raise DataError(f"{path} is one file and has no split {split!r}; remove source.split")
-        if path.suffix not in SUFFIXES:
-            raise DataError(f"{path} must end in one of {', '.join(SUFFIXES)}")
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path} is not a file or a folder; set source.path to where the rows are")
-    if _is_hugging_face(path):
-        return sorted(_split_folder(path, split).glob("*.arrow"))
-    for suffix in SUFFIXES:
-        found = sorted(file for file in path.rglob(f"*{suffix}") if file.name.startswith(split or ""))
-        if found:
-            return found
-    begun = f" beginning with {split!r}" if split else ""
-    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{begun}")
 
 
 def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
@@ -66,8 +34,9 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
     Raises:
         DataError: If a file cannot be read at all, or a JSON list breaks off.
     """
-    if path.is_dir() and _is_hugging_face(path):
-        yield from _hugging_face_rows(_split_folder(path, split))
+    if path.is_dir() and is_hugging_face(path):
+        for folder in split_folders(path, split):
+            yield from _hugging_face_rows(folder)
         return
     for file in data_files(path, split):
         try:
@@ -77,10 +46,10 @@ def raw_rows(path: Path, split: str | None = None) -> Iterator[RawRow]:
 
 
 def _file_rows(file: Path) -> Iterator[RawRow]:
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH)
         yield from _numbered(file, (row for batch in batches for row in batch.to_pylist()))
-    elif file.suffix == ".json" and _is_list(file):
+    elif file.suffix.lower() == ".json" and _is_list(file):
         yield from _list_rows(file)
     else:
         with file.open("rb") as lines:
@@ -91,28 +60,10 @@ def _file_rows(file: Path) -> Iterator[RawRow]:
                     yield f"{file}:{number}", error
 
 
-def _is_hugging_face(path: Path) -> bool:
-    return (path / _DICT_FILE).is_file() or (path / _STATE_FILE).is_file()
-
-
-def _split_folder(path: Path, split: str | None) -> Path:
-    """Return the folder of one split."""
-    if not (path / _DICT_FILE).is_file():
-        if split is not None:
-            raise DataError(f"{path} is one dataset and has no split {split!r}; remove source.split")
-        return path
-    splits = sorted(folder.parent.name for folder in path.glob(f"*/{_STATE_FILE}"))
-    if split is None and len(splits) == 1:
-        return path / splits[0]
-    if split not in splits:
-        raise DataError(f"{path} has the splits {', '.join(splits)}; set source.split to one of them")
-    return path / split
-
-
 def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
     """Read a Hugging Face dataset by Arrow; its own library loads slowly, and would decode every image."""
     try:
-        state = parse_json((folder / _STATE_FILE).read_text(encoding="utf-8"))
+        state = parse_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         files = [folder / entry["filename"] for entry in state["_data_files"]]
     except (OSError, UnicodeDecodeError, JsonError, KeyError, TypeError) as error:
         raise DataError(f"{folder} cannot be read: {error!r}") from error

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
-from posttrain.data.containers import data_files, raw_rows
+from posttrain.data.containers import raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
 from posttrain.data.formats import DataError, canonical_row, entry_of, parse_row, rows, sample_of
+from posttrain.data.formats.media_paths import begin_at
 from posttrain.data.formats.row import Row
+from posttrain.data.row_files import data_files, not_there
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.files.strict_json import JsonError, parse_json
@@ -57,7 +59,8 @@ class Source:
             if (status := file.stat())
         ]
         settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
-        whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split], sort_keys=True)
+        images = None if self.config.source.images is None else str(self.image_root)
+        whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split, images], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -82,7 +85,7 @@ def locate(config: DatasetConfig, base_dir: Path) -> Source:
     """
     path = base_dir / str(config.source.path)
     if not path.exists():
-        raise DataError(f"{path} is not a file or a folder; set source.path to where the rows are")
+        raise not_there(str(config.source.path), path)
     if config.source.entry is not None:
         path, config = _from_dataset_info(path, config)
     folder = path if path.is_dir() else path.parent
@@ -220,8 +223,15 @@ def _canonical(raw: Row | DataError, place: str, source: Source) -> Row:
     config = source.config
     kept = {key: value for key, value in raw.items() if key not in config.drop_columns}
     row = canonical_row(kept, config.format, config.columns, config.tags)
+    if config.source.images is not None:
+        row = begin_at(row, _rows_folder(place), source.image_root.resolve())
     root = source.path if source.path.is_dir() else source.path.parent
     return {"id": place.removeprefix(f"{root}/")} | row
+
+
+def _rows_folder(place: str) -> Path:
+    """Return the folder of the file that a row was read from, by its place."""
+    return Path(place.rpartition(":")[0]).parent.resolve()
 
 
 def _value(row: Row, column: str) -> object:

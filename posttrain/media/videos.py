@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from posttrain.media.images import check_image, check_size, open_image, open_regular
+from posttrain.media.links import follow
 from posttrain.media.suffixes import FRAME_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.types import VideoRef
 
@@ -169,7 +170,7 @@ def video_files(ref: VideoRef) -> list[str]:
     """List the files of a video: the video file, or its pictures in order.
 
     Raises:
-        VideoError: If a folder cannot be read, has no pictures, or has links in it.
+        VideoError: If a folder cannot be read, has no pictures, or a link in it leads elsewhere.
     """
     with _explained(ref):
         return _frame_files(ref) or list(ref.paths)
@@ -186,9 +187,8 @@ def _frame_files(ref: VideoRef) -> list[str] | None:
         found = [entry for entry in entries if Path(entry.name).suffix.lower() in FRAME_SUFFIXES]
     if not found:
         raise VideoError(f"the folder has no {', '.join(FRAME_SUFFIXES)} files")
-    if any(entry.is_symlink() for entry in found):
-        raise VideoError("the folder has symbolic links, which may lead anywhere; put the frames there")
-    return [entry.path for entry in sorted(found, key=lambda entry: _natural(entry.name))]
+    ordered = sorted(found, key=lambda entry: _natural(entry.name))
+    return [str(follow(Path(each), FRAME_SUFFIXES)) if each.is_symlink() else each.path for each in ordered]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,25 +1,33 @@
 """Low-rank adapters: add them to a model, recognise them in a checkpoint, merge them into the weights."""
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import peft
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from posttrain.config.lora import LoraConfig
+from posttrain.config.lora_targets import Part, TargetError, chosen_layers, kinds_of, part_of
 from posttrain.models.load import auto_model, sees_images, write_experts_as_published
+from posttrain.run.record import AdaptersRecord
 
 ADAPTER_CONFIG = "adapter_config.json"
 #: The part of a Qwen-VL model whose linear layers get adapters, unless a regular expression names others.
 LANGUAGE_MODEL = "language_model"
 #: The same part of a text model; like the other it does not contain the head.
 LAYERS = "layers"
+
+
+#: Numbers of blocks in the names of layers.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class LoraError(ValueError):
@@ -30,23 +38,49 @@ def lora_config(model: PreTrainedModel, settings: LoraConfig) -> peft.LoraConfig
     """Translate our settings into PEFT's, and check the target modules.
 
     Raises:
-        LoraError: If a target module is the head, or is not in the model, which PEFT would ignore silently.
+        LoraError: If a target module is of a part that stays as it is, or is not in the model.
     """
-    targets = settings.target_modules
-    if isinstance(targets, str):
-        head = model.get_output_embeddings()
-        if any(re.fullmatch(targets, name) for name, module in model.named_modules() if module is head):
-            raise LoraError(
-                f"lora.target_modules: {targets!r} finds the head, which stays as it is; name less"
-            )
-    else:
-        targets = _language_model_layers(model, targets)
+    linear = linear_layers(model)
+    try:
+        found = chosen_layers(linear, settings.target_modules, frozen_parts(model))
+    except TargetError as error:
+        raise LoraError(f"lora.target_modules: {error}") from error
     return peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=_expression(model, linear, found),
     )
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Name the linear layers of a model; without the head where its name does not say that it is one."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (module is not head or part_of(name) == "head")
+    ]
+
+
+def frozen_parts(model: nn.Module) -> set[Part]:
+    """Tell which parts of the vision side have no parameter that is trained."""
+    trained = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parts: tuple[Part, ...] = ("vision tower", "merger")
+    return {part for part in parts if part not in trained}
+
+
+def adapted_layers(model: PeftModel) -> AdaptersRecord:
+    """Describe what of a model is adapted."""
+    layers: dict[str, dict[str, int]] = {}
+    names = [
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+    for part in dict.fromkeys(map(part_of, names)):
+        layers[part] = dict(sorted(kinds_of(name for name in names if part_of(name) == part).items()))
+    return AdaptersRecord(layers, sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
 def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> PeftModel:
@@ -145,24 +179,27 @@ def write_merged(checkpoint: Path, directory: Path) -> None:
     AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False).save_pretrained(directory)
 
 
-def _language_model_layers(model: PreTrainedModel, names: list[str] | None) -> str:
-    """Make a regular expression for linear layers of the language model.
+def _expression(model: PreTrainedModel, linear: Collection[str], names: Collection[str]) -> str:
+    """Make a regular expression that finds just these layers.
 
-    Args:
-        model: The model.
-        names: Last parts of the layers' names, such as `q_proj`; all linear layers if None.
-
-    Raises:
-        LoraError: If the language model has no layer of one of these names.
+    PEFT reads lists by the ends of names, which other parts of the model may share. Whole kinds of the
+    language model's layers are found wherever it lies, as other versions of transformers wrap it otherwise.
     """
-    parts = [
-        (path.split("."), module) for path, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    adapted = LANGUAGE_MODEL if sees_images(model.config) else LAYERS
-    found = {path[-1] for path, _ in parts if adapted in path}
-    if missing := sorted(set(names or ()) - found):
-        raise LoraError(
-            f"lora.target_modules: the language model has no linear layer {missing[0]!r}; it has"
-            f" {', '.join(sorted(found))}"
-        )
-    return rf"(.*\.)?{adapted}\..*\.({'|'.join(sorted(names or found))})"
+    around = LANGUAGE_MODEL if sees_images(model.config) else LAYERS
+    loose = rf"(.*\.)?{around}\..*\.({'|'.join(sorted(kinds_of(names)))})"
+    if {name for name in linear if re.fullmatch(loose, name)} == set(names):
+        return loose
+    shapes: dict[str, list[str]] = {}
+    for name in names:
+        shapes.setdefault(_NUMBER.sub("#", name), []).append(name)
+    parts = []
+    for shape, same in sorted(shapes.items()):
+        numbers = [tuple(_NUMBER.findall(name)) for name in same]
+        columns = [dict.fromkeys(column) for column in zip(*numbers, strict=True)]
+        if len(same) < math.prod(len(column) for column in columns):
+            parts += map(re.escape, same)
+            continue
+        groups = [f"({'|'.join(column)})" for column in columns]
+        texts = map(re.escape, shape.split("#"))
+        parts.append("".join(text + group for text, group in zip(texts, [*groups, ""], strict=True)))
+    return "|".join(parts)

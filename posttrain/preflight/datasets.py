@@ -8,6 +8,7 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
 from posttrain.config.document import Key
+from posttrain.config.hub import how_to_fetch, is_address
 from posttrain.config.stage import DatasetUse
 from posttrain.data.formats import DataError, rows
 from posttrain.data.prepared import FirstRow, first_rows
@@ -81,8 +82,10 @@ def examine_dataset(look: Examination, name: str, key: Key) -> Dataset | None:
     path = dataset.path
     if not path.exists():
         near = did_you_mean(path.name, (other.name for other in path.parent.glob("*.json*")))
-        remedy = near or "correct source.path in the dataset's YAML"
-        look.problem(key, f"dataset {name!r}: there is no file or folder {path}", remedy)
+        written = str(config.source.path)
+        remedy = near or how_to_fetch(written) or "correct source.path in the dataset's YAML"
+        shown = written if is_address(written) else path
+        look.problem(key, f"dataset {name!r}: there is no file or folder {shown}", remedy)
         return dataset
     return Dataset(config, is_here=True)
 

@@ -8,6 +8,7 @@ knows the kinds of stages.
 from posttrain.config import Document, RunConfig
 from posttrain.config.memory import Cards
 from posttrain.joints import Plugins
+from posttrain.preflight.adapters import examine_adapters
 from posttrain.preflight.curations import examine_curations, examine_endpoints
 from posttrain.preflight.datasets import Dataset, examine_dataset, examine_rows
 from posttrain.preflight.devices import examine_devices
@@ -53,4 +54,5 @@ def examine(config: RunConfig, document: Document, plugins: Plugins, cards: Card
         names = ", ".join(dict.fromkeys(later))
         look.note(f"gold answers are not tried here of what is generated when the run starts: {names}")
     examine_models(look)
+    examine_adapters(look)
     return look.findings

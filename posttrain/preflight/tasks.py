@@ -7,12 +7,17 @@ from pathlib import Path
 from posttrain.config.document import Key
 from posttrain.config.stage import TaskUse
 from posttrain.joints import Reward
+from posttrain.media.images import ImageError
 from posttrain.preflight.datasets import Dataset
 from posttrain.preflight.findings import Examination
 from posttrain.types import RewardInput, Sample, Score, text_message
 
 #: Share of a reward's range that full marks may lack: what a short answer costs where length counts.
 NEARLY = 0.01
+
+
+class UnusableRow(ValueError):
+    """A row is at fault, and not the rewards that were tried on it."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,15 @@ def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:
 def examine_golds(look: Examination, dataset: Dataset, key: Key, rewards: Sequence[LoadedReward]) -> None:
     """Try a task's rewards on the gold answers of the first rows, where the data are on disk."""
     samples = list(dataset.first_samples())
-    if samples and all(sample.ground_truth in (None, []) for sample in samples):
-        look.attempt((*key, "rewards"), _check_without_golds, dataset, samples[0], rewards)
-    else:
-        look.attempt((*key, "rewards"), _check_golds, dataset, rewards)
+    try:
+        if samples and all(sample.ground_truth in (None, []) for sample in samples):
+            _check_without_golds(dataset, samples[0], rewards)
+        else:
+            _check_golds(dataset, rewards)
+    except UnusableRow as error:
+        look.problem((*key, "data"), str(error), "mend or remove the row")
+    except ValueError as error:
+        look.problem((*key, "rewards"), str(error))
 
 
 def _check_without_golds(dataset: Dataset, sample: Sample, rewards: Sequence[LoadedReward]) -> None:
@@ -130,11 +140,14 @@ def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool:
     """Tell whether a sample's own ground truth, given as the answer, earns a reward's full marks.
 
     Raises:
+        UnusableRow: If an image of the row cannot be used.
         ValueError: If the reward fails on it.
     """
     try:
         score = loaded.score(sample, sample.ground_truth)
     except Exception as error:
+        if isinstance(error, ImageError) or isinstance(error.__cause__ or error.__context__, ImageError):
+            raise UnusableRow(f"{path}: row {sample.id!r}: {error}") from error
         raise ValueError(f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}") from error
     full = loaded.reward.high - NEARLY * (loaded.reward.high - loaded.reward.low)
     return score is not None and score.value >= full

@@ -5,15 +5,18 @@ of posttrain wrote can still be viewed, and its checkpoints exported.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from posttrain.config.rl import TOLERANCES
+from posttrain.files.durable import write_atomic
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text
 
 #: Records the settings of a run, every default filled in.
 RESOLVED = "resolved.json"
+#: In a stage's folder: what it adapts, if not all of the model is trained.
+ADAPTERS = "adapters.json"
 #: The model that a run starts from, among the names of what a stage can start from.
 BASE = "base"
 #: Kinds of stages that make a new model, and so start from none.
@@ -67,6 +70,55 @@ class StageRecord:
     def shares(self) -> dict[str, float]:
         """Share of what was learned by dataset, those of its tasks included."""
         return self.mixture | {task.data: task.ratio for task in self.tasks}
+
+
+@dataclass(frozen=True)
+class AdaptersRecord:
+    """What a stage adapts.
+
+    Attributes:
+        layers: By part of the model, the number of layers by kind, `{"language model": {"q_proj": 28}}`.
+        parameters: Number of parameters of the adapters.
+    """
+
+    layers: dict[str, dict[str, int]]
+    parameters: int
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        parts = [_kinds_text(part, kinds) for part, kinds in self.layers.items()]
+        fixed = [part for part in ("language model", "vision tower", "merger") if part not in self.layers]
+        rest = f"; {' and '.join(fixed)} stay as they are" if len(fixed) > 1 else ""
+        return f"adapters of {self.parameters:,} parameters on {' and '.join(parts)}{rest}"
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON, as a whole."""
+        write_atomic(path, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> "AdaptersRecord | None":
+        """Read what `write` wrote; None if there is nothing that can be read."""
+        try:
+            record = mapping(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+        layers = {
+            part: {kind: int(count) for kind, count in numbers(kinds).items()}
+            for part, kinds in mapping(record.get("layers")).items()
+        }
+        return cls(layers, integer(record.get("parameters")) or 0)
+
+
+def _kinds_text(part: str, kinds: dict[str, int]) -> str:
+    """Return `196 layers of 7 kinds in the language model (28 each of down_proj, …)`."""
+    total, counts = sum(kinds.values()), set(kinds.values())
+    if len(counts) == 1:
+        listed = f"{counts.pop():,} each of {', '.join(kinds)}"
+    else:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
+    some = f" of {len(kinds)} kinds" if len(kinds) > 1 else ""
+    return f"{total:,} layer{'s' if total > 1 else ''}{some} in the {part} ({listed})"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol, SupportsFloat, TextIO
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from posttrain.run.metric_names import (
     REWARD_MEAN,
     TIME_STEP,
 )
-from posttrain.run.record import RESOLVED
+from posttrain.run.record import ADAPTERS, RESOLVED, AdaptersRecord
 from posttrain.run.rows import METRICS, METRICS_KEYS, MetricsRow, RowError, parse_row, row_line
 
 #: Figures worth a place on the console, the most telling first; what ends in `/` begins several names.
@@ -173,6 +174,14 @@ class Console:
             self._stream.write(f"{stage}  step {step}{of_total}  {figures}".rstrip() + "\n")
             self._stream.flush()
 
+    def say(self, text: str) -> None:
+        """Show a line of its own."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
+
     def close(self) -> None:
         """Leave the bar as it stands and go to a new line."""
         if self._bar is not None:
@@ -182,7 +191,7 @@ class Console:
 
 @contextmanager
 def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None]:
-    """Show on this process's console what a stage's workers write to `metrics.jsonl`.
+    """Show on this process's console what a stage's workers write: what they adapt, and `metrics.jsonl`.
 
     Args:
         run: The run's directory.
@@ -195,10 +204,16 @@ def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None
     done = threading.Event()
     begun_at = path.stat().st_size if path.is_file() else 0
 
+    adapters = run.path / stage / ADAPTERS
+    adapted_before = _time_of(adapters)
+
     def follow() -> None:
-        position, ended = begun_at, False
+        position, ended, told = begun_at, False, False
         while not ended:
             ended = done.wait(FOLLOW_INTERVAL)
+            if not told and _time_of(adapters) != adapted_before and (found := AdaptersRecord.read(adapters)):
+                console.say(f"{stage}: {found.text}")
+                told = True
             size = path.stat().st_size if path.is_file() else 0
             position = 0 if size < position else position  # a resumed stage has rewound the file
             if size == position:
@@ -219,6 +234,11 @@ def showing_progress(run: RunDir, stage: str, total_steps: int) -> Iterator[None
         done.set()
         follower.join()
         console.close()
+
+
+def _time_of(path: Path) -> int | None:
+    """Return when a file was last written; None if there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 class TensorBoard:

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from posttrain.files.strict_json import Json, JsonError, JsonObject, parse_json
+from posttrain.media.videos import video_info
+from posttrain.messages import message_from_json
 from posttrain.run.json_fields import integer, mapping, numbers, objects, text
 from posttrain.viewer.charts import short
 from posttrain.viewer.page import page, write_page
@@ -84,7 +86,7 @@ class Example:
         scores: (step, figures) of the steps that gave any.
         turns: (role, text).
         gold: Its ground truth.
-        pictures: Its first images.
+        pictures: Its first images, of videos their first frames.
     """
 
     name: str
@@ -199,12 +201,6 @@ def _rows(path: Path) -> Iterator[JsonObject]:
 def _example(row: JsonObject, book: PictureBook) -> Example:
     verdict = mapping(row.get("dropped"))
     messages = objects(row.get("messages"))
-    images = [
-        image
-        for message in messages
-        for block in _blocks(message)
-        if isinstance(image := block.get("image"), str)
-    ]
     gold = row.get("ground_truth")
     return Example(
         name=_shown(row.get("id")),
@@ -216,8 +212,21 @@ def _example(row: JsonObject, book: PictureBook) -> Example:
         ],
         turns=[(_shown(message.get("role")), _said(message)) for message in messages],
         gold=_shown(gold if gold is None or isinstance(gold, str) else json.dumps(gold)),
-        pictures=[book.picture(path) for path in images[:MOST_PICTURES]],
+        pictures=list(islice(_pictures(messages, book), MOST_PICTURES)),
     )
+
+
+def _pictures(messages: list[JsonObject], book: PictureBook) -> Iterator[Picture]:
+    """Embed a row's images, and of each video the first frame that is shown."""
+    for block in (block for message in messages for block in _blocks(message)):
+        if isinstance(image := block.get("image"), str):
+            yield book.picture(image)
+        elif block.get("video") is not None:
+            try:
+                (video,) = message_from_json({"role": "user", "content": [block]}).videos
+                yield from book.frames(video, video_info(video).frames[:1])
+            except ValueError as error:
+                yield Picture("", problem=str(error))
 
 
 def _blocks(message: JsonObject) -> list[JsonObject]:

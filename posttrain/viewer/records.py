@@ -15,7 +15,7 @@ import yaml
 
 from posttrain.files.strict_json import JsonObject
 from posttrain.run.json_fields import mapping
-from posttrain.run.record import RESOLVED, RunRecord
+from posttrain.run.record import ADAPTERS, RESOLVED, AdaptersRecord, RunRecord
 from posttrain.run.rows import (
     EVALUATION,
     METRICS,
@@ -68,6 +68,7 @@ class RunContents:
         evaluation: Rows of `evaluation.jsonl`: of each (stage, task) that of the last step.
         on_the_way: The rows of earlier steps, in their order.
         funnels: By stage, the `funnel.json` of its curation.
+        adapters: By stage, what it adapted.
         candidates: For the trajectory cards.
         step_files: By stage, then by step: where the step's episodes are recorded, relative to the directory.
         evaluation_files: The same of evaluations, by the file's name without `.jsonl`.
@@ -82,6 +83,7 @@ class RunContents:
     evaluation: list[EvaluationRow] = field(default_factory=list)
     on_the_way: list[EvaluationRow] = field(default_factory=list)
     funnels: dict[str, JsonObject] = field(default_factory=dict)
+    adapters: dict[str, AdaptersRecord] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     step_files: dict[str, dict[int, str]] = field(default_factory=dict)
     evaluation_files: dict[str, str] = field(default_factory=dict)
@@ -108,8 +110,12 @@ def read_contents(run: Path) -> RunContents:
         (found.evaluation if final else found.on_the_way).append(row)
     for stage in found.record.stages:
         path = run / stage.name / "curation" / "funnel.json"
-        if FOLDER.fullmatch(stage.name) and path.is_file():
+        if not FOLDER.fullmatch(stage.name):
+            continue
+        if path.is_file():
             found.funnels[stage.name] = _mapping(found, str(path.relative_to(run)))
+        if (adapters := AdaptersRecord.read(run / stage.name / ADAPTERS)) is not None:
+            found.adapters[stage.name] = adapters
     _add_rollouts(found)
     return found
 

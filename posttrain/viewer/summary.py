@@ -1,7 +1,7 @@
 """What a run came to: the verdict in one line, the result bars, and how far each stage got."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from posttrain.run.json_fields import mapping
 from posttrain.run.metric_names import LOSS, REWARD_MEAN
@@ -72,12 +72,14 @@ class StageProgress:
         steps: Last step logged.
         planned: Number of steps configured, None where the config does not say.
         seconds: Between its first and last logged step, None where unknown.
+        adapted: What is adapted, if not all of the model is trained; else "".
     """
 
     name: str
     steps: int
     planned: int | None
     seconds: float | None
+    adapted: str = ""
 
     @property
     def share(self) -> float:
@@ -166,7 +168,10 @@ def progress(run: RunContents) -> list[StageProgress]:
     """Return how far each stage is: the config's in order, then any that only the metrics know."""
     planned = {stage.name: stage.steps for stage in run.record.stages}
     return [
-        _progress(name, planned.get(name), run.metrics.get(name, {}))
+        replace(
+            _progress(name, planned.get(name), run.metrics.get(name, {})),
+            adapted=visible(run.adapters[name].text) if name in run.adapters else "",
+        )
         for name in dict.fromkeys([*planned, *run.metrics])
     ]
 

@@ -7,7 +7,6 @@ from posttrain.config.data import FORMAT_COLUMNS
 from posttrain.data.formats.canonical import (
     MAX_ROW_BYTES,
     OWN_KEYS,
-    image_path,
     parse_line,
     parse_row,
     read_canonical,
@@ -19,6 +18,7 @@ from posttrain.data.formats.dialogues import read_tools, read_videos
 from posttrain.data.formats.easyr1 import read_easyr1
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_qwen, read_sharegpt
+from posttrain.data.formats.media_paths import image_path
 from posttrain.data.formats.ms_swift import read_ms_swift
 from posttrain.data.formats.openai import read_openai
 from posttrain.data.formats.row import Row

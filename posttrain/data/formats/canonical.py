@@ -17,17 +17,17 @@ Preference pairs end `messages` before the turn in question and give it twice, a
 import dataclasses
 import json
 import os
-import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.media_paths import image_path, media_path
 from posttrain.data.formats.placeholders import PLACEHOLDERS, place_media
 from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
-from posttrain.media.suffixes import FRAME_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from posttrain.media.suffixes import FRAME_SUFFIXES, VIDEO_SUFFIXES
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.plugins import is_declared_name
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
@@ -149,38 +149,6 @@ def _id(written: object, name: str) -> str:
     return written
 
 
-def image_path(written: str, folder: Path) -> Path:
-    """Find a row's image; nothing is opened.
-
-    Raises:
-        DataError: If it is a URL, does not exist, is no regular file with an image's suffix, or a relative
-            path leads out of the folder, by `..` or by a symbolic link.
-    """
-    return _media_path("image", written, folder, IMAGE_SUFFIXES)
-
-
-def _media_path(noun: str, written: str, folder: Path, suffixes: tuple[str, ...]) -> Path:
-    """Find an image or a video as `image_path` does; a folder of frames is a video as well."""
-    if "://" in written or written.startswith("data:"):
-        raise DataError(f"{noun} {written[:200]!r} is a URL; download it and give its path")
-    root = folder.resolve()
-    try:
-        path = (root / written).resolve(strict=True)
-        kind = path.stat().st_mode
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go in a circle
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{noun} {written[:200]!r} cannot be found: {reason}") from None
-    if not Path(written).is_absolute() and not path.is_relative_to(root):
-        raise DataError(f"{noun} {written[:200]!r} leads out of {root}; move it there")
-    if noun == "video" and stat.S_ISDIR(kind):
-        return path
-    if not stat.S_ISREG(kind):
-        raise DataError(f"{noun} {written[:200]!r} is not a regular file")
-    if path.suffix.lower() not in suffixes:
-        raise DataError(f"{noun} {written[:200]!r} must end in one of {', '.join(suffixes)}")
-    return path
-
-
 def _messages(rows: list[Row], folder: Path) -> tuple[Message, ...]:
     try:
         messages = [message_from_json(row) for row in rows]
@@ -231,7 +199,7 @@ def _located_block(block: Block, folder: Path) -> Block:
     paths = block.video.paths
     one = len(paths) == 1
     noun, suffixes = ("video", VIDEO_SUFFIXES + FRAME_SUFFIXES) if one else ("frame", FRAME_SUFFIXES)
-    found = tuple(str(_media_path(noun, path, folder, suffixes)) for path in paths)
+    found = tuple(str(media_path(noun, path, folder, suffixes)) for path in paths)
     return Block("video", video=dataclasses.replace(block.video, paths=found))
 
 

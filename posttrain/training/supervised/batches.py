@@ -155,9 +155,9 @@ class PaddedBatches:
         found = [self._draws.sample(row["draw"]) for row in rows]
         items = [item for item, _ in found]
         prepare(items, self._renderer)
-        return _rank_batch([items], self._batch, left_out=sum(number for _, number in found))
+        return _rank_batch([items], self.make, left_out=sum(number for _, number in found))
 
-    def _batch(self, items: Sequence[Rendered]) -> Batch:
+    def make(self, items: Sequence[Rendered]) -> Batch:
         """Make the micro-batch of some samples."""
         batch = collate(items, self._renderer)
         supervised = pad_rows([item.supervised for item in items], False, bool)
@@ -210,9 +210,9 @@ class PackedBatches:
         mine = [[self._draws.sample(first + place)[0] for place in places] for places in shares[rank()]]
         # The loader is a step ahead of the trainer: these are made while the model works on the step before.
         prepare([item for items in mine for item in items], self._renderer)
-        return _rank_batch(mine, self._row, left_out)
+        return _rank_batch(mine, self.make, left_out)
 
-    def _row(self, items: Sequence[Rendered]) -> Batch:
+    def make(self, items: Sequence[Rendered]) -> Batch:
         """Make the packed row of some samples."""
         batch = collate_packed(items, self._renderer, self._rope_index)
         # A sample's first token follows the last of another sample, from which it cannot be predicted.

@@ -21,9 +21,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.config import DpoStage, RunConfig
-from posttrain.data.formats import DataError
-from posttrain.data.sources import open_mixture
-from posttrain.models.lora import adapters_off, lora_config
+from posttrain.models.lora import adapted_layers, adapters_off, lora_config
 from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
@@ -42,12 +40,14 @@ from posttrain.run.metric_names import (
     PREFERENCE_MARGINS,
     PREFERENCE_REJECTED,
 )
+from posttrain.run.record import ADAPTERS
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.policy import load_policy
 from posttrain.training.core.sharding import reshard, shard
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import Batch, Draws, Row
 from posttrain.training.supervised.callbacks import TrackerCallback
+from posttrain.training.supervised.held_out import evaluation_arguments, held_out_draws
 from posttrain.training.supervised.stage_parts import stage_parts
 from posttrain.training.supervised.trl_stage import StageTrainer, trainer_arguments
 from posttrain.types import Sample
@@ -255,16 +255,14 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         with adapters_off(adapted):
             yield self.model
 
-    def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Measure the held-out pairs, each exactly once, and log the figures.
+    def measure_held_out(self) -> dict[str, float]:
+        """Measure the held-out pairs, each exactly once.
 
         Every rank takes its share, and all make the same number of forward passes.
         """
         assert self._held_out is not None
         assert isinstance(self.model, nn.Module)
         assert isinstance(self.eval_dataset, Dataset)
-        was_training = self.model.training
-        self.model.eval()
         total = len(self.eval_dataset)
         size = self.args.per_device_train_batch_size
         sums: dict[str, Tensor] = dict.fromkeys(("loss", "preferred", *FIGURES), torch.zeros(()))
@@ -272,9 +270,8 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
             own = range(start + rank() * size, min(start + (rank() + 1) * size, total))
             # A rank that has nothing left runs along, since sharded models gather their weights together.
             rows = [self.eval_dataset[place] for place in own or range(1)]
-            with torch.no_grad():
-                inputs = self._prepare_inputs(self._held_out(rows))
-                policy, reference, lengths = self.log_probs(self.model, inputs)
+            inputs = self._prepare_inputs(self._held_out(rows))
+            policy, reference, lengths = self.log_probs(self.model, inputs)
             if own:
                 pairs = PairLogRatios(*(policy - reference).chunk(2), *lengths.chunk(2))
                 chosen, rejected = policy.chunk(2)
@@ -285,9 +282,6 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
         totals = sum_over_ranks(torch.stack([value.double() for value in sums.values()])).tolist()
         metrics = {HELD_OUT + name: value / total for name, value in zip(sums, totals, strict=True)}
         metrics[HELD_OUT_LEFT_OUT] = float(self._held_out_left_out)
-        self.log(dict(metrics))  # before training mode, in which TRL would add the training figures
-        self.model.train(was_training)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @staticmethod
@@ -305,16 +299,13 @@ def training_arguments(
 
     A stage that is not `resumed` measures its held-out pairs before the first step.
     """
-    held_out = stage.eval_dataset is not None
     return DPOConfig(
         **trainer_arguments(config, stage, output_dir, steps),
+        **evaluation_arguments(stage, steps, resumed),
         beta=stage.beta,
         loss_type=[stage.loss_type],
         max_length=None,
         disable_dropout=False,  # the models have none; the adapters' is a setting
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=(stage.eval_steps or steps) if held_out else None,
-        eval_on_start=held_out and not resumed,
     )
 
 
@@ -345,18 +336,18 @@ def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> He
     """
     if stage.eval_dataset is None:
         return {}
-    mixture = open_mixture({stage.eval_dataset: 1.0}, config.seed, config.base_dir, use="pairs")
-    pairs = RenderedPairs(mixture, renderer, stage.data.max_length, len(mixture))
-    draws = [draw for draw in range(len(mixture)) if pairs.fits(draw)]
-    if not draws:
-        raise DataError(
-            f"dataset {stage.eval_dataset}: every pair has more tokens than data.max_length ="
-            f" {stage.data.max_length}; raise it"
-        )
+    length = stage.data.max_length
+    pairs, draws, left_out = held_out_draws(
+        stage.eval_dataset,
+        config,
+        "pairs",
+        length,
+        lambda mixture, total: RenderedPairs(mixture, renderer, length, total),
+    )
     return {
         "eval_dataset": Dataset.from_dict({"draw": draws}),
         "held_out": PairCollator(pairs, renderer),
-        "held_out_left_out": len(mixture) - len(draws),
+        "held_out_left_out": left_out,
     }
 
 
@@ -389,4 +380,6 @@ def dpo_worker(job: StageJob[DpoStage]) -> None:
             callbacks=[TrackerCallback(parts.tracker, stage.name, figures)] if parts.tracker else [],
             **held_out_pairs(config, stage, parts.renderer),
         )
+        if parts.tracker is not None and isinstance(trainer.model, PeftModel):
+            adapted_layers(trainer.model).write(run.stage_dir(stage.name) / ADAPTERS)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

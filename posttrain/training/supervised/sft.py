@@ -16,12 +16,15 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.config import RunConfig, SupervisedStage
-from posttrain.models.lora import with_lora
+from posttrain.config.held_out import HeldOutKeys
+from posttrain.models.lora import adapted_layers, with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.sft import Normalization, sft_loss, sft_normalizer
+from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
-from posttrain.run.metric_names import DATA_LEFT_OUT
+from posttrain.run.metric_names import DATA_LEFT_OUT, HELD_OUT_LEFT_OUT, HELD_OUT_LOSS
+from posttrain.run.record import ADAPTERS
 from posttrain.training.core.distributed import sum_over_ranks, training_device, world_size
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.batches import (
@@ -34,6 +37,7 @@ from posttrain.training.supervised.batches import (
     sequence_ids,
 )
 from posttrain.training.supervised.callbacks import StopAt, TrackerCallback
+from posttrain.training.supervised.held_out import HeldOutDialogues, evaluation_arguments, held_out_draws
 from posttrain.training.supervised.stage_parts import StageParts, stage_parts
 from posttrain.training.supervised.trl_stage import StageTrainer, trainer_arguments
 
@@ -45,6 +49,7 @@ class SFTTrainerParts(TypedDict, total=False):
     args: SFTConfig
     data_collator: PaddedBatches | PackedBatches
     train_dataset: Dataset
+    eval_dataset: Dataset | None
     processing_class: PreTrainedTokenizerBase | ProcessorMixin
     callbacks: list[TrainerCallback]
 
@@ -55,11 +60,22 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
     Args:
         run: The run's directory.
         stage: The stage's settings.
+        held_out: The dialogues on which the loss is measured, if there are any.
         **parts: SFTTrainer's own arguments; the model has a supervised head.
     """
 
-    def __init__(self, *, run: RunDir, stage: SupervisedStage, **parts: Unpack[SFTTrainerParts]) -> None:
+    def __init__(
+        self,
+        *,
+        run: RunDir,
+        stage: SupervisedStage,
+        held_out: HeldOutDialogues | None = None,
+        **parts: Unpack[SFTTrainerParts],
+    ) -> None:
         self._normalization: Normalization = stage.normalization
+        self._held_out = held_out
+        if held_out is not None:
+            parts["eval_dataset"] = held_out.dataset
         self.begin(run, stage)
         super().__init__(**parts)  # pyright: ignore[reportArgumentType] (a TypedDict is a dict)
 
@@ -89,19 +105,35 @@ class SupervisedTrainer(StageTrainer, SFTTrainer):
         logprobs = model(**model_inputs(batch), supervised_labels=batch["labels"])
         return sft_loss(logprobs, samples_of(batch), normalizer, self._normalization)
 
+    def measure_held_out(self) -> dict[str, float]:
+        """Compute the loss of the held-out dialogues, weighted as in training; each counts exactly once."""
+        assert self._held_out is not None
+        assert isinstance(self.model, nn.Module)
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in self._held_out.micro_batches():
+            inputs = self._prepare_inputs(batch)
+            logprobs = self.model(**model_inputs(inputs), supervised_labels=inputs["labels"])
+            total += sft_loss(logprobs.double(), samples_of(inputs), 1.0, self._normalization).cpu()
+        loss = sum_over_ranks(total[None]) / self._held_out.normalizer(self._normalization)
+        return {HELD_OUT_LOSS: loss.item(), HELD_OUT_LEFT_OUT: float(self._held_out.left_out)}
+
 
 def samples_of(batch: Batch) -> Tensor:
     """Return [T] the sample within the micro-batch that each supervised token belongs to."""
     return sequence_ids(batch)[:, 1:][batch["labels"][:, 1:] != IGNORED]
 
 
-def training_arguments(config: RunConfig, stage: SupervisedStage, output_dir: Path, steps: int) -> SFTConfig:
-    """Translate a stage's settings into TRL's; the arguments are those of `trainer_arguments`."""
+def training_arguments(
+    config: RunConfig, stage: SupervisedStage, output_dir: Path, steps: int, resumed: bool = False
+) -> SFTConfig:
+    """Translate a stage's settings into TRL's; see `trainer_arguments` and `evaluation_arguments`."""
     arguments = trainer_arguments(config, stage, output_dir, steps)
     if stage.data.packing:  # one item of the dataset is all that a rank does in a step (see `PackedBatches`)
         arguments["per_device_train_batch_size"] = 1
+    keys = stage if isinstance(stage, HeldOutKeys) else HeldOutKeys()
     return SFTConfig(
         **arguments,
+        **evaluation_arguments(keys, steps, resumed),
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
@@ -121,15 +153,50 @@ def sft_batches(
         max_draws: Number of draws that the stage makes in total.
         make_draws: Makes what renders the samples.
     """
-    length = stage.data.max_length
     # Micro-batches are made as they are needed, so their pixels can be made where the model is.
     renderer = parts.renderer.on(training_device(parts.use_gpu))
-    draws = make_draws(parts.mixture, renderer, length, max_draws)
+    draws = make_draws(parts.mixture, renderer, stage.data.max_length, max_draws)
+    numbers = range(parts.steps * world_size()) if stage.data.packing else range(max_draws)
+    return _batches_of(draws, renderer, stage, parts.model), Dataset.from_dict({"draw": numbers})
+
+
+def _batches_of(
+    draws: RenderedDraws, renderer: Renderer, stage: SupervisedStage, model: PreTrainedModel
+) -> PaddedBatches | PackedBatches:
+    """Make the collator of a stage, padding or packing."""
     if not stage.data.packing:
-        return PaddedBatches(draws, renderer), Dataset.from_dict({"draw": range(max_draws)})
-    rope_index = getattr(parts.model.base_model, "get_rope_index", None)  # a text model has none
-    batches = PackedBatches(draws, renderer, rope_index, samples=stage.global_batch_size)
-    return batches, Dataset.from_dict({"draw": range(parts.steps * world_size())})
+        return PaddedBatches(draws, renderer)
+    rope_index = getattr(model.base_model, "get_rope_index", None)  # a text model has none
+    return PackedBatches(draws, renderer, rope_index, samples=stage.global_batch_size)
+
+
+def held_out_dialogues(
+    config: RunConfig, stage: SupervisedStage, parts: StageParts
+) -> HeldOutDialogues | None:
+    """Open a stage's held-out dialogues, if it has any; those that are too long are left out.
+
+    Raises:
+        DataError: If all are too long.
+    """
+    name = stage.eval_dataset if isinstance(stage, HeldOutKeys) else None
+    if name is None:
+        return None
+    renderer, length = parts.renderer.on(training_device(parts.use_gpu)), stage.data.max_length
+    draws, chosen, left_out = held_out_draws(
+        name,
+        config,
+        "dialogues",
+        length,
+        lambda mixture, total: RenderedDraws(mixture, renderer, length, total),
+    )
+    return HeldOutDialogues(
+        draws,
+        chosen,
+        _batches_of(draws, renderer, stage, parts.model),
+        renderer,
+        (stage.per_device_batch_size, length),
+        left_out,
+    )
 
 
 def sft_worker(
@@ -152,16 +219,24 @@ def sft_worker(
         add_supervised_head(parts.model)
         if stage.data.packing:
             use_packed_attention(parts.model)
+        held_out = held_out_dialogues(config, stage, parts)
         model = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, config.seed)
         tracker = parts.tracker
+        if tracker is not None and isinstance(model, PeftModel):
+            adapted_layers(model).write(run.stage_dir(stage.name) / ADAPTERS)
         callbacks: list[TrainerCallback] = [StopAt(job.until or parts.steps)]
         if tracker is not None:
-            callbacks.append(TrackerCallback(tracker, stage.name, figures))
+            measured = (HELD_OUT_LOSS, HELD_OUT_LEFT_OUT) if held_out is not None else ()
+            callbacks.append(TrackerCallback(tracker, stage.name, (*figures, *measured)))
+        arguments = training_arguments(
+            config, stage, run.scratch(stage.name), parts.steps, resumed=resume is not None
+        )
         trainer = make_trainer(
             run=run,
             stage=stage,
+            held_out=held_out,
             model=model,
-            args=training_arguments(config, stage, run.scratch(stage.name), parts.steps),
+            args=arguments,
             data_collator=batches,
             train_dataset=draws,
             processing_class=parts.renderer.processor,

@@ -126,6 +126,22 @@ class StageTrainer(Trainer, ABC):
             )
         return self.optimizer
 
+    def measure_held_out(self) -> dict[str, float]:
+        """Return the figures of the held-out rows, each measured exactly once; every rank takes its share."""
+        raise NotImplementedError(f"{type(self).__name__} has no held-out rows")
+
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Measure the held-out rows, and log the figures."""
+        assert isinstance(self.model, nn.Module)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            metrics = self.measure_held_out()
+        self.log(dict(metrics))  # before training mode, in which TRL would add the training figures
+        self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def count(self, figure: str, number: int) -> None:
         """Add to a figure of the next row of metrics; every rank must add the same."""
         self._counts[figure] += number

@@ -32,7 +32,7 @@ def test_each_pair_is_seen_once_unless_told_otherwise():
     ("stage", "key", "reason"),
     [
         ({"max_steps": 3, "num_train_epochs": 1.0}, "max_steps", "either max_steps or num_train_epochs"),
-        ({"eval_steps": 3}, "eval_steps", "no held-out pairs"),
+        ({"eval_steps": 3}, "eval_steps", "no held-out rows"),
         ({"loss_type": "hinge"}, "loss_type", "sigmoid"),
         ({"lora": {"rank": 0}}, "lora.rank", "greater than or equal to 1"),
         ({"lora": {"r": 8}}, "lora.r", "unknown key"),

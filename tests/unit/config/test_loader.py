@@ -134,7 +134,7 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.learning_rate=.nan", "not nan"),
         ("stages.rl.learning_rate=.inf", "finite number"),
         ("model.freeze_merger=yes", "should be true or false, not 'yes' → write true or false"),
-        ("stages.sft.eval_dataset=x", "only dpo stages have it; known here: "),
+        ("stages.sft.beta=1", "only dpo stages have it; known here: "),
         ("rl.max_steps=5", "command line: rl: unknown key → did you mean stages.rl?"),
         ("stages.rl.markers_train.max_turns=5", "did you mean stages[1].tasks.markers_train?"),
         ("model.dtype=bf16", "did you mean bfloat16?"),

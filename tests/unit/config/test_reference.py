@@ -57,7 +57,7 @@ def test_every_key_has_a_page() -> None:
         ("evaluation.tasks.stages", "list of names (at least 1)", "[all]"),
         ("dataset.source.path", "text", "absent"),
         ("dataset.columns", "mapping of names to text or null", "absent"),
-        ("curation.steps.query.min_chars", "whole number ≥ 1", "4"),
+        ("curation.steps.query.min_chars", "whole number ≥ 1", "1"),
         ("curation.endpoints.base_url", "address", "absent"),
         ("curation.endpoints.<name>.endpoint.base_url", "address", "absent"),
     ],

@@ -1,11 +1,14 @@
 """Filters that need no model: what they drop, and that they drop nothing else."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from posttrain.config import ConfigError
@@ -16,7 +19,7 @@ from posttrain.curation.registry import FILTERS
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import load_taxonomy
 from posttrain.first_party import PLUGINS
-from posttrain.types import Block, ImageRef, Message, Sample, text_message
+from posttrain.types import Block, ImageRef, Message, Sample, VideoRef, text_message
 
 REPETITION = "rewards.builtin.repetition:repetition"
 MIXING = "rewards.builtin.language:language_mixing"
@@ -71,6 +74,100 @@ def test_queries() -> None:
     assert found == ["without content", "", "repeated", "", "too long", ""]
     found = reasons({"filter": "query", "require_ground_truth": True, "drop_repeated": False}, *rows)
     assert found == ["without content", *["nothing to verify by"] * 4, ""]
+
+
+QUERIES = (
+    *(
+        "OCR",
+        "翻译",
+        "要約",
+        "번역",
+        "ترجمة",
+        "हिंदी?",
+        "แปล",
+        "вод",
+        "Ω",
+        "é",
+        "²",
+        "٣",
+        "7",
+        "🇫🇷→🇩🇪",
+        "❓",
+        "ß",
+        "א",
+    ),
+)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_short_query_in_any_script_is_a_query(query: str) -> None:
+    assert reasons({"filter": "query"}, row(query=query, images=1)) == [""]
+
+
+@pytest.mark.parametrize(
+    "query", ["", " ", "?", "…", "。。。", "--", "_", "***", "\u200b", "\ufffd\ufffd", "\u0301", "$$"]
+)
+def test_marks_alone_are_no_query(query: str) -> None:
+    assert reasons({"filter": "query"}, row(query=query, images=1)) == ["without content"]
+
+
+def film(query: str, *shown: ImageRef | VideoRef) -> Sample:
+    blocks = [
+        Block("image", image=each) if isinstance(each, ImageRef) else Block("video", video=each)
+        for each in shown
+    ]
+    return Sample(
+        "x", (Message("user", (*blocks, Block("text", text=query))), text_message("assistant", "A."))
+    )
+
+
+SHOWN = st.lists(
+    st.one_of(
+        st.sampled_from("ab").map(lambda name: ImageRef(f"/{name}.png")),
+        st.builds(
+            VideoRef,
+            st.sampled_from([("/a.mp4",), ("/b.mp4",), ("/1.png", "/2.png"), ("/2.png", "/1.png")]),
+            start=st.sampled_from([0.0, 1.0]),
+            end=st.sampled_from([None, 9.0]),
+            fps=st.sampled_from([None, 1.0]),
+        ),
+    ),
+    max_size=2,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from(["What?", "what?  ", "Why?"]), SHOWN), max_size=5))
+def test_queries_are_repeated_if_all_that_is_shown_is_the_same(
+    asked: list[tuple[str, list[ImageRef | VideoRef]]],
+) -> None:
+    rows = [film(query, *shown) for query, shown in asked]
+    keys = [(query.strip().lower(), shown) for query, shown in asked]
+    expected = ["repeated" if key in keys[:place] else "" for place, key in enumerate(keys)]
+    assert reasons({"filter": "query"}, *rows) == expected
+
+
+@pytest.mark.parametrize("filters", [{"filter": "query"}, {"filter": "response"}, {"filter": "domain"}])
+def test_a_row_with_a_video_is_judged_as_one_with_an_image(filters: dict[str, Any]) -> None:
+    said = "The ball rolls down the slope and comes to rest at the wall."
+    shown = [
+        dataclasses.replace(
+            film("What happens here?", each),
+            messages=(*film("What happens here?", each).messages[:1], text_message("assistant", said)),
+        )
+        for each in (ImageRef("/a.png"), VideoRef(("/a.mp4",)))
+    ]
+    of_image, of_video = outcomes(filters, shown)
+    assert (of_image.reason, of_image.changes) == (of_video.reason, of_video.changes)
+    reward = {"filter": "reward", "reward": {"name": REPETITION}, "min": -0.5}
+    assert reasons(reward, *shown) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"), [("สามเหลี่ยม มุม ด้าน เท่ากัน", ""), ("the triangles are equal because", "incomplete")]
+)
+def test_scripts_without_full_stops_need_none(last: str, reason: str) -> None:
+    assert reasons({"filter": "response"}, row(f"{PROSE}\n{last}")) == [reason]
 
 
 @pytest.mark.parametrize(

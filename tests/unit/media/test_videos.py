@@ -64,9 +64,14 @@ def test_frames_are_ordered_as_people_number_them(clips: list[VideoRef], tmp_pat
     (of_list,) = read_frames(some, [1])
     assert np.array_equal(of_folder, of_list)
     assert video_hash(folder) != video_hash(some)
-    (tmp_path / "link.png").symlink_to(video_files(folder)[0])
-    with pytest.raises(VideoError, match="symbolic links"):
-        video_files(VideoRef((str(tmp_path),)))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for number in (2, 10):
+        (linked / f"{number}.png").symlink_to(video_files(folder)[number])
+    assert video_files(VideoRef((str(linked),))) == [video_files(folder)[number] for number in (2, 10)]
+    (linked / "11.png").symlink_to("/etc/passwd")
+    with pytest.raises(VideoError, match="it is a link to passwd"):
+        video_files(VideoRef((str(linked),)))
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".webm"])

@@ -1,6 +1,7 @@
 """Adapters: where they go, what their checkpoints hold, and that merging changes no answer."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from posttrain.config import LoraConfig
+from posttrain.config.lora_targets import part_of
 from posttrain.config.model import infer_family
 from posttrain.media.images import save_image
 from posttrain.models.export import export
 from posttrain.models.load import load_model
 from posttrain.models.lora import (
     LoraError,
+    adapted_layers,
     adapters_off,
     base_of,
     is_adapter,
+    linear_layers,
     load_merged,
     with_lora,
     write_merged,
@@ -29,6 +33,7 @@ from posttrain.models.model_card import ExportError
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
+from posttrain.run.record import AdaptersRecord
 from posttrain.types import Block, Message, text_message
 
 
@@ -96,31 +101,129 @@ def test_the_same_seed_gives_the_same_adapters(tiny_checkpoint):
     assert not torch.equal(states[0][name], states[2][name])
 
 
+QWEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each family."""
+    folder = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        build_tiny(family, folder / family, seed=0)
+    return {family: folder / family for family in FAMILIES}
+
+
+def adapted_parts(model: PeftModel) -> dict[str, set[str]]:
+    """The kinds of layers with adapters, by the part of the model that they are in."""
+    found: dict[str, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert ".lora_" in name
+            layer = name.partition(".lora_")[0]
+            found.setdefault(part_of(layer), set()).add(layer.rpartition(".")[2])
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize(
-    ("targets", "found"),
-    [(["q_proj"], "language_model"), (r".*visual\.blocks\..*\.qkv", "visual")],
+    ("targets", "kinds"),
+    [
+        (None, QWEN),
+        ("all-linear", QWEN),
+        ("All-Linear", QWEN),
+        (["all-linear"], QWEN),
+        (["q_proj"], {"q_proj"}),
+        (["self_attn.q_proj", "mlp.up_proj"], {"q_proj", "up_proj"}),
+        (["gate_proj", "up_proj", "down_proj"], {"gate_proj", "up_proj", "down_proj"}),
+        (["layers.0.mlp.down_proj"], {"down_proj"}),
+        (r".*language_model.*\.(q|v)_proj", {"q_proj", "v_proj"}),
+        (r"(?!.*visual)(?!lm_head).*", QWEN),
+        (r".*layers\.0\.self_attn\.o_proj", {"o_proj"}),
+    ],
 )
-def test_targets_are_names_in_the_language_model_or_an_expression_over_all(tiny_checkpoint, targets, found):
-    model = with_lora(
-        load_model(tiny_checkpoint, dtype="float32"), LoraConfig(rank=4, target_modules=targets), seed=0
+def test_the_language_model_alone_is_adapted(checkpoints, family, frozen, targets, kinds):
+    loaded = load_model(
+        checkpoints[family], dtype="float32", freeze_vision_tower=frozen, freeze_merger=frozen
     )
-    assert {found} == {
-        "visual" if "visual" in name else "language_model"
-        for name, p in model.named_parameters()
-        if p.requires_grad
+    model = with_lora(loaded, LoraConfig(rank=2, target_modules=targets), seed=0)
+    assert adapted_parts(model) == {"language model": kinds}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("targets", "part", "key"),
+    [
+        (r".*visual\.blocks\..*\.qkv", "vision tower", "freeze_vision_tower"),
+        (r".*\.(qkv|proj)", "vision tower", "freeze_vision_tower"),
+        (r".*(proj|qkv|fc1|fc2|linear_fc1|linear_fc2)", "vision tower", "freeze_vision_tower"),
+        (r".*merger.*", "merger", "freeze_merger"),
+        (r".*visual.*", "vision tower", "freeze_vision_tower"),
+    ],
+)
+def test_what_is_frozen_is_adapted_only_once_it_is_not(checkpoints, family, targets, part, key):
+    settings = LoraConfig(rank=2, target_modules=targets)
+    with pytest.raises(LoraError, match=rf"layers? of the {part}, .*set model\.{key}: false"):
+        with_lora(load_model(checkpoints[family], dtype="float32", freeze_merger=True), settings, seed=0)
+    thawed = load_model(checkpoints[family], dtype="float32", freeze_vision_tower=False, freeze_merger=False)
+    assert part in adapted_parts(with_lora(thawed, settings, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (["q_proj", "qkv"], r"no linear layer 'qkv'; it has down_proj, .*, q_proj.*The vision tower has"),
+        (["qkv", "proj"], "no linear layer 'qkv'"),
+        (["q_porj"], r"no linear layer 'q_porj'; it has .*did you mean q_proj\?"),
+        (["lm_head"], "no linear layer 'lm_head'"),
+        (["proj"], "no linear layer 'proj'"),
+        (["oj"], "no linear layer 'oj'"),
+        (["embed_tokens"], "no linear layer 'embed_tokens'"),
+        ([""], "no linear layer ''"),
+        (r".*(q_proj|lm_head)", "finds the head"),
+        (r".*", "finds the head"),
+        (r".*\.qproj", "finds no linear layer; a whole name is model"),
+        (r".*embed_tokens", "finds no linear layer"),
+        ("dummy-target.modules", "finds no linear layer"),
+    ],
+)
+def test_a_target_that_is_not_there_is_refused(tiny_checkpoint, targets, reason):
+    with pytest.raises(LoraError, match=reason):
+        with_lora(load_model(tiny_checkpoint, dtype="float32"), LoraConfig(target_modules=targets), seed=0)
+
+
+@pytest.mark.parametrize("kept", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("targets", [r".*layers\.{}\..*proj", r".*visual\.blocks\.{}\..*(qkv|proj)"])
+def test_an_expression_finds_just_what_it_says(tiny_checkpoint, kept, targets):
+    loaded = load_model(tiny_checkpoint, dtype="float32", freeze_vision_tower=False)
+    linear = linear_layers(loaded)
+    expression = targets.format(f"({'|'.join(map(str, kept))})")
+    expected = {name for name in linear if re.fullmatch(expression, name)}
+    model = with_lora(loaded, LoraConfig(rank=2, target_modules=expression), seed=0)
+    found = {
+        name.partition(".lora_")[0].removeprefix("base_model.model.")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
+    assert found == expected != set()
 
 
-def test_a_target_that_is_not_there_is_refused(tiny_checkpoint):
-    settings = LoraConfig(target_modules=["q_proj", "qkv"])
-    with pytest.raises(LoraError, match=r"no linear layer 'qkv'; it has down_proj, .*, q_proj"):
-        with_lora(load_model(tiny_checkpoint, dtype="float32"), settings, seed=0)
-
-
-def test_the_head_is_not_adapted(tiny_checkpoint):
-    settings = LoraConfig(target_modules=r".*(q_proj|lm_head)")
-    with pytest.raises(LoraError, match="finds the head"):
-        with_lora(load_model(tiny_checkpoint, dtype="float32"), settings, seed=0)
+def test_what_is_adapted_is_told(checkpoints, tmp_path):
+    model = with_lora(load_model(checkpoints["qwen3_vl"], dtype="float32"), LoraConfig(rank=2), seed=0)
+    record = adapted_layers(model)
+    layers = model.config.text_config.num_hidden_layers
+    assert record.layers == {"language model": dict.fromkeys(sorted(QWEN), layers)}
+    assert record.parameters == sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    assert record.text == (
+        f"adapters of {record.parameters:,} parameters on {7 * layers} layers of 7 kinds in the language"
+        f" model ({layers} each of {', '.join(sorted(QWEN))}); vision tower and merger stay as they are"
+    )
+    record.write(tmp_path / "adapters.json")
+    assert AdaptersRecord.read(tmp_path / "adapters.json") == record
+    for broken in ("", "[]", '{"layers": 3}', '{"layers": {"a": {"b": "c"}}, "parameters": "x"}'):
+        (tmp_path / "adapters.json").write_text(broken)
+        AdaptersRecord.read(tmp_path / "adapters.json")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])

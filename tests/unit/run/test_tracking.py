@@ -14,6 +14,7 @@ import pytest
 
 from posttrain.files.durable import DiskFull
 from posttrain.run.directory import RunDir
+from posttrain.run.record import ADAPTERS, AdaptersRecord
 from posttrain.run.tracking import Console, Tracker, TrackerError, showing_progress
 
 
@@ -228,3 +229,15 @@ with Tracker(RunDir(Path(sys.argv[1])), ["trackio"]) as tracker:
         check=True,
     )
     assert list((run.path / "trackio").glob("posttrain*.db"))
+
+
+def test_what_a_stage_adapts_is_shown_once(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path / "sft").mkdir()
+    record = AdaptersRecord({"language model": {"q_proj": 28, "v_proj": 28}}, 1234)
+    with showing_progress(run, "sft", total_steps=4):
+        record.write(run.path / "sft" / ADAPTERS)
+    told = "sft: adapters of 1,234 parameters on 56 layers of 2 kinds in the language model"
+    assert capsys.readouterr().err.count(told) == 1
+    with showing_progress(run, "sft", total_steps=4):
+        pass  # nothing new was written
+    assert told not in capsys.readouterr().err

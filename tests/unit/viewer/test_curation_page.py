@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from posttrain.types import VideoRef
 from posttrain.viewer import ReportError
 from posttrain.viewer.curation_page import PER_REASON, PER_STEP, write_curation_page
 
@@ -71,3 +73,16 @@ def test_rows_cannot_act_on_the_page(directory: Path) -> None:
 def test_only_a_finished_curation_has_a_page(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="no finished curation"):
         write_curation_page(tmp_path)
+
+
+def test_a_film_is_shown_by_its_first_frame(directory: Path, make_video: Callable[..., VideoRef]) -> None:
+    film = make_video(directory / "film.mp4", 12).paths[0]
+    videos = [{"type": "video", "video": film}, {"type": "video", "video": film, "start": 0.5}]
+    turns = [{"role": "user", "content": [*videos, {"type": "text", "text": "What moves?"}]}]
+    gone = [{"role": "user", "content": [{"type": "video", "video": "gone.mp4"}]}]
+    rows = [row("film", "", messages=turns), row("gone", "", messages=gone)]
+    (directory / "dropped.jsonl").write_text("")
+    (directory / "kept.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    page = write_curation_page(directory).read_text("utf-8")
+    assert page.count("data:image/") == len(videos)
+    assert "gone.mp4" in page
