@@ -79,8 +79,7 @@ class Draws(ABC, Generic[T]):
         """Render the sample of a draw; return it, and how many were left out before it.
 
         Raises:
-            DataError: If REPLACEMENTS samples in a row are too long.
-            RenderError: If a sample cannot be shown to the model.
+            DataError: If REPLACEMENTS samples in a row are too long, or one cannot be shown to the model.
         """
         dataset, row = self._mixture.index(draw)
         left_out = 0
@@ -113,7 +112,12 @@ class Draws(ABC, Generic[T]):
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        rendered = self._show(dataset, self._mixture.datasets[dataset][row])
+        rows = self._mixture.datasets[dataset]
+        sample = rows[row]
+        try:
+            rendered = self._show(dataset, sample)
+        except ValueError as error:
+            raise DataError(f"dataset {dataset}: {rows.place_of(row)}: {error}") from error
         self._kept[key] = rendered
         self._tokens_kept += len(rendered.token_ids)
         while self._tokens_kept > TOKENS_KEPT and len(self._kept) > 1:

@@ -29,6 +29,7 @@ from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows, prepare
 from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.rendering.row_checks import RenderCheck
 from posttrain.rendering.tools import tool_specs
 from posttrain.run.directory import RunDir
 from posttrain.run.metric_names import (
@@ -345,7 +346,8 @@ def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> He
     """
     if stage.eval_dataset is None:
         return {}
-    mixture = open_mixture({stage.eval_dataset: 1.0}, config.seed, config.base_dir, use="pairs")
+    check = RenderCheck(renderer, "pairs")
+    mixture = open_mixture({stage.eval_dataset: 1.0}, config.seed, config.base_dir, use="pairs", check=check)
     pairs = RenderedPairs(mixture, renderer, stage.data.max_length, len(mixture))
     draws = [draw for draw in range(len(mixture)) if pairs.fits(draw)]
     if not draws:

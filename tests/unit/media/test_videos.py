@@ -126,7 +126,7 @@ HOSTILE: dict[str, Callable[[Path, MakeVideo], VideoRef]] = {
     "remove frame_rate": lambda folder, make: VideoRef(make(folder / "a.mp4").paths, frame_rate=2.0),
     "more than the 100 allowed": lambda folder, make: make(folder / "a.mp4", 101, (32, 32)),
     "pixels allowed": lambda folder, make: make(folder / "a.mp4", 2, (1024, 1040)),
-    "a frame is 40×41, and others 40×40": lambda folder, make: pictures(folder, 40, 41),
+    "41.png is 40×41, the others 40×40": lambda folder, make: pictures(folder, 40, 41),
     "none of PNG": lambda folder, make: VideoRef(written(folder / "a.png", b"no picture").paths * 2),
     "has no .png": lambda folder, make: VideoRef((str(folder),)),
 }
