@@ -22,6 +22,8 @@ def examine_whole_datasets(look: Examination) -> None:
         for use in uses.values()
         if configs[use.name].source.path is not None and missing_variable(configs[use.name]) is None
     ]
+    if renderer is not None and here and not _is_loadable(look, renderer):
+        return
     for use in here:
         _examine_rows(look, use, renderer)
     made = [name for name, config in configs.items() if config.source.path is None]
@@ -34,6 +36,15 @@ def examine_whole_datasets(look: Examination) -> None:
             "the run makes it itself" if model.name_or_path is None else f"{model.name_or_path} is not here"
         )
         look.note(f"whether rows can be shown to the model is seen when a stage starts: {what}")
+
+
+def _is_loadable(look: Examination, renderer: KnownRenderer) -> bool:
+    """Look whether tokenizer, processor and chat template of the model can be used."""
+    try:
+        return bool(renderer.identity)
+    except (OSError, ValueError) as error:  # transformers raises both
+        look.problem(("model", "name_or_path"), f"the model's tokenizer or processor cannot be used: {error}")
+        return False
 
 
 def _examine_rows(look: Examination, use: DatasetUse, renderer: KnownRenderer | None) -> None:

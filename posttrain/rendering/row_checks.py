@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _RULES = 1
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+#: Videos whose headers are not read again.
+PLANS_KEPT = 1024
 #: Largest file of a checkpoint's directory that may be a part of its tokenizer, processor or template.
 _MAX_FILE_BYTES = 64 << 20
 _SUFFIXES = (".json", ".jinja", ".txt", ".model")
@@ -143,6 +145,8 @@ class RenderCheck:
             use: What the rows are used for; None judges each row by all that it holds.
         """
         self._renderer, self._use = renderer, use
+        # Rows on one video often follow each other.
+        self._plan = functools.lru_cache(PLANS_KEPT)(self._look_at_video)
 
     @property
     def identity(self) -> str:
@@ -169,7 +173,11 @@ class RenderCheck:
                 raise ValueError("the prompt is rendered otherwise where an answer follows it")
             videos |= dict.fromkeys(video for message in messages for video in message.videos)
         for video in videos:
-            self._renderer.videos.plan(video)
+            self._plan(video)
+
+    def _look_at_video(self, video: VideoRef) -> None:
+        """Raise VideoError if a video cannot be shown."""
+        self._renderer.videos.plan(video)
 
     def _dialogues(self, sample: Sample) -> Iterator[tuple[Sequence[Message], bool]]:
         """Yield what is rendered of a sample, and for each whether it is a prompt."""
