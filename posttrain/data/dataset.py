@@ -127,10 +127,6 @@ class Dataset:
         other.identity = f"{self.identity}/{hashlib.sha256(str(lost).encode()).hexdigest()}"
         return other
 
-    def place_of(self, index: int) -> str:
-        """Return where the row at `index` of the good ones came from, as `file:line`."""
-        return self.place(int(self._index.lines[int(self._rows[index])]))
-
     @functools.cached_property
     def broken(self) -> list[BrokenRow]:
         """The rows set aside, with place and reason: first those that could not be rewritten."""

@@ -85,7 +85,6 @@ def test_rows_count_in_the_share_and_are_named(check: RenderCheck, tmp_path: Pat
     opened = load_samples(config, tmp_path, use="dialogues", check=check)
     assert len(opened) == 60
     assert [row.place for row in opened.broken] == [f"{tmp_path}/rows.jsonl:61"]
-    assert opened.place_of(3) == f"{tmp_path}/rows.jsonl:4"
     name = str(tmp_path / "rows.yaml")
     mixture = open_mixture({name: 1.0}, 0, tmp_path, use="dialogues", check=check)
     assert len(mixture) == 60
