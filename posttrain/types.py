@@ -4,7 +4,6 @@ This module imports only the standard library, so that reward and tool plugins c
 loading torch. Everything here is plain data that survives a round trip through JSON.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -209,15 +208,21 @@ class ToolSpec:
         name: The name by which the model calls it.
         description: What it does.
         parameters: JSON schema of its arguments, an object schema.
+        written: The whole `{"type": "function", …}` as a dataset's row has it, where that says more or has
+            its keys in another order; else None.
     """
 
     name: str
     description: str
     parameters: dict[str, Any]
+    written: Mapping[str, Any] | None = None
 
     def as_openai(self) -> dict[str, object]:
         """Return the `{"type": "function", …}` form that Qwen's chat templates expect."""
-        return {"type": "function", "function": dataclasses.asdict(self)}
+        if self.written is not None:
+            return dict(self.written)
+        described = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": described}
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,15 @@ def load_checked(document: Document, about_to_run: bool, cards: Cards | None = N
         ConfigError: With every problem found.
     """
     from posttrain.first_party import PLUGINS
-    from posttrain.preflight.examination import examine
+    from posttrain.preflight.examination import examine, examine_data
 
     config = build_run(document)
     findings = examine(config, document, PLUGINS, cards)
     problems = findings.problems + (findings.missing_here if about_to_run else [])
+    if not problems and not about_to_run:  # a run looks at the rows itself
+        whole = examine_data(config, document, PLUGINS)
+        problems = whole.problems
+        findings.notes += whole.notes
     if problems:
         raise ConfigError(problems)
     rows = [*batch_arithmetic(config), *findings.memory]

@@ -14,7 +14,8 @@ from posttrain.data.cache import cached_folder, default_cache
 
 INSPECT = """\
 Writes an HTML page with samples token by token, what is learned from them, their images, how long they are,
-and which rows are broken.
+and which rows are broken: those that cannot be read, or cannot be shown to the model. Every row is looked at.
+The exit code is 1 if more are broken than the dataset's max_bad_share, so that no run would start with it.
 
 examples:
   posttrain data inspect markers_zoom
@@ -92,17 +93,19 @@ def inspect_command(options: argparse.Namespace) -> int:
     from posttrain.data.sources import load_samples
     from posttrain.rendering.inspection import inspect_dataset
     from posttrain.rendering.rendering import Renderer
+    from posttrain.rendering.row_checks import RenderCheck
     from posttrain.viewer.dataset_page import write_dataset_page
 
     config = load_dataset_config(options.dataset)
-    dataset = load_samples(config, Path(), max_bad_share=1.0)
     model = options.model or "a tiny Qwen3-VL (--model names another)"
     checkpoint = Path(options.model).expanduser() if options.model else _tiny_checkpoint()
     name = str(checkpoint.absolute()) if checkpoint.is_dir() else options.model
     renderer = Renderer.from_config(name, ModelConfig(name_or_path=name))
+    dataset = load_samples(config, Path(), max_bad_share=1.0, check=RenderCheck(renderer, None))
     found = inspect_dataset(config.name, dataset, model, renderer, options.num_samples, options.measure)
     print(write_dataset_page(found, options.output or Path(f"{config.name}.html")))
-    return 0
+    print(found.summary())
+    return 1 if len(found.broken) > config.max_bad_share * (found.rows + len(found.broken)) else 0
 
 
 def convert_command(options: argparse.Namespace) -> int:

@@ -159,7 +159,10 @@ class DistillationStage(SupervisedStage):
 
     def datasets(self) -> list[DatasetUse]:
         """List the prompts of the mixture."""
-        refused: dict[Content, str] = {}
+        refused: dict[Content, str] = {
+            "videos": "teachers are shown texts and images; filter the dataset by"
+            " `{column: videos, max_length: 0}`"
+        }
         if self.text_only:
             refused["images"] = (
                 "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, or set "

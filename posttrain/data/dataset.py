@@ -1,8 +1,10 @@
 """The rows of a file that was checked: good ones parsed when asked for, broken ones with their reasons."""
 
+import copy
 import functools
+import hashlib
 import itertools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,7 @@ class Dataset:
         use: What the rows are used for.
         fingerprint: SHA-256 of the file, and of the images and videos that it names.
         filtered: Number of rows that the dataset's filters removed.
+        identity: Differs between datasets of one use that have other rows.
 
     Example:
         dataset = Dataset(check_rows(Path("train.jsonl")))
@@ -75,6 +78,8 @@ class Dataset:
         self._places = places
         self._left_out = left_out
         self._version = index.stamp[:2]
+        self._unrenderable: dict[int, str] = {}
+        self.identity = index.fingerprint
         good = index.uses & use_bit(use) != 0
         self._rows: Sequence[int] | np.ndarray = (
             range(len(index)) if good.all() else np.flatnonzero(good).astype(np.uint32)
@@ -106,10 +111,26 @@ class Dataset:
         except (DataError, ImageError, VideoError) as error:
             raise DataError(f"{self.place(line)}: {error}") from None
 
+    def without(self, reasons: Mapping[int, str]) -> "Dataset":
+        """Return the dataset without some of its good rows, which are broken after all.
+
+        Args:
+            reasons: Why, by the rows' places among the good ones.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("broken", None)
+        lost = sorted(reasons)
+        rows = np.asarray(self._rows, dtype=np.uint32)
+        lines = self._index.lines[rows[lost]].tolist()
+        other._rows = np.delete(rows, lost)
+        other._unrenderable = dict(zip(lines, (reasons[index] for index in lost), strict=True))
+        other.identity = f"{self.identity}/{hashlib.sha256(str(lost).encode()).hexdigest()}"
+        return other
+
     @functools.cached_property
     def broken(self) -> list[BrokenRow]:
         """The rows set aside, with place and reason: first those that could not be rewritten."""
-        reasons = self._index.broken_for(self.use)
+        reasons = dict(sorted((self._index.broken_for(self.use) | self._unrenderable).items()))
         places = _lines(self._places, reasons.keys())
         found = (
             BrokenRow(places.get(line, f"{self.path}:{line}"), reason) for line, reason in reasons.items()

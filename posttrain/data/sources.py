@@ -19,6 +19,7 @@ from posttrain.data.formats import DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
+from posttrain.data.renderable import RowCheck, without_unrenderable
 from posttrain.data.row_index import RowIndex
 from posttrain.data.sealing import sealed_index
 from posttrain.files.durable import DiskFull, sync
@@ -40,6 +41,7 @@ def load_samples(
     max_bad_share: float | None = None,
     use: Use = "prompts",
     look_again: bool = True,
+    check: RowCheck | None = None,
 ) -> Dataset:
     """Open a dataset; the first process generates or rewrites it where that is needed, and checks it.
 
@@ -52,6 +54,7 @@ def load_samples(
         use: What its rows are used for (see `Dataset`).
         look_again: Whether to look, once a process, if images changed or broken rows were repaired since the
             check; workers leave that to the process that starts them.
+        check: Tells which rows a model can be shown; the others are broken.
 
     Raises:
         DataError: If the data cannot be found, generated or read, or too much of it is broken.
@@ -72,6 +75,8 @@ def load_samples(
             opened = _opened(_located(locate(config, base_dir), cache, look_again), use)
         except DataError as error:
             raise DataError(f"dataset {config.name}: {error}") from error.__cause__
+    if check is not None:
+        opened = without_unrenderable(opened, check, cache)
     _judge(config.name, opened, config.max_bad_share if max_bad_share is None else max_bad_share)
     return opened
 
@@ -84,6 +89,7 @@ def open_mixture(
     counter: TokenCounter | None = None,
     replaced: Mapping[str, DatasetConfig] = MappingProxyType({}),
     use: Use = "prompts",
+    check: RowCheck | None = None,
 ) -> Mixture:
     """Open a mixture of datasets by name, as workers do; raises as `load_samples` and `Mixture` do.
 
@@ -95,9 +101,12 @@ def open_mixture(
         counter: Counts the tokens of a sample, so that the shares are of tokens.
         replaced: Datasets to open in place of those that a name stands for.
         use: What the rows are used for (see `Dataset`).
+        check: Tells which rows a model can be shown; the others are broken.
     """
     datasets = {
-        name: load_samples(replaced.get(name, name), base_dir, cache_dir, use=use, look_again=False)
+        name: load_samples(
+            replaced.get(name, name), base_dir, cache_dir, use=use, look_again=False, check=check
+        )
         for name in weights
     }
     lengths = None if counter is None else row_lengths(datasets, counter, cache_dir)
@@ -110,7 +119,7 @@ def row_lengths(
     """Return the tokens of every row, by dataset; they are counted once (see `token_lengths`)."""
     cache = cache_dir or default_cache()
     return {
-        name: token_lengths(dataset, f"{dataset.fingerprint}/{dataset.use}", counter, cache)
+        name: token_lengths(dataset, f"{dataset.identity}/{dataset.use}", counter, cache)
         for name, dataset in datasets.items()
     }
 

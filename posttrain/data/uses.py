@@ -1,14 +1,16 @@
 """What a row must have and must not hold for what it is used for."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
 from posttrain.config.data import Use
 from posttrain.config.stage import Content
-from posttrain.types import Sample
+from posttrain.types import Message, Sample
 
 #: What a row lacks that is whole and yet cannot be used so.
 MISFITS: Mapping[Use, str] = {
-    "episodes": "the prompt shows a video; rollouts and evaluations show texts and images only",
+    "episodes": "the prompt shows a video, or holds its answer already; rollouts and evaluations show texts"
+    " and images only, after which the model answers",
     "dialogues": "the dialogue has no assistant message to learn from",
     "pairs": 'a preference pair needs both "chosen" and "rejected"',
 }
@@ -21,7 +23,19 @@ def fits(sample: Sample, use: Use) -> bool:
         return bool(sample.chosen)
     if use == "dialogues":
         return any(message.role == "assistant" for message in sample.messages)
-    return use != "episodes" or not any(message.videos for message in sample.messages)
+    if use == "episodes":
+        shows_video = any(message.videos for message in sample.messages)
+        return not shows_video and sample.messages[-1].role in ("user", "tool")
+    return True
+
+
+def prompt_of(sample: Sample) -> tuple[Message, ...]:
+    """Cut a row's dialogue after its last user or tool turn; earlier assistant turns are not learned."""
+    last = max(place for place, each in enumerate(sample.messages) if each.role in ("user", "tool"))
+    return tuple(
+        dataclasses.replace(message, train=False) if message.role == "assistant" else message
+        for message in sample.messages[: last + 1]
+    )
 
 
 def refusal(sample: Sample, refused: Mapping[Content, str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from posttrain.config import EvalTask, RunConfig
+from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.statistics import wilson_interval
 from posttrain.inference.engine import stable_seed
@@ -30,7 +31,13 @@ class EvaluationError(RuntimeError):
 
 
 def evaluate_task(
-    pool: RolloutPool, config: RunConfig, task: EvalTask, run: RunDir, stage: str, step: int
+    pool: RolloutPool,
+    config: RunConfig,
+    task: EvalTask,
+    run: RunDir,
+    stage: str,
+    step: int,
+    check: RowCheck | None = None,
 ) -> EvaluationRow:
     """Run a task's first `num_samples` samples, one episode each, and record the result.
 
@@ -44,6 +51,7 @@ def evaluate_task(
         run: Where the row of `evaluation.jsonl` and the trajectories go.
         stage: Name of the stage that made the checkpoint.
         step: At which it was made.
+        check: Tells which prompts the checkpoint can be shown.
 
     Returns:
         The row, whose metrics are the means of every reward, of tool calls and of tokens.
@@ -53,7 +61,7 @@ def evaluate_task(
             Or if no prompt leaves room for an answer.
     """
     begun = time.perf_counter()
-    samples = load_samples(task.data, config.base_dir, use="episodes")
+    samples = load_samples(task.data, config.base_dir, use="episodes", check=check)
     count = min(task.num_samples, len(samples))
     groups = [
         GroupJob(i, task.name, samples[i], size=1, seed=stable_seed(config.seed, "evaluation", task.name, i))

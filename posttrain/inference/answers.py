@@ -9,7 +9,8 @@ from posttrain.inference.images import PROMPTS_AHEAD, engine_images
 from posttrain.media.images import ImageError
 from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
-from posttrain.rendering.rendering import Rendered, Renderer, RenderError
+from posttrain.rendering.rendered import Rendered, RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Message, ToolSpec
 
 

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from posttrain.types import ImageRef
 
@@ -61,20 +61,27 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _to_rgb(image)
 
 
-def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+def check_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Check that `open_image` will succeed, at a fraction of its cost.
 
     A PNG's checksums are verified without unpacking it, and a JPEG is decoded at an eighth of its size.
+
+    Returns:
+        The (width, height) that the image will have.
 
     Raises:
         ImageError: If the file is missing, of another format, damaged, or of an unusable size.
     """
     with _header(path, max_pixels) as image:
+        width, height = image.size
+        if _is_turned(image):
+            width, height = height, width
         if image.format == "PNG":
             image.verify()
         else:
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
+        return width, height
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -165,6 +172,15 @@ def _header(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:
         # Decoders of damaged files raise whatever they like: SyntaxError, struct.error, IndexError…
         raise ImageError(f"image {str(path)[-200:]!r} cannot be used: {_reason(error)}") from error
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Tell whether an image's EXIF turns it by 90°, where that stands in the header."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # to look for it behind the pixels would decode them
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the orientation
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,15 +133,17 @@ def read_frames(ref: VideoRef, numbers: Sequence[int]) -> Iterator[np.ndarray]:
 def check_video(ref: VideoRef) -> None:
     """Check that `read_frames` will succeed, at a fraction of its cost, by the first and the last frame.
 
+    Of a series of pictures all are looked at.
+
     Raises:
-        VideoError: If the header or one of these frames cannot be read.
+        VideoError: If the header or one of these frames cannot be read, or pictures are of different sizes.
     """
     info = video_info(ref)
     with _explained(ref):
         files = _frame_files(ref)
         if files is not None:
-            for number in info.frames:
-                check_image(files[number], MAX_FRAME_PIXELS)
+            shown = [files[number] for number in info.frames]
+            _check_sizes(shown, [check_image(file, MAX_FRAME_PIXELS) for file in shown])
             return
         with _capture(ref) as capture:
             if not capture.grab():
@@ -189,6 +192,18 @@ def _frame_files(ref: VideoRef) -> list[str] | None:
         raise VideoError(f"the folder has no {', '.join(FRAME_SUFFIXES)} files")
     ordered = sorted(found, key=lambda entry: _natural(entry.name))
     return [str(follow(Path(each), FRAME_SUFFIXES)) if each.is_symlink() else each.path for each in ordered]
+
+
+def _check_sizes(files: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse pictures of different sizes, naming one that is not as most of them are."""
+    [(usual, _), *others] = Counter(sizes).most_common()
+    if others:
+        place = next(place for place, size in enumerate(sizes) if size != usual)
+        path, (width, height) = Path(files[place]), sizes[place]
+        raise VideoError(
+            f"frame {path.parent.name}/{path.name} is {width}×{height}, the others {usual[0]}×{usual[1]};"
+            " bring all frames to one size"
+        )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -100,7 +100,7 @@ def examine_rows(look: Examination, dataset: Dataset, use: DatasetUse) -> None:
         look.problem(use.key, str(error))
         return
     is_whole = len(found) < FIRST_ROWS
-    good, faults = _judge(found, use)
+    good, faults = _judge(look, found, use)
     total = len(good) + len(faults)
     if is_whole and not total:
         removed = f"; the filters remove all {len(found)}" if found else ""
@@ -108,7 +108,7 @@ def examine_rows(look: Examination, dataset: Dataset, use: DatasetUse) -> None:
     elif _too_many(dataset, good, faults, is_whole):
         remedy = f"correct or remove it; {len(faults)} of the first {total} rows cannot be used"
         look.problem(use.key, faults[0], remedy)
-    elif reason := next(filter(None, (_refusal(look, use, row) for row in good)), ""):
+    elif reason := next(filter(None, (_refusal(use, row) for row in good)), ""):
         look.problem(use.key, reason)
     elif use.taken and (count := _count(dataset, len(good), is_whole, use.taken)) < use.taken:
         look.problem(use.key, too_few_rows(use.taken_by, use.name, use.taken, count))
@@ -125,7 +125,7 @@ def _too_many(dataset: Dataset, good: Sequence[FirstRow], faults: Sequence[str],
     return not enough or _count(dataset, len(good), is_whole, enough) < enough
 
 
-def _judge(found: Sequence[FirstRow], use: DatasetUse) -> tuple[list[FirstRow], list[str]]:
+def _judge(look: Examination, found: Sequence[FirstRow], use: DatasetUse) -> tuple[list[FirstRow], list[str]]:
     """Divide rows into those that a run would use, and the faults of those that it would leave out."""
     good: list[FirstRow] = []
     faults: list[str] = []
@@ -136,6 +136,8 @@ def _judge(found: Sequence[FirstRow], use: DatasetUse) -> tuple[list[FirstRow], 
             reason = repeated_id(row.sample.id)
         elif row.sample is not None and not fits(row.sample, use.use):
             reason = MISFITS[use.use]
+        elif row.sample is not None:
+            reason = _unknown_tool(look, use, row.sample)
         if reason:
             faults.append(f"{row.place}: {reason}")
         elif row.sample is not None:
@@ -144,20 +146,21 @@ def _judge(found: Sequence[FirstRow], use: DatasetUse) -> tuple[list[FirstRow], 
     return good, faults
 
 
-def _refusal(look: Examination, use: DatasetUse, row: FirstRow) -> str:
-    """Return why a whole row stops the stage that uses it; "" if it does not.
-
-    Tools that a row names are looked up when it is rendered; those of an episode are its task's.
-    """
-    assert row.sample is not None
-    if reason := refusal(row.sample, use.refused):
-        return f"{row.place}: {reason}"
-    names = [tool for tool in row.sample.tools if isinstance(tool, str)]
+def _unknown_tool(look: Examination, use: DatasetUse, sample: Sample) -> str:
+    """Return why a tool that a row names cannot be found; "" if all can. Episodes have their task's tools."""
+    names = [tool for tool in sample.tools if isinstance(tool, str)]
     try:
         look.plugins.load_tools([{"name": name} for name in names if use.use != "episodes"])
     except ValueError as error:
-        return f"{row.place}: {error}"
+        return str(error)
     return ""
+
+
+def _refusal(use: DatasetUse, row: FirstRow) -> str:
+    """Return why a whole row stops the stage that uses it; "" if it does not."""
+    assert row.sample is not None
+    reason = refusal(row.sample, use.refused)
+    return f"{row.place}: {reason}" if reason else ""
 
 
 def _count(dataset: Dataset, good: int, is_whole: bool, most: int) -> int:

@@ -1,6 +1,7 @@
 """What can be known to fail before a run starts: missing files, plugins that do not load, wrong golds.
 
-Nothing is started and neither torch nor OpenCV is loaded, so `posttrain validate` answers at once. Each other
+Nothing is started. `examine` loads neither torch nor OpenCV and answers at once; `examine_data` goes through
+whole datasets, and answers at once where that has been done before. Each other
 module of this package looks at one concern; what a stage needs is asked of the stage, so that none of them
 knows the kinds of stages.
 """
@@ -15,7 +16,9 @@ from posttrain.preflight.devices import examine_devices
 from posttrain.preflight.findings import Examination, Findings
 from posttrain.preflight.machine import examine_machine
 from posttrain.preflight.models import examine_models
+from posttrain.preflight.pixels import examine_pixels
 from posttrain.preflight.tasks import examine_golds, load_rewards, load_tools
+from posttrain.preflight.whole_datasets import examine_whole_datasets
 
 
 def examine(config: RunConfig, document: Document, plugins: Plugins, cards: Cards | None = None) -> Findings:
@@ -55,4 +58,18 @@ def examine(config: RunConfig, document: Document, plugins: Plugins, cards: Card
         look.note(f"gold answers are not tried here of what is generated when the run starts: {names}")
     examine_models(look)
     examine_adapters(look)
+    examine_pixels(look)
+    return look.findings
+
+
+def examine_data(config: RunConfig, document: Document, plugins: Plugins) -> Findings:
+    """Look at every row of the datasets that are here; only for runs in which `examine` found no problem.
+
+    Args:
+        config: The run.
+        document: What it was built from.
+        plugins: Load its tools.
+    """
+    look = Examination(config, document, plugins)
+    examine_whole_datasets(look)
     return look.findings

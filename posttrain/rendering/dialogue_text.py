@@ -6,18 +6,18 @@ written down here a second time.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jinja2 import TemplateError
 
-from posttrain.rendering.chat_templates import check_text_kept
+from posttrain.rendering.chat_templates import check_text_kept, without_earlier_thinking
 from posttrain.rendering.processors import TemplateProcessor, TextTokenizer
 from posttrain.rendering.rendered import RenderError
 from posttrain.types import Message, ModelFamily, ToolSpec, text_message
 
-#: Control tokens that are part of the text of a family's assistant turns; all others are refused. Markup such
-#: as `<tool_call>` and `<think>` is ordinary vocabulary to the tokenizer and always allowed.
-ASSISTANT_TOKENS: dict[ModelFamily, frozenset[str]] = {
+#: Control tokens that a family writes and reads as text, such as those around boxes; all others are refused.
+#: Markup such as `<tool_call>` and `<think>` is ordinary vocabulary to the tokenizer and always allowed.
+WRITTEN_TOKENS: dict[ModelFamily, frozenset[str]] = {
     "qwen2_vl": frozenset(
         f"<|{name}_{side}|>" for name in ("object_ref", "box", "quad") for side in ("start", "end")
     ),
@@ -39,15 +39,23 @@ class DialogueText:
     """
 
     def __init__(
-        self, template: TemplateProcessor, tokenizer: TextTokenizer, family: ModelFamily, end_token_id: int
+        self,
+        template: TemplateProcessor,
+        tokenizer: TextTokenizer,
+        family: ModelFamily,
+        end_token_id: int,
+        placeholders: Mapping[str, str],
+        strips_thinking: bool = False,
     ) -> None:
         """Learn the format.
 
         Args:
             template: Applies the chat template.
             tokenizer: The checkpoint's tokenizer.
-            family: The model family, which decides which control tokens an assistant turn may contain.
+            family: The model family, which decides which control tokens a text may contain.
             end_token_id: The token that ends a turn.
+            placeholders: The tokens in whose place an `image` and a `video` are shown; {} of a text model.
+            strips_thinking: Whether thinking before the last user message is removed.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
@@ -55,11 +63,13 @@ class DialogueText:
         self._template = template
         self._family: ModelFamily = family
         self._end_token = tokenizer.convert_ids_to_tokens(end_token_id)
+        self._placeholders = placeholders
+        self._strips_thinking = strips_thinking
         self._learn_control_tokens(tokenizer)
         self._learn_template()
 
-    def parts(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool
+    def write(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
     ) -> list[tuple[str, bool]]:
         """Write a dialogue.
 
@@ -72,8 +82,13 @@ class DialogueText:
             The parts of the text, and for each whether it is learned from.
 
         Raises:
-            RenderError: If the template rewrites or drops a text.
+            RenderError: If a text contains control tokens, or the template cannot express the dialogue.
         """
+        if not messages:
+            raise RenderError("the dialogue has no messages")
+        self._check(messages, tools)
+        if self._strips_thinking:
+            messages = without_earlier_thinking(messages)
         text = self._apply_template(messages, tools, add_generation_prompt)
         pieces = self._assistant_turn.split(text)
         turns = [message for message in messages if message.role == "assistant"]
@@ -83,22 +98,25 @@ class DialogueText:
                 " <think> blocks); training needs a template that keeps them (posttrain/rendering/templates)"
             )
         check_text_kept(text, messages)
+        self._check_placeholders(text, messages)
         return self._supervise(pieces, turns)
 
     def reply(self, message: Message) -> str:
         """Write what follows an assistant's end-of-turn token: a reply, and the header of the next turn.
 
         Raises:
-            RenderError: If the template cannot express it.
+            RenderError: If it contains control tokens, or the template cannot express it.
         """
+        self._check([message])
         text = self._apply_template([*_PROBE, message], (), add_generation_prompt=True)
         if message.role not in ("tool", "user") or not text.startswith(self._probe_text):
             raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
         text = text.removeprefix(self._probe_text)
         check_text_kept(text, [message])
+        self._check_placeholders(text, [message])
         return text
 
-    def check(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
+    def _check(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
         """Refuse what the template cannot express, and texts that would be read as structure.
 
         Raises:
@@ -109,8 +127,10 @@ class DialogueText:
                 f"the {self._family} checkpoint's chat template knows no tools; give the checkpoint one that"
                 " does (posttrain/rendering/templates)"
             )
-        special = {"assistant": self._control_in_assistant, "tool": self._control_in_tool}
-        texts = [(item.role, special.get(item.role, self._control), item.text) for item in messages]
+        texts = [
+            (item.role, self._control_in_tool if item.role == "tool" else self._control, item.text)
+            for item in messages
+        ]
         for tool in tools:
             schema = json.dumps(tool.as_openai(), ensure_ascii=False)
             texts.append((f"tool {tool.name}", self._control, schema))
@@ -122,15 +142,28 @@ class DialogueText:
                     " would be read as structure; remove it from the data or describe it in other words"
                 )
 
+    def _check_placeholders(self, text: str, messages: Sequence[Message]) -> None:
+        """Check that the template wrote one placeholder for each image and video; texts cannot contain any.
+
+        Raises:
+            RenderError: If it wrote more or fewer.
+        """
+        for noun, token in self._placeholders.items():
+            shown = sum(block.type == noun for message in messages for block in message.content)
+            if (found := text.count(token)) != shown:
+                raise RenderError(
+                    f"the chat template wrote {found} {noun} placeholders for {shown} {noun}s; it shows them"
+                    " in user and tool messages only"
+                )
+
     def _learn_control_tokens(self, tokenizer: TextTokenizer) -> None:
         """Collect the tokens that may not occur in text, and those that may not be sampled."""
         added = tokenizer.added_tokens_decoder
         control = {token.content for token in added.values() if token.special}
-        written = ASSISTANT_TOKENS[self._family]
-        self._control = _any_of(control)
-        self._control_in_assistant = _any_of(control - written)
+        written = WRITTEN_TOKENS[self._family]
+        self._control = _any_of(control - written)
         # A tool's output may not close its own block and then speak for somebody else.
-        self._control_in_tool = _any_of(control | {"<tool_response>", "</tool_response>"})
+        self._control_in_tool = _any_of(control - written | {"<tool_response>", "</tool_response>"})
         never = control - written - {self._end_token}
         self.banned_token_ids: list[int] = sorted(i for i, token in added.items() if token.content in never)
 
@@ -166,7 +199,7 @@ class DialogueText:
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # TypeError: a text where it expects blocks, or the like
             raise RenderError(f"the chat template refuses the dialogue: {error}") from error
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:

@@ -9,6 +9,9 @@ from posttrain.rendering.sample_tokens import renderings
 from posttrain.rendering.video_frames import VideoPlan
 from posttrain.types import Sample, VideoRef
 
+#: Broken rows that a summary names.
+BROKEN_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Token:
@@ -86,6 +89,14 @@ class Inspection:
     lengths: list[int]
     unrendered: list[tuple[str, str]]
     shown: list[Shown]
+
+    def summary(self) -> str:
+        """Say in a line how many rows are usable and how many were looked at, and which are not."""
+        broken = f"{len(self.broken):,} broken" if self.broken else "none broken"
+        measured = len(self.lengths) + len(self.unrendered)
+        text = f"{self.name}: {self.rows:,} rows are usable, {broken}; {measured:,} were measured"
+        first = [f"\n  {row}" for row in self.broken[:BROKEN_NAMED]]
+        return text + "".join(first)
 
 
 def inspect_dataset(

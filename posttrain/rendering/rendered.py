@@ -3,7 +3,7 @@
 A chat template writes one token for each image and video; a model wants as many as the image has features.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.types import ImageRef, TrajectoryImage, VideoRef
@@ -53,26 +53,6 @@ class Rendered:
     supervised: list[bool]
     images: list[TrajectoryImage]
     videos: list[RenderedVideo] = field(default_factory=list)
-
-
-def check_placeholders(
-    ids: Sequence[int], shown: Mapping[str, tuple[int, Sequence[ImageRef] | Sequence[VideoRef]]]
-) -> None:
-    """Check that a template wrote one placeholder for each image and video.
-
-    Args:
-        ids: [T] ids as the template wrote them.
-        shown: For images and for videos, by their noun, the placeholder and what is to be shown.
-
-    Raises:
-        RenderError: If it wrote more or fewer.
-    """
-    for noun, (token, refs) in shown.items():
-        if ids.count(token) != len(refs):
-            raise RenderError(
-                f"the chat template wrote {ids.count(token)} {noun} placeholders for {len(refs)} {noun}s;"
-                " it shows them in user and tool messages only"
-            )
 
 
 def expand(

@@ -10,6 +10,8 @@ a token that the model never gets to choose.
 """
 
 import copy
+import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from posttrain.config import ModelConfig
-from posttrain.rendering.chat_templates import training_template, without_earlier_thinking
+from posttrain.rendering.chat_templates import training_template
 from posttrain.rendering.dialogue_text import DialogueText
 from posttrain.rendering.pixel_limits import PixelLimits, pixel_limits
 from posttrain.rendering.pixel_making import PixelMaker
@@ -27,9 +29,7 @@ from posttrain.rendering.processors import TextTokenizer
 from posttrain.rendering.rendered import (
     ImageTokens,
     Rendered,
-    RenderError,
     VideoTokens,
-    check_placeholders,
     expand,
 )
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
@@ -52,6 +52,7 @@ class Renderer:
         video_token_id: The video placeholder, or NO_TOKEN for a text model.
         videos: Samples and resizes videos; a text model has none.
         media: Loads images and videos; a text model has none.
+        text: Writes dialogues as text, and refuses those that it cannot write.
         pad_token_id: The token that batches are padded with.
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
 
@@ -85,10 +86,11 @@ class Renderer:
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
         """
+        self._earlier_thinking = earlier_thinking
         self.processor: Any = copy.copy(processor)
         self.processor.chat_template = training_template(self.processor, family)
         self.family: ModelFamily = family
-        self._strips_thinking = earlier_thinking == "strip"
+        placeholders: dict[str, str] = {}
         if family == "text":
             self.tokenizer: TextTokenizer = self.processor
             self.end_token_id: int = self.processor.eos_token_id
@@ -100,6 +102,7 @@ class Renderer:
             self.end_token_id = id_of("<|im_end|>")
             self.image_token_id = id_of(self.processor.image_token)
             self.video_token_id = id_of(self.processor.video_token)
+            placeholders = {"image": self.processor.image_token, "video": self.processor.video_token}
             self.videos = VideoFrames(self.processor, videos)
             self.processor.video_processor = self.videos.video_processor
             self._merged_patches: int = self.processor.image_processor.merge_size**2
@@ -109,8 +112,18 @@ class Renderer:
             self._sizes: PixelCache | HeaderSizes = self.media
         padding = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_id if padding is None else padding
-        self._text = DialogueText(self.processor, self.tokenizer, family, self.end_token_id)
-        self.banned_token_ids = self._text.banned_token_ids
+        how = (family, self.end_token_id, placeholders, earlier_thinking == "strip")
+        self.text = DialogueText(self.processor, self.tokenizer, *how)
+        self.banned_token_ids = self.text.banned_token_ids
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash all that decides how a dialogue is written and tokenised, and how large images are."""
+        sees = self.family != "text"
+        seen = (self.processor.image_processor.to_json_string(), self.videos.identity) if sees else ()
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        parts = (self.family, self._earlier_thinking, self.processor.chat_template, tokenizer, *seen)
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     @classmethod
     def from_pretrained(
@@ -177,12 +190,7 @@ class Renderer:
             ImageError: If an image cannot be read.
             VideoError: If a video cannot be read.
         """
-        if not messages:
-            raise RenderError("the dialogue has no messages")
-        self._text.check(messages, tools)
-        if self._strips_thinking:
-            messages = without_earlier_thinking(messages)
-        return self._encode(self._text.parts(messages, tools, add_generation_prompt), messages)
+        return self._encode(self.text.write(messages, tools, add_generation_prompt), messages)
 
     def observation(self, message: Message) -> Rendered:
         """Tokenise what follows an assistant's end-of-turn token: a reply, and the header of the next turn.
@@ -196,8 +204,7 @@ class Renderer:
             RenderError: If its text contains control tokens, or the template cannot express it.
             ImageError: If an image cannot be read.
         """
-        self._text.check([message])
-        return self._encode([(self._text.reply(message), False)], [message])
+        return self._encode([(self.text.reply(message), False)], [message])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of a sampled turn, with the opening that the prompt wrote, without the end token.
@@ -209,7 +216,7 @@ class Renderer:
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return self._text.opening + text
+        return self.text.opening + text
 
     def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
         """Load an image as the vision tower takes it, resized by the checkpoint's image processor alone.
@@ -265,9 +272,6 @@ class Renderer:
         supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
         images = [ref for message in messages for ref in message.images]
         videos = [ref for message in messages for ref in message.videos]
-        check_placeholders(
-            ids, {"image": (self.image_token_id, images), "video": (self.video_token_id, videos)}
-        )
         return expand(
             ids,
             supervised,

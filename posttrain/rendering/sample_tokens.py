@@ -1,6 +1,5 @@
 """Count the tokens of whole samples: with their tools, and with both replies of a preference pair."""
 
-import hashlib
 from collections.abc import Sequence
 
 from posttrain.rendering.rendering import Rendered, Renderer
@@ -12,18 +11,12 @@ class SampleTokens:
     """Counts the tokens of a sample as stages render it, without decoding images; a `TokenCounter`.
 
     Attributes:
-        identity: A hash of template, tokenizer and processors; counts under equal hashes are the same.
+        identity: The renderer's; counts under equal ones are the same.
     """
 
     def __init__(self, renderer: Renderer):
         self._renderer = renderer.counting()
-        processor = renderer.processor
-        tokenizer = renderer.tokenizer.backend_tokenizer.to_str()
-        seen = ("", "")
-        if renderer.family != "text":
-            seen = (processor.image_processor.to_json_string(), renderer.videos.identity)
-        parts = (processor.chat_template, tokenizer, *seen)
-        self.identity = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+        self.identity = renderer.identity
 
     def __call__(self, sample: Sample) -> int:
         """Count the tokens of a sample; of a preference pair, those of both dialogues together.

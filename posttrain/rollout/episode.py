@@ -19,7 +19,8 @@ from posttrain.joints import Environment
 from posttrain.media.images import ImageError
 from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
-from posttrain.rendering.rendering import Rendered, Renderer, RenderError
+from posttrain.rendering.rendered import Rendered, RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
 from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
 

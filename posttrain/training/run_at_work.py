@@ -9,6 +9,7 @@ from posttrain.config import RunConfig, StageConfig
 from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
 from posttrain.joints import Plugins
 from posttrain.models.lora import is_adapter, write_merged
+from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.run.directory import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
 from posttrain.run.rows import EvaluationRow
 from posttrain.training.engines_and_rewards import EnginesAndRewards
@@ -57,7 +58,8 @@ class RunAtWork:
             if (called, task.name, step) in done:
                 continue
             pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
-            row = evaluate_task(pool, self.config, task, self.run, called, step)
+            check = RenderCheck(KnownRenderer(checkpoint, self.config.model), "episodes")
+            row = evaluate_task(pool, self.config, task, self.run, called, step, check)
             print(
                 f"{called}  {task.name}: accuracy {row.accuracy:.3f}"
                 f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",

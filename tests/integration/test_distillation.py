@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig
 from posttrain.data.formats import read_canonical, write_canonical
+from posttrain.data.uses import prompt_of
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
@@ -18,7 +19,6 @@ from posttrain.run.directory import RunDir
 from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
-from posttrain.training.supervised.teacher_prompts import teacher_prompt
 from posttrain.types import Sample, text_message
 from tests.stage_jobs import job_of, worker_name
 
@@ -108,7 +108,7 @@ def sequences(dataset: DatasetConfig, renderer: Renderer) -> list[tuple[Sample, 
     """Every answered prompt, with the tokens of its dialogue; those of the answer are supervised."""
     found = []
     for sample in read_canonical(str(dataset.source.path)):
-        prompt = renderer.render(teacher_prompt(sample), add_generation_prompt=True)
+        prompt = renderer.render(prompt_of(sample), add_generation_prompt=True)
         answer = sample.columns[COLUMN]["token_ids"]
         prompt.supervised = [False] * len(prompt.token_ids) + [True] * len(answer)
         prompt.token_ids += answer

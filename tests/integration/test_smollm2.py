@@ -24,7 +24,8 @@ from posttrain.config.model import infer_family
 from posttrain.data.formats import write_canonical
 from posttrain.models.export import export
 from posttrain.models.lora import base_of, is_adapter
-from posttrain.rendering.rendering import Renderer, RenderError
+from posttrain.rendering.rendered import RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
 from posttrain.types import Block, ImageRef, Message, Sample, text_message
 from tests.stage_jobs import job_of, worker_of

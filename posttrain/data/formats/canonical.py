@@ -183,7 +183,11 @@ def _tool_spec(schema: object) -> ToolSpec:
     name, parameters = function.get("name"), function.get("parameters", {})
     if not isinstance(name, str) or not name or not isinstance(parameters, dict):
         raise DataError('an entry of "tools" needs a "name", and "parameters" that are an object')
-    return ToolSpec(name, str(function.get("description", "")), parameters)
+    plain = ToolSpec(name, str(function.get("description") or ""), parameters)
+    written = schema if function is not schema else {"type": "function", "function": schema}
+    # Compared as text, in which the order of keys and 1.0 for 1 make a difference.
+    same = json.dumps(written) == json.dumps(plain.as_openai())
+    return plain if same else dataclasses.replace(plain, written=written)
 
 
 def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:

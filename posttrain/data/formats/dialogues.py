@@ -12,6 +12,7 @@ from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.placeholders import count_places
 from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
+from posttrain.messages import THINK_END
 
 #: Roles as the formats name them. A `call` is an assistant's turn whose content is the call's JSON.
 ROLES = {
@@ -143,9 +144,12 @@ def tool_call_text(call: object) -> str:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f"the tool call {str(call)[:80]!r} has no name")
     arguments = function.get("arguments") or {}
-    arguments = _json(arguments, "a call's arguments") if isinstance(arguments, str) else arguments
+    if isinstance(arguments, str):
+        _json(arguments, "a call's arguments")
+        written = arguments  # as the templates write a text: 1e-3 stays 1e-3
+    else:
+        written = json.dumps(arguments, ensure_ascii=False)
     name = json.dumps(function["name"], ensure_ascii=False)
-    written = json.dumps(arguments, ensure_ascii=False)
     return f'<tool_call>\n{{"name": {name}, "arguments": {written}}}\n</tool_call>'
 
 
@@ -186,21 +190,43 @@ def _loss(item: Row, role: str) -> dict[str, bool]:
 
 
 def _assistant(item: Row, content: Content) -> Content:
-    """Put an assistant's thinking before its content and its calls after, as the templates write them."""
-    thinking = item.get("reasoning_content")
-    if isinstance(thinking, str) and thinking:
-        thought: Row = {"type": "text", "text": f"<think>\n{thinking.strip()}\n</think>\n\n"}
-        content = [thought, *_blocks(content)]
-    calls = item.get("tool_calls")
-    return _joined(content, tool_call_text(calls)) if calls else content
+    """Put an assistant's thinking before its content and its calls after, as Qwen3's templates write them."""
+    thinking, calls = item.get("reasoning_content"), item.get("tool_calls")
+    if not (isinstance(thinking, str) and thinking):
+        return _joined(content, tool_call_text(calls)) if calls else content
+    thinking = thinking.strip("\n")
+    spoken = _blocks(content)
+    turn = [_text(f"<think>\n{thinking}\n</think>\n\n"), *_without_leading_breaks(spoken)]
+    return [*turn, _text(("\n" if spoken else "") + tool_call_text(calls))] if calls else turn
 
 
 def _joined(content: object, text: str) -> Content:
-    """Return content with a call's text on a line of its own after it."""
-    if isinstance(content, str):
-        return f"{content}\n{text}" if content else text
+    """Return content with a call's text on a line of its own after it, or a blank line after thinking."""
     blocks = _blocks(content)
-    return [*blocks, {"type": "text", "text": f"\n{text}" if blocks else text}]
+    if not blocks:
+        return text if isinstance(content, str) else [_text(text)]
+    last = str(blocks[-1].get("text") or "").rstrip("\n")
+    if last.endswith(THINK_END):
+        joined = [*blocks[:-1], _text(f"{last}\n\n{text}")]
+    else:
+        joined = [*blocks, _text(f"\n{text}")]
+    return "".join(str(block["text"]) for block in joined) if isinstance(content, str) else joined
+
+
+def _without_leading_breaks(blocks: list[Row]) -> list[Row]:
+    """Remove the line breaks with which the texts at the beginning begin, up to the first that says more."""
+    kept = list(blocks)
+    for place, block in enumerate(blocks):
+        if not isinstance(block.get("text"), str):
+            break
+        kept[place] = block | {"text": str(block["text"]).lstrip("\n")}
+        if kept[place]["text"]:
+            break
+    return kept
+
+
+def _text(text: str) -> Row:
+    return {"type": "text", "text": text}
 
 
 def _blocks(content: object) -> list[Row]:

@@ -18,7 +18,9 @@ from statistics import fmean
 
 from posttrain.config import RlStage, RunConfig
 from posttrain.data.mixing import Mixture
+from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
+from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
@@ -85,7 +87,8 @@ class OnPolicyRunner:
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
-        controller = Controller(work.config, stage, work.run, pool, learners)
+        check = RenderCheck(KnownRenderer(start, work.config.model), "episodes")
+        controller = Controller(work.config, stage, work.run, pool, learners, check)
         try:
             with saving_on_sigterm(work.run):
                 for step in range(done + 1, stage.max_steps + 1):
@@ -146,17 +149,25 @@ class Controller:
         run: The run's directory.
         pool: The engines.
         learners: The learners.
+        check: Tells which prompts the policy can be shown.
     """
 
     def __init__(
-        self, config: RunConfig, stage: RlStage, run: RunDir, pool: RolloutPool, learners: LearnerGroup
+        self,
+        config: RunConfig,
+        stage: RlStage,
+        run: RunDir,
+        pool: RolloutPool,
+        learners: LearnerGroup,
+        check: RowCheck | None = None,
     ) -> None:
         self._stage = stage
         self._run = run
         self._pool = pool
         self._learners = learners
         samples = {
-            task.name: load_samples(task.data, config.base_dir, use="episodes") for task in stage.tasks
+            task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
+            for task in stage.tasks
         }
         ratios = {task.name: task.ratio for task in stage.tasks}
         mixture = Mixture(samples, ratios, seed=config.seed)

@@ -12,9 +12,12 @@ from torch import Tensor
 from posttrain.data.formats import DataError
 from posttrain.data.mixing import REPLACEMENTS, Mixture
 from posttrain.data.packing import pack
+from posttrain.media.images import ImageError
+from posttrain.media.videos import VideoError
 from posttrain.models.supervised_head import IGNORED
 from posttrain.rendering.collation import RopeIndex, collate, collate_packed, pad_rows, prepare
-from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.rendering.rendered import Rendered, RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.tools import tool_specs
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.types import Sample
@@ -79,8 +82,7 @@ class Draws(ABC, Generic[T]):
         """Render the sample of a draw; return it, and how many were left out before it.
 
         Raises:
-            DataError: If REPLACEMENTS samples in a row are too long.
-            RenderError: If a sample cannot be shown to the model.
+            DataError: If REPLACEMENTS samples in a row are too long, or one cannot be shown to the model.
         """
         dataset, row = self._mixture.index(draw)
         left_out = 0
@@ -113,7 +115,11 @@ class Draws(ABC, Generic[T]):
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        rendered = self._show(dataset, self._mixture.datasets[dataset][row])
+        sample = self._mixture.datasets[dataset][row]
+        try:
+            rendered = self._show(dataset, sample)
+        except (RenderError, ImageError, VideoError) as error:
+            raise DataError(f"dataset {dataset}, sample {sample.id}: {error}") from error
         self._kept[key] = rendered
         self._tokens_kept += len(rendered.token_ids)
         while self._tokens_kept > TOKENS_KEPT and len(self._kept) > 1:

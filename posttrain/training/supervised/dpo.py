@@ -341,6 +341,7 @@ def held_out_pairs(config: RunConfig, stage: DpoStage, renderer: Renderer) -> He
         stage.eval_dataset,
         config,
         "pairs",
+        renderer,
         length,
         lambda mixture, total: RenderedPairs(mixture, renderer, length, total),
     )

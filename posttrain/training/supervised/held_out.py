@@ -18,6 +18,7 @@ from posttrain.data.sources import open_mixture
 from posttrain.objectives.sft import Normalization, sft_normalizer
 from posttrain.rendering.collation import prepare
 from posttrain.rendering.rendering import Rendered, Renderer
+from posttrain.rendering.row_checks import RenderCheck
 from posttrain.training.core.distributed import rank, world_size
 from posttrain.training.supervised.batches import Batch, Draws, PackedBatches, PaddedBatches, RenderedDraws
 
@@ -45,7 +46,12 @@ def evaluation_arguments(stage: HeldOutKeys, steps: int, resumed: bool) -> Evalu
 
 
 def held_out_draws(
-    name: str, config: RunConfig, use: Use, max_length: int, make: Callable[[Mixture, int], D]
+    name: str,
+    config: RunConfig,
+    use: Use,
+    renderer: Renderer,
+    max_length: int,
+    make: Callable[[Mixture, int], D],
 ) -> tuple[D, list[int], int]:
     """Open a held-out dataset, each row of which is one draw; those that are too long are left out.
 
@@ -53,6 +59,7 @@ def held_out_draws(
         name: Of the dataset.
         config: The run's settings.
         use: What the rows are used for.
+        renderer: The renderer of the checkpoint being trained.
         max_length: Most tokens of a row, for the message.
         make: Makes what renders the draws, of the dataset and the number of its rows.
 
@@ -62,7 +69,9 @@ def held_out_draws(
     Raises:
         DataError: If all are too long.
     """
-    mixture = open_mixture({name: 1.0}, config.seed, config.base_dir, use=use)
+    mixture = open_mixture(
+        {name: 1.0}, config.seed, config.base_dir, use=use, check=RenderCheck(renderer, use)
+    )
     rendered = make(mixture, len(mixture))
     draws = [draw for draw in range(len(mixture)) if rendered.fits(draw)]
     if not draws:

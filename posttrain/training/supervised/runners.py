@@ -4,6 +4,7 @@ They prepare the stage's data (curate it, or have a teacher answer), then run th
 wherever a checkpoint is to be measured before the stage's end.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 from posttrain.config import DatasetConfig, DistillationStage, DpoStage, DrawingStage, SftStage, TrainingStage
 from posttrain.data.sources import load_samples
 from posttrain.evaluation.pairs import pair_evaluations
+from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.run.directory import step_of
 from posttrain.run.process import saving_on_sigterm
 from posttrain.run.rows import EvaluationRow
@@ -86,6 +88,13 @@ class WorkersRunner(Generic[S]):
 class DrawingRunner(WorkersRunner[D]):
     """Runs a stage that draws its samples from a mixture."""
 
+    @functools.cached_property
+    def check(self) -> RenderCheck:
+        """Tell which rows the checkpoint can be shown that the stage starts from."""
+        start = self.work.start_of(self.stage)
+        assert start is not None
+        return RenderCheck(KnownRenderer(start, self.work.config.model), self.stage.use)
+
     def prepared(self) -> Mapping[str, DatasetConfig]:
         """Prepare the stage's data; return the datasets that replace some of its mixture, by name."""
         return {}
@@ -97,7 +106,7 @@ class DrawingRunner(WorkersRunner[D]):
         if work.use_gpu:
             work.services.close_pool()  # engines that prepared the data make room for the workers
         datasets = [
-            load_samples(replaced.get(name, name), work.config.base_dir, use=stage.use)
+            load_samples(replaced.get(name, name), work.config.base_dir, use=stage.use, check=self.check)
             for name in stage.mixture
         ]
         rows = sum(map(len, datasets))
@@ -158,7 +167,7 @@ class DpoRunner(DrawingRunner[DpoStage]):
         work, stage = self.work, self.stage
         if stage.eval_dataset is None:
             return []
-        pairs = len(load_samples(stage.eval_dataset, work.config.base_dir, use="pairs"))
+        pairs = len(load_samples(stage.eval_dataset, work.config.base_dir, use="pairs", check=self.check))
         start = work.config.origins[stage.name]
         origin = (start, step_in_name(work.checkpoints[start]))
         return pair_evaluations(work.run, stage.name, stage.eval_dataset, pairs, origin)

@@ -186,6 +186,7 @@ def held_out_dialogues(
         name,
         config,
         "dialogues",
+        renderer,
         length,
         lambda mixture, total: RenderedDraws(mixture, renderer, length, total),
     )

@@ -13,6 +13,7 @@ from posttrain.data.lengths import TokenCounter
 from posttrain.data.mixing import Mixture
 from posttrain.data.sources import open_mixture, row_lengths
 from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.row_checks import RenderCheck
 from posttrain.rendering.sample_tokens import SampleTokens
 from posttrain.run.directory import step_of
 from posttrain.run.tracking import Tracker
@@ -77,6 +78,7 @@ def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
         counter=SampleTokens(renderer) if stage.by_tokens else None,
         replaced=job.replaced,
         use=stage.use,
+        check=RenderCheck(renderer, stage.use),
     )
     if isinstance(stage, SupervisedStage) and stage.data.curriculum is not None:
         return curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))

@@ -9,7 +9,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
 import json
 from collections import Counter
@@ -29,9 +28,12 @@ from posttrain.curation.asking import CachedModel, Sampling, checkpoint_version
 from posttrain.curation.endpoint import Endpoint
 from posttrain.curation.outcomes import RowError
 from posttrain.data.formats import write_canonical
+from posttrain.data.uses import prompt_of
 from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, SampledAnswer
-from posttrain.rendering.rendering import Renderer, RenderError
+from posttrain.rendering.rendered import RenderError
+from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.run.directory import MANIFEST, RunDir
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.answer_log import AnswerLine, AnswerLog
@@ -39,7 +41,6 @@ from posttrain.training.supervised.teacher_prompts import (
     TeacherPrompts,
     TeachingError,
     check_same_tokens,
-    teacher_prompt,
 )
 from posttrain.types import Sample, text_message
 
@@ -111,12 +112,12 @@ class _Teaching:
         self, config: RunConfig, stage: DistillationStage, student: Path, teacher: Path | None
     ) -> None:
         self.config, self.stage, self.teacher = config, stage, teacher
-        self.prompts = TeacherPrompts(config, stage)
-        self._student = student
+        self._student = KnownRenderer(student, config.model)
+        self.prompts = TeacherPrompts(config, stage, RenderCheck(self._student, stage.use))
 
-    @functools.cached_property
+    @property
     def _renderer(self) -> Renderer:
-        return Renderer.from_config(self._student, self.config.model)
+        return self._student.renderer
 
     def identity(self) -> dict[str, object]:
         """Return everything that the answers depend on, as a JSON value."""
@@ -125,7 +126,7 @@ class _Teaching:
         how = stage.generation.model_dump(mode="json", exclude={"actors", "engine"})
         return {
             "teacher": self._teacher_identity(),
-            "prompts": {name: dataset.fingerprint for name, dataset in self.prompts.datasets.items()},
+            "prompts": {name: dataset.identity for name, dataset in self.prompts.datasets.items()},
             "shares": stage.data.mixture,
             "num_prompts": stage.num_prompts,
             "generation": how | {"max_length": stage.data.max_length, "top_k": stage.loss.top_k},
@@ -311,7 +312,7 @@ class _Teaching:
             yield dataclasses.replace(
                 sample,
                 id=f"{sample.id}/{self.prompts.place(number)}",
-                messages=(*teacher_prompt(sample), text_message("assistant", line.text)),
+                messages=(*prompt_of(sample), text_message("assistant", line.text)),
                 chosen=(),
                 rejected=(),
                 columns=sample.columns | {COLUMN: {"name": self._teacher_name(), **line.sampled()}},

@@ -1,6 +1,5 @@
 """The prompts of a distillation stage, as numbered questions to its teacher."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +7,14 @@ from pathlib import Path
 from posttrain.config import DistillationStage, RunConfig
 from posttrain.data.dataset import Dataset
 from posttrain.data.mixing import Mixture
+from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
-from posttrain.data.uses import refusal, too_few_rows
+from posttrain.data.uses import prompt_of, refusal, too_few_rows
 from posttrain.inference.answers import Question
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.tools import tool_specs
-from posttrain.types import Message, Sample
+from posttrain.types import Sample
 
 
 class TeachingError(RuntimeError):
@@ -27,16 +27,17 @@ class TeacherPrompts:
     Args:
         config: The run's settings.
         stage: The stage's settings.
+        check: Tells which prompts the student can be shown.
 
     Attributes:
         datasets: The datasets of the stage's mixture, by name.
         total: Number of questions: `samples_per_prompt` for each prompt.
     """
 
-    def __init__(self, config: RunConfig, stage: DistillationStage) -> None:
+    def __init__(self, config: RunConfig, stage: DistillationStage, check: RowCheck) -> None:
         self._config, self._stage = config, stage
         self.datasets: dict[str, Dataset] = {
-            name: load_samples(name, config.base_dir) for name in stage.data.mixture
+            name: load_samples(name, config.base_dir, check=check) for name in stage.data.mixture
         }
         self._chosen = chosen_prompts(self.datasets, stage, config.seed)
         self._samples = stage.generation.samples_per_prompt
@@ -61,7 +62,7 @@ class TeacherPrompts:
         seed = stable_seed(
             self._config.seed, self._stage.name, self.dataset_of(number), sample.id, self.place(number)
         )
-        return Question(number, teacher_prompt(sample), tuple(tool_specs(sample)), seed)
+        return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
 
     def check(self) -> None:
         """Check that every prompt can be asked and learned from, before any is asked.
@@ -96,15 +97,6 @@ def chosen_prompts(
             reason = too_few_rows(f"num_prompts = {stage.num_prompts}", name, count, len(datasets[name]))
             raise TeachingError(f"stage {stage.name}: {reason}")
     return drawn
-
-
-def teacher_prompt(sample: Sample) -> tuple[Message, ...]:
-    """Cut a row's dialogue after its last user or tool turn; earlier assistant turns are not learned."""
-    last = max(place for place, each in enumerate(sample.messages) if each.role in ("user", "tool"))
-    return tuple(
-        dataclasses.replace(message, train=False) if message.role == "assistant" else message
-        for message in sample.messages[: last + 1]
-    )
 
 
 def check_same_tokens(student: Renderer, teacher: Path, config: RunConfig) -> None:

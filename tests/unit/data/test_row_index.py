@@ -54,10 +54,10 @@ def test_a_damaged_index_is_made_again(small: tuple[Path, Path, bytes], data: st
 def test_an_index_of_another_format_is_made_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.data.row_index.FORMAT", 2)
+    monkeypatch.setattr("posttrain.data.row_index.FORMAT", 1)
     opened(folder, cache)
     monkeypatch.undo()
-    with pytest.raises(IndexFileError, match="no index of the format 1"):
+    with pytest.raises(IndexFileError, match="no index of the format 2"):
         open_index(index_file(cache))
     opened(folder, cache)
     open_index(index_file(cache))

@@ -190,7 +190,7 @@ def test_a_process_looks_at_images_once_whatever_the_use(
     assert looks == [1]
     assert {use: len(each) for use, each in loaded.items()} == {
         "prompts": 6,
-        "episodes": 4,
+        "episodes": 1,
         "dialogues": 5,
         "pairs": 1,
     }
@@ -252,9 +252,13 @@ def sequential(path: Path, use: Use) -> tuple[list[Sample], list[tuple[int, str]
                         check_image(image.path)
                         images.add(image.path)
                         digest.update(hashlib.sha256(Path(image.path).read_bytes()).digest())
-                if (use == "pairs" and not sample.chosen) or (
-                    use == "dialogues" and all(message.role != "assistant" for message in sample.messages)
-                ):
+                roles = [message.role for message in sample.messages]
+                lacks = {
+                    "pairs": not sample.chosen,
+                    "dialogues": "assistant" not in roles,
+                    "episodes": roles[-1] == "assistant",
+                }
+                if lacks.get(use):
                     raise DataError(MISFITS[use])
             except (DataError, ImageError) as error:
                 broken.append((line, str(error)))

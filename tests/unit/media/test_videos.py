@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from posttrain.media import videos
 from posttrain.media.suffixes import VIDEO_SUFFIXES
@@ -131,7 +134,7 @@ HOSTILE: dict[str, Callable[[Path, MakeVideo], VideoRef]] = {
     "remove frame_rate": lambda folder, make: VideoRef(make(folder / "a.mp4").paths, frame_rate=2.0),
     "more than the 100 allowed": lambda folder, make: make(folder / "a.mp4", 101, (32, 32)),
     "pixels allowed": lambda folder, make: make(folder / "a.mp4", 2, (1024, 1040)),
-    "a frame is 40×41, and others 40×40": lambda folder, make: pictures(folder, 40, 41),
+    "41.png is 40×41, the others 40×40": lambda folder, make: pictures(folder, 40, 41),
     "none of PNG": lambda folder, make: VideoRef(written(folder / "a.png", b"no picture").paths * 2),
     "has no .png": lambda folder, make: VideoRef((str(folder),)),
 }
@@ -184,3 +187,33 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path, make_video: MakeVideo):
     Path(ref.paths[0]).rename(tmp_path / "b.mp4")
     assert video_hash(VideoRef((str(tmp_path / "b.mp4"),))) == first
     assert video_hash(make_video(tmp_path / "c.mp4", frames=31)) != first
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([(40, 30), (40, 30), (30, 40), (41, 30)]), min_size=2, max_size=6),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    st.sampled_from([".png", ".jpg", ".webp"]),
+)
+def test_pictures_of_two_sizes_are_found_by_the_check(
+    tmp_path: Path, sizes: list[tuple[int, int]], turned: list[bool], suffix: str
+) -> None:
+    """Exactly where reading all of them fails; the size is that of the picture as it is shown."""
+    paths = []
+    for number, (size, turn) in enumerate(zip(sizes, turned, strict=False)):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6 if turn else 1
+        paths.append(str(tmp_path / f"{number}{suffix}"))
+        Image.new("RGB", size).save(paths[-1], exif=exif)
+    ref = VideoRef(tuple(paths))
+    shown = [size[::-1] if turn else size for size, turn in zip(sizes, turned, strict=False)]
+    if len(set(shown)) == 1:
+        read_all(ref)
+        return
+    with pytest.raises(VideoError, match=r"frame .*/\d\.\w+ is \d+×\d+, the others \d+×\d+") as refused:
+        check_video(ref)
+    number = int(Path(str(refused.value).partition("frame ")[2].split()[0]).stem)
+    assert f"is {shown[number][0]}×{shown[number][1]}" in str(refused.value)
+    assert shown.count(shown[number]) <= len(shown) / 2
+    with pytest.raises(VideoError):
+        list(read_frames(ref, range(len(paths))))

@@ -13,7 +13,8 @@ from posttrain.config import ModelConfig
 from posttrain.media.images import save_image
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.rendering.chat_templates import chat_template
-from posttrain.rendering.rendering import Rendered, Renderer, RenderError
+from posttrain.rendering.rendered import Rendered, RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import (
     Block,
     ImageRef,

@@ -23,7 +23,8 @@ from posttrain.media.images import open_image, save_image
 from posttrain.media.videos import read_frames, video_info
 from posttrain.messages import message_to_json
 from posttrain.rendering.collation import collate
-from posttrain.rendering.rendering import Renderer, RenderError
+from posttrain.rendering.rendered import RenderError
+from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, Family, ImageRef, Message, ToolSpec, VideoRef, text_message
 
 FAMILIES: tuple[Family, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
