@@ -4,13 +4,13 @@ from collections.abc import Collection, Mapping
 
 from posttrain.config.data import Use
 from posttrain.config.stage import Content
-from posttrain.types import Sample
+from posttrain.types import Message, Sample
 
 #: What a row lacks that is whole and yet cannot be used so.
 MISFITS: Mapping[Use, str] = {
     "episodes": "the prompt shows a video; rollouts and evaluations show texts and images only",
-    "dialogues": "the dialogue has no assistant message to learn from",
-    "pairs": 'a preference pair needs both "chosen" and "rejected"',
+    "dialogues": "the dialogue has no assistant message to learn from (train: false on each, or none)",
+    "pairs": 'a preference pair needs both "chosen" and "rejected", each with a turn to learn from',
 }
 _WORDS: Mapping[Content, str] = {"images": "an image", "videos": "a video", "tools": "tools"}
 
@@ -18,10 +18,15 @@ _WORDS: Mapping[Content, str] = {"images": "an image", "videos": "a video", "too
 def fits(sample: Sample, use: Use) -> bool:
     """Tell whether a sample's form allows a use; `MISFITS` says what it lacks."""
     if use == "pairs":
-        return bool(sample.chosen)
+        return _teaches(sample.chosen) and _teaches(sample.rejected)
     if use == "dialogues":
-        return any(message.role == "assistant" for message in sample.messages)
+        return _teaches(sample.messages)
     return use != "episodes" or not any(message.videos for message in sample.messages)
+
+
+def _teaches(messages: Collection[Message]) -> bool:
+    """Tell whether something of some messages is learned."""
+    return any(message.role == "assistant" and message.train is not False for message in messages)
 
 
 def refusal(sample: Sample, refused: Mapping[Content, str]) -> str:

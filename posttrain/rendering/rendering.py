@@ -24,6 +24,7 @@ from posttrain.rendering.pixel_limits import PixelLimits, pixel_limits
 from posttrain.rendering.pixel_making import PixelMaker
 from posttrain.rendering.pixels import HeaderSizes, PixelCache
 from posttrain.rendering.processors import TextTokenizer
+from posttrain.rendering.regions import with_labels, with_regions_written
 from posttrain.rendering.rendered import (
     ImageTokens,
     Rendered,
@@ -179,7 +180,9 @@ class Renderer:
         """
         if not messages:
             raise RenderError("the dialogue has no messages")
-        self._text.check(messages, tools)
+        self._text.check(with_labels(messages), tools)
+        sizes = None if self.family == "text" else self._maker.sizes
+        messages = with_regions_written(messages, self.family, sizes)
         if self._strips_thinking:
             messages = without_earlier_thinking(messages)
         return self._encode(self._text.parts(messages, tools, add_generation_prompt), messages)
