@@ -13,7 +13,7 @@ TOO_LONG = "the row is longer than"
 REWRITTEN = (HELD, TOO_LONG)
 
 #: How many letters a text has at least that is taken for a picture in base64, and how such texts begin.
-_LENGTH, _BEGINNINGS = 64, ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK")
+_LENGTH, _BEGINNINGS = 40, ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 
 

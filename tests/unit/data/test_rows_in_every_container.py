@@ -120,12 +120,9 @@ def test_one_row_that_holds_its_picture_among_many(folder: Path, container: str)
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_frames_that_rows_hold(folder: Path, container: str):
     frames = [HELD["url"](encoded(name)) for name in ("red", "green", "blue", "white")]
-    asked = {
-        "role": "user",
-        "content": [{"type": "video", "video": frames}, {"type": "text", "text": "What?"}],
-    }
+    asked = {"role": "user", "content": "<video>What?"}
     for format_name in ("canonical", "openai"):
-        path = stored(folder, container, [talk(asked, SAY)])
+        path = stored(folder, container, [talk(asked, SAY, videos=[frames])])
         dataset = load_samples(configured(path, format_name), folder, folder / "c")
         assert len(dataset[0].messages[0].videos[0].paths) == 4
 
