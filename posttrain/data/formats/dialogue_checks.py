@@ -39,6 +39,8 @@ def _says_nothing(message: Message) -> bool:
     if any(block.type != "text" for block in message.content):
         return False
     text = message.text
+    if text[:1].isascii() and text[:1].isalnum():  # most texts
+        return False
     if message.role == "assistant" and text.lstrip().startswith(THINK_START):
         text = _EMPTY_THINKING.sub("", text, count=1)
     return not any(map(_is_seen, text))

@@ -82,8 +82,12 @@ def read_turns(
             content, speaker = _call(item, content_key), "assistant"
         else:
             content, speaker = read_content(item.get(content_key), f"{where}.{content_key}"), role
-        content = _assistant(item, content) if speaker == "assistant" else _no_assistant(item, content, name)
-        turn: Row = {"role": speaker, "content": content, **_learning(item, speaker)}
+        if not ASSISTANT_KEYS.isdisjoint(item):
+            is_assistant = speaker == "assistant"
+            content = _assistant(item, content) if is_assistant else _no_assistant(item, content, name)
+        turn: Row = {"role": speaker, "content": content}
+        if not LEARNING_KEYS.isdisjoint(item):
+            turn |= _learning(item, speaker)
         if role == "call" and turns and turns[-1]["role"] == "assistant":
             _join_call(turns[-1], turn)
         else:
@@ -181,7 +185,7 @@ def show_first(turns: list[Row], kind: str, count: int) -> list[Row]:
 
 def _learning(item: Row, role: str) -> dict[str, bool]:
     """Read whether a turn is learned, by whichever keys say so."""
-    marks = {key: item[key] for key in LEARNING_KEYS if not is_empty(item.get(key))}
+    marks = {key: item[key] for key in sorted(LEARNING_KEYS) if not is_empty(item.get(key))}
     for key, mark in marks.items():
         if not isinstance(mark, int | float) or mark not in (0, 1):
             raise DataError(

@@ -115,17 +115,19 @@ def split_columns(
 
 def is_suspect(name: str, value: object) -> bool:
     """Tell whether a column may be a part of the dialogue, by its name or by what it holds."""
-    if name in FREE or is_empty(value):
-        return False
     words = _suspicion(name)
+    if words == "free" or is_empty(value):
+        return False
     if words == "learned" or (words == "shown" and not isinstance(value, int | float)):
         return True
-    return _is_picture(value) or _is_dialogue(value)
+    return not isinstance(value, int | float) and (_is_picture(value) or _is_dialogue(value))
 
 
 @functools.lru_cache(maxsize=4096)
 def _suspicion(name: str) -> str:
-    """Return what a name speaks of: what is `shown`, what is `learned`, or nothing."""
+    """Return what a name speaks of: what is `shown`, what is `learned`, nothing, or that it is `free`."""
+    if name in FREE:
+        return "free"
     words = {word.lower() for part in re.split(r"\W+|_", name) for word in _WORDS.findall(part)}
     single = words | {word.removesuffix("s") for word in words}
     if single & set(_LEARNED):

@@ -14,7 +14,7 @@ MESSAGE_KEYS = frozenset({"role", "content", "train"})
 #: Of a message, and say nothing that a model is shown.
 SILENT_KEYS = frozenset({"id", "name", "tool_call_id"})
 #: Whether a turn is learned: ours, ms-swift's, slime's, OpenAI's, axolotl's.
-LEARNING_KEYS = ("train", "loss", "loss_mask", "weight", "training")
+LEARNING_KEYS = frozenset({"train", "loss", "loss_mask", "weight", "training"})
 #: What an assistant thought before it spoke: DeepSeek's and Qwen's, OpenRouter's, Ollama's and TRL's.
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 #: What only an assistant's message has, in any other form than the canonical one.

@@ -109,14 +109,17 @@ def _refuse_places(kind: str, turns: dict[str, list[Row]]) -> None:
     A placeholder is text where the row shows its images by blocks, in an assistant's or a system's message,
     and in contents that are given as blocks.
     """
+    text = PLACEHOLDERS[kind]
     messages = [message for part in turns.values() for message in part]
-    blocks = [block for message in messages for block in _blocks(message)]
-    if any(block.get("type") == kind for block in blocks):
-        return
     for message in messages:
         content = message.get("content")
-        asked = message.get("role") not in ("assistant", "system") and isinstance(content, str)
-        if asked and PLACEHOLDERS[kind] in str(content):
+        if (
+            isinstance(content, str)
+            and text in content
+            and message.get("role") not in ("assistant", "system")
+        ):
+            if any(block.get("type") == kind for each in messages for block in _blocks(each)):
+                return
             raise DataError(
                 f'a text says "{PLACEHOLDERS[kind]}" and the row has no {kind} for it; list its path in'
                 f' "{kind}s", or put a block of the type {kind} in its place; where the text speaks of it,'

@@ -39,7 +39,7 @@ def refused(folder: Path, row: dict[str, Any], format_name: str) -> str:
 
 
 @pytest.mark.parametrize("format_name", SPOKEN)
-@pytest.mark.parametrize("key", LEARNING_KEYS)
+@pytest.mark.parametrize("key", sorted(LEARNING_KEYS))
 @pytest.mark.parametrize(
     ("mark", "learned"), [(0, False), (1, True), (False, False), (1.0, True), (None, None)]
 )
