@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from posttrain.config.data import FORMAT_COLUMNS
 from posttrain.data.formats.errors import DataError
-from posttrain.data.formats.keys import is_empty, nearest
+from posttrain.data.formats.keys import SIZE_KEYS, VIDEO_KEYS, is_empty, nearest
 from posttrain.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 #: Columns that rewards of this package or of others read, and those that data sets of questions have.
@@ -44,6 +44,8 @@ _SHOWN = (
 )
 #: Words for what is learned; a number under such a name says how much.
 _LEARNED = ("loss", "mask", "weight", "train", "training", "trainable")
+#: Columns that say how a row is shown, which the recipe decides for all rows alike.
+_SETTINGS = frozenset({*SIZE_KEYS, *VIDEO_KEYS, "enable_thinking"} - {"start", "end", "sha256"})
 #: Words that make a name one of something about a text or a picture, and not of itself.
 _ABOUT = frozenset(
     {
@@ -118,25 +120,26 @@ def is_suspect(name: str, value: object) -> bool:
     words = _suspicion(name)
     if words == "free" or is_empty(value):
         return False
-    if words == "learned" or (words == "shown" and not isinstance(value, int | float)):
+    if words in ("learned", "meant") or (words == "shown" and not isinstance(value, int | float)):
         return True
     return not isinstance(value, int | float) and (_is_picture(value) or _is_dialogue(value))
 
 
 @functools.lru_cache(maxsize=4096)
 def _suspicion(name: str) -> str:
-    """Return what a name speaks of: what is `shown`, what is `learned`, nothing, or that it is `free`."""
+    """Return what a name speaks of: what is `shown`, `learned` or was `meant`, nothing; or `free`."""
     if name in FREE:
         return "free"
     words = {word.lower() for part in re.split(r"\W+|_", name) for word in _WORDS.findall(part)}
     single = words | {word.removesuffix("s") for word in words}
-    if single & set(_LEARNED):
+    if single & set(_LEARNED) or name in _SETTINGS:
         return "learned"
-    if words & _ABOUT:
+    if single & _ABOUT:
         return ""
+    if nearest(name, _READ):
+        return "meant"
     whole = name.lower()
-    is_shown = single & set(_SHOWN) or any(word in whole for word in _LONG) or nearest(name, _READ)
-    return "shown" if is_shown else ""
+    return "shown" if single & set(_SHOWN) or any(word in whole for word in _LONG) else ""
 
 
 def _is_picture(value: object) -> bool:

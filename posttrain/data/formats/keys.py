@@ -45,7 +45,7 @@ _READ_BY |= {"from": "sharegpt", "value": "sharegpt"}
 _MEANT = {"text": "content", "value": "content", "says": "content", "from": "role", "speaker": "role"}
 _MEANT |= {"args": "arguments", "input": "arguments", "kwargs": "arguments"}
 #: What decides the size and the frames that a model is shown: the recipe's, one for all rows.
-_SIZES = {
+SIZE_KEYS = {
     **dict.fromkeys(("resized_height", "resized_width", "min_pixels", "max_pixels"), "model.max_pixels"),
     **dict.fromkeys(("min_frames", "max_frames", "nframes"), "model.video_max_frames"),
     **dict.fromkeys(("total_pixels", "video_max_pixels"), "model.video_max_pixels"),
@@ -97,8 +97,8 @@ def _bare(name: str) -> str:
 
 def _remedy(key: str, read: Collection[str], path: str, canonical: bool) -> str:
     parts: list[str] = []
-    if key in _SIZES:
-        parts.append(f"images and videos of all rows are resized alike, by {_SIZES[key]} in the recipe")
+    if key in SIZE_KEYS:
+        parts.append(f"images and videos of all rows are resized alike, by {SIZE_KEYS[key]} in the recipe")
     elif canonical and key in _READ_BY:
         parts.append(f"format: {_READ_BY[key]} reads it")
     elif (meant := _MEANT.get(key, "")) in read or (meant := nearest(key, read)):

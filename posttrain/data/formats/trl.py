@@ -14,6 +14,7 @@ import itertools
 from posttrain.data.formats.blocks import as_list
 from posttrain.data.formats.dialogues import read_turns, reply, show_first
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.keys import is_empty
 from posttrain.data.formats.missing import missing, refuse_unused
 from posttrain.data.formats.placeholders import json_messages
 from posttrain.data.formats.row import Row
@@ -32,8 +33,12 @@ def read_trl(row: Row) -> Row:
         refuse_unused(row, "is a preference pair", "completion")
         prompt, canonical["chosen"], canonical["rejected"] = _pair(row)
     elif row.get("messages") is not None:
-        refuse_unused(row, "has messages", "prompt", "completion")
         prompt = read_turns(row["messages"])
+        if is_empty(row.get("prompt")) or not _has(
+            prompt, _prompt(row["prompt"])
+        ):  # UltraChat's says it again
+            refuse_unused(row, "has messages", "prompt")
+        refuse_unused(row, "has messages", "completion")
     else:
         prompt = _prompt(row.get("prompt"))
         if row.get("completion") is not None:
@@ -49,6 +54,11 @@ def _prompt(value: object) -> list[Row]:
     if isinstance(value, str) and json_messages(value) is None:
         return [{"role": "user", "content": value}]
     return read_turns(as_list(value), where="prompt")
+
+
+def _has(turns: list[Row], some: list[Row]) -> bool:
+    """Tell whether a dialogue has some turns, one after another."""
+    return any(turns[at : at + len(some)] == some for at in range(len(turns)))
 
 
 def _pair(row: Row) -> tuple[list[Row], list[Row], list[Row]]:
@@ -71,6 +81,6 @@ def _pair(row: Row) -> tuple[list[Row], list[Row], list[Row]]:
             raise DataError('the row has no "prompt", and "chosen" and "rejected" do not begin with one')
         return prompt, chosen, rejected
     begun = chosen[:shared]
-    if prompt and all(begun[at : at + len(prompt)] != prompt for at in range(len(begun))):
+    if prompt and not _has(begun, prompt):
         raise DataError('"chosen" and "rejected" begin with another prompt than the column "prompt" has')
     return begun, chosen[shared:], rejected[shared:]

@@ -115,6 +115,13 @@ def test_pairs_that_say_two_things(folder: Path, columns: dict[str, Any], reason
     assert reason in refused(folder, row, "trl")
 
 
+def test_a_prompt_beside_the_messages_says_it_again(folder: Path):
+    turns = [ASK, SAY, ASK | {"content": "Sure?"}, SAY]
+    for prompt in ("How far?", "Sure?", turns[:1], turns[:3]):
+        assert len(read(folder, talk(*turns, prompt=prompt), "trl").messages) == 4
+    assert "drop_columns: [prompt]" in refused(folder, talk(*turns, prompt="How high?"), "trl")
+
+
 def test_rejected_images(folder: Path):
     row = talk(ASK, SAY, images=["a.png"], rejected_images=["a.png"], rejected_response="Ten.")
     assert read(folder, row, "ms_swift").rejected[0].text == "Ten."

@@ -24,8 +24,10 @@ SPOKEN = ("openai", "trl", "ms_swift")
 
 
 def read(folder: Path, row: dict[str, Any], format_name: str, **options: Any) -> Sample:
-    row = row if format_name == "canonical" and not options else canonical_row(row, format_name, **options)
-    return sample_of({"id": "1"} | row, folder)
+    if format_name != "canonical" or options:
+        row = canonical_row(row, format_name, **options)
+    named: dict[str, Any] = {"id": "1"} | row
+    return sample_of(named, folder)
 
 
 def talk(*turns: dict[str, Any], **columns: Any) -> dict[str, Any]:
@@ -177,6 +179,11 @@ def test_one_image_by_the_name_for_one(folder: Path, format_name: str):
         ({"dialogue": [{"role": "user", "content": "x"}]}, "openai", "'dialogue'"),
         ({"vorher": [{"from": "human", "value": "x"}]}, "openai", "looks like messages"),
         ({"weight": 0.5}, "openai", "'weight'"),
+        ({"max_pixels": 5000}, "ms_swift", "'max_pixels'"),
+        ({"groundTruth": 7}, "canonical", "did you mean 'ground_truth'"),
+        ({"fps": 2}, "canonical", "'fps'"),
+        ({"enable_thinking": False}, "openai", "'enable_thinking'"),
+        ({"chat_template_kwargs": {"a": 1}}, "trl", "'chat_template_kwargs'"),
         ({"lossMask": [0]}, "trl", "'lossMask'"),
         ({"system_prompt": "S"}, "ms_swift", "'system_prompt'"),
         ({"chain_of_thought": "S"}, "ms_swift", "'chain_of_thought'"),
@@ -216,6 +223,9 @@ def test_columns_that_may_be_the_dialogue_are_refused(
         ),
         *("image_id", "prompt_id", "conversation_hash", "num_turns", "video_source", "language", "ability"),
         *(
+            "image_sizes",
+            "start",
+            "end",
             "instruction_id_list",
             "kwargs",
             "category",
