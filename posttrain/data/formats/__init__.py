@@ -16,6 +16,7 @@ from posttrain.data.formats.canonical import (
     sample_of,
     write_canonical,
 )
+from posttrain.data.formats.dialogue_checks import says_nothing
 from posttrain.data.formats.dialogues import read_tools, with_system
 from posttrain.data.formats.easyr1 import read_easyr1
 from posttrain.data.formats.errors import DataError
@@ -43,6 +44,7 @@ __all__ = [
     "read_canonical",
     "rows",
     "sample_of",
+    "says_nothing",
     "write_canonical",
 ]
 

@@ -26,13 +26,13 @@ def check_dialogue(messages: tuple[Message, ...]) -> None:
         if role == "tool" and before not in ("assistant", "tool"):
             raise DataError(f"a tool message follows {before or 'nothing'}, not an assistant's call")
     for number, message in enumerate(messages, start=1):
-        if _says_nothing(message):
+        if says_nothing(message):
             raise DataError(
                 f"message {number}, of the {message.role}, has no content: it says and shows nothing"
             )
 
 
-def _says_nothing(message: Message) -> bool:
+def says_nothing(message: Message) -> bool:
     """Tell whether a message has no text that can be seen, and shows nothing; a tool may print nothing."""
     if message.role == "tool":
         return not message.content
