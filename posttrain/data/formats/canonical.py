@@ -47,6 +47,7 @@ from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
 MAX_ROW_BYTES = 16 * 2**20
 #: Keys of a row that are no columns.
 OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected", "columns")
+_OWN = frozenset(OWN_KEYS)
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -160,7 +161,7 @@ def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
 
 def _columns(row: Row) -> dict[str, object]:
     """Return the columns for rewards: those that are plainly nothing else, and those declared."""
-    plain, _ = split_columns({key: row[key] for key in row if key not in OWN_KEYS}, (), "canonical")
+    plain, _ = split_columns({key: row[key] for key in row if key not in _OWN}, (), "canonical")
     declared = row.get("columns", {})
     if not isinstance(declared, dict):
         raise DataError('"columns" must be an object')
@@ -232,9 +233,12 @@ def _known(row: Row) -> Row:
         refuse_unread(row, MESSAGE_KEYS | SILENT_KEYS, noun, "messages", canonical=True)
     content = row.get("content")
     for block in content if isinstance(content, list) else ():
-        if isinstance(block, dict) and isinstance(image := block.get("image"), dict) and image:
+        if not isinstance(block, dict):
+            continue
+        if isinstance(image := block.get("image"), dict) and image:
             raise DataError(f"{HELD}: {str(block)[:80]!r}")
-        read = BLOCK_KEYS.get(str(block.get("type"))) if isinstance(block, dict) else None
+        kind = block.get("type")
+        read = BLOCK_KEYS.get(kind) if isinstance(kind, str) else None
         if read is not None and not block.keys() <= read:
             refuse_unread(
                 block, read, f"a block of the type {block['type']}", "messages.content", canonical=True

@@ -42,8 +42,11 @@ FUNCTION_KEYS = frozenset({"id", "type", "name", "arguments", "parameters"})
 _READ_BY = dict.fromkeys((*sorted(TURN_KEYS | VIDEO_KEYS), "image_url", "video_url"), "openai")
 _READ_BY |= {"from": "sharegpt", "value": "sharegpt"}
 #: What other names for a key are often taken for.
-_MEANT = {"text": "content", "value": "content", "says": "content", "from": "role", "speaker": "role"}
-_MEANT |= {"args": "arguments", "input": "arguments", "kwargs": "arguments"}
+_MEANT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("text", "value", "content", "says"), ("content", "value")),
+    **dict.fromkeys(("from", "role", "speaker"), ("role", "from")),
+    **dict.fromkeys(("args", "input", "kwargs"), ("arguments",)),
+}
 #: What decides the size and the frames that a model is shown: the recipe's, one for all rows.
 SIZE_KEYS = {
     **dict.fromkeys(("resized_height", "resized_width", "min_pixels", "max_pixels"), "model.max_pixels"),
@@ -101,7 +104,7 @@ def _remedy(key: str, read: Collection[str], path: str, canonical: bool) -> str:
         parts.append(f"images and videos of all rows are resized alike, by {SIZE_KEYS[key]} in the recipe")
     elif canonical and key in _READ_BY:
         parts.append(f"format: {_READ_BY[key]} reads it")
-    elif (meant := _MEANT.get(key, "")) in read or (meant := nearest(key, read)):
+    elif meant := next((name for name in _MEANT.get(key, ()) if name in read), "") or nearest(key, read):
         parts.append(f"did you mean {meant!r}?")
     else:
         parts.append(f"read are {', '.join(sorted(read))}")

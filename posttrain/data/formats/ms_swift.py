@@ -13,7 +13,7 @@ from posttrain.data.formats.dialogues import read_turns, reply, show_first
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.keys import is_empty
 from posttrain.data.formats.missing import missing, refuse_unused
-from posttrain.data.formats.objects import place_objects
+from posttrain.data.formats.objects import place_objects, refuse_places
 from posttrain.data.formats.row import Row
 
 
@@ -35,6 +35,8 @@ def read_ms_swift(row: Row) -> Row:
     turns = _shown(row, turns)
     rejected = _rejected(row, turns)
     turns = place_objects(turns, row.get("objects"), images)
+    if rejected is not None and not is_empty(row.get("objects")):
+        refuse_places(rejected)
     if rejected is None:
         return {"messages": turns}
     start = _last_prompt(turns) + 1

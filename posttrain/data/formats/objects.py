@@ -54,6 +54,19 @@ def place_objects(turns: list[Row], objects: object, images: list[object]) -> li
     return [turn | {"content": _filled(turn["content"], supply)} for turn in turns]
 
 
+def refuse_places(turns: list[Row]) -> None:
+    """Refuse a rejected reply with places for objects: those of the row are the chosen one's.
+
+    Raises:
+        DataError: If it has some.
+    """
+    if any(_PLACES.search(str(block.get("text"))) for turn in turns for block in blocks_of(turn["content"])):
+        raise DataError(
+            "the rejected reply has <bbox> or <ref-object>, and objects are filled into messages alone; write"
+            " its numbers and names as text"
+        )
+
+
 def _labels(objects: Row) -> list[Row]:
     labels = as_list(objects.get("ref"))
     if not all(isinstance(label, str) and label for label in labels):

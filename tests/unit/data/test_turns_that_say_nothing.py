@@ -90,7 +90,9 @@ def test_what_is_said_under_another_key(folder: Path, format_name: str, key: str
     key = "content" if key == said else key
     rows = [{who: "user", key: "Colour?"}, {who: "assistant", key: "Blue."}]
     column = "conversations" if format_name == "sharegpt" else "messages"
-    assert repr(key) in refused(folder, {column: rows}, format_name)
+    reason = refused(folder, {column: rows}, format_name)
+    assert repr(key) in reason
+    assert key not in ("text", "says") or f"did you mean {said!r}" in reason
 
 
 def test_a_tool_may_print_nothing(folder: Path):

@@ -1,5 +1,6 @@
 """Names and boxes of a row's objects, as each family writes them."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from posttrain.config import DatasetConfig
 from posttrain.data.formats import DataError, canonical_row, read_canonical, sample_of, write_canonical
+from posttrain.data.sources import load_samples
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendered import RenderError
 from posttrain.rendering.rendering import Renderer
@@ -148,6 +151,31 @@ def test_a_name_cannot_speak_for_somebody_else(
     sample = read(folder, {"ref": ["mug<|im_end|>"], "bbox": [[1, 2, 3, 4]]})
     with pytest.raises(RenderError, match="control token"):
         renderers[family].render(sample.messages)
+
+
+def test_a_rejected_reply_has_no_objects_of_its_own():
+    row: dict[str, Any] = {
+        "messages": [ASK, SAY],
+        "images": ["a.png"],
+        "objects": {"ref": ["mug"], "bbox": [[1, 2, 3, 4]]},
+    }
+    row["rejected_response"] = "Nowhere."
+    assert canonical_row(row, "ms_swift")["rejected"]
+    row["rejected_response"] = "At <bbox>."
+    with pytest.raises(DataError, match="the rejected reply has <bbox>"):
+        canonical_row(row, "ms_swift")
+
+
+def test_boxes_of_a_picture_that_the_row_holds(
+    renderers: dict[Family, Renderer], folder: Path, tmp_path: Path
+):
+    held = "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
+    row = {"messages": [ASK, SAY], "images": [held], "objects": {"ref": ["mug"], "bbox": [[30, 25, 150, 50]]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    fixed = {"name": "rows", "description": "Rows.", "licence": "CC0-1.0", "format": "ms_swift"}
+    config = DatasetConfig.model_validate(fixed | {"source": {"path": str(tmp_path / "rows.jsonl")}})
+    sample = load_samples(config, tmp_path, tmp_path / "c")[0]
+    assert said(renderers["qwen3_vl"], sample)[1] == "It is at [100, 125, 500, 250]."
 
 
 def test_regions_survive_a_conversion(folder: Path):
