@@ -138,9 +138,12 @@ def tool_call_text(call: object) -> str:
         refuse_unread(call, CALL_KEYS, "a tool call", "messages.tool_calls")
     refuse_unread(function, FUNCTION_KEYS, "a tool call", "messages.tool_calls.function")
     arguments = function.get("arguments") or function.get("parameters") or {}
-    arguments = read_json(arguments, "a call's arguments")
+    if isinstance(arguments, str):
+        read_json(arguments, "a call's arguments")
+        written = arguments  # as the templates write a text: 1e-3 stays 1e-3
+    else:
+        written = json.dumps(arguments, ensure_ascii=False)
     name = json.dumps(function["name"], ensure_ascii=False)
-    written = json.dumps(arguments, ensure_ascii=False)
     return f'<tool_call>\n{{"name": {name}, "arguments": {written}}}\n</tool_call>'
 
 
@@ -200,25 +203,25 @@ def _learning(item: Row, role: str) -> dict[str, bool]:
 
 
 def _assistant(item: Row, content: Content) -> Content:
-    """Put an assistant's thinking before its content and its calls after, as the templates write them."""
+    """Put an assistant's thinking before its content and its calls after, as Qwen3's templates write them."""
     refusal = item.get("refusal")
     if isinstance(refusal, str) and refusal and content in ("", [], refusal):
         content = refusal
     elif not is_empty(refusal):
         raise DataError("an assistant message has content and a refusal; keep what it says in content")
     thinking = _thinking(item)
-    if thinking:
-        if any(THINK_END in str(block.get("text")) for block in blocks_of(content)):
-            raise DataError("an assistant message has its thinking twice: in content, and on its own")
-        thought: Row = {"type": "text", "text": f"{THINK_START}\n{thinking.strip()}\n{THINK_END}\n\n"}
-        content = [thought, *blocks_of(content)]
+    if thinking and any(THINK_END in str(block.get("text")) for block in blocks_of(content)):
+        raise DataError("an assistant message has its thinking twice: in content, and on its own")
     calls = read_json(item.get("tool_calls") or None, "tool_calls")
     legacy = item.get("function_call")
     if not is_empty(calls) and not is_empty(legacy):
         raise DataError("an assistant message has tool_calls and function_call; keep one of the two")
-    if is_empty(calls) and is_empty(legacy):
-        return content
-    return _joined(content, tool_call_text(legacy if is_empty(calls) else calls))
+    called = legacy if is_empty(calls) else calls
+    if not thinking:
+        return content if is_empty(called) else _joined(content, tool_call_text(called))
+    spoken, thought = blocks_of(content), thinking.strip("\n")
+    turn = [_text(f"{THINK_START}\n{thought}\n{THINK_END}\n\n"), *_without_leading_breaks(spoken)]
+    return turn if is_empty(called) else [*turn, _text(("\n" if spoken else "") + tool_call_text(called))]
 
 
 def _thinking(item: Row) -> str:
@@ -277,11 +280,32 @@ def _join_call(turn: Row, call: Row) -> None:
 
 
 def _joined(content: object, text: str) -> Content:
-    """Return content with a call's text on a line of its own after it."""
-    if isinstance(content, str):
-        return f"{content}\n{text}" if content else text
+    """Return content with a call's text on a line of its own after it, or a blank line after thinking."""
     blocks = blocks_of(content)
-    return [*blocks, {"type": "text", "text": f"\n{text}" if blocks else text}]
+    if not blocks:
+        return text if isinstance(content, str) else [_text(text)]
+    last = str(blocks[-1].get("text") or "").rstrip("\n")
+    if last.endswith(THINK_END):
+        joined = [*blocks[:-1], _text(f"{last}\n\n{text}")]
+    else:
+        joined = [*blocks, _text(f"\n{text}")]
+    return "".join(str(block["text"]) for block in joined) if isinstance(content, str) else joined
+
+
+def _without_leading_breaks(blocks: list[Row]) -> list[Row]:
+    """Remove the line breaks with which the texts at the beginning begin, up to the first that says more."""
+    kept = list(blocks)
+    for place, block in enumerate(blocks):
+        if not isinstance(block.get("text"), str):
+            break
+        kept[place] = block | {"text": str(block["text"]).lstrip("\n")}
+        if kept[place]["text"]:
+            break
+    return kept
+
+
+def _text(text: str) -> Row:
+    return {"type": "text", "text": text}
 
 
 def _unknown_role(item: Row, role_key: str, content_key: str, roles: Mapping[str, str]) -> str:

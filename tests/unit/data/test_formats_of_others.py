@@ -226,7 +226,8 @@ def test_calls_and_thinking_are_written_as_the_template_writes_them(tiny_checkpo
 
 
 def _as_text(call: dict[str, Any]) -> dict[str, Any]:
-    return {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {"function": call["function"] | {"arguments": arguments}}
 
 
 def test_the_same_calls_in_sharegpt_and_ms_swift(folder: Path):
