@@ -4,10 +4,10 @@ Beside its neighbours it imports only the standard library, so that plugins can 
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from posttrain.files.strict_json import Json, JsonObject
-from posttrain.types import Block, ImageRef, Message, VideoRef
+from posttrain.types import Block, Box, Frame, ImageRef, Message, Region, VideoRef
 
 #: A message as JSON: `role`, `content` (a list of blocks), and `train` where the message has it.
 MessageRow: TypeAlias = dict[str, Any]
@@ -33,6 +33,8 @@ def message_to_json(message: Message) -> MessageRow:
             content.append({"type": "image", "image": block.image.path, "sha256": block.image.sha256})
         elif block.video is not None:
             content.append({"type": "video"} | _video_to_json(block.video))
+        elif block.region is not None:
+            content.append({"type": "region"} | _region_to_json(block.region))
         else:
             content.append({"type": "text", "text": block.text})
     chosen = {} if message.train is None else {"train": message.train}
@@ -65,6 +67,8 @@ def message_from_json(row: Mapping[str, object]) -> Message:
             blocks.append(Block("image", image=ImageRef(block["image"], str(block.get("sha256", "")))))
         elif kind == "video":
             blocks.append(Block("video", video=_video_from_json(block)))
+        elif kind == "region":
+            blocks.append(_region_from_json(block))
         else:
             raise ValueError(
                 f"message block {str(block)[:80]!r} is neither a text nor an image nor a video block"
@@ -96,3 +100,27 @@ def _video_from_json(block: Mapping[str, object]) -> VideoRef:
             raise ValueError(f"a video's {key} must be a number, got {str(value)[:40]!r}")
         numbers[key] = value
     return VideoRef(tuple(paths), str(block.get("sha256", "")), **numbers)
+
+
+def _region_to_json(region: Region) -> JsonObject:
+    if region.box is None:
+        return {"label": region.label}
+    box = region.box
+    sides = [box.x1, box.y1] if region.is_point else [box.x1, box.y1, box.x2, box.y2]
+    image = "" if region.image is None else region.image.path
+    return {"region": [*sides], "frame": box.frame, "image": image}
+
+
+def _region_from_json(block: Mapping[str, object]) -> Block:
+    label, sides, frame, image = (block.get(key) for key in ("label", "region", "frame", "image"))
+    if isinstance(label, str) and label and sides is None:
+        return Block("region", text=label, region=Region(label))
+    numbers = [side for side in sides if isinstance(side, int | float)] if isinstance(sides, list) else []
+    if not isinstance(sides, list) or len(numbers) != len(sides) or len(sides) not in (2, 4):
+        raise ValueError(f"a region needs a label, or [x1, y1, x2, y2] or [x, y], got {str(block)[:80]!r}")
+    frames: dict[object, Frame] = {known: known for known in get_args(Frame)}
+    if frame not in frames or not isinstance(image, str):
+        raise ValueError(f"a region needs its image and a frame of {', '.join(get_args(Frame))}")
+    corners = numbers if len(numbers) == 4 else [*numbers, *numbers]
+    region = Region(box=Box(*corners, frame=frames[frame]), image=ImageRef(image), is_point=len(numbers) == 2)
+    return Block("region", text=str(numbers), region=region)

@@ -74,7 +74,14 @@ class VideoRef:
 
 @dataclass(frozen=True)
 class Block:
-    """One piece of a message: text, an image, or a video.
+    """One piece of a message: text, an image, a video, or a region of an image.
+
+    Attributes:
+        type: Which of them.
+        text: The text; of a region, what is said of it apart from a model: its label, or its numbers.
+        image: The image.
+        video: The video.
+        region: The region.
 
     Example:
         Block("text", text="Which letter is on the red marker?")
@@ -82,10 +89,11 @@ class Block:
         Block("video", video=VideoRef(("/data/clip.mp4",)))
     """
 
-    type: Literal["text", "image", "video"]
+    type: Literal["text", "image", "video", "region"]
     text: str = ""
     image: ImageRef | None = None
     video: VideoRef | None = None
+    region: "Region | None" = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,8 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The message's text blocks, joined."""
-        return "".join(block.text for block in self.content if block.type == "text")
+        """The message's text blocks, and what is said of regions, joined."""
+        return "".join(block.text for block in self.content)
 
     @property
     def images(self) -> list[ImageRef]:
@@ -174,6 +182,29 @@ class Box:
             raise ValueError("converting to or from pixel_resized needs the resized size")
         scale_x, scale_y = target[0] / source[0], target[1] / source[1]
         return Box(self.x1 * scale_x, self.y1 * scale_y, self.x2 * scale_x, self.y2 * scale_y, frame)
+
+
+@dataclass(frozen=True)
+class Region:
+    """What a text says of a part of an image: what it is called, or where it is.
+
+    The renderer writes it in the notation and the frame of the model's family.
+
+    Attributes:
+        label: What it is called; "" if the text says where it is.
+        box: Where it is; of a point both corners are the same.
+        image: The image that the box is of.
+        is_point: Whether it is a point.
+
+    Example:
+        Region("mug")
+        Region(box=Box(12, 8, 40, 60, "pixel_original"), image=ImageRef("/data/a.png"))
+    """
+
+    label: str = ""
+    box: Box | None = None
+    image: ImageRef | None = None
+    is_point: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,25 @@ FormatName = Literal[
     "canonical", "ms_swift", "sharegpt", "alpaca", "llama_factory", "trl", "openai", "qwen", "easyr1"
 ]
 _COMMON = ("id", "ground_truth", "tools", "images", "videos")
-_SHAREGPT = ("conversations", "system", "image", "video", "chosen", "rejected", "kto_tag", *_COMMON)
+#: What other tools call these, and the system text of a row; every format but the canonical one reads them.
+_OTHERS = (*_COMMON, "image", "video", "functions", "tool_defs", "system")
+_SHAREGPT = ("conversations", "chosen", "rejected", "kto_tag", *_OTHERS)
 #: Columns that a format reads itself; a row's others are kept for rewards and environments.
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "canonical": ("messages", "chosen", "rejected", *_COMMON),
+    "canonical": ("messages", "chosen", "rejected", "columns", *_COMMON),
     "ms_swift": (
-        *("messages", "query", "response", "history", "system", "objects", "label"),
-        *("rejected_response", "rejected_messages", *_COMMON),
+        *("messages", "query", "response", "history", "objects", "label"),
+        *("rejected_response", "rejected_messages", "rejected_images", *_OTHERS),
     ),
     "sharegpt": _SHAREGPT,
     "qwen": _SHAREGPT,
     "alpaca": (
-        *("instruction", "input", "output", "history", "system", "image"),
-        *("chosen", "rejected", "kto_tag", *_COMMON),
+        *("instruction", "input", "output", "history"),
+        *("chosen", "rejected", "kto_tag", *_OTHERS),
     ),
-    "trl": ("messages", "prompt", "completion", "chosen", "rejected", "label", "image", *_COMMON),
-    "openai": ("messages", "input", "preferred_output", "non_preferred_output", *_COMMON),
-    "easyr1": ("problem", "answer", *_COMMON),
+    "trl": ("messages", "prompt", "completion", "chosen", "rejected", "label", *_OTHERS),
+    "openai": ("messages", "input", "preferred_output", "non_preferred_output", *_OTHERS),
+    "easyr1": ("problem", "answer", *_OTHERS),
 }
 #: What a stage or an evaluation uses a dataset's rows for.
 Use = Literal["prompts", "episodes", "dialogues", "pairs"]
@@ -130,7 +132,15 @@ class DatasetConfig(Section):
     tags: dict[str, str] = Field(
         default_factory=dict, description="Keys and roles of sharegpt turns, as in LLaMA-Factory's `tags`."
     )
-    drop_columns: list[str] = Field(default_factory=list, description="Columns to leave out.")
+    drop_columns: list[str] = Field(
+        default_factory=list,
+        description="Columns to leave out; dots lead into objects and lists, `messages.timestamp`.",
+    )
+    keep_columns: list[str] = Field(
+        default_factory=list,
+        description="Columns for rewards and environments that are called, or look, like a part of the "
+        "dialogue; a row with such a column is broken unless it is named here, or dropped.",
+    )
     filters: list[FilterConfig] = Field(default_factory=list, description="Rows to keep.")
     max_bad_share: float = Field(
         default=0.01,
@@ -163,6 +173,10 @@ class DatasetConfig(Section):
                 )
             if column is None and key != "id":
                 raise MisfitError(f"columns.{key}", "only id may be null", "remove the key, or name a column")
+        for column in self.keep_columns:
+            if column in known or column in self.drop_columns:
+                reads = "it is dropped as well" if column in self.drop_columns else f"{self.format} reads it"
+                raise MisfitError(f"keep_columns.{column}", reads, "remove it from keep_columns")
         for tag in self.tags:
             if tag not in TAGS or self.format not in ("sharegpt", "qwen"):
                 raise MisfitError(f"tags.{tag}", "no such tag", f"sharegpt's tags are {', '.join(TAGS)}")
@@ -171,8 +185,9 @@ class DatasetConfig(Section):
     @property
     def as_it_stands(self) -> bool:
         """Whether rows are read from their file as they are, without being rewritten first."""
-        options = (self.columns, self.drop_columns, self.filters, self.source.split, self.source.images)
-        return self.format == "canonical" and not any(options)
+        options = (self.columns, self.drop_columns, self.keep_columns, self.filters)
+        places = (self.source.split, self.source.images)
+        return self.format == "canonical" and not any((*options, *places))
 
 
 class DataConfig(Section):

@@ -14,11 +14,13 @@ from typing import IO
 
 import pyarrow.parquet
 
-from posttrain.data.formats import MAX_ROW_BYTES, DataError, parse_line, rows
+from posttrain.data.formats import DataError, parse_line, rows
 from posttrain.data.formats.row import Row
 from posttrain.data.row_files import STATE_FILE, data_files, is_hugging_face, split_folders
 from posttrain.files.strict_json import JsonError, parse_json
 
+#: Longest text of a row, in bytes, whose images may be in it; each of them has a limit of its own.
+MAX_TEXT_BYTES = 256 * 2**20
 #: Rows of an Arrow file that are in memory at once; each may hold images.
 _BATCH = 64
 _CHUNK = 1 << 20
@@ -53,11 +55,53 @@ def _file_rows(file: Path) -> Iterator[RawRow]:
         yield from _list_rows(file)
     else:
         with file.open("rb") as lines:
-            for number, _, line in rows(lines):
+            for number, _, line in rows(lines, MAX_TEXT_BYTES):
                 try:
-                    yield f"{file}:{number}", parse_line(line)
+                    row = parse_line(line, MAX_TEXT_BYTES)
                 except DataError as error:
+                    if number == 1 and file.suffix == ".json":
+                        _refuse_object(file)
                     yield f"{file}:{number}", error
+                    continue
+                if number == 1 and file.suffix == ".json":
+                    _refuse_wrapped(file, row)
+                yield f"{file}:{number}", row
+
+
+def _refuse_object(file: Path) -> None:
+    """Refuse a JSON file that is one object over several lines; not one of JSON lines, the first broken."""
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        return
+    try:
+        found = parse_json(file.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, JsonError):
+        return
+    if isinstance(found, dict):
+        raise DataError(
+            f"{file} is one object, with the keys {_first(found)}, and no list of rows; write the rows as one"
+            " list, [{…}, {…}], or one on each line"
+        )
+
+
+def _refuse_wrapped(file: Path, row: Row) -> None:
+    """Refuse a JSON file whose first line is one object that holds the rows under a key."""
+    held = next((key for key, value in row.items() if len(row) < 4 and _are_rows(value)), None)
+    if held is not None:
+        raise DataError(
+            f"{file} is one object that has its rows under the key {held!r}; write them as one list,"
+            " [{…}, {…}], or one on each line"
+        )
+
+
+def _are_rows(value: object) -> bool:
+    """Tell whether a value is a list of rows rather than of messages, tools or other parts of one."""
+    names = {"messages", "conversations", "prompt", "query", "instruction", "problem", "chosen"}
+    rows = value if isinstance(value, list) else []
+    return bool(rows) and all(isinstance(row, dict) and names & row.keys() for row in rows)
+
+
+def _first(found: Row) -> str:
+    return ", ".join(repr(key) for key in list(found)[:8])
 
 
 def _hugging_face_rows(folder: Path) -> Iterator[RawRow]:
@@ -124,10 +168,17 @@ def _list_rows(file: Path) -> Iterator[RawRow]:
                 except JsonError as error:
                     yield f"{file}:{number}", DataError(f"not valid JSON: {error}")
                     continue
-                is_row = isinstance(row, dict)
-                yield f"{file}:{number}", row if is_row else DataError("a row must be an object")
+                yield f"{file}:{number}", row if isinstance(row, dict) else DataError(_no_row(row))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(f"{file} is no JSON list: {error}") from error
+
+
+def _no_row(value: object) -> str:
+    packed = isinstance(value, list) and all(isinstance(row, dict) for row in value)
+    several = (
+        "; it is a list of rows, as packed data has them: write each as a row of its own" if packed else ""
+    )
+    return f"a row must be an object, got {type(value).__name__}{several}"
 
 
 def _items(file: IO[str]) -> Iterator[str]:
@@ -152,7 +203,7 @@ def _items(file: IO[str]) -> Iterator[str]:
             yield text[position:end]
             number, position = number + 1, end
             continue
-        if ended or len(text) - position > MAX_ROW_BYTES:
+        if ended or len(text) - position > MAX_TEXT_BYTES:
             raise json.JSONDecodeError(f"entry {number + 1}: {reason}", text[position : position + 80], 0)
         more = file.read(max(_CHUNK, len(text) - position))
         ended = not more

@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from posttrain.data.formats import DataError, write_canonical
+from posttrain.data.formats import DataError, says_nothing, write_canonical
 from posttrain.run.record import read_record
 from posttrain.run.rows import ROLLOUTS, EpisodeRow, read_rows, with_image_paths
 from posttrain.types import Message, Sample
@@ -51,9 +51,9 @@ def write(directory: Path, run: str, stage: str = "rl", min_margin: float = 0.0)
 def preference_pairs(run: Path, stage: str, min_margin: float = 0.0) -> Iterator[Sample]:
     """Yield a pair of each group: the episode with the highest reward against the one with the lowest.
 
-    Episodes count that ended with an answer and have a reward: one that was cut at a limit would teach to
-    end a turn in the middle of a sentence, and one whose reward failed was not judged. Of equal rewards the
-    earlier episode is taken.
+    Episodes count that ended with an answer, all of whose turns say something, and that have a reward: one
+    that was cut at a limit would teach to end a turn in the middle of a sentence, and one whose reward failed
+    was not judged. Of equal rewards the earlier episode is taken.
 
     Args:
         run: Directory of a run.
@@ -73,14 +73,17 @@ def preference_pairs(run: Path, stage: str, min_margin: float = 0.0) -> Iterator
     for path in files:
         rows = sorted(read_rows(path, EpisodeRow, _refuse), key=lambda row: (row.group, row.episode))
         for group, members in groupby(rows, key=lambda row: row.group):
-            finished = [
-                (row.total, row) for row in members if row.stop_reason == "answer" and row.total is not None
-            ]
+            finished = [(row.total, row) for row in members if row.total is not None and _is_answered(row)]
             if not finished:
                 continue
             best, worst = max(finished, key=itemgetter(0)), min(finished, key=itemgetter(0))
             if best[0] - worst[0] > min_margin:
                 yield _pair(f"{stage}-{_step(path)}-{group}", best, worst, run, tools)
+
+
+def _is_answered(row: EpisodeRow) -> bool:
+    """Tell whether an episode ended with an answer, and every turn of it says something."""
+    return row.stop_reason == "answer" and not any(map(says_nothing, row.response))
 
 
 def _pair(name: str, best: Scored, worst: Scored, run: Path, tools: dict[str, tuple[str, ...]]) -> Sample:

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from posttrain.config import DatasetConfig
 from posttrain.config.data import FilterConfig
 from posttrain.data.containers import raw_rows
 from posttrain.data.embedded_images import EmbeddedImages
-from posttrain.data.formats import DataError, canonical_row, entry_of, parse_row, rows, sample_of
+from posttrain.data.formats import DataError, canonical_row, entry_of, sample_of
 from posttrain.data.formats.media_paths import begin_at
+from posttrain.data.formats.placeholders import json_messages
 from posttrain.data.formats.row import Row
 from posttrain.data.row_files import data_files, not_there
 from posttrain.files.durable import sync
@@ -27,7 +30,7 @@ from posttrain.types import Sample
 
 DATA, PLACES, LEFT_OUT = "data.jsonl", "places.txt", "left_out.json"
 #: To be changed when the rewritten rows are others; a part of their folder's name.
-_FORMAT = "0.1.0"
+_FORMAT = "0.2.0"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Source:
             for file in files
             if (status := file.stat())
         ]
-        settings = self.config.model_dump(include={"format", "columns", "tags", "drop_columns", "filters"})
+        read = {"format", "columns", "tags", "drop_columns", "keep_columns", "filters"}
+        settings = self.config.model_dump(include=read)
         images = None if self.config.source.images is None else str(self.image_root)
         whole = json.dumps([_FORMAT, stamps, settings, self.config.source.split, images], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
@@ -109,10 +113,10 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
     filtered, seen = [0] * len(filters), [False] * len(filters)
     broken: list[tuple[str, str]] = []
     with (folder / DATA).open("w", encoding="utf-8") as data, (folder / PLACES).open("w") as places:
-        found = raw_rows(source.path, source.config.source.split)
+        found, ids = raw_rows(source.path, source.config.source.split), _Ids(source)
         for place, raw in progress_bar(f"rewriting {source.path.name}", found):
             try:
-                row = images.place_all(_canonical(raw, place, source))
+                row = images.place_all(_canonical(raw, place, source, ids))
                 line = json.dumps(row, allow_nan=False)
             except (DataError, TypeError, ValueError, RecursionError) as error:
                 broken.append((place, str(error)))
@@ -161,34 +165,18 @@ def first_rows(config: DatasetConfig, count: int) -> Iterator[FirstRow]:
         DataError: If it cannot be read at all.
     """
     source = locate(config, Path())
+    ids = _Ids(source)
     with tempfile.TemporaryDirectory() as folder:
         images = EmbeddedImages(Path(folder), Path(folder))
-        if source.as_it_stands:
-            yield from itertools.islice(_lines(source), count)
-            return
         for place, raw in itertools.islice(raw_rows(source.path, source.config.source.split), count):
             try:
-                row = images.place_all(_canonical(raw, place, source))
+                row = images.place_all(_canonical(raw, place, source, ids))
                 if all(passes(each, _value(row, each.column)) for each in source.config.filters):
                     yield FirstRow(place, sample_of(row, source.image_root))
                 else:
                     yield FirstRow(place)
             except DataError as reason:
                 yield FirstRow(place, error=str(reason))
-
-
-def _lines(source: Source) -> Iterator[FirstRow]:
-    """Read a canonical file, whose rows need no rewriting."""
-    try:
-        with source.path.open("rb") as file:
-            for number, _, line in rows(file):
-                place = f"{source.path}:{number}"
-                try:
-                    yield FirstRow(place, parse_row(line, source.image_root, f"{source.path.name}:{number}"))
-                except DataError as reason:
-                    yield FirstRow(place, error=str(reason))
-    except OSError as error:
-        raise DataError(f"{source.path} cannot be read: {error.strerror}") from error
 
 
 def read_left_out(folder: Path) -> LeftOut:
@@ -217,16 +205,61 @@ def passes(test: FilterConfig, value: object) -> bool:
     return (test.min_length or 0) <= len(value) and (test.max_length is None or len(value) <= test.max_length)
 
 
-def _canonical(raw: Row | DataError, place: str, source: Source) -> Row:
+class _Ids:
+    """Gives rows the names of their places where their own are no names, or other rows' as well.
+
+    Of canonical rows a name that is there twice is a mistake, which the check of the rows finds.
+    """
+
+    def __init__(self, source: Source):
+        """Know where rows are named from.
+
+        Args:
+            source: The rows.
+        """
+        self._root = source.path if source.path.is_dir() else source.path.parent
+        self._are_ours = source.config.format == "canonical"
+        self._taken: set[object] = set()
+
+    def name(self, row: Row, place: str) -> Row:
+        """Return a row with a name that no earlier one has."""
+        place = place.removeprefix(f"{self._root}/")
+        if self._are_ours:
+            return {"id": place} | row
+        name = row.get("id", place)
+        name = place if name in self._taken else name
+        self._taken.add(name)
+        return {"id": place} | row | {"id": name}
+
+
+def _canonical(raw: Row | DataError, place: str, source: Source, ids: _Ids) -> Row:
     if isinstance(raw, DataError):
         raise raw
     config = source.config
-    kept = {key: value for key, value in raw.items() if key not in config.drop_columns}
-    row = canonical_row(kept, config.format, config.columns, config.tags)
+    kept = raw
+    for column in config.drop_columns:
+        kept = _without(kept, column)
+    row = canonical_row(kept, config.format, config.columns, config.tags, config.keep_columns)
     if config.source.images is not None:
         row = begin_at(row, _rows_folder(place), source.image_root.resolve())
-    root = source.path if source.path.is_dir() else source.path.parent
-    return {"id": place.removeprefix(f"{root}/")} | row
+    return ids.name(row, place)
+
+
+def _without(row: Row, column: str) -> Row:
+    """Return a row without a column, or without what dots in its name lead to, in lists in each entry."""
+    if column in row:
+        return {key: value for key, value in row.items() if key != column}
+    name, dot, rest = column.partition(".")
+    value = row.get(name)
+    if not dot or value is None:
+        return row
+    if isinstance(value, str) and (messages := json_messages(value)) is not None:
+        value = messages
+    if isinstance(value, dict):
+        return row | {name: _without(value, rest)}
+    if isinstance(value, list):
+        return row | {name: [_without(item, rest) if isinstance(item, dict) else item for item in value]}
+    return row
 
 
 def _rows_folder(place: str) -> Path:
@@ -237,7 +270,8 @@ def _rows_folder(place: str) -> Path:
 def _value(row: Row, column: str) -> object:
     """Return what a filter looks at: a column, or the texts, images, videos or messages of the dialogue."""
     if column not in ("prompt", "response", "messages", "images", "videos"):
-        return row.get(column)
+        declared = row.get("columns")
+        return row.get(column, declared.get(column) if isinstance(declared, dict) else None)
     chosen = row.get("chosen")
     reply: Row = {"role": "assistant", "content": chosen}
     replies = [reply] if isinstance(chosen, str) else chosen
@@ -280,5 +314,6 @@ def _from_dataset_info(path: Path, config: DatasetConfig) -> tuple[Path, Dataset
         stated[key] = entry[key]
     try:
         return path.parent / entry["file_name"], DatasetConfig.model_validate(stated)
-    except ValueError as error:
-        raise DataError(f"{path}: {config.source.entry}: {error}") from error
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise DataError(f"{path}: {config.source.entry}: {reasons}") from error

@@ -15,7 +15,7 @@ from posttrain.config import DatasetConfig, load_dataset_config, missing_variabl
 from posttrain.config.data import Use
 from posttrain.data.cache import cached_folder, default_cache
 from posttrain.data.dataset import BrokenRow, Dataset, file_version
-from posttrain.data.formats import DataError
+from posttrain.data.formats import REWRITTEN, DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
 from posttrain.data.mixing import Mixture
 from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_left_out
@@ -66,8 +66,8 @@ def load_samples(
     config = load_dataset_config(dataset, base_dir) if isinstance(dataset, str) else dataset
     cache = cache_dir or default_cache()
     if config.source.path is None:
-        opening = _Opening(_generated(config, base_dir, cache), None, None, cache, look_again)
-        opened = _opened(opening, use)
+        rows = _generated(config, base_dir, cache)
+        opened = _opened(_located(Source(rows, config, rows.parent), cache, look_again), use)
     elif (variable := missing_variable(config)) is not None:
         raise DataError(f"dataset {config.name}: set the environment variable {variable} of its path")
     else:
@@ -144,9 +144,15 @@ class _Opening:
 
 
 def _located(source: Source, cache: Path, look_again: bool) -> _Opening:
-    """Return how to open the rows at a path; unless they are canonical lines, they are first rewritten."""
+    """Return how to open the rows at a path; unless they are canonical lines, they are first rewritten.
+
+    So are canonical lines some of which hold their images themselves.
+    """
     if source.as_it_stands:
-        return _Opening(source.path, source.image_root, None, cache, look_again)
+        opening = _Opening(source.path, source.image_root, None, cache, look_again)
+        faults = _index_version(opening, file_version(source.path)).faults
+        if not any(fault.reason.startswith(REWRITTEN) for fault in faults):
+            return opening
     final = cache / f"{source.config.name}-{source.identity()[:12]}"
     folder = cached_folder(final, lambda folder: prepare(source, folder, final))
     return _Opening(folder / DATA, source.image_root, folder, cache, look_again)

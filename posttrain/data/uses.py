@@ -11,8 +11,8 @@ from posttrain.types import Message, Sample
 MISFITS: Mapping[Use, str] = {
     "episodes": "the prompt shows a video, or holds its answer already; rollouts and evaluations show texts"
     " and images only, after which the model answers",
-    "dialogues": "the dialogue has no assistant message to learn from",
-    "pairs": 'a preference pair needs both "chosen" and "rejected"',
+    "dialogues": "the dialogue has no assistant message to learn from (train: false on each, or none)",
+    "pairs": 'a preference pair needs both "chosen" and "rejected", each with a turn to learn from',
 }
 _WORDS: Mapping[Content, str] = {"images": "an image", "videos": "a video", "tools": "tools"}
 
@@ -20,9 +20,9 @@ _WORDS: Mapping[Content, str] = {"images": "an image", "videos": "a video", "too
 def fits(sample: Sample, use: Use) -> bool:
     """Tell whether a sample's form allows a use; `MISFITS` says what it lacks."""
     if use == "pairs":
-        return bool(sample.chosen)
+        return _teaches(sample.chosen) and _teaches(sample.rejected)
     if use == "dialogues":
-        return any(message.role == "assistant" for message in sample.messages)
+        return _teaches(sample.messages)
     if use == "episodes":
         shows_video = any(message.videos for message in sample.messages)
         return not shows_video and sample.messages[-1].role in ("user", "tool")
@@ -36,6 +36,11 @@ def prompt_of(sample: Sample) -> tuple[Message, ...]:
         dataclasses.replace(message, train=False) if message.role == "assistant" else message
         for message in sample.messages[: last + 1]
     )
+
+
+def _teaches(messages: Collection[Message]) -> bool:
+    """Tell whether something of some messages is learned."""
+    return any(message.role == "assistant" and message.train is not False for message in messages)
 
 
 def refusal(sample: Sample, refused: Mapping[Content, str]) -> str:

@@ -94,6 +94,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return image.size
 
 
+def shown_size(path: str | Path) -> tuple[int, int]:
+    """Read width and height from the header, as `open_image` turns the image.
+
+    Raises:
+        ImageError: If the file is missing, of another format, or of an unusable size.
+    """
+    with _header(path, MAX_PIXELS) as image:
+        width, height = image.size
+        turned = False
+        with contextlib.suppress(Exception):  # damaged EXIF says nothing about the orientation
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
 def pixel_hash(image: Image.Image) -> str:
     """Compute the SHA-256 of `"<width>x<height>:"` followed by the RGB bytes, row by row."""
     rgb = _rgb(image)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torchvision.transforms.v2 import functional
 from transformers.image_utils import SizeDict
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from posttrain.media.images import open_image, pixel_hash
+from posttrain.media.images import open_image, pixel_hash, shown_size
 from posttrain.rendering.processors import ImageProcessor
 from posttrain.rendering.video_frames import VideoFrames
-from posttrain.types import VideoRef
+from posttrain.types import ImageRef, VideoRef
 
 CHANNELS = 3
 #: Patches that are normalised at once on a CPU: few enough to stay in its cache.
@@ -70,6 +71,17 @@ class PixelMaker:
     def num_patches(self, width: int, height: int) -> int:
         """Return the number of patches that an image of a size is cut into."""
         return self._image_processor.get_number_of_image_patches(height, width)
+
+    def sizes(self, ref: ImageRef) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (width, height) of an image as a viewer shows it, and of what it is resized to.
+
+        Raises:
+            ImageError: If the image cannot be read.
+        """
+        (width, height), processor = shown_size(ref.path), self._image_processor
+        limits = {"min_pixels": processor.size["shortest_edge"], "max_pixels": processor.size["longest_edge"]}
+        sides = smart_resize(height, width, processor.patch_size * processor.merge_size, **limits)
+        return (width, height), (sides[1], sides[0])
 
     def nbytes(self, tokens: int) -> int:
         """Return the bytes of the `Pixels` that a number of placeholder tokens stands for."""

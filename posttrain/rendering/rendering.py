@@ -26,6 +26,7 @@ from posttrain.rendering.pixel_limits import PixelLimits, pixel_limits
 from posttrain.rendering.pixel_making import PixelMaker
 from posttrain.rendering.pixels import HeaderSizes, PixelCache
 from posttrain.rendering.processors import TextTokenizer
+from posttrain.rendering.regions import with_regions_written
 from posttrain.rendering.rendered import (
     ImageTokens,
     Rendered,
@@ -190,7 +191,19 @@ class Renderer:
             ImageError: If an image cannot be read.
             VideoError: If a video cannot be read.
         """
-        return self._encode(self.text.write(messages, tools, add_generation_prompt), messages)
+        return self._encode(
+            self.text.write(self.with_regions(messages), tools, add_generation_prompt), messages
+        )
+
+    def with_regions(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return messages in which the parts of images that they name are texts, as the family writes them.
+
+        Raises:
+            RenderError: If there are some, and it is a text model.
+            ImageError: If an image of theirs cannot be read.
+        """
+        sizes = None if self.family == "text" else self._maker.sizes
+        return with_regions_written(messages, self.family, sizes)
 
     def observation(self, message: Message) -> Rendered:
         """Tokenise what follows an assistant's end-of-turn token: a reply, and the header of the next turn.

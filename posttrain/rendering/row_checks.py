@@ -92,6 +92,10 @@ class KnownRenderer:
         """Return what writes dialogues."""
         return self.renderer.text
 
+    def with_regions(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Write the parts of images that messages name; see the renderer's method."""
+        return self.renderer.with_regions(messages)
+
     @property
     def videos(self) -> "VideoFrames":
         """Return what samples videos; a text model has none."""
@@ -166,7 +170,8 @@ class RenderCheck:
         videos: dict[VideoRef, None] = {}
         prompt: list[tuple[str, bool]] = []
         for messages, is_prompt in self._dialogues(sample):
-            parts = text.write(messages, tools, add_generation_prompt=is_prompt)
+            said = self._renderer.with_regions(messages)
+            parts = text.write(said, tools, add_generation_prompt=is_prompt)
             if is_prompt:
                 prompt = parts
             elif [piece for piece, _ in parts[: len(prompt)]] != [piece for piece, _ in prompt]:

@@ -1,9 +1,10 @@
 """Forms of rows: the canonical one, and those of other tools, which are read into it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from posttrain.config.data import FORMAT_COLUMNS
+from posttrain.data.formats.blocks import as_list, read_videos
 from posttrain.data.formats.canonical import (
     MAX_ROW_BYTES,
     OWN_KEYS,
@@ -14,28 +15,36 @@ from posttrain.data.formats.canonical import (
     sample_of,
     write_canonical,
 )
-from posttrain.data.formats.dialogues import read_tools, read_videos
+from posttrain.data.formats.dialogue_checks import says_nothing
+from posttrain.data.formats.dialogues import read_tools, with_system
 from posttrain.data.formats.easyr1 import read_easyr1
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.free_columns import split_columns
+from posttrain.data.formats.held import REWRITTEN, is_held
+from posttrain.data.formats.keys import is_empty
 from posttrain.data.formats.llama_factory import entry_of, read_alpaca, read_qwen, read_sharegpt
 from posttrain.data.formats.media_paths import image_path
 from posttrain.data.formats.ms_swift import read_ms_swift
 from posttrain.data.formats.openai import read_openai
+from posttrain.data.formats.placeholders import json_messages
 from posttrain.data.formats.row import Row
 from posttrain.data.formats.trl import read_trl
 
 __all__ = [
     "MAX_ROW_BYTES",
     "OWN_KEYS",
+    "REWRITTEN",
     "DataError",
     "canonical_row",
     "entry_of",
     "image_path",
+    "is_held",
     "parse_line",
     "parse_row",
     "read_canonical",
     "rows",
     "sample_of",
+    "says_nothing",
     "write_canonical",
 ]
 
@@ -45,6 +54,7 @@ def canonical_row(
     format_name: str,
     columns: Mapping[str, str | None] | None = None,
     tags: Mapping[str, str] | None = None,
+    kept: Collection[str] = (),
 ) -> Row:
     """Rewrite a row of any format in the canonical form, images as the row has them, videos by path.
 
@@ -53,19 +63,20 @@ def canonical_row(
         format_name: One of `posttrain.config.data.FORMAT_COLUMNS`.
         columns: Where columns of the format are found under other names; dots lead into objects.
         tags: Keys and roles of sharegpt turns.
+        kept: Columns for rewards that look like a part of the dialogue.
 
     Returns:
         The canonical row; without an `id` where the row has none.
 
     Raises:
-        DataError: If it is no such row.
+        DataError: If it is no such row, or has a key or a column that nobody reads.
 
     Example:
         canonical_row({"question": "2+2?", "answer": "4"}, "easyr1", {"problem": "question"})
     """
     known, free = _mapped(row, format_name, columns or {})
     read: dict[str, Callable[[Row], Row]] = {
-        "canonical": dict,
+        "canonical": _read_canonical,
         "ms_swift": read_ms_swift,
         "sharegpt": partial(read_sharegpt, tags=tags or {}),
         "qwen": partial(read_qwen, tags=tags or {}),
@@ -74,15 +85,57 @@ def canonical_row(
         "openai": read_openai,
         "easyr1": read_easyr1,
     }
-    common = {"tools": read_tools(known.get("tools")), "videos": read_videos(known)}
-    canonical = common | read[format_name](known) | {"videos": common["videos"]}
-    if clashing := sorted(set(free) & set(OWN_KEYS)):
+    common = _common(known) if format_name != "canonical" else {}
+    canonical = common | read[format_name](known | common)
+    if common:
+        canonical["messages"] = with_system(known.get("system"), canonical["messages"])
+    if clashing := sorted(set(free) & set(OWN_KEYS) - {"columns"}):
         raise DataError(f"the format {format_name} has no column {clashing[0]!r}; drop it by drop_columns")
-    if known.get("ground_truth") is not None:
-        canonical["ground_truth"] = known["ground_truth"]
-    if known.get("id") is not None:
+    plain, declared = split_columns(free, kept, format_name)
+    if "columns" in plain:
+        declared["columns"] = plain.pop("columns")
+    own = canonical.pop("columns", None) or {}
+    if not isinstance(own, dict):
+        raise DataError('"columns" must be an object')
+    declared = own | declared
+    for key, value in (("ground_truth", known.get("ground_truth")), ("columns", declared or None)):
+        canonical |= {} if value is None else {key: value}
+    if format_name != "canonical" and known.get("id") is not None:
         canonical["id"] = str(known["id"])
-    return {key: value for key, value in canonical.items() if value not in (None, [])} | free
+    return {key: value for key, value in canonical.items() if value not in (None, [])} | plain
+
+
+def _read_canonical(row: Row) -> Row:
+    """Read messages that are JSON in a text; all else is as it should be."""
+    texts = {key: row[key] for key in ("messages", "chosen", "rejected") if isinstance(row.get(key), str)}
+    return row | {key: json_messages(str(text)) or text for key, text in texts.items()}
+
+
+#: Columns that other tools call otherwise, and how each is read.
+_OTHER_NAMES = {"images": ("images", "image"), "videos": ("videos", "video")}
+_OTHER_NAMES |= {"tools": ("tools", "functions", "tool_defs")}
+
+
+def _common(known: Row) -> Row:
+    """Return the images, videos and tools of a row, by whichever name it has them.
+
+    Raises:
+        DataError: If it has different ones by two names.
+    """
+    found: Row = {}
+    for key, names in _OTHER_NAMES.items():
+        given = {name: known[name] for name in names if not is_empty(known.get(name))}
+        values = list(map(as_list, given.values()))
+        if any(value != values[0] for value in values[1:]):
+            raise DataError(
+                f"the row has {' and '.join(given)}, which differ; keep one of them by drop_columns"
+            )
+        found[key] = next(iter(given.values()), None)
+    return {
+        "images": as_list(found["images"]),
+        "tools": read_tools(found["tools"]),
+        "videos": read_videos(found),
+    }
 
 
 def _mapped(row: Row, format_name: str, columns: Mapping[str, str | None]) -> tuple[Row, Row]:

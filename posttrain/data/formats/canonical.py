@@ -10,8 +10,15 @@ a text and each block `{"type": "image"}` then takes the next one. Videos are li
 way, as `"videos"`, `<video>` and `{"type": "video"}`: a file, a folder of frames, a list of frames, or an
 object, `{"video": "a.mp4", "start": 2, "end": 9.5, "fps": 1}`; of frames it may tell the `frame_rate`.
 
+A text says `<image>` itself where the row shows its images by blocks, in an assistant's or a system's
+message, and in a content that is given as blocks.
+
 Preference pairs end `messages` before the turn in question and give it twice, as `chosen` and as
 `rejected`: a text, or a list of messages. A tool is the name of one of ours, or a function schema.
+
+A key of a message or a block that is not read, and a turn that says nothing, make a row broken. Other columns
+are kept for rewards. One that looks like a part of the dialogue is kept if it stands in an object of its own,
+`"columns": {"image_url": …}`; `keep_columns` in the dataset's YAML puts it there.
 """
 
 import dataclasses
@@ -22,9 +29,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from posttrain.data.formats.dialogue_checks import check_dialogue, check_pair
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.free_columns import is_suspect, split_columns
+from posttrain.data.formats.held import HELD, TOO_LONG, is_held
+from posttrain.data.formats.keys import BLOCK_KEYS, MESSAGE_KEYS, SILENT_KEYS, refuse_unread
 from posttrain.data.formats.media_paths import image_path, media_path
-from posttrain.data.formats.placeholders import PLACEHOLDERS, place_media
+from posttrain.data.formats.placeholders import place_media
 from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.media.suffixes import FRAME_SUFFIXES, VIDEO_SUFFIXES
@@ -32,10 +43,12 @@ from posttrain.messages import message_from_json, message_to_json
 from posttrain.plugins import is_declared_name
 from posttrain.types import Block, ImageRef, Message, Sample, ToolSpec
 
-#: Longest row, in bytes; a dialogue of 256K tokens is about 1 MB.
+#: Longest row, in bytes, whose images are files; a dialogue of 256K tokens is about 1 MB.
 MAX_ROW_BYTES = 16 * 2**20
 #: Keys of a row that are no columns.
-OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected")
+OWN_KEYS = ("id", "messages", "images", "videos", "ground_truth", "tools", "chosen", "rejected", "columns")
+_OWN = frozenset(OWN_KEYS)
+_BOM = b"\xef\xbb\xbf"
 
 
 def read_canonical(path: str | Path) -> Iterator[Sample]:
@@ -77,18 +90,20 @@ def write_canonical(samples: Iterable[Sample], path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def rows(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+def rows(file: BinaryIO, limit: int | None = None) -> Iterator[tuple[int, int, bytes]]:
     """Read the lines of a file that are not blank, as (line number from 1, byte offset, bytes).
 
-    A line longer than the limit comes cut to one byte above it, so that `parse_row` refuses it.
+    A line longer than the limit, `MAX_ROW_BYTES` unless another is given, comes cut to one byte above it, so
+    that `parse_line` refuses it.
     """
     number = offset = 0
-    while line := file.readline(MAX_ROW_BYTES + 1):
+    limit = MAX_ROW_BYTES if limit is None else limit
+    while line := file.readline(limit + 1):
         number += 1
         length, rest = len(line), line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_ROW_BYTES)):
+        while not rest.endswith(b"\n") and (rest := file.readline(limit)):
             length += len(rest)
-        if line.strip():
+        if line.removeprefix(_BOM).strip():
             yield number, offset, line
         offset += length
 
@@ -107,16 +122,21 @@ def parse_row(line: bytes, folder: Path, name: str = "") -> Sample:
     return sample_of(parse_line(line), folder, name)
 
 
-def parse_line(line: bytes) -> Row:
+def parse_line(line: bytes, limit: int | None = None) -> Row:
     """Parse a line into a row of whatever format.
+
+    Args:
+        line: A JSON object in UTF-8.
+        limit: Most bytes that it has; `MAX_ROW_BYTES` if None.
 
     Raises:
         DataError: If it is no JSON object in UTF-8, or too long.
     """
-    if len(line) > MAX_ROW_BYTES:
-        raise DataError(f"the row is longer than {MAX_ROW_BYTES:,} bytes")
+    limit = MAX_ROW_BYTES if limit is None else limit
+    if len(line) > limit:
+        raise DataError(f"{TOO_LONG} {limit:,} bytes")
     try:
-        row = parse_json(line.decode())
+        row = parse_json(line.removeprefix(_BOM).decode())
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8: {error.reason} at byte {error.start}") from None
     except JsonError as error:
@@ -129,14 +149,25 @@ def parse_line(line: bytes) -> Row:
 def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
     """Make a sample of a row whose JSON is parsed already; see `parse_row`."""
     name = _id(row.get("id"), name)
+    columns = _columns(row)
     turns = place_media(row)
     messages = _messages(turns["messages"], folder)
     chosen, rejected = _messages(turns["chosen"], folder), _messages(turns["rejected"], folder)
-    _check_dialogue(messages)
+    check_dialogue(messages)
     if chosen or rejected:
-        _check_pair(messages, chosen, rejected)
-    columns = {key: value for key, value in row.items() if key not in OWN_KEYS}
+        check_pair(messages, chosen, rejected)
     return Sample(name, messages, row.get("ground_truth"), _tools(row), columns, chosen, rejected)
+
+
+def _columns(row: Row) -> dict[str, object]:
+    """Return the columns for rewards: those that are plainly nothing else, and those declared."""
+    plain, _ = split_columns({key: row[key] for key in row if key not in _OWN}, (), "canonical")
+    declared = row.get("columns", {})
+    if not isinstance(declared, dict):
+        raise DataError('"columns" must be an object')
+    if twice := declared.keys() & plain.keys():
+        raise DataError(f"the column {min(twice)!r} is there twice, on its own and in columns")
+    return plain | declared
 
 
 def _id(written: object, name: str) -> str:
@@ -151,7 +182,7 @@ def _id(written: object, name: str) -> str:
 
 def _messages(rows: list[Row], folder: Path) -> tuple[Message, ...]:
     try:
-        messages = [message_from_json(row) for row in rows]
+        messages = [message_from_json(_known(row)) for row in rows]
     except ValueError as error:
         raise DataError(str(error)) from None
     return tuple(
@@ -159,8 +190,37 @@ def _messages(rows: list[Row], folder: Path) -> tuple[Message, ...]:
     )
 
 
+def _known(row: Row) -> Row:
+    """Return a message that has no key but those that are read.
+
+    Raises:
+        DataError: Naming the key.
+    """
+    if not row.keys() <= MESSAGE_KEYS:
+        noun = f"the message of {str(row.get('role'))[:40]!r}"
+        refuse_unread(row, MESSAGE_KEYS | SILENT_KEYS, noun, "messages", canonical=True)
+    content = row.get("content")
+    for block in content if isinstance(content, list) else ():
+        if not isinstance(block, dict):
+            continue
+        if isinstance(image := block.get("image"), dict) and image:
+            raise DataError(f"{HELD}: {str(block)[:80]!r}")
+        kind = block.get("type")
+        read = BLOCK_KEYS.get(kind) if isinstance(kind, str) else None
+        if read is not None and not block.keys() <= read:
+            refuse_unread(
+                block, read, f"a block of the type {block['type']}", "messages.content", canonical=True
+            )
+    return row
+
+
 def _tools(row: Row) -> tuple[str | ToolSpec, ...]:
-    tools = row.get("tools", [])
+    tools = row.get("tools") or []
+    if isinstance(tools, str) and tools.startswith("["):
+        try:
+            tools = parse_json(tools)
+        except JsonError as error:
+            raise DataError(f'"tools" cannot be read: {error}') from None
     if not isinstance(tools, list):
         raise DataError('"tools" must be a list of names or function schemas')
     return tuple(_tool_name(tool) if isinstance(tool, str) else _tool_spec(tool) for tool in tools)
@@ -196,51 +256,26 @@ def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
 
 
 def _located_block(block: Block, folder: Path) -> Block:
+    if block.region is not None and block.region.image is not None:
+        image = ImageRef(_image(block.region.image.path, folder))
+        return dataclasses.replace(block, region=dataclasses.replace(block.region, image=image))
     if block.image is not None:
-        return Block("image", image=ImageRef(str(image_path(block.image.path, folder)), block.image.sha256))
+        return Block("image", image=ImageRef(_image(block.image.path, folder), block.image.sha256))
     if block.video is None:
         return block
-    paths = block.video.paths
+    paths = [path.removeprefix("file://") for path in block.video.paths]
     one = len(paths) == 1
+    if not one and (held := next(filter(is_held, paths), None)):
+        raise DataError(f"{HELD}: {held[:40]!r}…")
     noun, suffixes = ("video", VIDEO_SUFFIXES + FRAME_SUFFIXES) if one else ("frame", FRAME_SUFFIXES)
     found = tuple(str(media_path(noun, path, folder, suffixes)) for path in paths)
     return Block("video", video=dataclasses.replace(block.video, paths=found))
 
 
-def _check_dialogue(messages: tuple[Message, ...]) -> None:
-    """Refuse an order of roles that no chat template can mean."""
-    roles = [message.role for message in messages]
-    if "user" not in roles:
-        raise DataError("the dialogue has no user message")
-    if "system" in roles[1:]:
-        raise DataError("a system message may only come first")
-    for before, role in zip([None, *roles], roles, strict=False):
-        if role == "assistant" and before in (None, "system", "assistant"):
-            raise DataError(f"an assistant message follows {before or 'nothing'}, not a user or a tool")
-        if role == "tool" and before not in ("assistant", "tool"):
-            raise DataError(f"a tool message follows {before or 'nothing'}, not an assistant's call")
-    if any(not message.content for message in messages):
-        raise DataError("a message has no content")
-    for kind, placeholder in PLACEHOLDERS.items():
-        if any(placeholder in message.text for message in messages):
-            raise DataError(
-                f'a text says "{placeholder}" and the row has no {kind} for it; list its path in "{kind}s",'
-                f" or put a block of the type {kind} in its place"
-            )
-
-
-def _check_pair(
-    messages: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> None:
-    """Refuse what is no choice between two replies to one prompt."""
-    if messages[-1].role not in ("user", "tool"):
-        raise DataError('the "messages" of a preference pair end with the prompt, before the replies')
-    for key, reply in (("chosen", chosen), ("rejected", rejected)):
-        if not reply or reply[0].role != "assistant" or reply[-1].role != "assistant":
-            raise DataError(f'"{key}" must begin and end with an assistant\'s turn')
-        _check_dialogue((*messages, *reply))
-    if chosen == rejected:
-        raise DataError('"chosen" and "rejected" are the same')
+def _image(written: str, folder: Path) -> str:
+    if is_held(written):
+        raise DataError(f"{HELD}: {written[:40]!r}…")
+    return str(image_path(written.removeprefix("file://"), folder))
 
 
 def _row(sample: Sample, root: Path) -> str:
@@ -252,8 +287,11 @@ def _row(sample: Sample, root: Path) -> str:
     row["tools"] = [tool if isinstance(tool, str) else tool.as_openai() for tool in sample.tools]
     if sample.chosen or sample.rejected:
         row |= {"chosen": _written(sample.chosen, root), "rejected": _written(sample.rejected, root)}
+    declared = {name: value for name, value in sample.columns.items() if is_suspect(name, value)}
+    row |= {"columns": declared} if declared else {}
+    plain = {name: value for name, value in sample.columns.items() if name not in declared}
     try:
-        line = json.dumps(row | sample.columns, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(row | plain, ensure_ascii=False, allow_nan=False)
         parse_row(line.encode(), root)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"sample {sample.id}: {error}") from error
@@ -264,8 +302,8 @@ def _written(messages: Iterable[Message], root: Path) -> list[Row]:
     """Write messages as JSON, with images and videos inside `root` relative to it."""
     written = [message_to_json(message) for message in messages]
     for block in (block for message in written for block in message["content"]):
-        kind = block["type"]
-        if kind != "text":
+        kind = "image" if block["type"] == "region" else block["type"]
+        if kind in block and kind != "text":
             paths = block[kind]
             many = isinstance(paths, list)
             block[kind] = [_relative(path, root) for path in paths] if many else _relative(paths, root)

@@ -1,7 +1,7 @@
 """EasyR1's rows for RL: `{"problem": "<image>What is x?", "answer": "3", "images": [...]}`."""
 
-from posttrain.data.formats.dialogues import as_list
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.missing import missing
 from posttrain.data.formats.row import Row
 
 
@@ -12,9 +12,8 @@ def read_easyr1(row: Row) -> Row:
         DataError: If the problem is no text.
     """
     if not isinstance(row.get("problem"), str):
-        raise DataError('the row has no "problem", a text')
+        raise DataError(f"{missing('problem')}; it is a text")
     return {
         "messages": [{"role": "user", "content": row["problem"]}],
-        "images": as_list(row.get("images")),
         "ground_truth": row.get("answer"),
     }

@@ -17,15 +17,11 @@ import re
 from collections.abc import Mapping
 from typing import TypedDict
 
-from posttrain.data.formats.dialogues import (
-    ROLES,
-    as_list,
-    read_tools,
-    read_turns,
-    reply,
-    with_system,
-)
+from posttrain.data.formats.blocks import as_list
+from posttrain.data.formats.dialogues import ROLES, read_turns, reply
 from posttrain.data.formats.errors import DataError
+from posttrain.data.formats.keys import is_empty
+from posttrain.data.formats.missing import missing, refuse_unused
 from posttrain.data.formats.placeholders import PLACEHOLDERS
 from posttrain.data.formats.row import Row
 
@@ -55,18 +51,16 @@ def read_sharegpt(row: Row, tags: Mapping[str, str]) -> Row:
     keys = {"role_key": tags.get("role_tag", "from"), "content_key": tags.get("content_tag", "value")}
     roles = ROLES | {tags[tag]: role for tag, role in _TAGS.items() if tag in tags}
     if row.get("conversations") is None:
-        raise DataError('the row has no "conversations"')
-    turns = read_turns(row["conversations"], roles=roles, **keys)
+        raise DataError(missing("conversations"))
     canonical: Row = {
-        "messages": with_system(row.get("system"), turns),
-        "images": as_list(row.get("images")) or as_list(row.get("image")),
-        "tools": read_tools(row.get("tools")),
+        "messages": read_turns(row["conversations"], roles=roles, where="conversations", **keys)
     }
     for key in ("chosen", "rejected"):
         if row.get(key) is not None:
             value = row[key]
             text = isinstance(value, str)
-            canonical[key] = reply(value) if text else read_turns(as_list(value), roles=roles, **keys)
+            turns = reply(value, key) if text else read_turns(as_list(value), roles=roles, where=key, **keys)
+            canonical[key] = turns
     return canonical
 
 
@@ -88,9 +82,9 @@ def read_qwen(row: Row, tags: Mapping[str, str]) -> Row:
     for turn in turns:
         if isinstance(turn["content"], str):
             turn["content"] = _IMAGE_IN_TEXT.sub(place, turn["content"])
-    if written and canonical["images"]:
+    if written and row.get("images"):
         raise DataError("the row lists images and names others in its text, <img>…</img>; use one of the two")
-    return canonical | {"images": canonical["images"] or written}
+    return canonical | ({"images": written} if written else {})
 
 
 def read_alpaca(row: Row) -> Row:
@@ -100,25 +94,24 @@ def read_alpaca(row: Row) -> Row:
         DataError: If it is no such row.
     """
     _refuse_label(row)
-    parts = [row.get("instruction"), row.get("input")]
-    question = "\n".join(part for part in parts if isinstance(part, str) and part)
-    if not question:
-        raise DataError('the row has neither "instruction" nor "input", a text')
+    parts = [row[key] for key in ("instruction", "input") if not is_empty(row.get(key))]
+    question = "\n".join(part for part in parts if isinstance(part, str))
+    if not question or not all(isinstance(part, str) for part in parts):
+        raise DataError(f"{missing('instruction', 'input')}; they are texts")
     turns: list[Row] = []
     for pair in as_list(row.get("history")):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError('"history" must hold pairs of a question and an answer')
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     turns.append({"role": "user", "content": question})
-    canonical: Row = {
-        "images": as_list(row.get("images")) or as_list(row.get("image")),
-        "tools": read_tools(row.get("tools")),
-    }
+    canonical: Row = {}
     if row.get("chosen") is not None or row.get("rejected") is not None:
-        canonical |= {key: reply(row.get(key)) for key in ("chosen", "rejected")}
+        if row.get("output") != row.get("chosen"):
+            refuse_unused(row, "is a preference pair", "output")
+        canonical = {key: reply(row.get(key), key) for key in ("chosen", "rejected")}
     elif row.get("output") is not None:
-        turns += reply(row["output"])
-    return canonical | {"messages": with_system(row.get("system"), turns)}
+        turns += reply(row["output"], "output")
+    return canonical | {"messages": turns}
 
 
 class DatasetInfo(TypedDict):

@@ -27,7 +27,7 @@ from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Sampling, checkpoint_version
 from posttrain.curation.endpoint import Endpoint
 from posttrain.curation.outcomes import RowError
-from posttrain.data.formats import write_canonical
+from posttrain.data.formats import says_nothing, write_canonical
 from posttrain.data.uses import prompt_of
 from posttrain.files.durable import make_directory, write_atomic
 from posttrain.inference.answers import AnswerSampling, SampledAnswer
@@ -247,7 +247,7 @@ class _Teaching:
         """Say why the student cannot learn from an answer; "" if it can."""
         if answer.truncated:
             return "cut off"
-        if not answer.text.strip():
+        if says_nothing(text_message("assistant", answer.text)):
             return "empty"
         try:
             turns = (text_message("user", "?"), text_message("assistant", answer.text))

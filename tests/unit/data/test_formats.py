@@ -226,12 +226,13 @@ def test_a_failed_write_keeps_the_old_file(folder: Path, sample: Sample, reason:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+SAID = TEXT.map("Q{}".format)
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-TURN = st.tuples(TEXT, st.booleans(), TEXT)
+TURN = st.tuples(SAID, st.booleans(), SAID)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -97,3 +97,12 @@ def test_what_gives_no_pairs_says_why(run, tmp_path):
     record(run, 1, [("a", 1.0, "answer")])
     with pytest.raises(DataError, match=r"no group of stage 'rl' has two finished episodes"):
         write(tmp_path, str(run.path))
+
+
+@pytest.mark.parametrize("silent", ["", " \n", "\u200b", "<think>\n</think>\n"])
+def test_an_episode_that_said_nothing_is_no_half_of_a_pair(run, tmp_path: Path, silent: str):
+    end = "answer"
+    record(run, 1, [("good", 1.0, end), (silent, 0.0, end), ("bad", 0.1, end)])
+    assert answers(list(preference_pairs(run.path, "rl"))) == [("rl-1-0", "good", "bad")]
+    write(tmp_path, str(run.path))
+    assert len(list(read_canonical(tmp_path / "data.jsonl"))) == 1

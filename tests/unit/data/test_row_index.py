@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from posttrain.data.checking import check_rows
-from posttrain.data.row_index import IndexFileError, open_index
+from posttrain.data.row_index import FORMAT, IndexFileError, open_index
 from posttrain.data.sealing import INDEXES
 from posttrain.files.durable import DiskFull
 from tests.unit.data.sample_rows import age, append, contents, index_file, opened, row
@@ -54,10 +54,10 @@ def test_a_damaged_index_is_made_again(small: tuple[Path, Path, bytes], data: st
 def test_an_index_of_another_format_is_made_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.data.row_index.FORMAT", 1)
+    monkeypatch.setattr("posttrain.data.row_index.FORMAT", FORMAT + 1)
     opened(folder, cache)
     monkeypatch.undo()
-    with pytest.raises(IndexFileError, match="no index of the format 2"):
+    with pytest.raises(IndexFileError, match=f"no index of the format {FORMAT}"):
         open_index(index_file(cache))
     opened(folder, cache)
     open_index(index_file(cache))

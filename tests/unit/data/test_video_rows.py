@@ -163,7 +163,7 @@ def shown(video: Any) -> dict[str, Any]:
         ),
         (
             {"messages": [{"role": "user", "content": ASKED}], "videos": ["a.mp4"]},
-            r'lists 1 video and its text has 0 places \("<video>"\)',
+            r'lists 1 video \(videos, video\) and its text has 0 places \("<video>"\)',
         ),
         (
             {
