@@ -14,6 +14,7 @@ from pathlib import Path
 from posttrain.config.hub import how_to_fetch, is_address
 from posttrain.data.formats import DataError
 from posttrain.data.splits import Split, chosen, is_one_split, split_of
+from posttrain.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,12 @@ def _row_files(path: Path) -> list[Path]:
         return rows or found
     others = Counter(file.suffix.lower() for file in everything if file.suffix)
     held = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(3))
-    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{f'; it has {held}' if held else ''}")
+    captions = (
+        '; rows are JSON lines, {"messages": […], "images": ["a.png"]}, whose images lie beside them'
+        if not others.keys().isdisjoint(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        else ""
+    )
+    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{f'; it has {held}' if held else ''}{captions}")
 
 
 @functools.cache

@@ -186,7 +186,10 @@ def test_folders_that_are_links_are_entered_once(tmp_path: Path):
 
 def test_what_there_is_instead_of_rows_is_said(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match=r"has no \.parquet, \.jsonl, \.json file; it has 1 \.csv"):
+    with pytest.raises(DataError, match=r"has no \.parquet, \.jsonl, \.json file; it has 1 \.csv$"):
+        data_files(tmp_path)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match=r"1 \.csv, 1 \.png; rows are JSON lines, .*\"images\""):
         data_files(tmp_path)
 
 
