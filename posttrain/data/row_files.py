@@ -13,7 +13,8 @@ from pathlib import Path
 
 from posttrain.config.hub import how_to_fetch, is_address
 from posttrain.data.formats import DataError
-from posttrain.data.splits import Split, chosen, is_one_split, split_of
+from posttrain.data.splits import Split, chosen, is_one_split, missing_parts, split_of
+from posttrain.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ def data_files(path: Path, split: str | None = None) -> list[Path]:
         raise DataError(
             f"{path} has files of several kinds, {held}, which may be the same rows twice; set source.path "
             "to a file or a folder of one kind, or move the others away"
+        )
+    if missing := missing_parts(files):
+        _warn(
+            f"{path}: parts are not there: {', '.join(missing)}; fetch them, unless you mean the others alone"
         )
     return files
 
@@ -103,19 +108,25 @@ def _row_files(path: Path) -> list[Path]:
     ]
     rows = [file for file in found if file.suffix.lower() != ".json" or _holds_rows(file)]
     if rows and len(rows) < len(found):
-        _warn_of_descriptions(path, tuple(file.name for file in found if file not in set(rows)))
+        passed = [file.name for file in found if file not in set(rows)]
+        shown = ", ".join(passed[:3]) + (" …" if len(passed) > 3 else "")
+        _warn(f"{path}: {shown} passed over, as one JSON object is no list of rows")
     if rows or found:
         return rows or found
     others = Counter(file.suffix.lower() for file in everything if file.suffix)
     held = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(3))
-    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{f'; it has {held}' if held else ''}")
+    captions = (
+        '; rows are JSON lines, {"messages": […], "images": ["a.png"]}, whose images lie beside them'
+        if not others.keys().isdisjoint(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        else ""
+    )
+    raise DataError(f"{path} has no {', '.join(SUFFIXES)} file{f'; it has {held}' if held else ''}{captions}")
 
 
 @functools.cache
-def _warn_of_descriptions(path: Path, names: tuple[str, ...]) -> None:
-    """Say once a process which files are passed over."""
-    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    logger.warning("%s: %s passed over, as one JSON object is no list of rows", path, shown)
+def _warn(text: str) -> None:
+    """Say something once a process."""
+    logger.warning(text)
 
 
 def _walk(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ The words are those of Hugging Face's `datasets`, and some that papers use.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ _WORDS = {
     **{word: word for word in ("trainval", "testmini", "minival", "testdev", "holdout", "heldout")},
 }
 #: How the Hub names the parts of a split, with a digest after it at times.
-_SHARD = re.compile(r"(?P<split>.+?)[-_.]\d{4,6}-of-\d{4,6}(?:[-_.][0-9a-f]{8,64})?")
+_SHARD = re.compile(r"(?P<split>.+?)[-_.]\d{4,6}-of-(?P<total>\d{4,6})(?:[-_.][0-9a-f]{8,64})?")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[^a-z]+")
 
@@ -82,6 +83,19 @@ def chosen(wanted: str, splits: Mapping[Path, Split | None]) -> list[Path]:
         or [file for file, split in said.items() if split.same == same]
         or [file for file in splits if wanted and file.name.lower().startswith(wanted)]
     )
+
+
+def missing_parts(files: Collection[Path]) -> list[str]:
+    """Return which splits lack parts that the names of the others count: `2 of 4 of train`."""
+    found: Counter[tuple[Path, str, int]] = Counter()
+    for file in files:
+        if shard := _SHARD.fullmatch(file.name.removesuffix(file.suffix)):
+            found[file.parent, shard["split"], int(shard["total"])] += 1
+    return [
+        f"{total - count:,} of {total:,} of {split}"
+        for (_, split, total), count in found.items()
+        if count < total
+    ]
 
 
 def _known(word: str) -> Split:

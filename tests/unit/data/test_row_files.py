@@ -176,6 +176,21 @@ def test_a_description_beside_the_rows_is_no_row(tmp_path: Path, text: str, capl
     assert "info.json passed over" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"), [([0, 1, 2], ""), ([0, 2], "1 of 3 of train"), ([1], "2 of 3 of train")]
+)
+def test_parts_that_are_not_there_are_told(
+    tmp_path: Path, numbers: list[int], told: str, caplog: pytest.LogCaptureFixture
+):
+    """As an interrupted download leaves them, or one of some parts alone."""
+    write(tmp_path, *(f"data/train-{number:05}-of-00003.parquet" for number in numbers))
+    with caplog.at_level(logging.WARNING):
+        assert len(taken(tmp_path)) == len(numbers)
+        taken(tmp_path)
+    assert caplog.text.count("parts are not there") == bool(told)
+    assert told in caplog.text
+
+
 def test_folders_that_are_links_are_entered_once(tmp_path: Path):
     write(tmp_path / "elsewhere", "b.jsonl")
     write(tmp_path / "data", "a.jsonl")
@@ -186,7 +201,10 @@ def test_folders_that_are_links_are_entered_once(tmp_path: Path):
 
 def test_what_there_is_instead_of_rows_is_said(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match=r"has no \.parquet, \.jsonl, \.json file; it has 1 \.csv"):
+    with pytest.raises(DataError, match=r"has no \.parquet, \.jsonl, \.json file; it has 1 \.csv$"):
+        data_files(tmp_path)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match=r"1 \.csv, 1 \.png; rows are JSON lines, .*\"images\""):
         data_files(tmp_path)
 
 
