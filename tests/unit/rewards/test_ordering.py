@@ -24,7 +24,8 @@ def value(gold: Any, answer: str, **params: Any) -> float:
 
 @given(st.permutations(THINGS))
 def test_it_is_kendalls_tau(order: list[str]) -> None:
-    tau = kendalltau([THINGS.index(thing) for thing in order], range(len(order)))[0]
+    tau, _ = kendalltau([THINGS.index(thing) for thing in order], range(len(order)))
+    assert isinstance(tau, float)
     numbered = "\n".join(f"{i}. {thing}" for i, thing in enumerate(order, 1))
     for answer in (
         json.dumps(order),
