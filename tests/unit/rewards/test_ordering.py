@@ -63,6 +63,21 @@ def test_letters(answer: str, expected: float) -> None:
     assert value(["B", "A", "C"], answer) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The order is red cup, blue pen, old map, key.",
+        "red cup, blue pen, old map, and key",
+        "First red cup, then blue pen, then old map, and finally key.",
+        "Order: red cup; blue pen; old map; key",
+        "I saw the red cup first.\nThe answer is: red cup > blue pen > old map > key",
+        "先red cup，然后blue pen，再old map，最后key",
+    ],
+)
+def test_sentences(answer: str) -> None:
+    assert value(THINGS, answer) == 1
+
+
 @pytest.mark.parametrize("gold", ["A", ["A"], ["A", "a"], [], [["A"], "B"], {"order": ["A"]}])
 def test_faults_of_the_dataset_are_named(gold: Any) -> None:
     with pytest.raises(ValueError, match="ground_truth"):
