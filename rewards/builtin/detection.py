@@ -10,7 +10,7 @@ from posttrain.files.strict_json import JsonError
 from posttrain.messages import without_thinking
 from posttrain.types import FAMILY_FRAMES, Box, Family, RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
-from rewards.reading.answers import normalise
+from rewards.reading.answers import final_answer, normalise
 from rewards.reading.regions import Region, in_frame, read_gold, read_regions
 from rewards.reading.schemas import answer_json
 from rewards.sdk import reward
@@ -84,13 +84,15 @@ def detection_ap(
 
 def _by_confidence(answer: str) -> str:
     """Return the answer with the objects of its JSON list by their confidence, the highest first."""
-    try:
-        value = answer_json(without_thinking(answer))
-    except JsonError:
-        return answer
-    if not isinstance(value, list) or not any(map(_confidence, value)):
-        return answer
-    return json.dumps(sorted(value, key=_confidence, reverse=True))
+    text = without_thinking(answer)
+    for part in (final_answer(text), text):
+        try:
+            value = answer_json(part)
+        except JsonError:
+            continue
+        if isinstance(value, list) and any(map(_confidence, value)):
+            return json.dumps(sorted(value, key=_confidence, reverse=True))
+    return answer
 
 
 def _confidence(item: object) -> float:

@@ -16,6 +16,13 @@ Metric = Literal["pairs", "exact"]
 MAX_LENGTH = 10_000
 MAX_THINGS = 200
 _SEPARATOR = re.compile(r"\s{0,3}(?:-{1,2}>|=>|[→⇒>,，、;；|\n]|\bthen\b)\s{0,3}|\s-\s", re.IGNORECASE)
+#: What a sentence says before a thing: "The order is", "first", "and", "followed by".
+_LEADING = re.compile(
+    r"^(?:.{0,200}(?:\b(?:is|are|was|were)\s|[:：是为])\s{0,3})?"
+    r"(?:(?:(?:and|then|next|finally|lastly|last|first(?:ly)?|second(?:ly)?|third(?:ly)?|followed by)\b"
+    r"|和|然后|最后|首先|先|再)\s{0,3})*",
+    re.IGNORECASE | re.DOTALL,
+)
 _NUMBERED = re.compile(r"^[ \t]{0,9}(?:[-*•]|\(?\d{1,3}[.)、:])[ \t]{1,9}(\S[^\n]{0,500})$", re.MULTILINE)
 
 
@@ -69,8 +76,15 @@ def _listed(answer: str, gold: list[str]) -> list[str]:
     # The last line of a list with numbers stands for the whole list.
     lines = _NUMBERED.findall(answer if "\n" not in final and _NUMBERED.match(final) else final)
     parts = [str(item) for item in value] if isinstance(value, list) else lines or _SEPARATOR.split(final)
-    things = [thing for part in parts if (thing := normalise(part))]
+    things = [thing for part in parts if (thing := _thing(part, gold))]
     letters = [c for c in "".join(things) if c.isalnum()]
     if len(things) == 1 and all(len(thing) == 1 for thing in gold) and set(letters) <= set(gold):
         return letters
     return things
+
+
+def _thing(part: str, gold: list[str]) -> str:
+    """Return the thing that a part of a list names, without what a sentence says before it."""
+    thing = normalise(part)
+    bare = normalise(_LEADING.sub("", part.strip(), count=1))
+    return bare if thing not in gold and bare in gold else thing

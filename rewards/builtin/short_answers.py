@@ -157,7 +157,7 @@ def _number_in(text: str) -> float | None:
 
     Thousands separators, a currency and a full stop at the end do not matter.
     """
-    plain = text.strip().replace("−", "-").removesuffix(".")
+    plain = text.strip().replace("−", "-").replace("\\%", "%").replace("\\$", "$").removesuffix(".")
     value = number(plain.removesuffix("%").rstrip().lstrip(_CURRENCY))
     if value is None:
         stated = stated_number(plain)

@@ -27,7 +27,7 @@ _SAME_KIND: dict[str, str] = {
     "middle_click": "middle_click middleclick",
     "long_press": "long_press longpress long_click long_tap press_and_hold hold",
     "hover": "hover mouse_move moveto move_to move move_mouse",
-    "type": "type input input_text type_text write typewrite enter_text set_text text",
+    "type": "type input input_text type_text write typewrite enter_text set_text",
     "scroll": "scroll hscroll vscroll scroll_page",
     "swipe": "swipe flick",
     "drag": "drag left_click_drag dragto drag_to drag_and_drop select",

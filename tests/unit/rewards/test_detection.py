@@ -115,7 +115,8 @@ def test_confidence_orders_and_labels_count() -> None:
     gold = reference([((0, 0, 100, 100), "cat")])
     wrong, right = [500, 500, 600, 600], [0, 0, 100, 100]
     sure = [(wrong, "cat", 0.1), (right, "cat", 0.9)]
-    assert ap(gold, written(sure), length_factor=False) == 1
+    for form in ("{}", "Here:\n{}\nThat is all.", "<answer>{}</answer>", "<think>[1, 2, 3, 4]</think>{}"):
+        assert ap(gold, form.format(written(sure)), length_factor=False) == 1
     assert ap(gold, written([item[:2] for item in sure]), length_factor=False) == 0.5
     assert ap(gold, written([(right, "dog")])) == 0
     assert ap(gold, written([(right, "dog")]), labels=False) == 1

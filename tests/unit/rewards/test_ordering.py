@@ -24,7 +24,8 @@ def value(gold: Any, answer: str, **params: Any) -> float:
 
 @given(st.permutations(THINGS))
 def test_it_is_kendalls_tau(order: list[str]) -> None:
-    tau = kendalltau([THINGS.index(thing) for thing in order], range(len(order)))[0]
+    tau, _ = kendalltau([THINGS.index(thing) for thing in order], range(len(order)))
+    assert isinstance(tau, float)
     numbered = "\n".join(f"{i}. {thing}" for i, thing in enumerate(order, 1))
     for answer in (
         json.dumps(order),
@@ -60,6 +61,21 @@ def test_it_is_kendalls_tau(order: list[str]) -> None:
 )
 def test_letters(answer: str, expected: float) -> None:
     assert value(["B", "A", "C"], answer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The order is red cup, blue pen, old map, key.",
+        "red cup, blue pen, old map, and key",
+        "First red cup, then blue pen, then old map, and finally key.",
+        "Order: red cup; blue pen; old map; key",
+        "I saw the red cup first.\nThe answer is: red cup > blue pen > old map > key",
+        "先red cup，然后blue pen，再old map，最后key",
+    ],
+)
+def test_sentences(answer: str) -> None:
+    assert value(THINGS, answer) == 1
 
 
 @pytest.mark.parametrize("gold", ["A", ["A"], ["A", "a"], [], [["A"], "B"], {"order": ["A"]}])

@@ -251,6 +251,8 @@ def test_relaxed_accuracy_is_that_of_pix2struct(gold: str, other: str, factor: f
         ("1,200", "$1200", True),
         ("1200", "It is about 1,190 dollars.", True),
         ("12%", "The share is 12 percent.", True),
+        ("12%", r"\boxed{12\%}", True),
+        ("12", r"\boxed{12\%}", False),
         ("Yes", "yes.", True),
         ("Brazil", "Brasil", False),
         ([14], "14", True),
