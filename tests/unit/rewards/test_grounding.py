@@ -147,7 +147,7 @@ def test_a_small_move_changes_little(
 ) -> None:
     """An IoU changes by at most 2·ε / side for each edge that moves by ε, a copy's share by 20 times that."""
     golds = data.draw(st.lists(corners(1000), min_size=1, max_size=4))
-    moved = [list(box) for box in boxes]
+    moved = [list[float](box) for box in boxes]
     index, edge = data.draw(st.integers(0, len(boxes) - 1)), data.draw(st.integers(0, 3))
     moved[index][edge] += step
     side = min(min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes) - step
