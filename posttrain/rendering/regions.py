@@ -23,15 +23,11 @@ def with_regions_written(
         RenderError: If it is a text model, which sees no images.
         ImageError: If an image cannot be read.
     """
-    return _changed(messages, lambda region, _: _written(region, family, sizes))
-
-
-def _changed(messages: Sequence[Message], write: Callable[[Region, str], str]) -> Sequence[Message]:
     if all(block.region is None for message in messages for block in message.content):
         return messages
 
     def block_of(block: Block) -> Block:
-        return block if block.region is None else Block("text", text=write(block.region, block.text))
+        return block if block.region is None else Block("text", text=_written(block.region, family, sizes))
 
     return [
         dataclasses.replace(message, content=tuple(map(block_of, message.content))) for message in messages

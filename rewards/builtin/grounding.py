@@ -15,8 +15,9 @@ from rewards.sdk import reward
 Metric = Literal["iou", "giou", "iou_at"]
 Matrix = NDArray[np.float64]
 
-#: From this overlap on two boxes begin to be one written twice, and points from this distance (assumed).
-NEAR_IOU, NEAR_POINTS = 0.9, 1.0
+#: From the first overlap on two boxes begin to be one written twice, at the second they are; points from
+#: this distance (assumed).
+NEAR_IOU, SAME_IOU, NEAR_POINTS = 0.9, 0.98, 1.0
 #: More than this many regions for each object are a flood (assumed).
 FLOOD = 2
 
@@ -37,8 +38,8 @@ def grounding(
     no box (reversed, NaN, three numbers) counts as predicted and matches nothing. Copies never raise F1, and
     the value is multiplied by max(0, 1 − max(0, C(P) − C(G))), where C(A) = Σ_a (1 − 1 / Σ_b c(a, b)) is the
     number of copies among the boxes P of the answer or the objects G, whatever their labels, with c(a, b) =
-    max(0, (IoU − 0.9) / 0.1)². So a box written twice scores 0, a copy moved a little loses less, and moving
-    any box by ε changes the value by O(ε). Exactly 0 gets an answer with more than two boxes for each
+    clip((IoU − 0.9) / 0.08, 0, 1)². So a box written twice scores 0, a copy moved a little loses less, and
+    moving any box by ε changes the value by O(ε). Exactly 0 gets an answer with more than two boxes for each
     object. Where the reference has no objects, 1 for an answer in words without any box.
 
     Mind that (1 + GIoU) / 2 is 0.5 and more for a box around everything; "iou" is the safer reward.
@@ -210,9 +211,9 @@ def _copies(closeness: Matrix) -> float:
 
 
 def _box_closeness(boxes: Matrix) -> Matrix:
-    """Build a matrix [N, N], 1 where two boxes are the same one and 0 up to an IoU of `NEAR_IOU`."""
+    """Build a matrix [N, N], 1 from an IoU of `SAME_IOU` and 0 up to one of `NEAR_IOU`."""
     iou, _ = iou_and_giou(boxes, boxes)
-    return np.clip((iou - NEAR_IOU) / (1 - NEAR_IOU), 0, 1) ** 2
+    return np.clip((iou - NEAR_IOU) / (SAME_IOU - NEAR_IOU), 0, 1) ** 2
 
 
 def _point_closeness(points: Matrix) -> Matrix:

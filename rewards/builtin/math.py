@@ -1,9 +1,9 @@
-"""Is the final answer mathematically equal to the reference? math-verify, behind guards.
+"""Is the final answer mathematically equal to the reference?
 
 The common answers, numbers with or without a unit, are read by `mathematics.quantities` and need no parser;
 lists, intervals and matrices are compared part by part; formulas are parsed by math-verify and compared in
-numbers. math-verify's own time limit is off: it works by SIGALRM and would turn a time-out into «wrong».
-Here the deadline of the worker pool holds, and a time-out is an error.
+numbers at points drawn anew. Nothing is solved, so the time is bounded by the length of the texts; what
+still passes the deadline of the worker pool is an error.
 """
 
 import itertools
@@ -31,15 +31,18 @@ def math(x: RewardInput, tolerance: float = 0.0) -> Score | None:
 
     - number: exactly, to a relative 1.1e-6 where one is a decimal fraction, or to `tolerance`; units are
       converted, and may be left out; 50 % is 0.5, and also 50;
-    - formula: equal values wherever the variables are tried;
+    - formula: equal wherever the variables are tried, of both signs, and both have real values: √(x²) is |x|
+      and not x, ln xy is ln x + ln y; n, k, m, j and l may be whole numbers, as in (−1)ⁿ = cos nπ;
     - list or set of numbers in any order, tuple or matrix in its order, interval or inequality with the
       same ends, equation up to a factor (so x² = 0 is not x = 0), time, ratio term by term, or word.
+      An answer may say whose value it gives (x = 5, x² + y² = 4 for 4). Of a reference only a lone name may
+      be left out (y = 2x + 1 answered by 2x + 1): the circle x² + y² = 4 is not answered by 4.
 
     An answer that leaves an integral, limit or sum undone, states a false equation (4 = 5), or would be
     too costly to compute (towers of powers, thousands of digits) is wrong.
 
-    Range: {0, 1}. Source: Qwen3-VL report, reasoning RL; math-verify 0.9 parses, and decides what has no
-    values. Alone it also accepts 1/2^{99} for 1/2^{98}, 12:00 for 1:00 and 4 = 5 for 5.
+    Range: {0, 1}. Source: Qwen3-VL report, reasoning RL; math-verify 0.9 parses. Alone it also
+    accepts 1/2^{99} for 1/2^{98}, 12:00 for 1:00 and 4 = 5 for 5.
 
     Args:
         x: `ground_truth` is LaTeX or a number, or a list of them; None means that this does not apply.

@@ -137,8 +137,8 @@ def _corners(arguments: Mapping[str, object]) -> list[float] | None:
         values = [named[key] for key in keys]
     if isinstance(values, str):
         values = _NUMBER.findall(values[:200])
-    if isinstance(values, list | tuple) and len(values) == 2 and all(isinstance(v, list) for v in values):
-        values = [number for corner in values for number in corner]
+    if isinstance(values, list | tuple) and len(values) == 2:
+        values = [number for corner in values if isinstance(corner, list | tuple) for number in corner]
     if not isinstance(values, list | tuple) or len(values) != 4:
         return None
     numbers = [_plain(value) for value in values]

@@ -115,7 +115,7 @@ def _chinese(found: re.Match[str]) -> str:
             else:
                 section, digit = section + (digit or 1) * size, 0
         else:
-            digit = int(_CHINESE.get(c, c))
+            digit = _CHINESE[c] if c in _CHINESE else int(c)
             step = 1 if digit == 0 else step
     # 一百二 is 120, 一百零二 is 102.
     last = digit * step // 10 if step > 10 and len(text) > 1 and text[-2] in _STEPS else digit

@@ -189,7 +189,8 @@ def _flat_object(text: str) -> Iterator[Found]:
         found = {}
         for pair in _LENIENT.finditer(text):
             written = pair["double"] if pair["double"] is not None else pair["single"]
-            found[pair["key"]] = _listed(pair["numbers"]) if pair["numbers"] else written
+            value = _listed(pair["numbers"]) if pair["numbers"] else written
+            found[pair["key"]] = None if pair["key"] in found else value  # a key twice says nothing
     if isinstance(found, dict) and found:
         yield found
 

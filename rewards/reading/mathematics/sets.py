@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import reduce
 
-from sympy import And, Expr, ImmutableDenseMatrix, MatAdd, MatMul, MatPow, MatrixBase, Not, Or, Set, Transpose
+from sympy import And, Expr, ImmutableDenseMatrix, MatrixBase, Not, Or, Set
 from sympy.core.relational import Equality, Relational, StrictGreaterThan, StrictLessThan, Unequality
 
 from rewards.reading.mathematics.evaluation import DIGITS, Tree, Value, alike, value, variables
@@ -27,22 +27,22 @@ class _UnknownError(ValueError):
     """Says that nothing can be said of such a set."""
 
 
-def explicit(tree: Tree) -> ImmutableDenseMatrix:
+def explicit(tree: Tree) -> Tree:
     """Return the matrix that sums, products, powers and transposes of matrices are.
 
     Raises:
         ValueError: If one is not given by its entries, or is left to be inverted or raised to a high power.
     """
+    kind = type(tree).__name__
     if isinstance(tree, MatrixBase):
         return ImmutableDenseMatrix(tree)
-    if isinstance(tree, MatAdd):
+    if kind == "MatAdd":
         return reduce(operator.add, map(explicit, tree.args))
-    if isinstance(tree, MatMul):
-        parts = [part if not part.is_Matrix else explicit(part) for part in tree.args]
-        return reduce(operator.mul, parts)
-    if isinstance(tree, MatPow) and tree.exp.is_Integer and 0 < int(tree.exp) <= _MAX_POWER:
+    if kind == "MatMul":
+        return reduce(operator.mul, (explicit(part) if part.is_Matrix else part for part in tree.args))
+    if kind == "MatPow" and tree.exp.is_Integer and 0 < int(tree.exp) <= _MAX_POWER:
         return explicit(tree.base) ** int(tree.exp)
-    if isinstance(tree, Transpose):
+    if kind == "Transpose":
         return explicit(tree.arg).T
     raise _UnknownError("a matrix without entries")
 
@@ -84,7 +84,8 @@ def _holds(tree: Tree, name: str, number: Value) -> bool:
     """Check whether a number is in a set, or makes a condition true."""
     kind = type(tree).__name__
     if isinstance(tree, Relational):
-        return _relation(tree, value(tree.lhs - tree.rhs, {name: number}, real=True))
+        left, right = map(_expression, (tree.lhs, tree.rhs))
+        return _relation(tree, value(left - right, {name: number}, real=True))
     if isinstance(tree, And) or kind == "Intersection":
         return all(_holds(part, name, number) for part in tree.args)
     if isinstance(tree, Or) or kind == "Union":
@@ -107,6 +108,17 @@ def _holds(tree: Tree, name: str, number: Value) -> bool:
         least = _WHOLE_SETS[kind]
         return _one(number, Fraction(_whole(number))) and (least is None or _whole(number) >= least)
     raise _UnknownError(kind)
+
+
+def _expression(tree: Tree) -> Tree:
+    """Return a side of a condition, which is a formula.
+
+    Raises:
+        ValueError: If it is a set or another condition.
+    """
+    if not isinstance(tree, Expr):
+        raise _UnknownError("no formula")
+    return tree
 
 
 def _relation(tree: Tree, difference: Value | None) -> bool:

@@ -121,7 +121,7 @@ def _kind(tree: Tree) -> str:
 def is_number(latex: str) -> bool:
     """Check whether the formula is a number: it has a value and no variables."""
     found = parsed(latex)
-    return isinstance(found, Expr) and not found.free_symbols and not isinstance(found, MatrixBase)
+    return isinstance(found, Expr) and not isinstance(found, MatrixBase) and not variables(found)
 
 
 @lru_cache(maxsize=2048)
@@ -132,9 +132,8 @@ def parsed(latex: str) -> Tree:
     """
     if latex.count("{") != latex.count("}") or _COSTLY_TEXT.search(latex) or _UNDONE.search(latex):
         return None
-    found = parse(
-        f"\\boxed{{{_with_sided_bars(latex)}}}", _LATEX, fallback_mode="no_fallback", parsing_timeout=None
-    )  # type: ignore[arg-type]
+    text = f"\\boxed{{{_with_sided_bars(latex)}}}"
+    found = parse(text, _LATEX, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore[arg-type]
     if not found or not isinstance(found[0], Basic | MatrixBase):
         return None
     tree: Tree = ImmutableDenseMatrix(found[0]) if isinstance(found[0], MatrixBase) else found[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from posttrain.types import RewardInput, Score
@@ -59,7 +59,8 @@ def copies(boxes: list[Corners]) -> float:
     """By definition: each box counts for its share of the copies that it has."""
 
     def close(a: Corners, b: Corners) -> Fraction:
-        return max(Fraction(0), (exact_iou_and_giou(a, b)[0] - Fraction(9, 10)) * 10) ** 2
+        iou = exact_iou_and_giou(a, b)[0]
+        return min(Fraction(1), max(Fraction(0), (iou - Fraction(9, 10)) / Fraction(8, 100))) ** 2
 
     return float(sum(1 - 1 / sum(close(a, b) for b in boxes) for a in boxes))
 
@@ -131,8 +132,11 @@ def test_hacks_score_exactly_0(hack: str) -> None:
     assert box_score(GOLD, written(HACKS[hack]), metric="iou_at").value == 0
 
 
-def test_a_copy_moved_a_little_loses_nearly_all() -> None:
-    assert box_score(GOLD, written([GOLD[0], [101, 100, 300, 400], GOLD[1]])).value < 0.1
+def test_a_copy_moved_a_little_loses_gradually() -> None:
+    moved = [box_score(GOLD, written([GOLD[0], [100 + d, 100, 300, 400], GOLD[1]])).value for d in range(25)]
+    assert moved[0] == moved[1] == 0
+    assert moved == sorted(moved)
+    assert moved[-1] == pytest.approx(0.8)
 
 
 @settings(deadline=None)
@@ -147,7 +151,7 @@ def test_a_small_move_changes_little(
 ) -> None:
     """An IoU changes by at most 2·ε / side for each edge that moves by ε, a copy's share by 20 times that."""
     golds = data.draw(st.lists(corners(1000), min_size=1, max_size=4))
-    moved = [list(box) for box in boxes]
+    moved = [list[float](box) for box in boxes]
     index, edge = data.draw(st.integers(0, len(boxes) - 1)), data.draw(st.integers(0, 3))
     moved[index][edge] += step
     side = min(min(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes) - step
@@ -167,11 +171,10 @@ def test_a_small_move_changes_little(
 )
 def test_copies_never_pay(golds: list[Corners], boxes: list[Corners], data: st.DataObject) -> None:
     gold = [list(box) for box in golds]
-    box, shift = data.draw(st.sampled_from(boxes)), data.draw(st.sampled_from([0, 0.001, 0.5]))
+    box, shift = data.draw(st.sampled_from(boxes)), data.draw(st.sampled_from([0, 0.001]))
     copy = (box[0] + shift, box[1], box[2] + shift, box[3])
-    if len(boxes) >= len(golds):
-        best = box_score(gold, written(boxes), metric="iou").value
-        assert box_score(gold, written([*boxes, copy]), metric="iou").value <= best + 0.01 * (shift > 0)
+    assume(copies(golds) == 0)
+    assert box_score(gold, written([*boxes, copy])).value == 0
 
 
 def test_boxes_of_two_things_in_one_place_may_overlap() -> None:

@@ -52,6 +52,7 @@ POINT = Box(5, 6, 5, 6, NORM)
         ('{"bbox": {"x1": 1, "y1": 2, "x2": 30, "y2": 40}, "label": "a"}', [Region("box", BOX, "a")]),
         ('{"action": "click", "coordinate": [5, 6]}', [Region("point", POINT)]),
         ('{"bbox_2d": "1, 2, 30, 40"}', [Region("box", None)]),
+        ('{"bbox_2d": [1, 2, 30, 40], "bbox_2d": [5, 6, 7, 8]}', [Region("box", None)]),
         ("(1, 2, 30, 40)", [Region("box", BOX)]),
         ("1, 2, 30, 40", [Region("box", BOX)]),
         ("[1 2 30 40]", [Region("box", BOX)]),
