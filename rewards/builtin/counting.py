@@ -1,7 +1,6 @@
 """Is the number of things right? By the number given, or by the boxes or points drawn."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ from posttrain.types import RewardInput, Score
 from rewards.builtin.grounding import repeats
 from rewards.reading.answers import final_answer
 from rewards.reading.regions import read_regions
+from rewards.reading.text import LOWERED, RAISED, plain_width
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]
@@ -29,7 +29,8 @@ _CHINESE_NUMBER = re.compile(
     r"一(?=共|起|些|样|定|下|直)|([一二两兩三四五六七八九])?(十)([一二三四五六七八九])?|([零〇一二两兩三四五六七八九])"
 )
 _NUMBER = re.compile(
-    r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?(?![a-z0-9_]|\.\d)"
+    r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
+    rf"(?![a-z0-9_{RAISED}{LOWERED}]|\.\d)"
 )
 _MORE_DIGITS = re.compile(r"\s{0,3}(?:hundred|thousand|million|dozen|score|百|千|万|亿)")
 _BOUND_BEFORE = re.compile(
@@ -88,7 +89,7 @@ def stated_number(text: str) -> float | None:
 
 def plain(text: str) -> str:
     """Return the text in half-width lower case."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    return plain_width(text).casefold()
 
 
 def in_digits(text: str) -> str:

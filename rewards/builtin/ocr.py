@@ -2,7 +2,7 @@
 
 All four rewards read the same ground truth: a text or a number, or a list of alternatives of which the
 closest counts. "" says that there is nothing to read; then an empty answer is right and any text is wrong.
-Both sides are cleaned first (`rewards.reading.text.clean`): NFKC, no invisible characters, single spaces.
+Both sides are cleaned first (`rewards.reading.text.clean`): no full-width forms or invisible characters.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """Where the final answer stands in what a model wrote, and when two answers are the same text."""
 
 import re
-import unicodedata
 
 from posttrain.messages import without_thinking
+from rewards.reading.text import plain_width
 
 _MARKED = re.compile(
     r"\banswers?\b[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
@@ -49,7 +49,7 @@ def normalise(text: str) -> str:
 
     A text of punctuation alone stays as it is, so that only white space becomes "".
     """
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = " ".join(plain_width(text).casefold().split())
     return text.lstrip(_LEADING).rstrip(_TRAILING) or text
 
 

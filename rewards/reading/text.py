@@ -24,6 +24,27 @@ _INVISIBLE = dict.fromkeys(
 _CJK = "\u3001-\u312f\u3190-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff9f"
 _SPACE_IN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
 
+_FORMS = {
+    chr(code): unicodedata.decomposition(chr(code))
+    for code in (*range(0x80, 0x3400), *range(0xA600, 0xAC00), *range(0x10700, 0x10800))
+}
+#: Raised and lowered characters; letters raised in words (Nº, ™) are only an ornament there.
+RAISED, LOWERED = (
+    "".join(c for c, form in _FORMS.items() if form.startswith(tag) and c not in "™℠ªº")
+    for tag in ("<super>", "<sub>")
+)
+#: ㎡ is m² in one character, ½ a fraction.
+_SQUARED = {
+    ord(c): "".join(chr(int(code, 16)) for code in form.split()[1:])
+    for c, form in _FORMS.items()
+    if form.startswith("<square>") and re.search("00B[23]", form)
+}
+_FRACTION = re.compile("[" + "".join(c for c, form in _FORMS.items() if form.startswith("<fraction>")) + "]")
+_SLASHES = dict.fromkeys(map(ord, "⁄∕"), "/")
+#: H₂O is H2O, but log₂8 is not log28.
+_INDEX = re.compile(f"(?<![\\d{LOWERED}])(?<=[^\\W_]|\\))[{LOWERED}]+(?!\\d)")
+_KEPT = re.compile(f"([{RAISED}{LOWERED}]|(?<=\\d)[ªº①-⓿])")
+
 _HIDDEN = tuple(
     (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
     for opening, closing in (("<!--", "-->"), ("<style", "</style>"), ("<script", "</script>"))
@@ -36,13 +57,31 @@ def clean(text: str) -> str:
     """Spell texts alike that look the same on paper.
 
     Invisible characters are removed, white space becomes single spaces (none between two Chinese or
-    Japanese characters, where a line break means nothing), and NFKC joins full-width with ordinary forms.
+    Japanese characters, where a line break means nothing), and full-width forms become ordinary ones.
     """
     text = " ".join(text.translate(_INVISIBLE).split())
     if text.isascii():
         return text
-    text = _few_marks(_SPACE_IN_CJK.sub("", text))
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    return " ".join(plain_width(_SPACE_IN_CJK.sub("", text)).split())
+
+
+def plain_width(text: str) -> str:
+    """Fold full-width and other forms of characters into plain ones, as NFKC does, but change no value.
+
+    NFKC alone makes 102 of 10² and 11/2 of 1½. Here raised characters stay as they are, lowered ones too
+    beside a digit, a fraction keeps its distance from a whole number (1 1/2), and ㎡ becomes m².
+    """
+    if text.isascii():
+        return text
+    text = _FRACTION.sub(_spelled_fraction, _few_marks(text).translate(_SQUARED))
+    parts = _KEPT.split(_INDEX.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text))
+    parts[::2] = [unicodedata.normalize("NFKC", part) for part in parts[::2]]
+    return "".join(parts).translate(_SLASHES)
+
+
+def _spelled_fraction(found: re.Match[str]) -> str:
+    whole = found.string[: found.start()][-1:].isdigit()
+    return " " * whole + unicodedata.normalize("NFKC", found[0])
 
 
 def transcript(text: str) -> str:

@@ -4,10 +4,12 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from rewards.reading.text import LOWERED, RAISED, plain_width
+
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
-_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
+_SCRIPT = re.compile(f"[{RAISED}]+|[{LOWERED}]+")
+_DEGREE_SIGN = re.compile("(?<=\\d)º")
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()
 _SIGNS = {
     "−": "-", "–": "-", "÷": "/", "、": ",", "。": ".", "ℝ": "\\mathbb{R}",
@@ -67,15 +69,21 @@ def canonical(text: str) -> str:
     text = text.strip()
     if _PLAIN_NUMBER.fullmatch(text):
         return text
-    text = _SUPERSCRIPT.sub(lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text)
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _SIGN.sub(lambda match: _SIGNS[match.group()], text))
-        text = _SIGN.sub(lambda match: _SIGNS[match.group()], text)
+        text = _SCRIPT.sub(_script, _DEGREE_SIGN.sub("°", text))
+        text = plain_width(_SIGN.sub(lambda match: _SIGNS[match.group()], text))
+        text = _SIGN.sub(lambda match: _SIGNS[match.group()], _SCRIPT.sub(_script, text))
     text = _unwrapped(text)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _ARTICLE.sub("", _unwrapped(" ".join(text.split())), count=1)
     return _PHRASES.get(text.casefold(), text)
+
+
+def _script(found: re.Match[str]) -> str:
+    """Write raised or lowered characters as a power or an index."""
+    inner = unicodedata.normalize("NFKC", found[0]).replace("−", "-")
+    return ("^{" if found[0][0] in RAISED else "_{") + inner + "}"
 
 
 def _unwrapped(text: str) -> str:
