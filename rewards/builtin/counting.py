@@ -8,8 +8,10 @@ from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
 from rewards.builtin.grounding import repeats
 from rewards.reading.answers import final_answer
+from rewards.reading.references import unwrapped, values_of, written
 from rewards.reading.regions import read_regions
 from rewards.reading.text import LOWERED, RAISED, plain_width
+from rewards.reading.wording import taken_back
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]
@@ -33,15 +35,11 @@ _NUMBER = re.compile(
     rf"(?![a-z0-9_{RAISED}{LOWERED}]|\.\d)"
 )
 _MORE_DIGITS = re.compile(r"\s{0,3}(?:hundred|thousand|million|dozen|score|百|千|万|亿)")
-_BOUND_BEFORE = re.compile(
-    r"(?:at least|at most|more than|less than|fewer than|up to|over|under|至少|最多|超过)\s{0,3}$"
-)
-_BOUND_AFTER = re.compile(r"\s{0,3}(?:\+|or more|or less|or fewer|以上|以下|多个)")
-_REMARK = re.compile(r"\([^()]{0,200}\)")
+_REMARK = re.compile(r"\((?! ?or\b)[^()]{0,200}\)")
 _NONE = re.compile(r"\b(?:no|none|nothing)\b|没有")
 
 
-@reward("counting")
+@reward("counting", written=written)
 def counting(x: RewardInput, how: How = "number") -> Score | None:
     """Score 1 if the answer counts as many things as there are, else 0.
 
@@ -55,8 +53,8 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     Range: {0, 1}. Source: PixMo-Count and CountBench score equal numbers; the readings are ours (assumed).
 
     Args:
-        x: `ground_truth` is the whole number of things, as a number or in digits; None means that this does
-            not apply.
+        x: `ground_truth` is the whole number of things, as a number or as an answer states it, or a list of
+            numbers of which each is right; None means that this does not apply.
         how: `number`, `boxes` or `points`.
 
     Raises:
@@ -66,16 +64,16 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
         raise ValueError(f"how={how!r} is none of {', '.join(get_args(How))}")
     if x.ground_truth is None:
         return None
-    wanted = _whole_number(x.ground_truth)
+    wanted = [_whole_number(value) for value in values_of(x.ground_truth) or [x.ground_truth]]
     if not without_thinking(x.answer):
         return Score(0.0, note="no answer")
     if how == "number":
         stated = stated_number(final_answer(without_thinking(x.answer)[-MAX_LENGTH:]))
-        return Score(float(stated == wanted), note=f"states {stated}, there are {wanted}")
+        return Score(float(stated in wanted), note=f"states {stated}, there are {_shown(wanted)}")
     kind = "box" if how == "boxes" else "point"
     regions = [region for region in read_regions(x.answer, "norm_1000") if region.kind == kind]
-    note = f"{len(regions)} {how}, there are {wanted}"
-    if len(regions) != wanted or not all(region.box for region in regions):
+    note = f"{len(regions)} {how}, there are {_shown(wanted)}"
+    if len(regions) not in wanted or not all(region.box for region in regions):
         return Score(0.0, note=note)
     return Score(float(not repeats(regions)), note=note)
 
@@ -109,10 +107,14 @@ def _values(text: str) -> set[float | None]:
 
 
 def _value(text: str, number: re.Match[str]) -> float | None:
-    before, after = text[max(0, number.start() - 20) : number.start()], text[number.end() : number.end() + 20]
-    if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after) or _MORE_DIGITS.match(after):
+    after = text[number.end() : number.end() + 20]
+    if _MORE_DIGITS.match(after) or taken_back(text, *number.span()):
         return None
     return float(number[0].replace(",", "").replace("−", "-"))
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _english_value(number: re.Match[str]) -> str:
@@ -134,6 +136,9 @@ def _chinese_value(number: re.Match[str]) -> str:
 def _whole_number(ground_truth: object) -> int:
     if isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0:
         return ground_truth
-    if isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip()):
+    if isinstance(ground_truth, float) and ground_truth.is_integer() and ground_truth >= 0:
         return int(ground_truth)
+    stated = stated_number(unwrapped(ground_truth)) if isinstance(ground_truth, str) else None
+    if stated is not None and stated >= 0 and stated.is_integer():
+        return int(stated)
     raise ValueError(f"ground_truth {ground_truth!r} is no whole number from 0 up; correct the dataset")
