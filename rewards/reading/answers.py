@@ -28,6 +28,9 @@ _MARKED = re.compile(
     r"|(?:الإجابة|الجواب|إجابة|جواب)[^\n.:]{0,30}?(?:هي|هو|:)|(?:उत्तर|जवाब)\s?(?:है\b)?[:：]?",
     re.IGNORECASE | re.MULTILINE,
 )
+#: One of these is in every announcement.
+_ASCII_WORDS = ("answer", "####", "respuesta", "resposta", "rispost", "antwort")
+_WORDS = (*_ASCII_WORDS, *"réponse ответ 选 選 答 正解 답 جواب جابة उत्तर जवाब".split())
 #: Announcements are looked for in the end of a text alone.
 _MAX_READ = 20_000
 #: Announcements before this many from the end are not looked at.
@@ -169,6 +172,9 @@ def _stated(text: str) -> tuple[str, str]:
 
 def _marked(text: str) -> tuple[str, str] | None:
     """Return what the last announcement announces; where it denies an answer, the whole of its line."""
+    lowered = text.lower()
+    if not any(word in lowered for word in (_ASCII_WORDS if text.isascii() else _WORDS)):
+        return None
     denying, stop = None, len(text)
     for mark in list(_MARKED.finditer(text))[: -_MOST_MARKS - 1 : -1]:
         after = text[mark.end() : stop].lstrip(" \t\n:：*_")

@@ -64,6 +64,8 @@ _IS_RIGHT = re.compile(
     r"|правильный ответ))\s?[.。!]?$",
     re.IGNORECASE,
 )
+#: «C is the aorta, so» before «I choose E».
+_CONCLUSION = re.compile(r".*[,;.] ?(?:and )?(?:so|thus|hence|therefore),? (?=\S)", re.IGNORECASE)
 #: «B. the red one», «(B) red», «B: red», «B - red», «B (red)».
 _WITH_TEXT = re.compile(
     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=\s?[).:、．：,]|\s[-–—(=]"
@@ -165,7 +167,8 @@ def chosen(text: str, options: Options) -> frozenset[str]:
     if letter := by_text(plain, options):
         return frozenset(letter)
     bare = _stopped(cleaned(_IS_RIGHT.sub("", _CALLED.sub("", plain))))
-    for one in dict.fromkeys((plain, bare)):
+    concluded = _CONCLUSION.sub("", plain, count=1)
+    for one in dict.fromkeys((plain, bare, _stopped(cleaned(_IS_RIGHT.sub("", _CALLED.sub("", concluded)))))):
         if letter := _letters(one, options) or frozenset(_one(one, options)):
             return letter
     parts = [part for part in _SEPARATOR.split(bare) if part] if options else []

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from rewards.reading.answers import announced, final_answer
 
@@ -38,6 +39,7 @@ def values_of(ground_truth: object) -> Sequence[object]:
     return ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
 
 
+@lru_cache(maxsize=4096)
 def unwrapped(text: str) -> str:
     """Return what a text announces as the answer; the text itself where it announces none."""
     if not announced(text):

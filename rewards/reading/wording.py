@@ -8,6 +8,7 @@ import re
 
 #: Of a long line only this much is looked at on either side of an answer.
 NEAR = 120
+_ADJACENT = 40
 
 _DENIAL_WORDS = (
     r"\bnot\b(?! only| just| merely)|\bnever\b|\bcannot\b|\bneither\b|\bnor\b|\bhardly\b|n['’]t\b|\b(?:is"
@@ -163,7 +164,7 @@ def box_taken_back(text: str, start: int, stop: int) -> bool:
 
     A bound before it is none of them: «you need at least» may well come before the right number.
     """
-    before, after = text[max(0, start - NEAR) : start], text[stop : stop + NEAR]
+    before, after = text[max(0, start - _ADJACENT) : start], text[stop : stop + NEAR]
     return bool(_BOX_DENIED.search(before) or _WRONG_AFTER.match(after))
 
 
