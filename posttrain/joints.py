@@ -5,7 +5,7 @@
 them by pickling, which for classes and functions is by name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,11 @@ class Reward(Protocol):
     @property
     def is_async(self) -> bool:
         """Whether it waits for a service."""
+        ...
+
+    @property
+    def written(self) -> Callable[[object], Sequence[str]] | None:
+        """What writes right answers to a ground truth as models would; None where nobody has said how."""
         ...
 
     def check(self, params: dict[str, object]) -> None:

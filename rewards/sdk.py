@@ -38,6 +38,7 @@ class Reward:
         deadline_s: Seconds that one call may take; None for the pool's own limit.
         group: Whether it judges all the episodes of a prompt at once.
         guarded: Parameters that name files or addresses; a server takes them only from those it trusts.
+        written: Writes right answers to a ground truth as models would; None where nobody has said how.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Reward:
     deadline_s: float | None = None
     group: bool = False
     guarded: frozenset[str] = frozenset()
+    written: Callable[[object], Sequence[str]] | None = None
 
     def __call__(self, x: RewardInput, **params: object) -> Score | None:
         """Score one episode, which for a group reward is a group of one.
@@ -148,6 +150,7 @@ def reward(
     high: float = 1.0,
     deadline_s: float | None = None,
     guarded: Collection[str] = (),
+    written: Callable[[object], Sequence[str]] | None = None,
 ) -> Callable[[RewardFunction], Reward]:
     """Make a reward of a function `fn(x: RewardInput, **params) -> float | Score | None`.
 
@@ -161,6 +164,8 @@ def reward(
         high: Its greatest value, which a perfect answer gets.
         deadline_s: Seconds that one call may take; None for the limit of the server (10 s).
         guarded: Parameters that name files or addresses; a server without a token refuses them from clients.
+        written: `fn(ground_truth) -> list of texts`, right answers as models write them; `posttrain validate`
+            then says which rows of a dataset no such answer gets full marks for.
 
     Example:
         @reward("brevity")
@@ -168,7 +173,9 @@ def reward(
             return 1.0 if len(x.answer) <= limit else 0.0
     """
     _check_declaration(name, low, high, deadline_s)
-    return lambda function: Reward(name, function, low, high, deadline_s, guarded=frozenset(guarded))
+    return lambda function: Reward(
+        name, function, low, high, deadline_s, guarded=frozenset(guarded), written=written
+    )
 
 
 def group_reward(

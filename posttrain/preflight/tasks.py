@@ -24,22 +24,32 @@ class UnusableRow(ValueError):
 class LoadedReward:
     """A reward of a task with its parameters."""
 
+    name: str
     reward: Reward
     params: Mapping[str, object]
 
-    def score(self, sample: Sample, ground_truth: object) -> Score | None:
-        """Score a ground truth that is given as the answer to a sample's prompt.
+    def right_answers(self, ground_truth: object) -> Sequence[str]:
+        """Write right answers as the reward's author says that models do, else the ground truth itself.
+
+        Raises:
+            Exception: Whatever the author's function raises on a ground truth that it cannot read.
+        """
+        if self.reward.written is not None and ground_truth is not None:
+            return self.reward.written(ground_truth)
+        return [str(_first(ground_truth))]
+
+    def score(self, sample: Sample, ground_truth: object, answer: str) -> Score | None:
+        """Score an answer to a sample's prompt.
 
         A single id stands for its tokens, for how long it is is not what is tried.
         """
-        gold = str(_first(ground_truth))
         asked = RewardInput(
             prompt=sample.messages,
-            response=(text_message("assistant", gold),),
-            answer=gold,
+            response=(text_message("assistant", answer),),
+            answer=answer,
             ground_truth=ground_truth,
             columns=sample.columns,
-            completion_ids=(0,) * bool(gold),
+            completion_ids=(0,) * bool(answer),
         )
         return self.reward(asked, **self.params)
 
@@ -73,7 +83,7 @@ def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:
                 reason = f"{gate} never gives {least:g}, but {loaded[gate].high:g} at most"
                 look.problem((*use.key, "rewards", index, "only_if"), reason, "lower it")
     return [
-        LoadedReward(loaded[ref.name], ref.params)
+        LoadedReward(ref.name, loaded[ref.name], ref.params)
         for ref in use.task.rewards
         if ref.name in loaded and not (loaded[ref.name].is_async or loaded[ref.name].group)
     ]
@@ -111,15 +121,17 @@ def _check_without_golds(dataset: Dataset, sample: Sample, rewards: Sequence[Loa
 def _applies(loaded: LoadedReward, sample: Sample, ground_truth: object) -> bool:
     """Tell whether a reward gives a score."""
     try:
-        return loaded.score(sample, ground_truth) is not None
+        return loaded.score(sample, ground_truth, str(ground_truth)) is not None
     except Exception:  # whatever a plugin raises; in a run this is an error of the episode
         return False
 
 
 def _check_golds(dataset: Dataset, rewards: Sequence[LoadedReward]) -> None:
-    """Refuse a gold answer that earns full marks from none of its task's rewards.
+    """Refuse a gold answer to which no right answer earns full marks.
 
-    A ground truth that is no text, such as boxes, must only be one that the rewards can read.
+    Where a reward says how models write right answers, one of them must earn its full marks. Of the other
+    rewards one must give them for the gold answer itself; they, and those for a ground truth that is no
+    text, such as boxes, must else only be able to read it.
 
     Raises:
         ValueError: Naming the first row whose gold does not.
@@ -129,6 +141,13 @@ def _check_golds(dataset: Dataset, rewards: Sequence[LoadedReward]) -> None:
         if sample.ground_truth in (None, []):
             continue
         earned = [_earned(path, sample, reward) for reward in rewards]
+        for loaded, full in zip(rewards, earned, strict=True):
+            if loaded.reward.written is not None and full is False:
+                raise ValueError(
+                    f"{path}: row {sample.id!r}: reward {loaded.name!r} gives full marks to no answer that "
+                    f"a model would write to the gold {str(sample.ground_truth)[:60]!r}"
+                    f"{_example(loaded, sample)}; correct the row, or take another reward"
+                )
         if not any(earned) and isinstance(_first(sample.ground_truth), str | int | float):
             raise ValueError(
                 f"{path}: row {sample.id!r}: the gold answer {str(sample.ground_truth)[:60]!r} earns full "
@@ -136,21 +155,30 @@ def _check_golds(dataset: Dataset, rewards: Sequence[LoadedReward]) -> None:
             )
 
 
-def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool:
-    """Tell whether a sample's own ground truth, given as the answer, earns a reward's full marks.
+def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool | None:
+    """Tell whether a right answer to a sample earns a reward's full marks; None where it does not apply.
 
     Raises:
         UnusableRow: If an image of the row cannot be used.
         ValueError: If the reward fails on it.
     """
     try:
-        score = loaded.score(sample, sample.ground_truth)
+        answers = loaded.right_answers(sample.ground_truth)
+        scores = [loaded.score(sample, sample.ground_truth, answer) for answer in answers]
     except Exception as error:
         if isinstance(error, ImageError) or isinstance(error.__cause__ or error.__context__, ImageError):
             raise UnusableRow(f"{path}: row {sample.id!r}: {error}") from error
         raise ValueError(f"{path}: row {sample.id!r}: a reward failed on the gold answer: {error}") from error
+    if scores and all(score is None for score in scores):
+        return None
     full = loaded.reward.high - NEARLY * (loaded.reward.high - loaded.reward.low)
-    return score is not None and score.value >= full
+    return any(score is not None and score.value >= full for score in scores)
+
+
+def _example(loaded: LoadedReward, sample: Sample) -> str:
+    """Return the shortest right answer that was tried, if any was."""
+    shortest = min(loaded.right_answers(sample.ground_truth), key=len, default="")
+    return f", such as {shortest[:80]!r}" if shortest else ""
 
 
 def _first(ground_truth: object) -> object:

@@ -3,19 +3,21 @@
 import re
 
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import final_answer, normalise
+from rewards.reading.answers import normalise, readings
+from rewards.reading.references import references, values_of, written
 from rewards.sdk import reward
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?\s*(?:[.:)、]|$)")
 
 
-@reward("answer_accuracy")
+@reward("answer_accuracy", written=written)
 def answer_accuracy(x: RewardInput) -> Score | None:
     """Score 1 if the final answer equals a reference answer, else 0.
 
     Formula: max over references g of [n(a) = n(g)], with a the final answer (after the thinking; the last
-    `<answer>`, boxed, `Answer:` or last line), and n the normalisation of `rewards.reading.answers`. Where g
-    is one letter, `(B)`, `B.` and `B) a red marker` are the choice B.
+    `<answer>`, boxed, `Answer:` or last line, with or without remarks on it), and n the normalisation of
+    `rewards.reading.answers`. g may be wrapped as an answer is. Where g is one letter, `(B)`, `B.` and
+    `B) a red marker` are the choice B.
 
     Range: {0, 1}. Source: Qwen3-VL report, tool rewards, "answer accuracy" (there by a judge; the
     rule is ours and holds where answers are short).
@@ -28,28 +30,17 @@ def answer_accuracy(x: RewardInput) -> Score | None:
     """
     if x.ground_truth is None:
         return None
-    answer = final_answer(x.answer)
-    for reference in references(x.ground_truth):
-        if normalise(reference) in (normalise(answer), normalise(x.answer)):
+    answers = readings(x.answer)
+    spelled = {normalise(answer) for answer in answers} - {""}
+    whole = normalise(x.answer)
+    for value, reference in zip(values_of(x.ground_truth), references(x.ground_truth), strict=True):
+        if normalise(reference) in spelled or (
+            whole and whole in (normalise(reference), normalise(str(value)))
+        ):
             return Score(1.0)
-        if len(reference) == 1 and reference.isalpha() and _choice(answer) == reference.casefold():
+        if len(reference) == 1 and reference.isalpha() and _choice(answers[0]) == reference.casefold():
             return Score(1.0)
-    return Score(0.0, note=f"answered {answer[:80]!r}" if answer else "no answer")
-
-
-def references(ground_truth: object) -> list[str]:
-    """Return the reference answers as texts.
-
-    Raises:
-        ValueError: If there is none, or one is empty or neither text nor number.
-    """
-    values = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
-    for value in values:
-        if not isinstance(value, str | int | float) or not str(value).strip():
-            raise ValueError(f"ground_truth {value!r} is neither a text nor a number; correct the dataset")
-    if not values:
-        raise ValueError("ground_truth is an empty list; correct the dataset")
-    return [str(value).strip() for value in values]
+    return Score(0.0, note=f"answered {answers[0][:80]!r}" if answers[0] else "no answer")
 
 
 def _choice(answer: str) -> str:

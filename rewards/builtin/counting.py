@@ -1,6 +1,7 @@
 """Is the number of things right? By the number given, or by the boxes or points drawn."""
 
 import re
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,8 +12,10 @@ from posttrain.types import RewardInput, Score
 from rewards.builtin.grounding import iou_and_giou
 from rewards.reading.answers import final_answer
 from rewards.reading.number_words import in_digits
+from rewards.reading.references import unwrapped, values_of, written
 from rewards.reading.regions import read_regions
 from rewards.reading.text import LOWERED, RAISED, plain_width
+from rewards.reading.wording import taken_back
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]
@@ -27,10 +30,6 @@ _NUMBER = re.compile(
 )
 _MORE_DIGITS = re.compile(r"\s{0,3}(?:hundred|thousand|million|dozen|score|百|千|万|亿)")
 _SCALE = re.compile(rf"\d{_MORE_DIGITS.pattern}")
-_BOUND_BEFORE = re.compile(
-    r"(?:at least|at most|more than|less than|fewer than|up to|over|under|至少|最多|超过)\s{0,3}$"
-)
-_BOUND_AFTER = re.compile(r"\s{0,3}(?:\+|or more|or less|or fewer|以上|以下|[多几余])")
 _TOTAL_BEFORE = re.compile(
     r"(?:\b(?:total(?: number)?|sum)(?: of| is|:)*|\b(?:altogether|in all),? )\s?$"
     r"|(?:[一总]?共[计有是]*|合计|总数[是为]?)[\s:]{0,3}$"
@@ -38,11 +37,11 @@ _TOTAL_BEFORE = re.compile(
 _TOTAL_AFTER = re.compile(
     r"(?:\s[a-z]{1,20}){0,3}\s(?:in (?:total|all)|altogether|total|overall|combined)\b|\s*个?\s*(?:总共|合计)"
 )
-_REMARK = re.compile(r"\([^()]{0,200}\)")
+_REMARK = re.compile(r"\((?! ?or\b)[^()]{0,200}\)")
 _NONE = re.compile(r"\b(?:no|none|nothing)\b|没有")
 
 
-@reward("counting")
+@reward("counting", written=written)
 def counting(x: RewardInput, how: How = "number") -> Score | None:
     """Score 1 if the answer counts as many things as there are, else 0.
 
@@ -57,8 +56,8 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
     Range: {0, 1}. Source: PixMo-Count and CountBench score equal numbers; the readings are ours (assumed).
 
     Args:
-        x: `ground_truth` is the whole number of things, as a number or in digits; None means that this does
-            not apply.
+        x: `ground_truth` is the whole number of things, as a number or as an answer states it, or a list of
+            numbers of which each is right; None means that this does not apply.
         how: `number`, `boxes` or `points`.
 
     Raises:
@@ -68,17 +67,17 @@ def counting(x: RewardInput, how: How = "number") -> Score | None:
         raise ValueError(f"how={how!r} is none of {', '.join(get_args(How))}")
     if x.ground_truth is None:
         return None
-    wanted = _whole_number(x.ground_truth)
+    wanted = [_whole_number(value) for value in values_of(x.ground_truth) or [x.ground_truth]]
     if not without_thinking(x.answer):
         return Score(0.0, note="no answer")
     if how == "number":
         stated = stated_number(final_answer(without_thinking(x.answer)[-MAX_LENGTH:]))
-        return Score(float(stated == wanted), note=f"states {stated}, there are {wanted}")
+        return Score(float(stated in wanted), note=f"states {stated}, there are {_shown(wanted)}")
     kind = "box" if how == "boxes" else "point"
     regions = [region for region in read_regions(x.answer, "norm_1000") if region.kind == kind]
-    note = f"{len(regions)} {how}, there are {wanted}"
+    note = f"{len(regions)} {how}, there are {_shown(wanted)}"
     places = [(box.x1, box.y1, box.x2, box.y2) for region in regions if (box := region.box)]
-    if not len(regions) == len(places) == wanted:
+    if len(regions) not in wanted or len(places) < len(regions):
         return Score(0.0, note=note)
     return Score(float(not _one_twice(np.array(places).reshape(-1, 4), how)), note=note)
 
@@ -123,15 +122,22 @@ def _is_total(text: str, number: re.Match[str]) -> bool:
 
 
 def _value(text: str, number: re.Match[str]) -> float | None:
-    before, after = text[max(0, number.start() - 20) : number.start()], text[number.end() : number.end() + 20]
-    if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after) or _MORE_DIGITS.match(after):
+    after = text[number.end() : number.end() + 20]
+    if _MORE_DIGITS.match(after) or taken_back(text, *number.span()):
         return None
     return float(number[0].replace(",", "").replace("−", "-"))
+
+
+def _shown(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def _whole_number(ground_truth: object) -> int:
     if isinstance(ground_truth, int) and not isinstance(ground_truth, bool) and ground_truth >= 0:
         return ground_truth
-    if isinstance(ground_truth, str) and re.fullmatch(r"[0-9]{1,9}", ground_truth.strip()):
+    if isinstance(ground_truth, float) and ground_truth.is_integer() and ground_truth >= 0:
         return int(ground_truth)
+    stated = stated_number(unwrapped(ground_truth)) if isinstance(ground_truth, str) else None
+    if stated is not None and stated >= 0 and stated.is_integer():
+        return int(stated)
     raise ValueError(f"ground_truth {ground_truth!r} is no whole number from 0 up; correct the dataset")

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from posttrain.concurrency import all_or_first_failure
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint
 from rewards.judge.guards import attack
 from rewards.judge.rubric import load_rubric
 from rewards.judge.scoring import compare, score_answer, score_reasoning, trusted_text
-from rewards.reading.answers import final_answer, normalise
+from rewards.reading.answers import normalise, readings
+from rewards.reading.references import references
 from rewards.sdk import group_reward, reward
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ async def judge_accuracy(
         return None
     if score := _by_rule(x):
         return score
-    if _is_reference(final_answer(x.answer), x):
+    if any(_is_reference(answer, x) for answer in readings(x.answer)):
         return Score(1.0, note="the final answer is the reference")
     return await score_answer(endpoint, chosen, x, images)
 

@@ -7,21 +7,29 @@ still passes the deadline of the worker pool is an error.
 """
 
 import itertools
+import re
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.reading.answers import final_answer
 from rewards.reading.mathematics.forms import same
 from rewards.reading.mathematics.sentences import formulas
 from rewards.reading.mathematics.spelling import canonical
+from rewards.reading.references import references, written
 from rewards.sdk import reward
 
 MAX_LENGTH = 1000
 MAX_DEPTH = 20
+_PROSE = re.compile(r"\n|(?:(?<!\\)\b[A-Za-z]{2,}\b[^A-Za-z\\]+){7}[A-Za-z]{2}")
 
 
-@reward("math")
+def _written(ground_truth: object) -> list[str]:
+    """Write right answers to references that are no prose, which would only be equal as texts."""
+    formal = [gold for gold in references(ground_truth) if not _PROSE.search(gold)]
+    return written(formal) if formal else []
+
+
+@reward("math", written=_written)
 def math(x: RewardInput, tolerance: float = 0.0) -> Score | None:
     r"""Score 1 if the final answer equals a reference answer in mathematics, else 0.
 
@@ -55,17 +63,17 @@ def math(x: RewardInput, tolerance: float = 0.0) -> Score | None:
         return None
     if not 0 <= tolerance < 1:
         raise ValueError(f"math: tolerance {tolerance!r} is a relative difference, at least 0 and below 1")
-    golds = [canonical(formulas(gold)[0]) for gold in references(x.ground_truth)]
+    golds = [canonical((formulas(gold) or [gold])[0]) for gold in references(x.ground_truth)]
     answer = final_answer(x.answer)
     whole = canonical(without_thinking(x.answer)) if len(x.answer) <= MAX_LENGTH else ""
     candidates = [canonical(text) for text in formulas(answer)] if answer else []
-    if not any(candidates):
+    if not any((whole, *candidates)):
         return Score(0.0, note="no answer")
-    if any(gold in (whole, *candidates) for gold in golds):
+    if any(gold in (whole, canonical(answer), *candidates) for gold in golds):
         return Score(1.0)
     candidates = [text for text in candidates if _readable(text)]
     if not candidates:
-        return Score(0.0, note="the answer is too long to compare")
+        return Score(0.0, note="the answer claims nothing, or is too long to compare")
     equal = any(same(gold, text, tolerance) for gold in golds for text in candidates)
     return Score(float(equal), note=f"answered {candidates[-1][:80]!r}")
 

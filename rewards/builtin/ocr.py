@@ -11,8 +11,10 @@ from rapidfuzz.distance import Levenshtein
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.reading.answers import final_answer
+from rewards.reading.answers import readings, undressed
+from rewards.reading.references import unwrapped, values_of, written
 from rewards.reading.text import MAX_LENGTH, clean, transcript
+from rewards.reading.wording import qualified
 from rewards.sdk import reward
 
 #: Answers to questions are short; of a longer text only the end is searched for the answer.
@@ -77,13 +79,14 @@ def wer(x: RewardInput, ignore_case: bool = False) -> Score | None:
     )
 
 
-@reward("anls")
+@reward("anls", written=lambda gold: [""] if gold == "" else written(gold))
 def anls(x: RewardInput, threshold: float = 0.5) -> Score | None:
     """Score the similarity of the final answer to the closest reference, 0 where it is too far off (ANLS).
 
     Formula: max over references g of s if 1 − s < threshold, else 0, with
     s = 1 − lev(g, a) / max(|g|, |a|) over characters, capitals equal to small letters. a is the final
-    answer (`rewards.reading.answers.final_answer`) or the whole answer, whichever is closer.
+    answer (`rewards.reading.answers.readings`) or the whole answer, whichever is closer; one that denies or
+    bounds what it names («not Mozart») is no closer to a g that does not.
 
     Range: [0, 1]. Source: Biten et al. 2019, Scene Text Visual Question Answering (arXiv 1905.13648);
     the choice of a is ours (assumed).
@@ -100,19 +103,26 @@ def anls(x: RewardInput, threshold: float = 0.5) -> Score | None:
 
     def similarity(reference: str, answer: str) -> float:
         value = Levenshtein.normalized_similarity(reference, answer)
-        return value if 1 - value < threshold else 0.0
+        if 1 - value >= threshold or (value < 1 and qualified(answer) and not qualified(reference)):
+            return 0.0
+        return value
 
     whole = without_thinking(x.answer)
-    return _closest(x, [final_answer(whole[-_MAX_ANSWER:]), whole], similarity, ignore_case=True)
+    answers = [*readings(whole[-_MAX_ANSWER:]), whole]
+    return _closest(x, answers, similarity, ignore_case=True, unwrap=lambda text: undressed(unwrapped(text)))
 
 
 def _closest(
-    x: RewardInput, answers: list[str], similarity: Callable[[str, str], float], ignore_case: bool
+    x: RewardInput,
+    answers: list[str],
+    similarity: Callable[[str, str], float],
+    ignore_case: bool,
+    unwrap: Callable[[str], str] = transcript,
 ) -> Score | None:
-    """Find the best similarity over references and readings of the answer."""
+    """Find the best similarity over references, without their wrapping, and readings of the answer."""
     if x.ground_truth is None:
         return None
-    references = _references(x.ground_truth)
+    references = _references(x.ground_truth, unwrap)
     cleaned = [clean(answer) for answer in answers if len(answer) <= MAX_LENGTH]
     cleaned = [answer for answer in cleaned if len(answer) <= MAX_LENGTH]  # NFKC can lengthen 18 times
     if not cleaned:
@@ -123,13 +133,13 @@ def _closest(
     return Score(best, note=f"read {read[:80]!r}" if read else "nothing read")
 
 
-def _references(ground_truth: object) -> list[str]:
+def _references(ground_truth: object, unwrap: Callable[[str], str]) -> list[str]:
     """Return the reference texts, cleaned; only "" itself is empty.
 
     Raises:
         ValueError: If there is none, or one is blank, too long, or neither text nor number.
     """
-    values = ground_truth if isinstance(ground_truth, list | tuple) else [ground_truth]
+    values = values_of(ground_truth)
     if not values:
         raise ValueError("ground_truth is an empty list; correct the dataset")
     texts = []
@@ -140,7 +150,7 @@ def _references(ground_truth: object) -> list[str]:
             )
         if len(str(value)) > MAX_LENGTH:
             raise ValueError(f"ground_truth has more than {MAX_LENGTH:,} characters; split the page")
-        texts.append(clean(transcript(str(value))))
+        texts.append(clean(unwrap(str(value))))
         if value != "" and not texts[-1]:
             raise ValueError(f'ground_truth {value!r:.80} is blank; write "" where there is nothing to read')
     return texts

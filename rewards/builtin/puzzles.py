@@ -5,10 +5,11 @@ import re
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import plain
-from rewards.reading.answers import final_answer, normalise
+from rewards.reading.answers import final_answer, normalise, readings, undressed
 from rewards.reading.number_words import in_digits
+from rewards.reading.references import references, unwrapped, values_of, written
+from rewards.reading.wording import qualified, taken_back
 from rewards.sdk import reward
 
 MAX_LENGTH = 10_000
@@ -57,7 +58,7 @@ _SEPARATOR = re.compile(r"[,;\n，；、]")
 _AND = re.compile(r"(?:^|\s)(?:and|&)\s|和|以及")
 
 
-@reward("clock")
+@reward("clock", written=written)
 def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
     """Score 1 if the time that the answer reads off a clock is right to the minute, or nearly, else 0.
 
@@ -70,7 +71,8 @@ def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
     Range: {0, 1}. Source: clock reading in the Qwen3-VL report, general RL; the tolerance is ours (assumed).
 
     Args:
-        x: `ground_truth` is the time as a text in one of these forms; None means that this does not apply.
+        x: `ground_truth` is the time as a text in one of these forms, or a list of times of which each is
+            right; None means that this does not apply.
         tolerance: Minutes that the answer may be off, from 0 to 59.
         hours: 12, or 24 for a clock that shows the half of the day.
 
@@ -83,15 +85,17 @@ def clock(x: RewardInput, tolerance: int = 1, hours: int = 12) -> Score | None:
         )
     if x.ground_truth is None:
         return None
-    gold = read_time(x.ground_truth, hours) if isinstance(x.ground_truth, str) else None
-    if gold is None:
+    texts = [value for value in values_of(x.ground_truth) if isinstance(value, str)]
+    golds = [read_time(unwrapped(text), hours) for text in texts]
+    if None in golds or not golds or len(golds) < len(values_of(x.ground_truth)):
         raise ValueError(f"ground_truth {x.ground_truth!r} is no time such as '10:08'; correct the dataset")
     answer = final_answer(without_thinking(x.answer)[-MAX_LENGTH:])
     time = read_time(answer, hours)
     if time is None:
         return Score(0.0, note=f"no single time in {answer[:80]!r}")
-    apart = abs(time - gold)
-    apart = min(apart, hours * 60 - apart)
+    apart = min(
+        min((time - gold) % (hours * 60), (gold - time) % (hours * 60)) for gold in golds if gold is not None
+    )
     return Score(float(apart <= tolerance), note=f"{apart:g} minutes off")
 
 
@@ -103,11 +107,13 @@ def read_time(text: str, hours: int) -> float | None:
     for pattern in _TIMES:
         # What one form has read is taken out, so that "10 past 10" is not also "10 10".
         times |= {_minutes(found, hours) for found in pattern.finditer(text)}
+        if any(taken_back(text, *found.span()) for found in pattern.finditer(text)):
+            return None
         text = pattern.sub(" | ", text)
     return times.pop() if len(times) == 1 else None
 
 
-@reward("exact_match")
+@reward("exact_match", written=written)
 def exact_match(x: RewardInput, case: bool = True) -> Score | None:
     """Score 1 if the final answer is a reference answer character by character, else 0.
 
@@ -126,13 +132,25 @@ def exact_match(x: RewardInput, case: bool = True) -> Score | None:
     """
     if x.ground_truth is None:
         return None
-    answer = final_answer(x.answer)
-    candidates = {_spaced(text, case) for text in (answer, without_thinking(x.answer))}
-    right = any(_spaced(gold, case) in candidates for gold in references(x.ground_truth))
-    return Score(float(right), note="" if right else f"answered {answer[:80]!r}")
+    answers = readings(x.answer)
+    whole = _spaced(without_thinking(x.answer), case)
+    candidates = {_spaced(undressed(text), case) for text in answers} | {whole} - {""}
+    given = [str(value) for value in values_of(x.ground_truth)]
+    right = any(_spaced(gold, case) in candidates for gold in map(undressed, references(x.ground_truth)))
+    right = right or whole in [_spaced(text, case) for text in given]
+    return Score(float(right), note="" if right else f"answered {answers[0][:80]!r}")
 
 
-@reward("set_match")
+def _written_sets(ground_truth: object) -> list[str]:
+    """Write a set as models do, its things between commas."""
+    things = references(ground_truth)
+    return [
+        f"The answer is {', '.join(things)}",
+        "<answer>" + "\n".join(f"- {thing}" for thing in things) + "</answer>",
+    ]
+
+
+@reward("set_match", written=_written_sets)
 def set_match(x: RewardInput, exact: bool = False) -> Score | None:
     """Score how far the set of things that the answer lists is the reference set, in any order.
 
@@ -144,7 +162,8 @@ def set_match(x: RewardInput, exact: bool = False) -> Score | None:
     Range: [0, 1]. Source: Jaccard 1901.
 
     Args:
-        x: `ground_truth` is a list of texts or numbers, or one of them; None means that this does not apply.
+        x: `ground_truth` is a list of texts or numbers, or a text that lists them as an answer does; None
+            means that this does not apply.
         exact: Whether only the whole set scores.
 
     Raises:
@@ -153,7 +172,13 @@ def set_match(x: RewardInput, exact: bool = False) -> Score | None:
     if x.ground_truth is None:
         return None
     gold = {normalise(reference) for reference in references(x.ground_truth)}
+    if not isinstance(x.ground_truth, list | tuple) and isinstance(
+        whole := values_of(x.ground_truth)[0], str
+    ):
+        gold = _listed(whole, set())
     listed = _listed(without_thinking(x.answer)[-MAX_LENGTH:], gold)
+    if qualified(final_answer(x.answer[-MAX_LENGTH:])) and not any(map(qualified, gold)):
+        return Score(0.0, note="the answer denies or bounds what it names")
     common = len(gold & listed)
     parts = {"precision": common / len(listed) if listed else 0.0, "recall": common / len(gold)}
     value = float(gold == listed) if exact else common / len(gold | listed)
@@ -185,7 +210,7 @@ def _spaced(text: str, case: bool) -> str:
 def _listed(answer: str, gold: set[str]) -> set[str]:
     """Return the normalised things that an answer lists; "and" parts two that are no one thing."""
     answer = answer.replace("```json", "").replace("```", "")
-    final = final_answer(answer)
+    final = undressed(final_answer(answer))
     # The last line of a list with bullets stands for the whole list.
     bullets = _BULLET.findall(answer if "\n" not in final and _BULLET.match(final) else final)
     things: set[str] = set()

@@ -7,11 +7,11 @@ from posttrain.chat_endpoint import data_url
 from posttrain.concurrency import all_or_first_failure
 from posttrain.messages import without_thinking
 from posttrain.types import ImageRef, RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.judge.client import Endpoint, ask
 from rewards.judge.prompts import JudgeQuestion, scores_task, transcript, winner_task
 from rewards.judge.rubric import Aspect, Rubric
 from rewards.judge.verdicts import Verdict, scores_schema, winner_schema
+from rewards.reading.references import references, values_of
 
 MAX_NOTE = 300
 #: An image is made smaller to so many pixels before it is sent: some 300 KB of JPEG.
@@ -101,8 +101,8 @@ async def compare(
 
 def trusted_text(x: RewardInput) -> str:
     """Return what the dataset says: the prompt and the reference answers."""
-    golds = references(x.ground_truth) if x.ground_truth is not None else []
-    return "\n".join([*(message.text for message in x.prompt), *golds])
+    golds = values_of(x.ground_truth) if x.ground_truth is not None else []
+    return "\n".join([*(message.text for message in x.prompt), *map(str, golds)])
 
 
 def _question(x: RewardInput) -> tuple[list[tuple[str, str]], list[ImageRef]]:

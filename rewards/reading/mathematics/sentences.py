@@ -4,6 +4,7 @@ import itertools
 import re
 
 from rewards.reading.mathematics.units import read_unit
+from rewards.reading.wording import taken_back
 
 #: Longer answers are not looked at.
 MAX_READ = 4000
@@ -12,6 +13,9 @@ _FORMULA = re.compile(
     r"|(?<![\\\d$])\$(?!\s)((?:[^$\\]|\\.)+?)(?<!\s)\$(?!\d)|`([^`\n]+)`",
     re.DOTALL,
 )
+#: A bold number, as in «**42** apples»; 2**3 is a power.
+_BOLD = re.compile(r"(?<![0-9A-Za-z)\]}*])\*\*(?=\S)([^*\n]{1,200})(?<=\S)\*\*(?![0-9A-Za-z({\[*])")
+_BEGINS_WITH_NUMBER = re.compile(r"(?:[A-Za-z]\s?=\s?)?[-−+]?\s?(?:\\?\$|[€¥£₹])?\s?[-−]?[.]?\d")
 _CONNECTED = re.compile(r"[\s,;，；、]*(?:and|or|和|或|与|及|以及)?[\s,，]*", re.IGNORECASE)
 _VERB = re.compile(
     r"\b(?:is|are|was|were|equals?|be|gives?|get|has|have|contains?|takes?|costs?)\b"
@@ -25,15 +29,29 @@ _FILLER = re.compile(
 )
 _DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"(?:\\?\$|[€¥£])?-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
-#: At least two words, or Chinese.
-_SENTENCE = re.compile(r"(?:[A-Za-z][A-Za-z' ,]* [A-Za-z',]*|[A-Za-z ,，]*[一-鿿][A-Za-z ,，一-鿿]*)[\s:：]*")
+#: Words of any language, or Chinese, Japanese or Korean.
+_SENTENCE = re.compile(
+    r"(?=[^\d]*(?:[^\W\d_]\s|[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7a3]))[^\W\d_](?:[^\W\d_]"
+    r"|[\u064b-\u0652\u0900-\u0963' ,’，、])*[\s:：]*"
+)
+#: What is counted, in words that are no unit and do not change the number.
+_COUNTED = re.compile(r"\s*[^\W\d_](?:[^\W\d_]|[\u064b-\u0652\u0900-\u0963' ’])*[.。!！।]?")
+_SCALING = re.compile(
+    r"[百千万亿億萬만억조천백]|million|milli?ard|tausend|mill?e|mil\b|тысяч|миллион|миллиард|ألف|مليون"
+    r"|हज़ार|लाख|करोड़",
+    re.IGNORECASE,
+)
 _CHANGING = re.compile(
     r"\b(?:negative|minus|plus|times|square|root|cube|log|ln|sin|cos|tan|sqrt|half|twice|double|not|no|never"
-    r"|nor|and|or|than|between|least|most|over|under|above|below|to|from|step|option|maybe|perhaps|wrong|if|exceeds?)\b"
+    r"|nor|and|or|than|between|least|most|over|under|above|below|to|from|step|option|figure|page|opci[oó]n"
+    r"|paso|étape|schritt|вариант|шаг|рисунок|maybe|perhaps|wrong|if|exceeds?)\b"
     r"|[不非负第或和]|至少|最多|大于|小于|超过|分之",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[^.,;:。，；：\n]{1,60}")
+#: What is no word: commands, and what joins inequalities.
+_NO_WORD = re.compile(r"\\[A-Za-z]+|\b(?:or|and)\b")
+_WORD = re.compile(r"[^\W\d_]{2}")
 _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -42,21 +60,31 @@ def formulas(answer: str) -> list[str]:
 
     Formulas in dollar signs or brackets come before words: the first of them where the answer starts
     with it, else the last. Those joined by «and», «or» or commas are one list. A unit after them stays.
-    Without such formulas it is the text, or what follows the last «is», «are», «有» and the like.
+    Without such formulas it is the bold number, or the text itself and what follows its last «is», «are»,
+    «有» and the like. What its clause denies or only bounds («not $5$», «at least 5») is no answer.
 
     Returns:
-        One text or two, which read the same claim in two ways.
+        One text or two, which read the same claim in two ways; none where nothing is claimed.
     """
-    text = answer.strip()[-MAX_READ:].strip("* ")
+    text = answer.strip()[-MAX_READ:].strip()
+    if not text.startswith("**") or not text.endswith("**") or text.count("**") == 2:
+        text = text.strip("* ")
     if _PLAIN_NUMBER.fullmatch(text):
         return [text]
-    found = list(_FORMULA.finditer(text))
-    if found:
-        return [_run(text, found)]
+    found = [
+        match for match in _FORMULA.finditer(text) if not (match[match.lastindex or 0]).startswith(("^", "_"))
+    ]
+    bold = [match for match in _BOLD.finditer(text) if _BEGINS_WITH_NUMBER.match(match[1])]
+    if found or len(bold) == 1:
+        run, start, stop = _run(text, found or bold)
+        return [] if taken_back(text, start, stop) else [run]
     verbs = list(_VERB.finditer(text))
     tail = _FILLER.sub("", text[verbs[-1].end() :].strip("* "), count=1) if verbs else ""
     if not tail.strip(" .。") or (_DIGIT.search(text) and not _DIGIT.search(tail)):
         tail = _only_number(text)
+    number = _NUMBER.search(text, text.rfind(tail)) if tail else _NUMBER.search(text)
+    if number and taken_back(text, number.start(), number.end()):
+        return [] if _WORD.search(_NO_WORD.sub(" ", text)) else [text]
     return [text, tail] if tail else [text]
 
 
@@ -64,11 +92,20 @@ def _only_number(text: str) -> str:
     """Return a sentence's only number and what follows it; "" where words change what it says."""
     numbers = list(_NUMBER.finditer(text))
     before = text[: numbers[0].start()] if len(numbers) == 1 else ""
-    return text[len(before) :] if _SENTENCE.fullmatch(before) and not _CHANGING.search(before) else ""
+    if not _SENTENCE.fullmatch(before) or _CHANGING.search(before):
+        return ""
+    after = text[numbers[0].end() :]
+    if after.isascii() or read_unit(after) or _SCALING.search(after) or not _COUNTED.fullmatch(after):
+        return text[len(before) :]
+    return numbers[0][0]
 
 
-def _run(text: str, found: list[re.Match[str]]) -> str:
-    """Join the formulas of one list: from the first where the text starts with it, else up to the last."""
+def _run(text: str, found: list[re.Match[str]]) -> tuple[str, int, int]:
+    """Join the formulas of one list: from the first where the text starts with it, else up to the last.
+
+    Returns:
+        The list, and where it starts and stops in the text.
+    """
     first = last = 0 if found[0].start() == 0 else len(found) - 1
     joined = [_CONNECTED.fullmatch(text, a.end(), b.start()) for a, b in itertools.pairwise(found)]
     while first > 0 and joined[first - 1]:
@@ -78,4 +115,4 @@ def _run(text: str, found: list[re.Match[str]]) -> str:
     parts = [match.group(match.lastindex or 0) for match in found[first : last + 1]]
     clause = _CLAUSE.match(text, found[last].end())
     unit = clause.group() if clause and (read_unit(clause.group()) or "%" in clause.group()) else ""
-    return ", ".join(parts) + unit
+    return ", ".join(parts) + unit, found[first].start(), found[last].end()

@@ -182,6 +182,53 @@ def test_golds_of_every_form_are_tried(folder: Path, name: str, gold: str) -> No
         assert "gold answer" in problems[0].reason
 
 
+TASKS = {
+    "math": ["#### 72", "She sold 2 + 2 = <<2+2=4>>4 of them.\n#### 72", "\\boxed{1,2}", "x > 5", 3, [1, 2]],
+    "answer_accuracy": ["<answer>a cup</answer>", "\\boxed{red}", "not enough information"],
+    "multiple_choice": ["(B)", "Answer: B", "B. red"],
+    "clock": ["The answer is 10:08."],
+    "counting": ["#### 5", 5, "five"],
+    "anls": ["", "Mozart"],
+}
+
+
+@pytest.mark.parametrize(
+    ("reward", "gold"), [(name, gold) for name, golds in TASKS.items() for gold in golds]
+)
+def test_golds_that_a_model_can_answer(folder: Path, reward: str, gold: object) -> None:
+    replace(folder / "mine.yaml", "[answer_accuracy, tool_calls]", f"[{reward}]")
+    write_rows(folder, gold)
+    assert look(folder).problems == []
+
+
+@pytest.mark.parametrize(
+    ("rewards", "gold", "named"),
+    [
+        ("[math]", "She sold 48 clips in April, and half of them in May.\nSo she sold many.", "math"),
+        ("[math]", "One can see that the graph is symmetric with respect to the y axis here", "math"),
+        ("[answer_accuracy, math]", "It was built by a king, which is known to all who read books", "math"),
+    ],
+)
+def test_golds_that_no_model_would_write(folder: Path, rewards: str, gold: str, named: str) -> None:
+    replace(folder / "mine.yaml", "[answer_accuracy, tool_calls]", rewards)
+    write_rows(folder, gold)
+    reason = look(folder).problems[0].reason
+    assert f"row '7': reward '{named}' gives full marks to no answer" in reason
+    assert "correct the row" in reason
+
+
+def test_a_reward_of_ones_own_says_how_its_answers_are_written(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from rewards import reward\n\n"
+        "@reward('framed', written=lambda gold: [f'<<{gold}>>'])\n"
+        "def framed(x):\n    return float(x.answer == f'<<{x.ground_truth}>>' and x.ground_truth != 'odd')\n"
+    )
+    replace(folder / "mine.yaml", "[answer_accuracy, tool_calls]", "['mine.py:framed']")
+    assert look(folder).problems == []
+    write_rows(folder, "odd")
+    assert "such as '<<odd>>'" in look(folder).problems[0].reason
+
+
 def test_golds_that_are_yet_to_be_generated_are_a_note(folder: Path) -> None:
     generator = "generator: marker_scenes\n  params: {kind: question, split: train, count: 3}"
     replace(folder / "datasets_cfg" / "photos.yaml", "path: photos.jsonl", generator)

@@ -106,7 +106,9 @@ def test_hostile_text_takes_little_time(unit: str) -> None:
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize("gold", [-1, 2.5, True, "three", "", [3], {"count": 3}, "-1"])
+@pytest.mark.parametrize(
+    "gold", [-1, 2.5, True, "many", "", [], [3, "x"], {"count": 3}, "-1", "3 or 4", "at least 3"]
+)
 def test_a_count_that_is_none_is_the_datasets_fault(gold: Any) -> None:
     with pytest.raises(ValueError, match="no whole number"):
         score(gold, "3")
