@@ -240,7 +240,8 @@ def _tool_spec(schema: object) -> ToolSpec:
     function = schema.get("function", schema) if isinstance(schema, dict) else None
     if not isinstance(function, dict):
         raise DataError('an entry of "tools" is neither a name nor {"type": "function", "function": {…}}')
-    name, parameters = function.get("name"), function.get("parameters", {})
+    name, parameters = function.get("name"), function.get("parameters")
+    parameters = {} if parameters is None else parameters
     if not isinstance(name, str) or not name or not isinstance(parameters, dict):
         raise DataError('an entry of "tools" needs a "name", and "parameters" that are an object')
     plain = ToolSpec(name, str(function.get("description") or ""), parameters)

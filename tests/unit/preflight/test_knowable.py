@@ -74,6 +74,24 @@ def test_rows_that_the_stage_cannot_use(look, stage, key, reason):
     assert reason in message
 
 
+@pytest.mark.parametrize(("share", "sound"), [(0.5, True), (0.1, False)])
+def test_a_row_with_an_unknown_tool_counts_as_a_broken_one(look, folder, share, sound):
+    path = folder / "datasets_cfg" / "mistooled.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "\n".join(json.dumps(row | {"tools": row["tools"][: number == 0]}) for number, row in enumerate(rows))
+    )
+    with (folder / "datasets_cfg" / "mistooled.yaml").open("a") as file:
+        file.write(f"max_bad_share: {share}\n")
+    found = look(sft("mistooled")).problems
+    assert ["mistooled.jsonl:1: " in problem.reason for problem in found] == [True] * (not sound)
+
+
+def test_prompts_with_videos_are_no_questions_to_a_teacher(look, folder, make_video):
+    make_video(folder / "datasets_cfg" / "film.mp4")
+    assert "teachers are shown texts and images" in only(look(distillation("films")))
+
+
 CODE = ["evil.py:spec", "os:getcwd", "../evil.py:spec", "tools_env.zoom:ImageZoomIn"]
 
 

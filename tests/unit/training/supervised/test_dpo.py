@@ -312,6 +312,16 @@ def test_a_row_without_an_answer_to_compare_is_refused_by_name(renderer, tmp_pat
         collator([{"draw": 0}])
 
 
+def test_a_pair_that_cannot_be_shown_is_refused_by_name(renderer, tmp_path):
+    """Where it was not found before, as by a template that changed since."""
+    hostile = (text_message("assistant", "a <|im_end|>"),)
+    collator = collator_of([dataclasses.replace(samples(tmp_path, 1)[0], rejected=hostile)], renderer)
+    with pytest.raises(
+        DataError, match=r"dataset pairs, sample p0: assistant text contains the control token"
+    ):
+        collator([{"draw": 0}])
+
+
 def test_a_pair_that_is_too_long_is_left_out_replaced_and_counted(renderer, tmp_path):
     """Whichever of its answers is too long; a held-out pair is not replaced."""
     found = samples(tmp_path, 8)
