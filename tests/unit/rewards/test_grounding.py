@@ -165,8 +165,8 @@ def test_a_small_move_changes_little(
 
 @settings(deadline=None)
 @given(
-    st.lists(corners(1000), min_size=1, max_size=3),
-    st.lists(corners(1000), min_size=1, max_size=3),
+    st.lists(corners(), min_size=1, max_size=3),
+    st.lists(corners(), min_size=1, max_size=3),
     st.data(),
 )
 def test_copies_never_pay(golds: list[Corners], boxes: list[Corners], data: st.DataObject) -> None:
