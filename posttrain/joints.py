@@ -82,7 +82,7 @@ class Reward(Protocol):
         ...
 
     @property
-    def written(self) -> Callable[[object], Sequence[str]] | None:
+    def written(self) -> Callable[[object], Sequence[str] | None] | None:
         """What writes right answers to a ground truth as models would; None where nobody has said how."""
         ...
 

@@ -48,7 +48,7 @@ class Reward:
     deadline_s: float | None = None
     group: bool = False
     guarded: frozenset[str] = frozenset()
-    written: Callable[[object], Sequence[str]] | None = None
+    written: Callable[[object], Sequence[str] | None] | None = None
 
     def __call__(self, x: RewardInput, **params: object) -> Score | None:
         """Score one episode, which for a group reward is a group of one.
@@ -150,7 +150,7 @@ def reward(
     high: float = 1.0,
     deadline_s: float | None = None,
     guarded: Collection[str] = (),
-    written: Callable[[object], Sequence[str]] | None = None,
+    written: Callable[[object], Sequence[str] | None] | None = None,
 ) -> Callable[[RewardFunction], Reward]:
     """Make a reward of a function `fn(x: RewardInput, **params) -> float | Score | None`.
 

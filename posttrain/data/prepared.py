@@ -116,7 +116,7 @@ def prepare(source: Source, folder: Path, final: Path) -> None:
         found, ids = raw_rows(source.path, source.config.source.split), _Ids(source)
         for place, raw in progress_bar(f"rewriting {source.path.name}", found):
             try:
-                row = images.place_all(_canonical(raw, place, source, ids))
+                row = _placed(_canonical(raw, place, source, ids), place, source, images)
                 line = json.dumps(row, allow_nan=False)
             except (DataError, TypeError, ValueError, RecursionError) as error:
                 broken.append((place, str(error)))
@@ -170,7 +170,7 @@ def first_rows(config: DatasetConfig, count: int) -> Iterator[FirstRow]:
         images = EmbeddedImages(Path(folder), Path(folder))
         for place, raw in itertools.islice(raw_rows(source.path, source.config.source.split), count):
             try:
-                row = images.place_all(_canonical(raw, place, source, ids))
+                row = _placed(_canonical(raw, place, source, ids), place, source, images)
                 if all(passes(each, _value(row, each.column)) for each in source.config.filters):
                     yield FirstRow(place, sample_of(row, source.image_root))
                 else:
@@ -240,8 +240,6 @@ def _canonical(raw: Row | DataError, place: str, source: Source, ids: _Ids) -> R
     for column in config.drop_columns:
         kept = _without(kept, column)
     row = canonical_row(kept, config.format, config.columns, config.tags, config.keep_columns)
-    if config.source.images is not None:
-        row = begin_at(row, _rows_folder(place), source.image_root.resolve())
     return ids.name(row, place)
 
 
@@ -262,9 +260,13 @@ def _without(row: Row, column: str) -> Row:
     return row
 
 
-def _rows_folder(place: str) -> Path:
-    """Return the folder of the file that a row was read from, by its place."""
-    return Path(place.rpartition(":")[0]).parent.resolve()
+def _placed(row: Row, place: str, source: Source, images: EmbeddedImages) -> Row:
+    """Return a canonical row whose images are files, those that it holds and those that it names."""
+    placed = images.place_all(row)
+    if source.config.source.images is None:
+        return placed
+    folder = Path(place.rpartition(":")[0]).parent.resolve()  # of the file that the row was read from
+    return begin_at(placed, folder, source.image_root.resolve())
 
 
 def _value(row: Row, column: str) -> object:

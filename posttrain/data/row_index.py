@@ -35,7 +35,7 @@ USES: tuple[Use, ...] = get_args(Use)
 #: A set of uses: the bit of each of them, in the order of `USES`.
 ALL_USES = (1 << len(USES)) - 1
 #: To be raised when the file's form changes, or the rules by which rows, images and videos are checked.
-FORMAT = 2
+FORMAT = 3
 
 _MAGIC = b"posttrain row index\n"
 #: What it is, the format, the checksum of the rest, the length of the JSON object.

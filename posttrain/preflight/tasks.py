@@ -28,8 +28,10 @@ class LoadedReward:
     reward: Reward
     params: Mapping[str, object]
 
-    def right_answers(self, ground_truth: object) -> Sequence[str]:
+    def right_answers(self, ground_truth: object) -> Sequence[str] | None:
         """Write right answers as the reward's author says that models do, else the ground truth itself.
+
+        None where the author cannot say for this ground truth.
 
         Raises:
             Exception: Whatever the author's function raises on a ground truth that it cannot read.
@@ -164,6 +166,8 @@ def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool | None:
     """
     try:
         answers = loaded.right_answers(sample.ground_truth)
+        if answers is None:
+            return True  # what a right answer looks like is not known here, so nothing is refused
         scores = [loaded.score(sample, sample.ground_truth, answer) for answer in answers]
     except Exception as error:
         if isinstance(error, ImageError) or isinstance(error.__cause__ or error.__context__, ImageError):
@@ -177,7 +181,7 @@ def _earned(path: Path, sample: Sample, loaded: LoadedReward) -> bool | None:
 
 def _example(loaded: LoadedReward, sample: Sample) -> str:
     """Return the shortest right answer that was tried, if any was."""
-    shortest = min(loaded.right_answers(sample.ground_truth), key=len, default="")
+    shortest = min(loaded.right_answers(sample.ground_truth) or (), key=len, default="")
     return f", such as {shortest[:80]!r}" if shortest else ""
 
 

@@ -24,7 +24,7 @@ RECALLS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100
 
 
-@reward("detection_ap")
+@reward("detection_ap", written=lambda _: None)
 def detection_ap(
     x: RewardInput,
     family: Family,

@@ -37,7 +37,7 @@ class _Gold:
     points: list[Box]
 
 
-@reward("gui_action")
+@reward("gui_action", written=lambda _: None)
 def gui_action(
     x: RewardInput, family: Family, tolerance: float = 0.14, text: TextMetric = "f1"
 ) -> Score | None:

@@ -27,7 +27,7 @@ CELLS = 2000
 UNKNOWN_SIDE = 4096
 
 
-@reward("mask_iou")
+@reward("mask_iou", written=lambda _: None)
 def mask_iou(x: RewardInput, family: Family) -> Score | None:
     """Score how well the outline that the answer draws fits the object's mask.
 

@@ -1,5 +1,6 @@
 """Are the things in the right order? By the pairs that are."""
 
+import json
 import re
 from itertools import combinations
 from typing import Literal, get_args
@@ -7,8 +8,8 @@ from typing import Literal, get_args
 from posttrain.files.strict_json import JsonError, parse_json
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.reading.answers import final_answer, normalise
+from rewards.reading.references import references
 from rewards.sdk import reward
 
 Metric = Literal["pairs", "exact"]
@@ -26,7 +27,14 @@ _LEADING = re.compile(
 _NUMBERED = re.compile(r"^[ \t]{0,9}(?:[-*•]|\(?\d{1,3}[.)、:])[ \t]{1,9}(\S[^\n]{0,500})$", re.MULTILINE)
 
 
-@reward("ordering")
+def _written(ground_truth: object) -> list[str]:
+    """Write the things between arrows, as lines, and as JSON."""
+    things = references(ground_truth)
+    lines = "\n".join(f"{number}. {thing}" for number, thing in enumerate(things, 1))
+    return [" → ".join(things), lines, json.dumps(things)]
+
+
+@reward("ordering", written=_written)
 def ordering(x: RewardInput, metric: Metric = "pairs") -> Score | None:
     """Score how far the things that the answer lists are in the right order.
 

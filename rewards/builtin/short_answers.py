@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
 from rewards.builtin.counting import stated_number
 from rewards.reading.answers import normalise
+from rewards.reading.references import references, written
 from rewards.reading.short_answers import (
     final_and_whole,
     mmmu_candidates,
@@ -18,6 +18,7 @@ from rewards.reading.short_answers import (
     number,
     vqa_spelling,
 )
+from rewards.reading.wording import denied
 from rewards.sdk import reward
 
 #: With fewer answers, none of them is given often enough for full marks when one is left out.
@@ -30,7 +31,15 @@ _CURRENCY = "$€£¥"
 _PERCENT = re.compile(r"\d\s{0,2}(?:%|percent|per cent)")
 
 
-@reward("vqa_accuracy")
+def _written_by_most(ground_truth: object) -> list[str] | None:
+    """Write the answer that most people gave; None where even that earns no full marks."""
+    people = _people(ground_truth)
+    spelled = [vqa_spelling(answer) for answer in people]
+    most = max(spelled, key=spelled.count)
+    return [people[spelled.index(most)]] if spelled.count(most) >= LEAST_ANSWERS else None
+
+
+@reward("vqa_accuracy", written=_written_by_most)
 def vqa_accuracy(x: RewardInput) -> Score | None:
     """Score how many of the people asked gave the same answer (soft accuracy of VQA v2).
 
@@ -57,7 +66,7 @@ def vqa_accuracy(x: RewardInput) -> Score | None:
     return Score(best, note=f"answered {read[:80]!r}")
 
 
-@reward("mmmu_open")
+@reward("mmmu_open", written=written)
 def mmmu_open(x: RewardInput) -> Score | None:
     """Score 1 if the answer to an open question is right by MMMU's rules, else 0.
 
@@ -82,8 +91,8 @@ def mmmu_open(x: RewardInput) -> Score | None:
         return None
     golds = references(x.ground_truth)
     answer = final_and_whole(x.answer)[0]
-    if not answer:
-        return Score(0.0, note="no answer")
+    if not answer or (denied(answer) and not any(map(denied, golds))):
+        return Score(0.0, note=f"denied: {answer[:80]!r}" if answer else "no answer")
     numbers = len({found.rstrip(".,") for found in _NUMERALS.findall(answer)})
     if numbers > MOST_NUMBERS or len(answer) > MOST_TEXT + max(map(len, golds)):
         return Score(0.0, note=f"{len(answer)} characters with {numbers} numbers are no single answer")
@@ -92,7 +101,7 @@ def mmmu_open(x: RewardInput) -> Score | None:
     return Score(float(right), note=f"answered {answer[:80]!r}")
 
 
-@reward("relaxed_accuracy")
+@reward("relaxed_accuracy", written=written)
 def relaxed_accuracy(x: RewardInput, tolerance: float = 0.05) -> Score | None:
     """Score 1 if the answer is a reference answer, numbers up to 5 %, else 0 (relaxed accuracy of ChartQA).
 
@@ -123,7 +132,7 @@ def relaxed_accuracy(x: RewardInput, tolerance: float = 0.05) -> Score | None:
     return Score(float(right), note=f"answered {found[0][:80]!r}" if found[0] else "no answer")
 
 
-@reward("mean_relative_accuracy")
+@reward("mean_relative_accuracy", written=written)
 def mean_relative_accuracy(x: RewardInput) -> Score | None:
     """Score how close a number is to the reference: the share of ten tolerances that it keeps to.
 

@@ -15,7 +15,13 @@ Metric = Literal["matched", "union"]
 MAX_SEGMENTS = 200
 
 
-@reward("temporal_iou")
+def _written(ground_truth: object) -> list[str]:
+    """Write the stretches of time as people do."""
+    golds = _golds(ground_truth)
+    return [", ".join(f"{gold.start!r} to {gold.end!r} seconds" for gold in golds) or "It does not happen."]
+
+
+@reward("temporal_iou", written=_written)
 def temporal_iou(x: RewardInput, metric: Metric = "matched", threshold: float | None = None) -> Score | None:
     """Score how well the stretches of time that the answer gives fit those when it happens.
 

@@ -7,7 +7,7 @@ from rapidfuzz.distance import LCSseq
 
 from posttrain.messages import without_thinking
 from posttrain.types import RewardInput, Score
-from rewards.builtin.answer_accuracy import references
+from rewards.reading.references import references, written
 from rewards.reading.short_answers import final_and_whole, squad_tokens
 from rewards.reading.units import words
 from rewards.sdk import reward
@@ -18,7 +18,7 @@ MAX_WORDS = 2000
 Tokens = Sequence[str]
 
 
-@reward("token_f1")
+@reward("token_f1", written=written)
 def token_f1(x: RewardInput) -> Score | None:
     """Score the overlap of words between the final answer and the closest reference (F1 of SQuAD).
 
@@ -39,7 +39,7 @@ def token_f1(x: RewardInput) -> Score | None:
     return _closest(x, _bag_f1)
 
 
-@reward("squad_exact_match")
+@reward("squad_exact_match", written=written)
 def squad_exact_match(x: RewardInput) -> Score | None:
     """Score 1 if the final answer is a reference up to case, punctuation and articles, else 0.
 
@@ -56,7 +56,7 @@ def squad_exact_match(x: RewardInput) -> Score | None:
     return _closest(x, lambda gold, answer: float(gold == answer))
 
 
-@reward("rouge_l")
+@reward("rouge_l", written=references)
 def rouge_l(x: RewardInput) -> Score | None:
     """Score the longest common subsequence of words of a caption or summary with the closest reference.
 
