@@ -18,8 +18,6 @@ MAX_SOURCE = 100_000
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
 _LANGUAGES = ("python", "python3", "py")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-#: An expected number below the one is zero, and an answer up to the other is what rounding leaves of it.
-_ZERO, _NOISE = 1e-15, 1e-9
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,7 @@ def code(
         total_seconds: Time for all tests; the tests beyond it fail.
         memory_mb: Address space in MiB.
         all_or_nothing: Whether a share earns nothing.
-        tolerance: Relative difference at which two decimal numbers are equal (first two forms). Where zero is
-            expected (or up to 1e-15 of it), a difference of 1e-9 is allowed, which sums of decimals leave.
+        tolerance: Relative or absolute difference at which two decimal numbers are equal (first two forms).
 
     Raises:
         ValueError: If the ground truth is of none of these forms, or the limits are out of range.
@@ -182,10 +179,8 @@ def _is_decimal(word: str) -> bool:
 
 
 def _close(expected: float, value: float, tolerance: float) -> bool:
-    """Compare two numbers by relative difference; of a zero only what rounding leaves is allowed."""
-    noise = min(tolerance, _NOISE) if abs(expected) <= _ZERO else 0.0
     try:
-        return math.isclose(expected, value, rel_tol=tolerance, abs_tol=noise)
+        return math.isclose(expected, value, rel_tol=tolerance, abs_tol=tolerance)
     except OverflowError:  # an integer beyond every float
         return False
 
