@@ -88,8 +88,8 @@ def test_calls_are_run_and_their_images_shown_to_the_model(
     tokenizer = Renderer.from_pretrained(tiny_checkpoint, "qwen3_vl").tokenizer
 
     def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-        prompts.append(tokenizer.decode(input_ids[0]))
-        [ids] = tokenizer([next(turns)])["input_ids"]
+        prompts.append(tokenizer.decode(input_ids[0].tolist()))
+        [ids] = tokenizer([next(turns)], add_special_tokens=False)["input_ids"]
         return torch.cat([input_ids, torch.tensor([ids])], 1)
 
     monkeypatch.setattr(chat._model, "generate", generate)
