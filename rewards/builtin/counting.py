@@ -17,6 +17,8 @@ from rewards.sdk import reward
 How = Literal["number", "boxes", "points"]
 
 MAX_LENGTH = 10_000
+#: An answer with more numbers than this states none.
+_MOST_NUMBERS = 50
 _UNITS: Sequence[str] = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
     " seventeen eighteen nineteen"
@@ -101,7 +103,10 @@ def _values(text: str) -> set[float | None]:
     Words count only where there are no digits ("One sees 5 dogs"), "no" only where there is neither.
     """
     for candidate in (text, in_digits(text)):
-        if found := {_value(candidate, number) for number in _NUMBER.finditer(candidate)}:
+        numbers = list(_NUMBER.finditer(candidate))
+        if len(numbers) > _MOST_NUMBERS:
+            return {None}
+        if found := {_value(candidate, number) for number in numbers}:
             return found
     return {0.0} if _NONE.search(text) else set()
 
