@@ -24,6 +24,8 @@ MAX_LENGTH = 10_000
 #: Boxes that overlap this much show one thing, as in non-maximum suppression, and points less far apart
 #: than this, in thousandths of the image or in pixels (assumed).
 SAME_BOX_IOU, SAME_POINT = 0.7, 5.0
+#: An answer with more numbers than this states none.
+_MOST_NUMBERS = 50
 _NUMBER = re.compile(
     r"(?<![a-z0-9_])(?<!\d\.)[-−]?(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?"
     rf"(?![a-z0-9_{RAISED}{LOWERED}]|\.\d)"
@@ -110,6 +112,8 @@ def _values(text: str) -> set[float | None]:
     """
     for candidate in (in_digits(text),) if _SCALE.search(text) else (text, in_digits(text)):
         numbers = list(_NUMBER.finditer(candidate))
+        if len(numbers) > _MOST_NUMBERS:
+            return {None}
         totals = [number for number in numbers if _is_total(candidate, number)]
         if found := {_value(candidate, number) for number in totals or numbers}:
             return found

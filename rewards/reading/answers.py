@@ -37,6 +37,16 @@ _MAX_READ = 20_000
 _MOST_MARKS = 20
 #: The beginning of a sentence that goes on with the next announcement.
 _NEXT_SENTENCE = re.compile(r"(?<=[.!?;。！？；])[^.!?;。！？；\n]{0,100}\Z")
+#: What may come before an answer that nothing announces: «Result:», «I think it is».
+_LEAD = re.compile(
+    r"(?:(?:ok|okay|so|thus|hence|therefore|overall|finally|well|yes|in conclusion)\b[,:]? )*"
+    r"(?:(?:the |my )?(?:final )?(?:result|solution|conclusion|ans|ergebnis|lösung|resultado|résultat"
+    r"|результат"
+    r"|cevap|đáp án|jawaban)(?: is|\s?:)|(?:it|that|this)(?:['’]s| is| would be| must be)"
+    r"|i (?:get|say|(?:think|believe|guess)(?: it is| it['’]s)?))\s|(?:ok,? so|so|thus|hence|therefore"
+    r"|overall)[,:] ",
+    re.IGNORECASE,
+)
 _LAST_VERB = re.compile(r".*\b(?:is|are)\b\s*[:：]?\s*(?=\S)", re.IGNORECASE)
 #: «this answer is helpful» announces nothing.
 _SAYS_OF_IT = re.compile(
@@ -53,7 +63,8 @@ _FOLLOWING = re.compile(
 )
 #: What makes no claim of the announcement after it.
 _DOUBTED = re.compile(
-    r"\b(?:no idea|not sure|unsure|unclear|doubt\w*|unlikely|whether|if|unless|impossible|wonder|deny"
+    r"\b(?:no idea|no way|nobody|no one|not sure|unsure|unclear|doubt\w*|unlikely|whether|if|unless"
+    r"|impossible|wonder|deny"
     r"|(?:do|does|did)(?:n['’]t| not)"
     r"|(?:is|was)(?:n['’]t| not) (?:true|clear|certain|the case)|not (?:true|clear|certain|the case)"
     r"|cannot|can['’]t|never|which)\b"
@@ -124,7 +135,8 @@ def readings(text: str) -> list[str]:
     ):
         return list(dict.fromkeys((told, line, bold[0][1].strip())))
     stopped = told[:-1] if kind != "line" and told[:-1] and told[-1] in ".。" else told
-    return list(dict.fromkeys((told, line, undressed(told), stopped)))
+    led = _LEAD.sub("", stopped, count=1)
+    return list(dict.fromkeys((told, line, undressed(told), stopped, led)))
 
 
 def announced(text: str) -> bool:

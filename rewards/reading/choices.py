@@ -104,7 +104,7 @@ def _overlaps(inner: str, left: str, right: str) -> bool:
 
 
 def _stopped(text: str) -> str:
-    return text.rstrip(" .。,，;；") or text
+    return text.rstrip(" .。,，;；!！") or text
 
 
 @lru_cache(maxsize=4096)

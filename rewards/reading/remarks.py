@@ -9,15 +9,15 @@ _MOST_REMARKS = 20
 _LONGEST_REMARK = 400
 #: What people say when they are done; nothing in it changes the answer.
 _POLITE = re.compile(
-    r"\W{0,4}(?:(?:i |we |hope)?hope(?:fully)?\b|let me know|feel free|if you (?:have|need|want|would"
-    r"|['’]d|like|are)\b"
+    r"\W{0,4}(?:(?:i |we |hope)?hope(?:fully)?\b|let me know|feel free|if you(?: (?:have|need|want|would"
+    r"|like|are)|['’]d)\b"
     r"|please (?:let|feel|ask|tell)|thanks?\b(?! to)|thank you|(?:i['’]?m |i am )?(?:happy|glad) to"
     r"|would you like|do you (?:have|need|want)"
     r"|is there anything|good luck|have a (?:nice|great|good)|(?:best|kind|warm) (?:regards|wishes)"
     r"|sincerely\b|cheers\b"
     r"|you['’]re welcome|you are welcome|q\.?\s?e\.?\s?d\b|great question|any (?:other |more )?questions"
     r"|don['’]t hesitate"
-    r"|希望|如有|如果(?:你|您|还)|若有|若您|请(?:告诉|随时|问|让|不要犹豫)|谢谢|感谢|祝|欢迎|有(?:任何"
+    r"|希望|如有|如需|如果(?:你|您|还)|若有|若您|请(?:告诉|随时|问|让|不要犹豫)|谢谢|感谢|祝|欢迎|有(?:任何"
     r"|其他)|还有(?:什么|其他|问题)"
     r"|お役に立|ご参考|何か|ご質問|他に|よろしく|ありがとう|참고|도움이|궁금|질문|추가|감사|언제든"
     r"|j['’]espère|n['’]hésite|si (?:vous|tu)\b|merci\b|bonne (?:chance|journée)|ich hoffe"
@@ -30,7 +30,9 @@ _POLITE = re.compile(
 )
 #: What explains an answer that has been given.
 _NOTE = re.compile(
-    r"\W{0,4}(?:(?:please )?note\b|n\.?b\.|remarks?\b|disclaimer|confidence\b|explanations?\b\W"
+    r"\W{0,4}(?:done\W{0,3}$|(?:and |so )?(?:that|this) is (?:it|all|(?:our|the|my) (?:final )?answer)\b"
+    r"|(?:your|the|an?) (?:ai )?(?:assistant|helper|model)\W{0,3}$|(?:please )?note\b|n\.?b\.|remarks?\b"
+    r"|disclaimer|confidence\b|explanations?\b\W"
     r"|reasons?\b\W|reasoning\b\W"
     r"|rationale\b|justification\b|sources?\b\W|caveat|assumptions?\b|(?:all )?(?:this|these|the above)\b"
     r" (?:answers?|results?|values?|conclusions?|follows?|matches|comes|agrees|confirms|completes"
@@ -60,13 +62,14 @@ _NOTE = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])['\"”’)*_]{0,3}\s+|(?<=[。！？])\s*(?=\S)")
 _ORNAMENT = re.compile("[\\s\\-*_=~`#☀-➿️‍\U0001f000-\U0001faff]+")
-_END_ORNAMENT = re.compile("[\\s☀-➿️‍\U0001f300-\U0001faff]+$|\\s+Q\\.?E\\.?D\\.?$")
+_QED = re.compile(r"\sQ\.?E\.?D\.?$")
 #: ", which is even", " because it is red": what only a clause adds.
 _CLAUSE = re.compile(
     r"(?:,|;|\s[—–-]|\s?—)\s{0,3}(?:which|where|because|since|as (?:shown|seen|it|the|this|can|we|you|in)"
     r"|that is|i\.e\.|making|given"
     r"|based|according|while|though|although|considering|assuming|meaning|rounded)\b"
-    r"|\s(?:because|according to|based on|as (?:shown|seen|can be seen|indicated|it (?:is|has|shows))"
+    r"|;\s(?:this|that|it|which)\b|,\s(?:right|correct|okay|ok)\?|\s(?:because|according to|based on"
+    r"|as (?:shown|seen|can be seen|indicated|it (?:is|has|shows))"
     r"|since (?:it|the|this|we|they|there)"
     r"|I hope (?:it|this|that))\b"
     r"|[,，；;]\s{0,3}(?:因为|由于|也就是|理由|依据|根据|如图|なぜなら|왜냐하면|car\b|parce que\b|weil\b"
@@ -135,7 +138,7 @@ def claim(line: str, *, marked: bool) -> str:
     Taken off are «, which is even», «(see the figure)», «, not A» and, of a line that an `Answer:` stood
     before, its further sentences. What gives another answer («or B») or takes the answer back stays on.
     """
-    text = _END_ORNAMENT.sub("", line) or line
+    text = _unadorned(line)
     if denied(text):
         text = _contrasted(text)
     for pattern in (_NOT_ANOTHER, _CLAUSE, *((_CONSEQUENCE, _SENTENCE_END) if marked else ()), _ASIDE):
@@ -143,6 +146,24 @@ def claim(line: str, *, marked: bool) -> str:
         if found and found.start() and _is_aside(pattern, text, found):
             text = text[: found.start()].rstrip()
     return _COPULA.sub("", text) or text
+
+
+def _unadorned(line: str) -> str:
+    """Return a line without pictures, white space or Q.E.D. around it; one of pictures alone as it is."""
+    text = _QED.sub("", line)
+    if text[-1:] in (".", "。") and _is_picture(text[-2:-1] or "."):
+        text = text[:-1]
+    first, stop = 0, len(text)
+    while first < stop and _is_picture(text[first]):
+        first += 1
+    while stop > first and _is_picture(text[stop - 1]):
+        stop -= 1
+    return text[first:stop] or line
+
+
+def _is_picture(character: str) -> bool:
+    shown = "\u2600" <= character <= "\u27bf" or "\U0001f300" <= character <= "\U0001faff"
+    return shown or character in "\ufe0f\u200d" or character.isspace()
 
 
 def _is_aside(pattern: re.Pattern[str], text: str, found: re.Match[str]) -> bool:

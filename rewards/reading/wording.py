@@ -13,7 +13,11 @@ _ADJACENT = 40
 _DENIAL_WORDS = (
     r"\bnot\b(?! only| just| merely)|\bnever\b|\bcannot\b|\bneither\b|\bnor\b|\bhardly\b|n['’]t\b|\b(?:is"
     r"|ca|does|was)nt\b"
-    r"|\bno (?:idea|longer|way)\b|\bdoubt\w*|\bunlikely\b|\bunsure\b|\bunclear\b|\bwhether\b|^\W{0,3}if\b"
+    r"|\bno (?:idea|longer|way)\b|\bdoubt\w*|\bunlikely\b|\bunsure\b|\bunclear\b|\bnobody\b|\bno one\b"
+    r"|\bexclud(?:e[sd]?|ing)\b|\beliminat(?:e[sd]?|ing)\b"
+    r"|\breject(?:s|ed|ing)?\b|\bcontrary to\b|\bjamás\b|不认为|不覺得|不觉得|怀疑|\b(?:wrong"
+    r"|incorrect)\s?[:：]|^\W{0,3}(?:is|was|could"
+    r"|can|would) (?:it|that|this)\b|\bwhether\b|^\W{0,3}if\b"
     r"|\b(?:wrong|incorrect|false|bad) (?:answer|option|choice)s?\b|\b(?:any|every)thing but\b|\bnone of\b"
     r"|\bother than\b|\brather than\b|\binstead of\b|\bexcept\b|\bfar from\b|\b(?:rules?|ruled) out\b"
     r"|\bdiffers? from\b|\bdifferent from\b|\b(?:un|dis)equal to\b"
@@ -21,7 +25,7 @@ _DENIAL_WORDS = (
     r"|不是|不等|不会|不會|不可能|不能|不应|不應|不该|不為|不为|不在|不对|不對|不选|不選|没有|沒有|并非"
     r"|並非|绝非|而非|未必|不一定"
     r"|别选|排除"
-    r"|ではな|ではあり|じゃな|じゃあり|でない|とは限ら|아니|아닙|않|없"
+    r"|ではな|ではあり|じゃな|じゃあり|でない|とは限ら|아니|아닙|아님|않|없"
     r"|\bn['’](?:est|a|ont|était)\b|\bne (?:peut|peuvent|sont|serait|vaut|doit|sera|fait)\b|\bpas\b"
     r"|\bjamais\b|\bni\b"
     r"|\bnicht\b|\bkeine?[nmrs]?\b|\bniemals\b|\bweder\b"
@@ -60,8 +64,9 @@ _BOUND_WORDS = (
     r"|ज़्यादा से ज़्यादा"
 )
 _BOUND_BEFORE = re.compile(
-    rf"(?:{_BOUND_WORDS})\s{{0,3}}[:：]?\s{{0,3}}(?:[是为有]|(?:is|was|are|es|est|ist)\s)?(?:(?:about"
-    rf"|exactly|only|just|some|the|another|approximately|number)\s)?"
+    rf"(?:\b(?:min|max)(?:imum)?\.?\s{{1,3}}|\b(?:sous|moins que)\s"
+    rf"|(?:{_BOUND_WORDS})\s{{0,3}}[:：]?\s{{0,3}}(?:[是为有]|(?:is|was|are|es|est|ist)\s)?)"
+    rf"(?:(?:about|exactly|only|just|some|the|another|approximately|number)\s)?"
     r"\s{0,3}[$(\\\[*\"'“‘`]{0,4}\s{0,3}$",
     re.IGNORECASE,
 )
@@ -91,11 +96,14 @@ _WRONG_AFTER = re.compile(
     r"(?:(?:a|the) )?(?:wrong|incorrect|false|mistaken|impossible|invalid|untrue|ruled out|excluded"
     r"|eliminated"
     r"|out of the question|not|never|neither)\b(?! only)"
+    r"|(?:does|do|did|will|would|can|could|may|might|should|must) not\b|\?\W{0,3}(?:no|nope|non|nein|нет"
+    r"|不|いいえ|아니)(?:\b|是|对)"
     r"|(?:is|are|was|were|does|do|did|ca|could|would|should|must|wo|has|ai)n['’]t\b|cannot\b|can (?:not"
     r"|never)\b"
     r"|(?:这个?|该)?(?:答案|选项)?(?:是|显然|肯定|明显|都|也|并)?(?:不是|不对|不正确|错|錯|不成立|不可能"
     r"|不行|有误|排除|可以排除)"
-    r"|[\w°]{0,6}?(?:では|じゃ|で)(?:な|あり)|は(?:間違|誤|違|不正解)|[이가은는]?\s?(?:아니|아닙|틀|오답)"
+    r"|[\w°]{0,6}?(?:では|じゃ|で)(?:な|あり)|は(?:間違|誤|違|不正解|正しくな)|[이가은는]?\s?(?:아니|아닙"
+    r"|아님|틀|오답)"
     r"|est (?:fausse?|incorrecte?|erronée?|exclue?)\b|n['’]est\b|ne (?:peut|convient)\b|ist (?:falsch"
     r"|nicht|inkorrekt|unmöglich)\b"
     r"|es (?:incorrect[oa]|fals[oa]|erróne[oa])\b|no (?:es|puede|sirve)\b|está errad[oa]\b|não é\b"
@@ -123,7 +131,9 @@ _RETRACTED = re.compile(
 )
 #: Where a clause ends that says nothing of what follows.
 _CLAUSE_END = re.compile(
-    r"[.;:!?]\s|[。；：！？\n]|\b(?:so|thus|hence|therefore|(?<!anything )(?<!everything )but)\b|所以|因此"
+    r"(?<!\bmin)(?<!\bmax)[.;!?]\s|(?<!incorrect)(?<!wrong)(?<!wrong answer)(?<!incorrect answer):\s"
+    r"|[。；：！？\n]|\b(?:so"
+    r"|thus|hence|therefore|(?<!anything )(?<!everything )but)\b|所以|因此"
     r"|故|而是|但是?|sondern|\bsino\b|\bmais\b"
     r"|[,，、]\s{0,2}(?=[^\W\d_]{2})(?!(?:or|and|nor|ou|oder|und|et|o|y|или|и)\b)",
     re.IGNORECASE,

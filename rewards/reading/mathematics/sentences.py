@@ -36,6 +36,15 @@ _SENTENCE = re.compile(
 )
 #: What is counted, in words that are no unit and do not change the number.
 _COUNTED = re.compile(r"\s*[^\W\d_](?:[^\W\d_]|[\u064b-\u0652\u0900-\u0963' ’])*[.。!！।]?")
+#: A second number beside a formula, as in «$12$ or 3», «between 3 and $12$», «3–$12$».
+_NUMBER_BESIDE = re.compile(
+    r"\s{0,3}(?:[;|/~–-]|or\b|and/or\b|and\b|vs\.?|versus\b|to\b|ou\b|oder\b|или\b|或者?)\s{0,3}[-−]?\d"
+    r"|\s?,\s?[-−]?\d+\W*$",
+    re.IGNORECASE,
+)
+_BESIDE_NUMBER = re.compile(
+    r"\d\s{0,3}(?:[;|/~–-]|or|and/or|and|vs\.?|versus|to|ou|oder|или|或者?)\s{0,3}$", re.IGNORECASE
+)
 _SCALING = re.compile(
     r"[百千万亿億萬만억조천백]|million|milli?ard|tausend|mill?e|mil\b|тысяч|миллион|миллиард|ألف|مليون"
     r"|हज़ार|लाख|करोड़",
@@ -77,7 +86,8 @@ def formulas(answer: str) -> list[str]:
     bold = [match for match in _BOLD.finditer(text) if _BEGINS_WITH_NUMBER.match(match[1])]
     if found or len(bold) == 1:
         run, start, stop = _run(text, found or bold)
-        return [] if taken_back(text, start, stop) else [run]
+        beside = _NUMBER_BESIDE.match(text, stop) or _BESIDE_NUMBER.search(text[max(0, start - 20) : start])
+        return [] if beside or taken_back(text, start, stop) else [run]
     verbs = list(_VERB.finditer(text))
     tail = _FILLER.sub("", text[verbs[-1].end() :].strip("* "), count=1) if verbs else ""
     if not tail.strip(" .。") or (_DIGIT.search(text) and not _DIGIT.search(tail)):

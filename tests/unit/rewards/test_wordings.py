@@ -46,7 +46,11 @@ The answer is {}. Actually, this is wrong.|The answer is {}, or maybe something 
 答案：不是{}|並非{}|答えは{}ではありません|答えは{}ではない。|{}ではない|정답은 {}이 아닙니다
 정답은 {}가 아니다.|La réponse n'est pas {}|Ce n'est pas {}|La respuesta no es {}|No es {}
 Die Antwort ist nicht {}|Es ist nicht {}|Ответ: не {}|Это не {}|الإجابة ليست {}|ليس {}|उत्तर {} नहीं है
-यह {} नहीं है|A resposta não é {}|La risposta non è {}"""
+यह {} नहीं है|A resposta não é {}|La risposta non è {}|Surely it's not {}|It won't be {}
+There is no way the answer is {}|Nobody would answer {}|I rule out {}|We can exclude {}
+{} must be excluded|{} is ruled out|{} does not work|Incorrect: {}|Wrong answer: {}|Contrary to {}
+我不认为答案是{}|绝对不是{}|答案并非{}|{}是错误的|Nein, nicht {}|jamás {}|{} неверно|{}は正しくない
+{} 아님|{}? No!|Let's say {}? No.|Is it {}?|weder {} noch etwas|Ce n'est certainement pas {}"""
 BOUNDS = r"""at least {}|at most {}|more than {}|less than {}|fewer than {}|greater than {}
 The answer is at least {}|The answer is more than {}.|Answer: at most {}|no more than {}
 not less than {}|up to {}|over {}|> {}|≥ {}|≤{}|< {}|nearly {}|almost {}|{} or more|{} or fewer
@@ -55,12 +59,14 @@ The answer is greater than or equal to {}|as many as {}|larger than {}|至少{}|
 大于{}|不少于{}|{}以上|{}以下|答案至少是{}|少なくとも{}|{}以上です|{} 이상|최소 {}|{} 미만|au moins {}
 plus de {}|moins de {}|mindestens {}|höchstens {}|mehr als {}|weniger als {}|al menos {}|más de {}
 menos de {}|как минимум {}|больше {}|не менее {}|менее {}|على الأقل {}|أكثر من {}|أقل من {}|कम से कम {}
-{} से अधिक|{} से कम"""
+{} से अधिक|{} से कम|The answer is above {}|The answer is just under {}|{} or above|minimum {}|max. {}
+⩾ {}|少于{}|多于{}|{}以内|sous {}|unter {}|über {}|{}보다 크다|{} より大きい
+The answer is strictly greater than {}"""
 HEDGES = r"""{} or {o}|{o} or {}|either {} or {o}|{}, or {o}|{} / {o}|The answer is {} or {o}.
 Answer: {} or {o}|答案是{}或{o}|{}或者{o}|<answer>{} or {o}</answer>
 <answer>{o}</answer> or <answer>{}</answer>|<answer>{o}</answer><answer>{}</answer>
 \boxed{{{o} \text{{ or }} {}}}|Answer: {}. Or {o}.|The answer is {}, maybe {o}|{} ou {o}|{} oder {o}
-{} или {o}"""
+{} или {o}|{} vs {o}|{} and/or {o}|between {} and {o}|from {o} to {}|{o}–{}"""
 BOX_JOINTS = [
     " or ", r" \text{ or } ", r" \text{or} ", r"\quad", r" \qquad ", r" \lor ", r" \vee ", r" \mid ",
     " / ", "~", r" \; ",
@@ -76,7 +82,10 @@ Respuesta: {}|Die Antwort ist {}.|Antwort: {}|Ответ: {}|الإجابة هي
 A resposta é {}.|La risposta è {}.|Let me see.\n\nThe answer is {}|The final answer is **{}**.
 <answer>The answer is {}.</answer>|<answer>\boxed{{{}}}</answer>|<answer> {} </answer>
 \boxed{{\text{{{}}}}}|Not sure at first, but the answer is {}.
-It cannot be the other one, so the answer is {}.|The answer is not something else, it is {}."""
+It cannot be the other one, so the answer is {}.|The answer is not something else, it is {}.
+My final answer: {}|Answer:\n\n{}|The answer must be {}.|<think>no</think>\n\n{}|Here's the answer: {}
+最终答案：{}|因此，正确答案是{}。|Donc la réponse est {}.|Таким образом, ответ: {}|इसलिए सही उत्तर {} है।
+{} ✅|✅ {}"""
 REMARKS = r"""\n\nI hope this helps!|\n\nI hope this answer is helpful!
 \nLet me know if you have any questions.|. I hope it is correct.
 \n\nNote: this answer is based on the visible area only.|\n\nNote that the picture is dark.
@@ -85,7 +94,9 @@ REMARKS = r"""\n\nI hope this helps!|\n\nI hope this answer is helpful!
 \n\nThis answer is correct because I checked it.|\nBest regards|\n\nConfidence: 95%
 \n\nFeel free to ask.|\n\n(This is my final answer.)|\n\nExplanation: see the picture.
 \nJ'espère que cela vous aide.|\nIch hoffe, das hilft.|\nEspero que esto ayude.|\nНадеюсь, это поможет!
-\nご参考になれば幸いです。|\n도움이 되었길 바랍니다.|\nآمل أن يكون هذا مفيدًا|\nआशा है कि यह मदद करेगा।"""
+\nご参考になれば幸いです。|\n도움이 되었길 바랍니다.|\nآمل أن يكون هذا مفيدًا|\nआशा है कि यह मदद करेगा।
+\n\nDone.|\n\n— Your assistant|\n\nAnd that is our final answer.|\n\nIf you'd like, I can explain more.
+\n\n> Cheers!"""
 
 
 def table(text: str) -> list[str]:
@@ -209,7 +220,7 @@ def test_what_is_said_around_an_answer(text: str, answer: str) -> None:
 def test_a_text_is_read_as_it_stands_too() -> None:
     assert readings("The answer is U.S. Steel, which is big") == ["U.S. Steel", "U.S. Steel, which is big"]
     assert readings("It is a **dog** here") == ["It is a **dog** here", "dog"]
-    assert readings("It is a **dog** or a **cat**") == ["It is a **dog** or a **cat**"]
+    assert readings("The **dog** or the **cat**") == ["The **dog** or the **cat**"]
 
 
 @pytest.mark.parametrize("word", ["42", "$42$"])
