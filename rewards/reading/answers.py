@@ -39,15 +39,15 @@ _MOST_MARKS = 20
 _NEXT_SENTENCE = re.compile(r"(?<=[.!?;。！？；])[^.!?;。！？；\n]{0,100}\Z")
 #: What may come before an answer that nothing announces: «Result:», «I think it is».
 _LEAD = re.compile(
-    r"(?:(?:ok|okay|so|thus|hence|therefore|overall|finally|well|yes|in conclusion)\b[,:]? )*"
+    r"^(?:(?:(?:ok|okay|so|thus|hence|therefore|overall|finally|well|yes|in conclusion)\b[,:]? ){0,3}"
     r"(?:(?:the |my )?(?:final )?(?:result|solution|conclusion|ans|ergebnis|lösung|resultado|résultat"
     r"|результат"
     r"|cevap|đáp án|jawaban)(?: is|\s?:)|(?:it|that|this)(?:['’]s| is| would be| must be)"
     r"|i (?:get|say|(?:think|believe|guess)(?: it is| it['’]s)?))\s|(?:ok,? so|so|thus|hence|therefore"
-    r"|overall)[,:] ",
+    r"|overall)[,:] )",
     re.IGNORECASE,
 )
-_LAST_VERB = re.compile(r".*\b(?:is|are)\b\s*[:：]?\s*(?=\S)", re.IGNORECASE)
+_LAST_VERB = re.compile(r"^.*\b(?:is|are)\b\s*[:：]?\s*(?=\S)", re.IGNORECASE)
 #: «this answer is helpful» announces nothing.
 _SAYS_OF_IT = re.compile(
     r"\s*(?:(?:very|quite|really|definitely|also|indeed|clearly) )?(?:helpful|useful|correct|right|clear"

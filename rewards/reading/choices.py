@@ -65,7 +65,7 @@ _IS_RIGHT = re.compile(
     re.IGNORECASE,
 )
 #: «C is the aorta, so» before «I choose E».
-_CONCLUSION = re.compile(r".*[,;.] ?(?:and )?(?:so|thus|hence|therefore),? (?=\S)", re.IGNORECASE)
+_CONCLUSION = re.compile(r"^.*[,;.] ?(?:and )?(?:so|thus|hence|therefore),? (?=\S)", re.IGNORECASE)
 #: «B. the red one», «(B) red», «B: red», «B - red», «B (red)».
 _WITH_TEXT = re.compile(
     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=\s?[).:、．：,]|\s[-–—(=]"

@@ -263,6 +263,7 @@ def test_of_two_bold_numbers_none_is_the_answer() -> None:
         ", which" * 20_000, "(a b) " * 30_000, "but " * 50_000, "**a** " * 30_000, "😀" * 50_000,
         "<answer>a</answer>" * 10_000,
         "the answer is not " * 10_000, "答案不是" * 30_000, ". A" * 50_000, "\\boxed{1} or " * 10_000,
+        "so " * 60_000,
         "$a$ " * 30_000, ">" * 50_000,
     ],
     ids=lambda text: text[:12],
