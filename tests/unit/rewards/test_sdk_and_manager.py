@@ -242,7 +242,7 @@ def test_a_group_s_values_may_come_in_any_sequence(values: Any) -> None:
         np.complex64(1), np.datetime64(1, "ns"), np.timedelta64(1, "ns"), np.array(None), object(), {},
         Decimal("NaN"), 10**400, Fraction(10**400), [np.float32(0.5)],
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_no_single_finite_number_is_refused(value: Any) -> None:
