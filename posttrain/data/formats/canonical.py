@@ -255,7 +255,7 @@ def _tool_spec(schema: object) -> ToolSpec:
 def _located(message: Message, folder: Path) -> Message:
     """Return the same message, with images and videos by absolute path."""
     content = message.content
-    if all([block.type == "text" for block in content]):
+    if all(block.type == "text" for block in content):
         return message
     located = [block if block.type == "text" else _located_block(block, folder) for block in content]
     return dataclasses.replace(message, content=tuple(located))
