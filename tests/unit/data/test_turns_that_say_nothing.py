@@ -123,8 +123,8 @@ def test_one_letter_is_enough(folder: Path, blank: str, seen: str):
 @pytest.mark.parametrize(
     ("row", "uses"),
     [
-        (talk(ASK, SAY | {"train": False}), {"prompts", "episodes"}),
-        (talk(ASK, SAY | {"train": False}, ASK, SAY), {"prompts", "episodes", "dialogues"}),
+        (talk(ASK, SAY | {"train": False}), {"prompts"}),
+        (talk(ASK, SAY | {"train": False}, ASK, SAY), {"prompts", "dialogues"}),
         (talk(ASK), {"prompts", "episodes"}),
         (talk(ASK, chosen="A", rejected="B"), {"prompts", "episodes", "pairs"}),
         (talk(ASK, chosen=[SAY | {"train": False}], rejected="B"), {"prompts", "episodes"}),
