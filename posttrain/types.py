@@ -76,12 +76,7 @@ class VideoRef:
 class Block:
     """One piece of a message: text, an image, a video, or a region of an image.
 
-    Attributes:
-        type: Which of them.
-        text: The text; of a region, what is said of it apart from a model: its label, or its numbers.
-        image: The image.
-        video: The video.
-        region: The region.
+    The text of a region is what is said of it apart from a model: its label, or its numbers.
 
     Example:
         Block("text", text="Which letter is on the red marker?")
@@ -195,10 +190,6 @@ class Region:
         box: Where it is; of a point both corners are the same.
         image: The image that the box is of.
         is_point: Whether it is a point.
-
-    Example:
-        Region("mug")
-        Region(box=Box(12, 8, 40, 60, "pixel_original"), image=ImageRef("/data/a.png"))
     """
 
     label: str = ""

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,9 +238,16 @@ def _canonical(raw: Row | DataError, place: str, source: Source, ids: _Ids) -> R
     config = source.config
     kept = raw
     for column in config.drop_columns:
-        kept = _without(kept, column)
+        kept = _without(kept, _as_in_the_row(column, config.columns))
     row = canonical_row(kept, config.format, config.columns, config.tags, config.keep_columns)
     return ids.name(row, place)
+
+
+def _as_in_the_row(column: str, columns: Mapping[str, str | None]) -> str:
+    """Return where rows have what a name with dots leads to, whose first part may be a format's column."""
+    name, dot, rest = column.partition(".")
+    found = columns.get(name) if dot else None
+    return column if found is None else f"{found}.{rest}"
 
 
 def _without(row: Row, column: str) -> Row:

@@ -206,12 +206,9 @@ class Renderer:
         return with_regions_written(messages, self.family, sizes)
 
     def observation(self, message: Message) -> Rendered:
-        """Tokenise what follows an assistant's end-of-turn token: a reply, and the header of the next turn.
+        """Tokenise what follows an assistant's turn: a tool's or a user's reply, and the next turn's header.
 
         The ids of a dialogue followed by these are those of rendering the whole dialogue again.
-
-        Args:
-            message: The reply of a tool or a user.
 
         Raises:
             RenderError: If its text contains control tokens, or the template cannot express it.
@@ -220,11 +217,7 @@ class Renderer:
         return self._encode([(self.text.reply(message), False)], [message])
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a sampled turn, with the opening that the prompt wrote, without the end token.
-
-        Args:
-            token_ids: The sampled ids.
-        """
+        """Return the text of a sampled turn, with the opening of the prompt and without the end token."""
         ids = list(token_ids)
         if ids and ids[-1] == self.end_token_id:
             ids.pop()
@@ -233,9 +226,6 @@ class Renderer:
 
     def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
         """Load an image as the vision tower takes it, resized by the checkpoint's image processor alone.
-
-        Args:
-            ref: The image; if it has a hash, the file must still match it.
 
         Returns:
             `pixel_values` [patches, values per patch] and `image_grid_thw` [3], which must not be changed.
@@ -266,11 +256,7 @@ class Renderer:
         return other
 
     def num_image_tokens(self, grid_thw: torch.Tensor) -> int:
-        """Compute the number of placeholder tokens (merged patches) of an image or video.
-
-        Args:
-            grid_thw: [3] patches along time, height and width.
-        """
+        """Compute the number of placeholder tokens of [3] patches along time, height and width."""
         return int(grid_thw.prod()) // self._merged_patches
 
     def _encode(self, parts: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> Rendered:

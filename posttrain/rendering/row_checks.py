@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from posttrain.rendering.video_frames import VideoFrames
 
 #: To be changed when rows are judged by other rules.
-_RULES = 1
+_RULES = 2
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 #: Videos whose headers are not read again.

@@ -151,8 +151,9 @@ def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
     name = _id(row.get("id"), name)
     columns = _columns(row)
     turns = place_media(row)
-    messages = _messages(turns["messages"], folder)
-    chosen, rejected = _messages(turns["chosen"], folder), _messages(turns["rejected"], folder)
+    messages, chosen, rejected = (
+        _messages(turns[key], folder, key) for key in ("messages", "chosen", "rejected")
+    )
     check_dialogue(messages)
     if chosen or rejected:
         check_pair(messages, chosen, rejected)
@@ -180,37 +181,37 @@ def _id(written: object, name: str) -> str:
     return written
 
 
-def _messages(rows: list[Row], folder: Path) -> tuple[Message, ...]:
+def _messages(rows: list[Row], folder: Path, where: str) -> tuple[Message, ...]:
     try:
-        messages = [message_from_json(_known(row)) for row in rows]
+        messages = [message_from_json(_known(row, where)) for row in rows]
     except ValueError as error:
         raise DataError(str(error)) from None
-    return tuple(
-        dataclasses.replace(message, content=_located(message.content, folder)) for message in messages
-    )
+    return tuple([_located(message, folder) for message in messages])
 
 
-def _known(row: Row) -> Row:
-    """Return a message that has no key but those that are read.
+def _known(row: Row, where: str) -> Row:
+    """Return a message of a column that has no key but those that are read.
 
     Raises:
         DataError: Naming the key.
     """
     if not row.keys() <= MESSAGE_KEYS:
         noun = f"the message of {str(row.get('role'))[:40]!r}"
-        refuse_unread(row, MESSAGE_KEYS | SILENT_KEYS, noun, "messages", canonical=True)
+        refuse_unread(row, MESSAGE_KEYS | SILENT_KEYS, noun, where, canonical=True)
     content = row.get("content")
-    for block in content if isinstance(content, list) else ():
+    if not isinstance(content, list):
+        return row
+    for block in content:
         if not isinstance(block, dict):
+            continue
+        kind = block.get("type")
+        if kind == "text" and block.keys() == BLOCK_KEYS["text"]:  # most blocks
             continue
         if isinstance(image := block.get("image"), dict) and image:
             raise DataError(f"{HELD}: {str(block)[:80]!r}")
-        kind = block.get("type")
         read = BLOCK_KEYS.get(kind) if isinstance(kind, str) else None
         if read is not None and not block.keys() <= read:
-            refuse_unread(
-                block, read, f"a block of the type {block['type']}", "messages.content", canonical=True
-            )
+            refuse_unread(block, read, f"a block of the type {kind}", f"{where}.content", canonical=True)
     return row
 
 
@@ -251,9 +252,13 @@ def _tool_spec(schema: object) -> ToolSpec:
     return plain if same else dataclasses.replace(plain, written=written)
 
 
-def _located(blocks: tuple[Block, ...], folder: Path) -> tuple[Block, ...]:
-    """Return the same blocks, with images and videos by absolute path."""
-    return tuple(_located_block(block, folder) for block in blocks)
+def _located(message: Message, folder: Path) -> Message:
+    """Return the same message, with images and videos by absolute path."""
+    content = message.content
+    if all(block.type == "text" for block in content):
+        return message
+    located = [block if block.type == "text" else _located_block(block, folder) for block in content]
+    return dataclasses.replace(message, content=tuple(located))
 
 
 def _located_block(block: Block, folder: Path) -> Block:

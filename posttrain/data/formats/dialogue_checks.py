@@ -7,8 +7,8 @@ from posttrain.data.formats.errors import DataError
 from posttrain.messages import THINK_END, THINK_START
 from posttrain.types import Message
 
-#: What a model that is told not to think writes all the same.
-_EMPTY_THINKING = re.compile(rf"\s*{THINK_START}\s*{THINK_END}")
+#: Around nothing, they are what a model that is told not to think writes all the same.
+_THINKING_MARKS = re.compile(f"{THINK_START}|{THINK_END}")
 #: Letters that are empty: of Hangul, and of Braille.
 _FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
 
@@ -41,16 +41,16 @@ def says_nothing(message: Message) -> bool:
     text = message.text
     if text[:1].isascii() and text[:1].isalnum():  # most texts
         return False
-    if message.role == "assistant" and text.lstrip().startswith(THINK_START):
-        text = _EMPTY_THINKING.sub("", text, count=1)
+    if message.role == "assistant":
+        text = _THINKING_MARKS.sub("", text)
     return not any(map(_is_seen, text))
 
 
 def _is_seen(character: str) -> bool:
-    """Tell whether a character can be seen: no white space, and nothing that only steers how text is set."""
+    """Tell whether a character can be seen: no white space, and nothing that only steers or marks others."""
     return (
         not character.isspace()
-        and unicodedata.category(character) not in ("Cc", "Cf")
+        and unicodedata.category(character) not in ("Cc", "Cf", "Mn", "Me")
         and (character not in _FILLERS)
     )
 

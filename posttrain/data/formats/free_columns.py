@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from posttrain.config.data import FORMAT_COLUMNS
 from posttrain.data.formats.errors import DataError
-from posttrain.data.formats.keys import SIZE_KEYS, VIDEO_KEYS, is_empty, nearest
+from posttrain.data.formats.keys import SIZE_KEYS, VIDEO_KEYS, in_words, is_empty, nearest
 from posttrain.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 #: Columns that rewards of this package or of others read, and those that data sets of questions have.
@@ -22,7 +22,7 @@ FREE = frozenset(
         *("data_source", "ability", "tests", "test_cases", "level", "subject", "difficulty", "source"),
     }
 )
-#: Words for what a model is shown or says. A number or a truth value under such a name is none of that.
+#: Words for what a model is shown or says. Numbers and truth values under such a name are none of that.
 _SHOWN = (
     *(
         "image",
@@ -79,6 +79,7 @@ _ABOUT = frozenset(
         ),
         *("reward", "model", "length", "len", "tokens", "lang", "language", "category", "name", "license"),
         *("licence", "origin", "quality", "split", "date", "time", "timestamp", "version", "level", "label"),
+        *("finish", "stop"),
     }
 )
 _LONG = tuple(word for word in _SHOWN if len(word) >= 6)
@@ -105,13 +106,16 @@ def split_columns(
     """
     plain: dict[str, object] = {}
     declared: dict[str, object] = {}
+    refused: dict[str, object] = {}
     for name, value in free.items():
         if not is_suspect(name, value):
             plain[name] = value
         elif name in kept:
             declared[name] = value
         else:
-            raise DataError(_refusal(name, value, format_name))
+            refused[name] = value
+    if refused:
+        raise DataError(_refusal(refused, format_name))
     return plain, declared
 
 
@@ -120,9 +124,9 @@ def is_suspect(name: str, value: object) -> bool:
     words = _suspicion(name)
     if words == "free" or is_empty(value):
         return False
-    if words in ("learned", "meant") or (words == "shown" and not isinstance(value, int | float)):
+    if words in ("learned", "meant"):
         return True
-    return not isinstance(value, int | float) and (_is_picture(value) or _is_dialogue(value))
+    return not _is_numbers(value) and (words == "shown" or _is_picture(value) or _is_dialogue(value))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -140,6 +144,13 @@ def _suspicion(name: str) -> str:
         return "meant"
     whole = name.lower()
     return "shown" if single & set(_SHOWN) or any(word in whole for word in _LONG) else ""
+
+
+def _is_numbers(value: object) -> bool:
+    """Tell whether a value is a number or a truth value, or a list of these: marks, sizes, scores."""
+    if isinstance(value, list):
+        return all(isinstance(entry, int | float) for entry in value)
+    return isinstance(value, int | float)
 
 
 def _is_picture(value: object) -> bool:
@@ -162,22 +173,30 @@ def _is_dialogue(value: object) -> bool:
     return ("role" in first and "content" in first) or ("from" in first and "value" in first)
 
 
-def _refusal(name: str, value: object, format_name: str) -> str:
+def _refusal(refused: Mapping[str, object], format_name: str) -> str:
+    """Say which columns are not read, what the first of them may be, and how all of them are declared."""
+    first, *more = refused
+    hint, listed = _hint(first, refused[first], format_name), ", ".join(refused)
+    said, it = f"the column {first!r} is not read; {hint}", "it"
+    if more:
+        said, it = f"the columns {in_words([*refused])} are not read; of {first!r}: {hint}", "each"
+    return (
+        f"{said}; in the dataset's YAML, write keep_columns: [{listed}] if {it} is for rewards alone,"
+        f" drop_columns: [{listed}] to leave {it} out, or columns to read {it} as another"
+    )
+
+
+def _hint(name: str, value: object, format_name: str) -> str:
     own = FORMAT_COLUMNS[format_name]
     others = sorted(
         other for other, names in FORMAT_COLUMNS.items() if name in names and other != format_name
     )
     if meant := nearest(name, own):
-        hint = f"did you mean {meant!r}?"
-    elif others:
-        hint = f"format: {'openai' if 'openai' in others else others[0]} reads it"
-    elif _is_picture(value):
-        hint = "it looks like a picture, a film or a sound that is not shown"
-    elif _is_dialogue(value):
-        hint = "it looks like messages"
-    else:
-        hint = f"the format {format_name} has {', '.join(own)}"
-    return (
-        f"the column {name!r} is not read; {hint}; in the dataset's YAML, write keep_columns: [{name}] if it"
-        f" is for rewards alone, drop_columns: [{name}] to leave it out, or columns to read it as another"
-    )
+        return f"did you mean {meant!r}?"
+    if others:
+        return f"format: {'openai' if 'openai' in others else others[0]} reads it"
+    if _is_picture(value):
+        return "it looks like a picture, a film or a sound that is not shown"
+    if _is_dialogue(value):
+        return "it looks like messages"
+    return f"the format {format_name} has {', '.join(own)}"

@@ -5,7 +5,7 @@ says nothing (a merged Parquet file gives every object every key) and is passed 
 """
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from posttrain.data.formats.errors import DataError
 
@@ -70,11 +70,24 @@ def refuse_unread(
     Raises:
         DataError: Naming the key, the nearest one that is read, and how to leave it out.
     """
-    for key in item:
-        if key not in read and not is_empty(item[key]):
-            raise DataError(
-                f"{noun} has a key {key!r} that is not read; {_remedy(key, read, path, canonical)}"
-            )
+    unread = [str(key) for key in item if key not in read and not is_empty(item[key])]
+    if not unread:
+        return
+    first, *more = unread
+    said, it = f"a key {first!r} that is not read", "it"
+    if more:
+        said, it = f"keys that are not read, {in_words(unread)}; of {first!r}", "them"
+    paths = ", ".join(f"{path}.{key}" for key in unread)
+    raise DataError(
+        f"{noun} has {said}{':' if more else ';'} {_hint(first, read, canonical)}; to leave {it} out, write"
+        f" drop_columns: [{paths}] in the dataset's YAML"
+    )
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Write names in quotes, the last one after "and": `'a', 'b' and 'c'`."""
+    quoted = [repr(name) for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
 def is_empty(value: object) -> bool:
@@ -98,14 +111,11 @@ def _bare(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "").replace(" ", "").rstrip("s")
 
 
-def _remedy(key: str, read: Collection[str], path: str, canonical: bool) -> str:
-    parts: list[str] = []
+def _hint(key: str, read: Collection[str], canonical: bool) -> str:
     if key in SIZE_KEYS:
-        parts.append(f"images and videos of all rows are resized alike, by {SIZE_KEYS[key]} in the recipe")
-    elif canonical and key in _READ_BY:
-        parts.append(f"format: {_READ_BY[key]} reads it")
-    elif meant := next((name for name in _MEANT.get(key, ()) if name in read), "") or nearest(key, read):
-        parts.append(f"did you mean {meant!r}?")
-    else:
-        parts.append(f"read are {', '.join(sorted(read))}")
-    return f"{parts[0]}; to leave it out, write drop_columns: [{path}.{key}] in the dataset's YAML"
+        return f"images and videos of all rows are resized alike, by {SIZE_KEYS[key]} in the recipe"
+    if canonical and key in _READ_BY:
+        return f"format: {_READ_BY[key]} reads it"
+    if meant := next((name for name in _MEANT.get(key, ()) if name in read), "") or nearest(key, read):
+        return f"did you mean {meant!r}?"
+    return f"read are {', '.join(sorted(read))}"

@@ -82,8 +82,8 @@ def _with_content(turn: object, change: Callable[[object], object]) -> object:
 
 def _joined(shown: str, written: str, root: Path) -> Path:
     """Return the absolute path of what a row says, held to the folder."""
-    if Path(written).is_absolute():
-        return Path(written)
+    if ".." not in written or Path(written).is_absolute():
+        return root / written
     path = Path(os.path.normpath(root / written))
     if path.is_relative_to(root):
         return path

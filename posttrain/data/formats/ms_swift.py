@@ -24,7 +24,10 @@ def read_ms_swift(row: Row) -> Row:
         DataError: If it is of neither, or of both, or its objects do not fit its text.
     """
     if row.get("label") is not None:
-        raise DataError("a response with a label is half a preference pair, which no stage trains on")
+        raise DataError(
+            "a response with a label is half a preference pair, which no stage trains on; if the label says"
+            " something else, write drop_columns: [label] in the dataset's YAML"
+        )
     images = as_list(row.get("images"))
     _refuse_other_images(row, images)
     if row.get("messages") is not None:

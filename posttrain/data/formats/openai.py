@@ -18,16 +18,16 @@ def read_openai(row: Row) -> Row:
     Raises:
         DataError: If it is of neither, or the prompt's object has a key that is not read.
     """
-    asked = row.get("input")
+    asked, where = row.get("input"), "input.messages"
     if not isinstance(asked, dict):
         if asked is not None:
             raise DataError('"input" must be an object that holds "messages"; columns names another column')
-        asked = row
+        asked, where = row, "messages"
     else:
         refuse_unread(asked, {"messages", "tools", "parallel_tool_calls"}, "the input", "input")
     if asked.get("messages") is None:
         raise DataError(missing("messages"))
-    canonical: Row = {"messages": read_turns(asked["messages"])}
+    canonical: Row = {"messages": read_turns(asked["messages"], where=where)}
     if asked is not row and asked.get("tools"):
         canonical["tools"] = read_tools(asked["tools"])
     if row.get("preferred_output") is not None:

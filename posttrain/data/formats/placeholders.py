@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from posttrain.data.formats.errors import DataError
 from posttrain.data.formats.held import HELD
+from posttrain.data.formats.keys import BLOCK_KEYS, refuse_unread
 from posttrain.data.formats.row import Row
 from posttrain.files.strict_json import JsonError, parse_json
 
@@ -59,7 +60,10 @@ def _listed(row: Row, key: str) -> list[Row]:
     if not isinstance(listed, list):
         raise DataError(f'"{key}" must be a list')
     if key == "videos":
-        return [item if isinstance(item, dict) else {"video": item} for item in listed]
+        videos = [item if isinstance(item, dict) else {"video": item} for item in listed]
+        for video in videos:
+            refuse_unread(video, BLOCK_KEYS["video"], "a video", "videos", canonical=True)
+        return videos
     if any(isinstance(image, dict) for image in listed):
         raise DataError(f"{HELD}: {str(listed)[:80]}")
     if not all(isinstance(image, str) for image in listed):
@@ -111,20 +115,17 @@ def _refuse_places(kind: str, turns: dict[str, list[Row]]) -> None:
     """
     text = PLACEHOLDERS[kind]
     messages = [message for part in turns.values() for message in part]
-    for message in messages:
-        content = message.get("content")
-        if (
-            isinstance(content, str)
-            and text in content
-            and message.get("role") not in ("assistant", "system")
-        ):
-            if any(block.get("type") == kind for each in messages for block in _blocks(each)):
-                return
-            raise DataError(
-                f'a text says "{PLACEHOLDERS[kind]}" and the row has no {kind} for it; list its path in'
-                f' "{kind}s", or put a block of the type {kind} in its place; where the text speaks of it,'
-                ' give the content as blocks, [{"type": "text", "text": …}]'
-            )
+    places = [
+        message for message in messages if isinstance(said := message.get("content"), str) and text in said
+    ]
+    if all(message.get("role") in ("assistant", "system") for message in places):
+        return
+    if not any(block.get("type") == kind for message in messages for block in _blocks(message)):
+        raise DataError(
+            f'a text says "{text}" and the row has no {kind} for it; list its path in "{kind}s", or put a'
+            f" block of the type {kind} in its place; where the text speaks of it, give the content as"
+            ' blocks, [{"type": "text", "text": …}]'
+        )
 
 
 def _reply(messages: list[Row], kind: str, listed: list[Row], speakers: Sequence[str]) -> list[Row]:

@@ -27,7 +27,10 @@ def read_trl(row: Row) -> Row:
         DataError: If it is of none of them, or has columns of two of them.
     """
     if row.get("label") is not None:
-        raise DataError("a completion with a label is half a preference pair, which no stage trains on")
+        raise DataError(
+            "a completion with a label is half a preference pair, which no stage trains on; if the label says"
+            " something else, write drop_columns: [label] in the dataset's YAML"
+        )
     canonical: Row = {}
     if row.get("chosen") is not None or row.get("rejected") is not None:
         refuse_unused(row, "is a preference pair", "completion")

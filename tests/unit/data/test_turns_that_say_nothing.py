@@ -28,6 +28,10 @@ BLANK = [
     "\u2800",
     "\u202e \u200f",
     "\x00",
+    "\ufe0f",
+    "\u034f \u180b",
+    "\U000e0100",
+    "\u0301",
 ]
 
 
@@ -57,6 +61,10 @@ def test_blank_texts(folder: Path, format_name: str, role: str, text: str):
         {"role": "assistant", "content": "", "tool_calls": []},
         {"role": "assistant", "content": "<think>\n\n</think>\n\n"},
         {"role": "assistant", "content": " <think> </think>\n\n \u200b"},
+        {"role": "assistant", "content": "<think>\u200b</think>"},
+        {"role": "assistant", "content": "</think>\n\n"},
+        {"role": "assistant", "content": "<think></think><think>\n"},
+        {"role": "assistant", "content": "", "reasoning_content": "\u200b"},
         {"role": "assistant", "content": "", "refusal": "", "function_call": None},
     ],
 )
@@ -115,8 +123,8 @@ def test_one_letter_is_enough(folder: Path, blank: str, seen: str):
 @pytest.mark.parametrize(
     ("row", "uses"),
     [
-        (talk(ASK, SAY | {"train": False}), {"prompts", "episodes"}),
-        (talk(ASK, SAY | {"train": False}, ASK, SAY), {"prompts", "episodes", "dialogues"}),
+        (talk(ASK, SAY | {"train": False}), {"prompts"}),
+        (talk(ASK, SAY | {"train": False}, ASK, SAY), {"prompts", "dialogues"}),
         (talk(ASK), {"prompts", "episodes"}),
         (talk(ASK, chosen="A", rejected="B"), {"prompts", "episodes", "pairs"}),
         (talk(ASK, chosen=[SAY | {"train": False}], rejected="B"), {"prompts", "episodes"}),

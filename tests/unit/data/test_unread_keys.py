@@ -1,6 +1,7 @@
 """A key that nobody reads is honoured or refused by name: in messages, blocks, calls and columns."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,74 @@ def test_remedies_of_refusals_work(folder: Path, container: str, format_name: st
     assert load_samples(configured(path, format_name, **options), folder, folder / "c")[2].columns == {
         "number": 2
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "format_name", "options", "dropped"),
+    [
+        (
+            {"dialogue": [ASK | {"at": "noon", "lang": "en"}, SAY | {"mood": 1}]},
+            "openai",
+            {"columns": {"messages": "dialogue"}},
+            ["messages.at, messages.lang", "messages.mood"],
+        ),
+        (
+            {"data": {"turns": [ASK | {"at": "noon"}, SAY]}},
+            "canonical",
+            {"columns": {"messages": "data.turns"}},
+            ["messages.at"],
+        ),
+        (
+            {"input": {"messages": [ASK | {"at": 1}]}, "preferred_output": [SAY | {"b": 1}]}
+            | {"non_preferred_output": [SAY | {"content": "No."}]},
+            "openai",
+            {},
+            ["input.messages.at", "preferred_output.b"],
+        ),
+        (
+            {"messages": [ASK], "chosen": [SAY | {"at": 1}]}
+            | {"rejected": [{**SAY, "content": "No.", "b": 1}]},
+            "canonical",
+            {},
+            ["chosen.at", "rejected.b"],
+        ),
+        (
+            {"messages": [ASK, SAY], "reasoning": "r", "image_path": "x.png", "photo": "y.png"},
+            "openai",
+            {},
+            ["reasoning, image_path, photo"],
+        ),
+    ],
+)
+def test_remedies_name_all_keys_where_the_row_has_them(
+    folder: Path, rows: dict[str, Any], format_name: str, options: dict[str, Any], dropped: list[str]
+):
+    path, written = stored(folder, "jsonl", [rows]), list[str]()
+    for names in dropped:
+        with pytest.raises(DataError, match=re.escape(f"drop_columns: [{names}]")):
+            load_samples(configured(path, format_name, drop_columns=written, **options), folder, folder / "c")
+        written += names.split(", ")
+    dataset = load_samples(
+        configured(path, format_name, drop_columns=written, **options), folder, folder / "c"
+    )
+    assert [row.columns for row in dataset] == [{}]
+
+
+def test_a_listed_video_is_named_where_the_row_has_it(folder: Path):
+    asked = {"role": "user", "content": "<video>What?"}
+    row = talk(asked, SAY, videos=[{"video": ["a.png", "b.png"], "zzz": 4}])
+    assert "drop_columns: [videos.zzz]" in refused(folder, row, "canonical")
+
+
+@pytest.mark.parametrize("name", ["finish_reason", "stop_reason", "is_reasoning_complete", "frames", "image"])
+@pytest.mark.parametrize("value", [True, 3, [True, False], [0.5, 2]])
+def test_numbers_show_nothing(name: str, value: Any):
+    assert is_suspect(name, value) == (name == "image")
+
+
+def test_why_a_reply_ended_is_free():
+    assert not is_suspect("finish_reason", "stop")
+    assert not is_suspect("stopReason", ["length"])
 
 
 def test_free_names_are_no_part_of_a_dialogue():

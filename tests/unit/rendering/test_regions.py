@@ -17,6 +17,7 @@ from posttrain.data.sources import load_samples
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.rendered import RenderError
 from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.row_checks import RenderCheck
 from posttrain.types import FAMILY_FRAMES, Box, Family, Sample
 
 WIDTH, HEIGHT = 300, 200
@@ -108,6 +109,33 @@ def test_boxes_in_every_frame_of_every_image(
     wanted = contract.to(FAMILY_FRAMES[family], original=size, resized=shown)
     numbers = [int(found) for found in re.findall(r"\d+", answer)]
     assert numbers == pytest.approx([wanted.x1, wanted.y1, wanted.x2, wanted.y2], abs=0.51)
+
+
+@pytest.mark.parametrize("family", list(FAMILY_FRAMES))
+@pytest.mark.parametrize(
+    ("box", "bbox_type", "reason"),
+    [
+        ([12, 8, 400, 60], "real", "leaves its image of 300×200"),
+        ([100, 125, 502, 950], "real", "objects.bbox_type"),
+        ([-40, 8, 100, 60], "real", "leaves its image"),
+        ([400, 8], "real", "leaves its image"),
+        ([0.1, 0.2, 3, 0.4], "norm1", "leaves its image"),
+        ([10, 20, 30, 2000], "norm1000", "leaves its image"),
+        ([200, 8, 60, 100], "real", "ends before it begins"),
+        ([20, 80, 60, 30], "norm1000", "ends before it begins"),
+    ],
+)
+def test_boxes_that_are_none_of_their_image(
+    renderers: dict[Family, Renderer], folder: Path, box: Any, bbox_type: str, reason: str, family: Family
+):
+    sample = read(folder, {"ref": ["mug"], "bbox": [box], "bbox_type": bbox_type})
+    with pytest.raises(ValueError, match=reason):
+        RenderCheck(renderers[family], None)(sample)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 300, 200], [-2, -1, 303, 204], [30, 25, 30, 25], [300, 200]])
+def test_boxes_at_the_edge_are_shown(renderers: dict[Family, Renderer], folder: Path, box: Any):
+    RenderCheck(renderers["qwen3_vl"], None)(read(folder, {"ref": ["mug"], "bbox": [box]}))
 
 
 def test_points_and_turned_photos(renderers: dict[Family, Renderer], folder: Path):
