@@ -15,7 +15,7 @@ from rewards.reading.number_words import in_digits
 from rewards.reading.references import unwrapped, values_of, written
 from rewards.reading.regions import read_regions
 from rewards.reading.text import LOWERED, RAISED, plain_width
-from rewards.reading.wording import taken_back
+from rewards.reading.wording import denied, taken_back
 from rewards.sdk import reward
 
 How = Literal["number", "boxes", "points"]
@@ -33,14 +33,21 @@ _NUMBER = re.compile(
 _MORE_DIGITS = re.compile(r"\s{0,3}(?:hundred|thousand|million|dozen|score|百|千|万|亿)")
 _SCALE = re.compile(rf"\d{_MORE_DIGITS.pattern}")
 _TOTAL_BEFORE = re.compile(
-    r"(?:\b(?:total(?: number)?|sum)(?: of| is|:)*|\b(?:altogether|in all),? )\s?$"
+    r"(?:\b(?:total(?: number)?|sum)(?: of| is|:)*|\b(?:altogether|in all),? "
+    r"|\b(?:in (?:total|all)|altogether|overall),? (?:there (?:are|were|is)|it has"
+    r"|(?:i|we) (?:can )?(?:see|count|have))(?: exactly)?)\s?$"
     r"|(?:[一总]?共[计有是]*|合计|总数[是为]?)[\s:]{0,3}$"
 )
 _TOTAL_AFTER = re.compile(
     r"(?:\s[a-z]{1,20}){0,3}\s(?:in (?:total|all)|altogether|total|overall|combined)\b|\s*个?\s*(?:总共|合计)"
 )
 _REMARK = re.compile(r"\((?! ?or\b)[^()]{0,200}\)")
-_NONE = re.compile(r"\b(?:no|none|nothing)\b|没有")
+_NONE = re.compile(r"\b(?:no(?! (?:idea|doubt|clue|way|longer|wonder|matter))|none|nothing)\b|没有")
+#: What makes another number of the one after it.
+_MULTIPLIED = re.compile(
+    r"\b(?:half|twice|double|triple|thrice|thirds?|quarters?|fourths?|times|multiples?|square|cube|root)"
+    r"(?: (?:of|as (?:many|much) as))?(?: the)?\s?$"
+)
 
 
 @reward("counting", written=written)
@@ -117,7 +124,8 @@ def _values(text: str) -> set[float | None]:
         totals = [number for number in numbers if _is_total(candidate, number)]
         if found := {_value(candidate, number) for number in totals or numbers}:
             return found
-    return {0.0} if _NONE.search(text) else set()
+    none = _NONE.search(text)
+    return {0.0} if none and not denied(text[: none.start()]) else set()
 
 
 def _is_total(text: str, number: re.Match[str]) -> bool:
@@ -127,7 +135,8 @@ def _is_total(text: str, number: re.Match[str]) -> bool:
 
 def _value(text: str, number: re.Match[str]) -> float | None:
     after = text[number.end() : number.end() + 20]
-    if _MORE_DIGITS.match(after) or taken_back(text, *number.span()):
+    before = text[max(0, number.start() - 30) : number.start()]
+    if _MORE_DIGITS.match(after) or _MULTIPLIED.search(before) or taken_back(text, *number.span()):
         return None
     return float(number[0].replace(",", "").replace("−", "-"))
 

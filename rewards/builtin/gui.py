@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from rapidfuzz.distance import Levenshtein
 
 from posttrain.types import FAMILY_FRAMES, Box, Family, Frame, RewardInput, Score
-from rewards.reading.actions import Action, action_of, answered_actions, swiped
+from rewards.reading.actions import Action, action_of, answered_actions, names_action, swiped
 from rewards.reading.answers import normalise
 from rewards.reading.regions import in_frame, read_frame, read_gold, read_regions
 from rewards.reading.short_answers import squad_tokens
@@ -55,7 +55,8 @@ def gui_action(
     `click(start_box='(3,4)')` and `click(point='<point>3 4</point>')`, `pyautogui.click(x=3, y=4)`, or a line
     of OS-Atlas such as `CLICK <point>[[3, 4]]</point>`.
     A box stands for its centre. A swipe up is a scroll down. Where the reference is a click, a bare point or
-    box is one, too. If the answer has no action, the episode's last tool call counts.
+    box is one, too, unless the answer names an action, which is then unknown or cut off. If the answer has no
+    action, the episode's last tool call counts.
 
     Range: [0, 1]. Source: point in box as in ScreenSpot (arXiv 2401.10935); type, place and 14 % of the
     screen as in Android in the Wild (2307.10088), whose boxes of the interface are the dataset's here; F1 of
@@ -99,7 +100,7 @@ def _answered(x: RewardInput, frame: Frame, clicks: bool) -> list[Action]:
         last = x.tool_calls[-1]
         action = action_of({"name": last.name, "arguments": dict(last.arguments)})
         return [action] if action else []
-    regions = read_regions(x.answer, frame) if clicks else []
+    regions = read_regions(x.answer, frame) if clicks and not names_action(x.answer) else []
     centres = [((r.box.x1 + r.box.x2) / 2, (r.box.y1 + r.box.y2) / 2) for r in regions if r.box]
     return (
         [Action("click", (centre,)) for centre in dict.fromkeys(centres)]

@@ -44,8 +44,8 @@ _TIMES = [
     ),
     re.compile(r"(?P<hour>\d{1,2})\s?[点點时時](?P<side>差)(?P<part>[13]刻|\d{1,2})分?钟?"),
     re.compile(
-        r"(?P<day>上午|早上|清晨|凌晨|中午|下午|傍晚|晚上|夜里)?(?P<hour>\d{1,2})\s?[点點时時]整?过?"
-        r"(?:(?P<part>半|[13]刻)|(?P<minute>\d{1,2})\s?分?)?(?!\d)"
+        r"(?P<day>上午|早上|清晨|凌晨|中午|下午|傍晚|晚上|夜里)?(?P<hour>\d{1,2})\s?[点點时時시]\s?整?过?"
+        r"(?:(?P<part>半|[13]刻)|(?P<minute>\d{1,2})\s?[分분]?)?(?!\d)"
     ),
 ]
 _PARTS = {"half": 30, "quarter": 15, "a quarter": 15, "半": 30, "1刻": 15, "3刻": 45}
@@ -55,6 +55,9 @@ _MIDNIGHT = re.compile(r"\b(?:12 )?midnight\b|(?<![0-9])(?:午夜|子夜)(?![0-9
 _COLON = re.compile(r"\{\s?:\s?\}|\\colon\b|\\[!,]|：")
 _BULLET = re.compile(r"^[ \t]{0,20}(?:[-*•]|\d{1,4}[.)、])[ \t]{1,20}(\S[^\n]{0,2000})$", re.MULTILINE)
 _SEPARATOR = re.compile(r"[,;\n，；、]")
+#: What may stand before a list and around it.
+_LEAD = re.compile(r"[^\n,;:]{1,80}?(?:\b(?:is|are|were|includes?|contains?)(?: the following)?\s?:?\s|:\s)")
+_BRACKETED = re.compile(r"\\?[{(\[]\s?([^{}()\[\]:]{1,2000}?)\s?\\?[})\]]\.?")
 _AND = re.compile(r"(?:^|\s)(?:and|&)\s|和|以及")
 
 
@@ -176,9 +179,9 @@ def set_match(x: RewardInput, exact: bool = False) -> Score | None:
         whole := values_of(x.ground_truth)[0], str
     ):
         gold = _listed(whole, set())
-    listed = _listed(without_thinking(x.answer)[-MAX_LENGTH:], gold)
     if qualified(final_answer(x.answer[-MAX_LENGTH:])) and not any(map(qualified, gold)):
         return Score(0.0, note="the answer denies or bounds what it names")
+    listed = _listed(without_thinking(x.answer)[-MAX_LENGTH:], gold)
     common = len(gold & listed)
     parts = {"precision": common / len(listed) if listed else 0.0, "recall": common / len(gold)}
     value = float(gold == listed) if exact else common / len(gold | listed)
@@ -214,11 +217,20 @@ def _listed(answer: str, gold: set[str]) -> set[str]:
     # The last line of a list with bullets stands for the whole list.
     bullets = _BULLET.findall(answer if "\n" not in final and _BULLET.match(final) else final)
     things: set[str] = set()
-    for item in bullets or _json_list(final) or _SEPARATOR.split(final):
+    for item in bullets or _json_list(final) or _SEPARATOR.split(_bare_list(final)):
         thing = normalise(str(item))
         pieces = [thing] if thing in gold else [normalise(piece) for piece in _AND.split(thing)]
         things.update(piece for piece in pieces if piece)
     return things
+
+
+def _bare_list(text: str) -> str:
+    """Return a list without the words before it and the brackets around it: «The colours are {red, blue}»."""
+    opening, _, rest = text.partition(",")
+    if rest and "\n" not in opening and (lead := _LEAD.match(opening)):
+        text = text[lead.end() :]
+    bracketed = _BRACKETED.fullmatch(text)
+    return bracketed[1].replace("'", "").replace('"', "") if bracketed else text
 
 
 def _json_list(text: str) -> list[object]:

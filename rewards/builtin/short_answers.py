@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from posttrain.types import RewardInput, Score
-from rewards.builtin.counting import stated_number
+from rewards.builtin.counting import plain, stated_number
 from rewards.reading.answers import normalise
+from rewards.reading.number_words import in_digits
 from rewards.reading.references import references, written
 from rewards.reading.short_answers import (
     final_and_whole,
@@ -18,7 +19,7 @@ from rewards.reading.short_answers import (
     number,
     vqa_spelling,
 )
-from rewards.reading.wording import denied
+from rewards.reading.wording import denied, one_of_several, qualified, taken_back
 from rewards.sdk import reward
 
 #: With fewer answers, none of them is given often enough for full marks when one is left out.
@@ -72,9 +73,10 @@ def mmmu_open(x: RewardInput) -> Score | None:
 
     Formula: the final answer's candidates are what follows "is", "so", "answer", "=" and the like in its
     sentences, and the numbers in that; right is a number equal to a reference's after rounding both to two
-    decimals, or a text that contains a reference's (one letter only beside a space), in small letters. A
-    final answer with more than three different numbers, or 200 characters more than the longest reference,
-    lists guesses and scores 0. For multiple choice take `multiple_choice`.
+    decimals, or a text that contains a reference's (one letter only beside a space), in small letters. What
+    is denied, bounded («at least 5») or one of several («4 or 5», «4, 5») is no answer. A final answer with
+    more than three different numbers, or 200 characters more than the longest reference, lists guesses and
+    scores 0. For multiple choice take `multiple_choice`.
 
     Range: {0, 1}. Source: Yue et al. 2024, MMMU (arXiv 2311.16502), `parse_open_response` and `eval_open` of
     its `eval_utils.py`; that guesses do not count is ours (assumed), for the published rules accept a list
@@ -93,10 +95,12 @@ def mmmu_open(x: RewardInput) -> Score | None:
     answer = final_and_whole(x.answer)[0]
     if not answer or (denied(answer) and not any(map(denied, golds))):
         return Score(0.0, note=f"denied: {answer[:80]!r}" if answer else "no answer")
+    if one_of_several(answer) and not any(map(one_of_several, golds)):
+        return Score(0.0, note=f"several answers: {answer[:80]!r}")
     numbers = len({found.rstrip(".,") for found in _NUMERALS.findall(answer)})
     if numbers > MOST_NUMBERS or len(answer) > MOST_TEXT + max(map(len, golds)):
         return Score(0.0, note=f"{len(answer)} characters with {numbers} numbers are no single answer")
-    candidates = mmmu_candidates(answer)
+    candidates = mmmu_candidates(_without_bounds(answer, golds))
     right = any(_same_open(gold, it) for text in golds for gold in mmmu_spelling(text) for it in candidates)
     return Score(float(right), note=f"answered {answer[:80]!r}")
 
@@ -175,6 +179,16 @@ def _number_in(text: str) -> float | None:
     return value / 100 if plain.endswith("%") else value
 
 
+def _without_bounds(answer: str, golds: Sequence[str]) -> str:
+    """Return the answer without the numbers and the references' texts that its words bound or take back."""
+    names = "|".join(re.escape(gold.strip().lower()) for gold in golds if gold.strip())
+    found = list(re.finditer(rf"{names}|{_NUMERALS.pattern}", answer, re.IGNORECASE))[: 10 * MOST_NUMBERS]
+    for place in reversed(found):
+        if not any(map(qualified, golds)) and taken_back(answer, *place.span()):
+            answer = answer[: place.start()] + "…" + answer[place.end() :]
+    return answer
+
+
 def _people(ground_truth: object) -> list[str]:
     """Return the answers that people gave."""
     values = ground_truth if isinstance(ground_truth, list | tuple) else []
@@ -201,6 +215,8 @@ def _same_open(gold: float | str, candidate: float | str) -> bool:
 
 def _near(gold: str, text: str, tolerance: float) -> bool:
     """Compare two texts as numbers, if both are."""
+    if not any(c.isdigit() for c in in_digits(plain(gold))):
+        return False  # «no» is no number here
     wanted, value = _number_in(gold), _number_in(text)
     return wanted is not None and value is not None and abs(value - wanted) <= tolerance * abs(wanted)
 

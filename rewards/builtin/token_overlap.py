@@ -10,6 +10,7 @@ from posttrain.types import RewardInput, Score
 from rewards.reading.references import references, written
 from rewards.reading.short_answers import final_and_whole, squad_tokens
 from rewards.reading.units import words
+from rewards.reading.wording import denied, named_to_deny
 from rewards.sdk import reward
 
 #: Captions and summaries beyond this many words are not compared.
@@ -25,7 +26,7 @@ def token_f1(x: RewardInput) -> Score | None:
     Formula: max over references g of 2·P·R / (P + R), with c the number of tokens that both have (as often as
     in the one that has fewer), P = c / tokens of a, R = c / tokens of g. Tokens
     are words in small letters without punctuation and articles; each Chinese or Japanese character is one.
-    a is the final answer or the whole answer, whichever is closer.
+    a is the final answer or the whole answer, whichever is closer; 0 where it names g only to deny it.
 
     Range: [0, 1]. Source: Rajpurkar et al. 2016, SQuAD (arXiv 1606.05250), and its `evaluate-v1.1.py`; tokens
     of Chinese as in CMRC 2018 (arXiv 1810.07366), whose own F1 takes the longest common substring instead.
@@ -86,12 +87,16 @@ def _closest(x: RewardInput, similarity: Callable[[Tokens, Tokens], float]) -> S
     """Find the best similarity over references and readings of the answer."""
     if x.ground_truth is None:
         return None
-    golds = [squad_tokens(text) for text in references(x.ground_truth)]
+    texts = references(x.ground_truth)
+    golds = [squad_tokens(text) for text in texts]
     if not all(golds):
         raise ValueError("ground_truth has only articles and punctuation; take exact_match for such answers")
-    found = [squad_tokens(text) for text in final_and_whole(x.answer)]
+    answers = final_and_whole(x.answer)
+    found = [squad_tokens(text) for text in answers]
     if not any(found):
         return Score(0.0, note="no answer")
+    if not any(map(denied, texts)) and any(named_to_deny(answers[0], text) for text in texts):
+        return Score(0.0, note=f"denied: {answers[0][:80]!r}")
     best, read = max((similarity(gold, answer), answer) for gold in golds for answer in found)
     return Score(best, note=f"read {' '.join(read)[:80]!r}")
 

@@ -76,7 +76,8 @@ _OBJECT = re.compile(r"\{[^{}]{0,4000}(?:\{[^{}]{0,4000}\}[^{}]{0,4000}){0,3}\}"
 _CALL = re.compile(r"(?<![\w.])(?:pyautogui\.|pag\.|mobile\.|browser\.)?([A-Za-z][A-Za-z_]{1,40})\(")
 _ARGUMENT = re.compile(
     r"""\s{0,9}(?:([A-Za-z_]\w{0,30})\s{0,3}=\s{0,3})?"""
-    r"""('(?:[^'\\\n]|\\.){0,4000}'|"(?:[^"\\\n]|\\.){0,4000}"|\[{1,2}[^\[\]\n]{0,200}\]{1,2}|\([^()\n]{0,200}\)|[\w.+-]{1,40})"""
+    r"""('(?:[^'\\\n]|\\.){0,4000}'|"(?:[^"\\\n]|\\.){0,4000}"|\[{1,2}[^\[\]\n]{0,200}\]{1,2}|\([^()\n]{0,200}\)|[\w.+-]{1,40}"""
+    r"""|<point>[^<\n]{1,60}</point>|<\|box_start\|>[^<\n]{1,60}<\|box_end\|>)"""
     r"""\s{0,9}(,|(?=\)))"""
 )
 #: A line of OS-Atlas: `CLICK <point>[[3, 4]]</point>`, `TYPE [red shoes]`, `SCROLL [DOWN]`, `PRESS_BACK`.
@@ -85,6 +86,12 @@ _LINE = re.compile(
     r"|COMPLETE|DONE|FAIL|IMPOSSIBLE)[ \t]{0,3}"
     r"(?:<point>([^<\n]{1,60})</point>|\[([^\[\]\n]{0,2000})\])?[ \t]{0,9}$",
     re.MULTILINE,
+)
+#: The beginning of an action, known or not, whole or not.
+_ATTEMPT = re.compile(
+    rf"(?<![\w.])(?:(?:pyautogui|pag|mobile|browser)\.\w|(?:{'|'.join((*_KINDS, *_BUTTONS))})\()"
+    r"|[\"']action(?:_type|_name)?[\"']\s{0,9}:|<tool_call>",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d{1,9}(?:\.\d{1,12})?(?![\w.]*\w)")
 
@@ -121,6 +128,11 @@ def answered_actions(answer: str) -> list[Action]:
         if found := list(dict.fromkeys(reader(text))):
             return found
     return []
+
+
+def names_action(answer: str) -> bool:
+    """Check whether an answer sets out to act, be the action unknown or not written to its end."""
+    return _ATTEMPT.search(without_thinking(answer)[-MAX_LENGTH:]) is not None
 
 
 def action_of(found: Mapping[str, object]) -> Action | None:

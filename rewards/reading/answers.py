@@ -7,13 +7,21 @@ from typing import TypeAlias
 from posttrain.messages import without_thinking
 from rewards.reading.remarks import claim, is_remark, without_remarks
 from rewards.reading.text import plain_width
-from rewards.reading.wording import NEAR, bounded, box_taken_back, denied, taken_back
+from rewards.reading.wording import (
+    NEAR,
+    SECOND_THOUGHT,
+    bounded,
+    box_taken_back,
+    denied,
+    taken_back,
+)
 
 #: Where something stands, and what is in it.
 _Span: TypeAlias = tuple[int, int, str]
 #: What announces an answer, by language; «the answer to … is» is read to its last «is».
 _MARKED = re.compile(
-    r"\banswers?\b(?P<of>\s+(?:to|for|of)\b)?[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
+    r"\b(?:(?:correct|right|best|final|appropriate) (?:options?|choices?|letters?|statements?)|answers?)\b"
+    r"(?P<of>\s+(?:to|for|of)\b)?[^\n.:：=]{0,60}?(?:\b(?:is|are|be|equals)\b|[:：=])"
     r"|^[#*_ \t]*(?:final\s+)?answer[*_ \t]*$"
     r"|^####\s"
     r"|答案[^\n。:：是为為选選】]{0,10}(?:是|为|為|选|選|[:：】])"
@@ -29,7 +37,18 @@ _MARKED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 #: One of these is in every announcement.
-_ASCII_WORDS = ("answer", "####", "respuesta", "resposta", "rispost", "antwort")
+_ASCII_WORDS = (
+    "answer",
+    " option",
+    " choice",
+    " letter",
+    " statement",
+    "####",
+    "respuesta",
+    "resposta",
+    "rispost",
+    "antwort",
+)
 _WORDS = (*_ASCII_WORDS, *"réponse ответ 选 選 答 正解 답 جواب جابة उत्तर जवाब".split())
 #: Announcements are looked for in the end of a text alone.
 _MAX_READ = 20_000
@@ -43,8 +62,24 @@ _LEAD = re.compile(
     r"(?:(?:the |my )?(?:final )?(?:result|solution|conclusion|ans|ergebnis|lösung|resultado|résultat"
     r"|результат"
     r"|cevap|đáp án|jawaban)(?: is|\s?:)|(?:it|that|this)(?:['’]s| is| would be| must be)"
+    r"|(?:(?:it|this|that) )?(?:looks like|seems to be|appears to be)"
     r"|i (?:get|say|(?:think|believe|guess)(?: it is| it['’]s)?))\s|(?:ok,? so|so|thus|hence|therefore"
     r"|overall)[,:] )",
+    re.IGNORECASE,
+)
+#: «Yes, there is a dog.», «No. It is red», «是的，有一只狗».
+_YES_OR_NO = re.compile(
+    r"(?P<word>yes|yeah|no|true|false|correct|incorrect|oui|non|ja|nein|sí|si|no|sim|não|sì|да|нет|نعم|لا"
+    r"|हाँ|हां|नहीं|是的?|对的?|否|不是|不|はい|いいえ|네|예|아니요|아니오)"
+    r"(?:[,.;!،。，、！]\s{0,3}|\s[—–-]\s|\s(?=(?:it|there|they|he|she|this|that|these|those)\b))"
+    r"(?P<rest>\w.*)",
+    re.IGNORECASE,
+)
+#: Another verdict after the first one: «Yes, no», «Yes, but no».
+_SAID_AGAIN = re.compile(
+    r"\b(?:yes|yeah|true|false|oui|nein|нет|да)\b|\b(?:but|yet|although|unless|if|maybe|perhaps"
+    r"|possibly|probably not)\b|^(?:no|non|ja|si|sí|não|não|sim)\b|\bno\b(?=\W*$|[,.;!])"
+    r"|但|不过|也许|可能|(?<!不)是的|否|でも|ただし|하지만",
     re.IGNORECASE,
 )
 _LAST_VERB = re.compile(r"^.*\b(?:is|are)\b\s*[:：]?\s*(?=\S)", re.IGNORECASE)
@@ -118,8 +153,9 @@ def final_answer(text: str) -> str:
 def readings(text: str) -> list[str]:
     """Return what the final answer may be as a text; `final_answer` is the first.
 
-    The others are the line as it stands, with its remarks, and the one bold part of a sentence. Whoever
-    compares whole texts may try them all, for a text with a second answer in it equals neither.
+    The others are the line as it stands, with its remarks, its one bold part, and «Yes» where it goes on
+    with a sentence. Whoever compares whole texts may try them all, for a text with a second answer in it
+    equals none of them.
     """
     line, kind = _stated(without_thinking(text))
     if kind == "exact":
@@ -127,16 +163,28 @@ def readings(text: str) -> list[str]:
     told = claim(line, marked=kind != "line")
     if kind == "of":
         told = _LAST_VERB.sub("", told, count=1)
-    bold = list(_BOLD.finditer(line)) if len(line) <= _LONGEST_SENTENCE else []
-    if (
-        len(bold) == 1
-        and not taken_back(line, bold[0].start(), bold[0].end())
-        and len(bold[0][0]) < len(line)
-    ):
-        return list(dict.fromkeys((told, line, bold[0][1].strip())))
+    bold = _bold(line)
+    if bold and len(bold[0]) + len("****") < len(line):
+        return list(dict.fromkeys((told, line, *bold, *_yes_or_no(told))))
     stopped = told[:-1] if kind != "line" and told[:-1] and told[-1] in ".。" else told
     led = _LEAD.sub("", stopped, count=1)
-    return list(dict.fromkeys((told, line, undressed(told), stopped, led)))
+    return list(dict.fromkeys((told, line, *bold, undressed(told), stopped, led, *_yes_or_no(told))))
+
+
+def _bold(line: str) -> list[str]:
+    """Return the one bold part of a line, unless the words around it take it back."""
+    bold = list(_BOLD.finditer(line)) if len(line) <= _LONGEST_SENTENCE else []
+    if len(bold) != 1 or taken_back(line, bold[0].start(), bold[0].end()):
+        return []
+    return [bold[0][1].strip()]
+
+
+def _yes_or_no(line: str) -> list[str]:
+    """Return the «Yes» of «Yes, there is a dog.», unless the rest goes back on it."""
+    found = _YES_OR_NO.fullmatch(line) if len(line) <= _LONGEST_SENTENCE else None
+    if not found or SECOND_THOUGHT.search(found["rest"]) or _SAID_AGAIN.search(found["rest"]):
+        return []
+    return [found["word"], found["word"].removesuffix("的")]
 
 
 def announced(text: str) -> bool:

@@ -58,7 +58,7 @@ _IS_RIGHT = re.compile(
     r"|my |a )?(?:only |most )?"
     r"(?:final |best |most )?(?:correct|right|true|best|answer|choice|accurate|appropriate|suitable|one)"
     r"(?: (?:answer|option|choice|one|statement))?(?: here)?"
-    r"|(?:是|才是)?(?<!不)(?:正确|對|对|正確)(?:答案|选项)?的?|が正(?:しい|解)(?:です)?|(?:이"
+    r"|(?:这个?|這個?)?选项|(?:是|才是)?(?<!不)(?:正确|對|对|正確)(?:答案|选项)?的?|が正(?:しい|解)(?:です)?|(?:이"
     r"|가)? ?(?:정답|맞)[^\s]{0,5}|번|항"
     r"|(?: es| est| ist| è| é)? (?:la |die |das )?(?:correct[aeo]|richtig|giusta|верно"
     r"|правильный ответ))\s?[.。!]?$",
@@ -71,6 +71,13 @@ _WITH_TEXT = re.compile(
     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=\s?[).:、．：,]|\s[-–—(=]"
     r"|\s?（))\s?[).:、．：,]{0,2}\s?(?:[-–—=]\s)?\s?(\S.*)",
     re.DOTALL,
+)
+#: «The value is −1.5», «It cannot be determined».
+_SENTENCE_IS = re.compile(
+    r"((?:the|this|that|it|so|thus|therefore|hence|in|for|based|from|according|as)\b[^\n]{0,300}?"
+    r"(?:\b(?:is|are|was|were|equals|shows|be|called)\b|(?<=\bit)|(?<=\bthis)|(?<=\bthat)))\s(?:(?:about|approximately|therefore|thus"
+    r"|probably|likely|most likely) )?(\S[^\n]*)",
+    re.IGNORECASE,
 )
 _TEXT_THEN_LETTER = re.compile(r"(\S.*?)\s?[(\[]([A-Za-z])[)\]]", re.DOTALL)
 _ANOTHER = re.compile(
@@ -111,7 +118,9 @@ def _stopped(text: str) -> str:
 def _spellings(text: str) -> tuple[str, ...]:
     """Spell a text in several ways, from strict to kind: as it is, as mathematics, without its case."""
     plain = _stopped(cleaned(text))
-    mathematics = canonical(plain) or plain
+    # «$3$ m» and «3 m» are the same.
+    bare = plain.replace("$", "") if plain.count("$") % 2 == 0 else plain
+    mathematics = canonical(bare) or bare
     tight = "".join(mathematics.split())
     return (
         plain,
@@ -167,6 +176,8 @@ def chosen(text: str, options: Options) -> frozenset[str]:
     if letter := by_text(plain, options):
         return frozenset(letter)
     bare = _stopped(cleaned(_IS_RIGHT.sub("", _CALLED.sub("", plain))))
+    if letter := _named_in_sentence(plain, options):
+        return frozenset(letter)
     concluded = _CONCLUSION.sub("", plain, count=1)
     for one in dict.fromkeys((plain, bare, _stopped(cleaned(_IS_RIGHT.sub("", _CALLED.sub("", concluded)))))):
         if letter := _letters(one, options) or frozenset(_one(one, options)):
@@ -174,6 +185,16 @@ def chosen(text: str, options: Options) -> frozenset[str]:
     parts = [part for part in _SEPARATOR.split(bare) if part] if options else []
     found = [_one(part, options) or "".join(_letters(part, options)) for part in parts]
     return frozenset(found) if len(found) > 1 and all(len(one) == 1 for one in found) else frozenset()
+
+
+def _named_in_sentence(text: str, options: Options) -> str:
+    """Return the letter of the option that a sentence ends with, as in «The value is 5», and names alone."""
+    found = _SENTENCE_IS.fullmatch(text) if options else None
+    if not found or qualified(found[1]) or denied(found[1]):
+        return ""
+    letter = by_text(found[2], options)
+    others = [option for other, option in options.items() if other != letter]
+    return letter if letter and not _mentions(found[1], others) else ""
 
 
 def _letters(text: str, options: Options) -> frozenset[str]:

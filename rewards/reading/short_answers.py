@@ -10,7 +10,7 @@ import string
 import unicodedata
 
 from posttrain.messages import without_thinking
-from rewards.reading.answers import final_answer
+from rewards.reading.answers import readings
 
 #: Answers to questions are short; of a longer text only the end is read.
 MAX_LENGTH = 10_000
@@ -50,9 +50,9 @@ _NO_SPACES = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\u
 
 
 def final_and_whole(answer: str) -> list[str]:
-    """Return what an answer may mean: its final answer, and all of it after the thinking."""
+    """Return what an answer may mean: the readings of its final answer, and all of it after the thinking."""
     whole = without_thinking(answer)[-MAX_LENGTH:]
-    return list(dict.fromkeys((final_answer(whole), whole)))
+    return list(dict.fromkeys((*readings(whole), whole)))
 
 
 def vqa_spelling(text: str) -> str:

@@ -82,7 +82,7 @@ _BOUND_AFTER = re.compile(
     rf"|smaller|up|beyond)\b"
     r"|\bat (?:the )?(?:very )?(?:least|most)\b|\b(?:minimum|maximum)\b)"
     r"|\s{0,2}(?:\+(?!\s{0,3}[\w\\({$-])|[个個人只条件本張张匹つ개명\s]{0,2}(?:以上|以下|以内|未満|未满"
-    r"|より|多个|이상|이하|미만|초과|보다))"
+    r"|より|이상|이하|미만|초과|보다)|[几幾余餘来來多数數여]\s?(?=[个個人只条件本張张匹辆名岁年元块天次位개명마]|\W*$))"
     r"|\s{0,2}से (?:अधिक|कम|ज़्यादा|ज्यादा)",
     re.IGNORECASE,
 )
@@ -146,6 +146,19 @@ _BOX_DENIED = re.compile(
 )
 
 
+#: What says that an answer is not the only one.
+_ALTERNATIVES = re.compile(
+    r"\b(?:or|either|versus|vs|oder|entweder|ou|или|либо)\b"
+    r"|\b(?:between|from)\s\D{0,3}[\d.,]{1,20}\D{0,12}\s(?:and|to)\b|或|または|あるいは|또는|혹은|\bأو\b|\bया\b|\d\s?(?:[–—~～]|\s-\s|至|到)\s?\d",
+    re.IGNORECASE,
+)
+#: Names or numbers with nothing but commas between them.
+_PIECE = r"[$£€]?[\w.%°-]{1,30}(?:\s[\w.%°-]{1,30}){0,2}"
+_LIST = re.compile(
+    rf"{_PIECE}(?:\s?(?:[,;、，；|]\s?(?:and\s)?|\s/\s|\sand\s)(?!\d\d\d\b){_PIECE})+", re.IGNORECASE
+)
+
+
 def denied(text: str) -> bool:
     """Check for a word that denies, such as «not», «isn't», «不是» or «nicht»."""
     return _DENIAL.search(text) is not None
@@ -169,6 +182,16 @@ def taken_back(text: str, start: int, stop: int) -> bool:
     )
 
 
+def named_to_deny(text: str, name: str) -> bool:
+    """Check whether a text has a name in it, and each time only to deny it."""
+    text, name = text.casefold(), name.casefold().strip()
+    places = [found.span() for found in re.finditer(re.escape(name), text)] if name else []
+    return bool(places) and all(
+        denied(_clause(text[max(0, start - NEAR) : start])) or _WRONG_AFTER.match(text[stop : stop + NEAR])
+        for start, stop in places[:20]
+    )
+
+
 def box_taken_back(text: str, start: int, stop: int) -> bool:
     """Check whether the words right before a box or right after it deny it.
 
@@ -183,6 +206,12 @@ def qualified(text: str) -> bool:
     found = _DENIAL.search(text[: 4 * NEAR])
     bounded = re.match(rf"\W{{0,3}}(?:{_BOUND_WORDS})", text[:NEAR], re.IGNORECASE)
     return bool(found or bounded or re.search(rf"\S{_WRONG_AFTER.pattern}", text[-NEAR:], re.IGNORECASE))
+
+
+def one_of_several(text: str) -> bool:
+    """Check whether a short text gives several answers: «4 or 5», «between 4 and 5», «Baroque, Gothic»."""
+    text = text[: 4 * NEAR]
+    return bool(_ALTERNATIVES.search(text) or _LIST.fullmatch(text.strip(" .。$")))
 
 
 def _clause(before: str) -> str:

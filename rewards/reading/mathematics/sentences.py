@@ -4,6 +4,7 @@ import itertools
 import re
 
 from rewards.reading.mathematics.units import read_unit
+from rewards.reading.number_words import in_digits
 from rewards.reading.wording import taken_back
 
 #: Longer answers are not looked at.
@@ -57,6 +58,19 @@ _CHANGING = re.compile(
     r"|[不非负第或和]|至少|最多|大于|小于|超过|分之",
     re.IGNORECASE,
 )
+#: Three English words or more, and what in them says more than what is counted, where and when.
+_PLAIN_WORDS = re.compile(r"(?:[ -][A-Za-z][A-Za-z'’]{0,30},?){3,40}[.!]?")
+_CHANGED_AFTER = re.compile(
+    r"^[ -](?:times|percent|per cent|point|squared|cubed|factorial|minus|plus|mod\w*|divided|multiplied|over"
+    r"|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|scores?|degrees|radians|halves|thirds"
+    r"|quarters|fourths|fifths|tenths|and|to|through|percentage|in (?:base|decimal|binary|hex\w*)|base|each"
+    r"|x)\b"
+    r"|\b(?:or|not|no|never|nor|neither|than|except|unless|if|maybe|perhaps|possibly|wrong|incorrect|least|most"
+    r"|minus|plus|times|root|squared|short|give|half|halves|dozen|hundreds?|thousands?|millions?|pi|cannot|but|error|while"
+    r"|instead|rather|would|could|should|might|hypothe\w+|assum\w+|left over|remainder)\b|n['’]t\b"
+)
+_WORD_END = re.compile(r"[A-Za-z](?= |$|[.,!])")
+_MOST_UNIT_WORDS = 3
 _CLAUSE = re.compile(r"[^.,;:。，；：\n]{1,60}")
 #: What is no word: commands, and what joins inequalities.
 _NO_WORD = re.compile(r"\\[A-Za-z]+|\b(?:or|and)\b")
@@ -92,6 +106,7 @@ def formulas(answer: str) -> list[str]:
     tail = _FILLER.sub("", text[verbs[-1].end() :].strip("* "), count=1) if verbs else ""
     if not tail.strip(" .。") or (_DIGIT.search(text) and not _DIGIT.search(tail)):
         tail = _only_number(text)
+    tail = _without_words(tail)
     number = _NUMBER.search(text, text.rfind(tail)) if tail else _NUMBER.search(text)
     if number and taken_back(text, number.start(), number.end()):
         return [] if _WORD.search(_NO_WORD.sub(" ", text)) else [text]
@@ -108,6 +123,22 @@ def _only_number(text: str) -> str:
     if after.isascii() or read_unit(after) or _SCALING.search(after) or not _COUNTED.fullmatch(after):
         return text[len(before) :]
     return numbers[0][0]
+
+
+def _without_words(tail: str) -> str:
+    """Return a number and its unit without the words after them: «72 clips in April and May» is 72.
+
+    A text whose words change the number, or name another one, stays as it is.
+    """
+    number = _NUMBER.match(tail)
+    words = _PLAIN_WORDS.fullmatch(tail, number.end()) if number else None
+    if not number or not words or _CHANGED_AFTER.search(words[0].lower()):
+        return tail
+    if in_digits(words[0].lower()) != words[0].lower():
+        return tail
+    ends = [found.end() for found in _WORD_END.finditer(words[0])][:_MOST_UNIT_WORDS]
+    unit = next((words[0][:end] for end in reversed(ends) if read_unit(words[0][:end])), "")
+    return number[0] + unit
 
 
 def _run(text: str, found: list[re.Match[str]]) -> tuple[str, int, int]:

@@ -274,3 +274,101 @@ def test_hostile_wordings_cost_linear_time(text: str) -> None:
         value(reward, text)
     without_remarks(text)
     assert time.process_time() - begun < 4
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("yes", ["Yes, it is.", "Yes. The dog is on the left.", "Yes, there is no doubt it is."],
+         ["No, it is not.", "Yes, no", "Yes, but no", "Yes, or maybe not", "yesterday, it was"]),
+        ("no", ["No, there is no dog.", "No — it is red"], ["Yes, there is.", "No, wait, yes."]),
+        ("是", ["是的，有一只狗。", "是，图中有狗"], ["不是，没有狗", "是的，但也可能不是"]),
+        ("oui", ["Oui, il y a un chien."], ["Non, il n'y a pas de chien."]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("reward", ["answer_accuracy", "exact_match", "relaxed_accuracy"])
+def test_yes_may_go_on_with_a_sentence(reward: str, gold: str, right: list[str], wrong: list[str]) -> None:
+    def scored(answer: str) -> float:
+        return value(reward, answer.lower(), gold=gold)
+
+    assert [answer for answer in right if scored(answer) != 1] == []
+    assert [answer for answer in wrong if scored(answer) != 0] == []
+
+
+@pytest.mark.parametrize("reward", ["exact_match", "vqa_accuracy", "relaxed_accuracy", "squad_exact_match"])
+@pytest.mark.parametrize("answer", ["**oslo**", "It is oslo", "It's oslo", "It looks like oslo"])
+def test_a_text_may_be_led_up_to(reward: str, answer: str) -> None:
+    assert value(reward, answer, gold=["oslo"] * 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "half of 5",
+        "twice 5",
+        "triple 5",
+        "a third of 5",
+        "5几个",
+        "5多个",
+        "5来个",
+        "5余人",
+        "5여 명",
+        "5 times 2",
+    ],
+)
+def test_a_multiple_of_a_number_counts_nothing(answer: str) -> None:
+    assert value("counting", answer, gold=5) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["I have no idea", "not none", "no doubt about it", "no clue"])
+def test_no_idea_is_no_zero(answer: str) -> None:
+    assert value("counting", answer, gold=0) == 0.0
+
+
+def test_a_total_may_come_before_its_parts() -> None:
+    assert value("counting", "In total there are 5 dogs: 3 red and 2 blue.", gold=5) == 1.0
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "{oak, elm}", "[oak, elm]", "\\{oak, elm\\}", "(oak, elm)", "['oak', 'elm']",
+        "The trees are oak, elm.", "They include: oak, elm",
+    ],
+)  # fmt: skip
+def test_a_set_may_stand_in_brackets_or_a_sentence(listed: str) -> None:
+    assert value("set_match", listed) == 1.0
+
+
+@pytest.mark.parametrize(
+    "denial", ["not the {}", "The answer isn't {}", "{} is wrong", "It is anything but {}"]
+)
+@pytest.mark.parametrize("reward", ["token_f1", "squad_exact_match"])
+def test_sharing_words_with_what_is_denied_pays_nothing(reward: str, denial: str) -> None:
+    assert value(reward, denial.format("Grand Canyon"), gold="Grand Canyon") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sentence", "number"),
+    [
+        ("So she sold 72 clips altogether in April and May.", "72"),
+        ("Janet makes 18 dollars every day at the farmers' market.", "18"),
+        ("She has 9 apples left after giving some to Tom.", "9"),
+        ("The car goes 20 meters per second on the road.", "20 m/s"),
+    ],
+)
+def test_words_after_the_number_of_a_sentence_change_nothing(sentence: str, number: str) -> None:
+    assert value("math", sentence, gold=number) == 1.0
+    assert value("math", sentence, gold=number + "0") == 0.0
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The car goes 20 km per hour on the road.", "So she sold 20 hundred clips in April and May.",
+        "She sold 20 clips and five pens in April.", "She did not sell 20 clips in April and May.",
+        "It is 20 times as long as the other one", "There are 20 clips or so in April",
+    ],
+)  # fmt: skip
+def test_words_that_change_the_number_stay(sentence: str) -> None:
+    assert value("math", sentence, gold="20 m/s") == 0.0
