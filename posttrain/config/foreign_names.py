@@ -54,6 +54,7 @@ FOREIGN_NAMES: dict[str, str] = {
     "enable_gradient_checkpointing": "gradient_checkpointing",
     "save_freq": "save_steps",
     "save_interval": "save_steps",
+    "save_strategy": "save_steps",
     "log_interval": "logging_steps",
     "report_to": "trackers",
     "logger": "trackers",
@@ -71,6 +72,9 @@ FOREIGN_NAMES: dict[str, str] = {
     "lora_dropout": "dropout",
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
+    "quantization_bit": "quantization",
+    "load_in_4bit": "quantization",
+    "load_in_8bit": "quantization",
     # preferences
     "dpo_beta": "beta",
     "pref_beta": "beta",
@@ -160,6 +164,14 @@ LEFT_OUT: dict[str, str] = {
     "top_p": "training samples from the whole distribution, so that log-probabilities are the policy's",
     "top_k": "training samples from the whole distribution, so that log-probabilities are the policy's",
     "temperature": "training samples at 1.0; evaluation.tasks[].temperature is for measuring",
+    **dict.fromkeys(
+        ("kl_coef", "kl_loss_coef", "kl_penalty", "init_kl_coef", "use_kl_loss", "use_kl_in_reward", "kl_ctrl"),
+        "rl stages have no KL term, and so no reference model; a smaller learning_rate stays nearer to the start",
+    ),
+    **dict.fromkeys(
+        ("entropy_coeff", "entropy_coef", "ent_coef"),
+        "no entropy is rewarded; the entropy of what is sampled is logged",
+    ),
     "ref_model": "the reference is the checkpoint that the stage begins with",
     "ref_model_name_or_path": "the reference is the checkpoint that the stage begins with",
     "reference_free": "the reference is the checkpoint that the stage begins with",
