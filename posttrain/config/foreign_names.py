@@ -165,8 +165,16 @@ LEFT_OUT: dict[str, str] = {
     "top_k": "training samples from the whole distribution, so that log-probabilities are the policy's",
     "temperature": "training samples at 1.0; evaluation.tasks[].temperature is for measuring",
     **dict.fromkeys(
-        ("kl_coef", "kl_loss_coef", "kl_penalty", "init_kl_coef", "use_kl_loss", "use_kl_in_reward", "kl_ctrl"),
-        "rl stages have no KL term, and so no reference model; a smaller learning_rate stays nearer to the start",
+        (
+            "kl_coef",
+            "kl_loss_coef",
+            "kl_penalty",
+            "init_kl_coef",
+            "use_kl_loss",
+            "use_kl_in_reward",
+            "kl_ctrl",
+        ),
+        "rl stages have no KL term and no reference model; a smaller learning_rate stays nearer the start",
     ),
     **dict.fromkeys(
         ("entropy_coeff", "entropy_coef", "ent_coef"),
