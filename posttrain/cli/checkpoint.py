@@ -144,9 +144,11 @@ def export_command(options: argparse.Namespace) -> int:
 
 def chat_command(options: argparse.Namespace) -> int:
     """Ask a checkpoint once, or question after question: `posttrain chat`."""
-    from posttrain.cli.chat import HELP, Chat, converse
+    from posttrain.cli.chat import HELP, Chat, check_image, converse
     from posttrain.first_party import PLUGINS
 
+    if options.image is not None:  # before the weights are loaded, which takes minutes
+        check_image(options.image)
     tools = PLUGINS.load_tools([{"name": name} for name in options.tools], Path.cwd())
     images = Path(tempfile.mkdtemp(prefix="posttrain-chat-")) if tools else Path()  # left for the user to see
 

@@ -149,9 +149,9 @@ def _right_name(wrong: str, place: _Place, data: object, root: type[Section]) ->
 
 def _without_other_stages(key: Key, data: object) -> object:
     """Return a run's data with that stage alone in which a key stands: others' keys are no place for it."""
-    match key, data:
-        case ("stages", int(number), *_), {"stages": list(stages)}:
-            return data | {"stages": stages[number : number + 1]}
+    match key:
+        case ("stages", int(number), *_) if isinstance(data, dict):
+            return data | {"stages": data["stages"][number : number + 1]}
     return data
 
 
