@@ -17,9 +17,13 @@ EVAL = """\
 examples:
   posttrain eval runs/quickstart/rl/checkpoint-40 --data markers_test --tools image_zoom_in --max-turns 3
   posttrain eval Qwen/Qwen3-VL-8B-Instruct --data my_questions.yaml --num-gpus 1 --max-new-tokens 512
+  posttrain eval my-model --data my_questions.yaml --rewards answer_accuracy my_rewards.py:brevity
 """
 
 EXPORT = """\
+Writes a model that transformers and vLLM load as it is: adapters merged, what only resuming needs left out,
+no path of this machine in it. Its README.md is a model card: base model, licences, data, results, settings.
+
 example:
   posttrain export runs/quickstart/rl/checkpoint-40 --output my-model
 """
@@ -38,7 +42,9 @@ def add_checkpoint_commands(commands: Any) -> None:
 
     export = add_command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a directory, best within a run")
-    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model goes")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where the model goes: new or empty"
+    )
     export.add_argument(
         "--licence", default="", metavar="ID", help="of the weights: apache-2.0, … (default: the base's)"
     )
@@ -49,7 +55,13 @@ def add_checkpoint_commands(commands: Any) -> None:
     chat = add_command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
     chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
     chat.add_argument("--image", type=Path, metavar="FILE", help="shown with the first question")
-    chat.add_argument("--tools", nargs="+", default=[], metavar="TOOL", help="tools offered to the model")
+    chat.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="TOOL",
+        help="tools offered to the model: names, or file.py:attribute",
+    )
     chat.add_argument(
         "--max-turns", type=int, default=4, metavar="N", help="of an answer with tools (default: 4)"
     )
@@ -63,10 +75,20 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="NAME", help="a dataset of datasets_cfg/, or a YAML file"
     )
-    parser.add_argument("--tools", nargs="+", default=[], metavar="TOOL", help="tools offered to the model")
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="TOOL",
+        help="tools offered to the model: names, or file.py:attribute",
+    )
     parser.add_argument("--max-turns", type=int, metavar="N", help="most turns (default: 1, with tools 4)")
     parser.add_argument(
-        "--rewards", nargs="+", default=["answer_accuracy"], metavar="REWARD", help="what is measured"
+        "--rewards",
+        nargs="+",
+        default=["answer_accuracy"],
+        metavar="REWARD",
+        help="what is measured: names, or file.py:attribute; full marks of the first count as right",
     )
     parser.add_argument("--num-samples", type=int, default=256, metavar="N", help="prompts (default: 256)")
     parser.add_argument(

@@ -46,6 +46,11 @@ def test_the_answer_is_what_transformers_generates_and_is_streamed(chat, said, s
     assert answer == renderer.decode(made[0, len(prompt.token_ids) :].tolist())
 
 
+def test_an_image_that_is_not_there_is_refused_before_the_model_is_loaded(scene, tmp_path, capsys):
+    assert cli.main(["chat", str(tmp_path / "no-checkpoint"), "--image", str(tmp_path / "scen.png")]) == 2
+    assert "scen.png; did you mean scene.png?" in capsys.readouterr().err
+
+
 def test_a_dialogue_goes_on_until_it_begins_anew(chat, said, scene):
     converse(chat, ["Which letter?\n", "\n", "And now?\n"], said.append, scene)
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 2

@@ -184,13 +184,13 @@ def test_check_exits_with_1_on_a_finding(folder: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_names_that_cannot_be_a_reward_are_refused(tmp_path: Path, name: str, reason: str) -> None:
-    with pytest.raises(SkeletonError, match=reason):
+    with pytest.raises(SkeletonError, match=re.escape(reason)):
         write_skeleton(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_samples_that_is_not_there(folder: Path) -> None:
-    with pytest.raises(SampleError, match="there is no such file; did you mean samples.jsonl?"):
+    with pytest.raises(SampleError, match=r"there is no such file; did you mean samples\.jsonl\?"):
         read_samples(folder / "sample.jsonl")
 
 
