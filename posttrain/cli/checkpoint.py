@@ -36,6 +36,18 @@ examples:
 """
 
 
+class CheckpointError(ValueError):
+    """A directory that was named for a checkpoint and is none; the message says which are."""
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Refuse the directory of a run or of a stage, and name the checkpoints that lie below it."""
+    below = [*directory.glob("checkpoint-*"), *directory.glob("*/checkpoint-*")]
+    if below and not read_model_config(directory):
+        newest = max(below, key=lambda path: path.stat().st_mtime)
+        raise CheckpointError(f"{directory} is no checkpoint, but holds {len(below)}; the newest is {newest}")
+
+
 def add_checkpoint_commands(commands: Any) -> None:
     """Add `eval`, `export` and `chat` to the command line."""
     _add_eval_options(add_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
@@ -124,6 +136,7 @@ def eval_command(options: argparse.Namespace) -> int:
 def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
     """Make the settings of a run that only measures a checkpoint."""
     checkpoint = Path(options.checkpoint).expanduser()
+    check_checkpoint(checkpoint)
     stored = read_model_config(checkpoint)
     dtype = stored.get("dtype", stored.get("torch_dtype"))
     gpus = len(visible_gpus()) if options.num_gpus is None else options.num_gpus
@@ -159,6 +172,7 @@ def export_command(options: argparse.Namespace) -> int:
     """Merge adapters and write a model card: `posttrain export`."""
     from posttrain.models.export import export
 
+    check_checkpoint(options.checkpoint)
     export(options.checkpoint, options.output, options.licence, options.base_model)
     print(options.output)
     return 0
@@ -169,6 +183,7 @@ def chat_command(options: argparse.Namespace) -> int:
     from posttrain.cli.chat import HELP, Chat, check_image, converse
     from posttrain.first_party import PLUGINS
 
+    check_checkpoint(Path(options.checkpoint))
     if options.image is not None:  # before the weights are loaded, which takes minutes
         check_image(options.image)
     tools = PLUGINS.load_tools([{"name": name} for name in options.tools], Path.cwd())

@@ -126,4 +126,4 @@ def test_the_command_line_asks_once_and_exports(tiny_checkpoint, scene, tmp_path
     assert cli.main(["export", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "README.md").is_file()
     assert cli.main(["export", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty directory" in capsys.readouterr().err
