@@ -100,7 +100,7 @@ def _declared(name: str, group: str, kind: type[T], base_dir: Path | None) -> T:
     if name not in names:
         known = ", ".join(names) or "none (install the project with `pip install -e .`)"
         raise PluginError(
-            f"no plugin {name!r} in {group}{_nearest(name, names)}. Declared: {known}. "
+            f"no plugin {name!r} in {group}{_nearest(name, names) or '.'} Declared: {known}. "
             "Your own code is named as file.py:attribute"
         )
     return resolve(names[name], group, kind, base_dir)

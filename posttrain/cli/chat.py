@@ -9,6 +9,7 @@ import torch
 from transformers import TextStreamer
 
 from posttrain.config.model import infer_family
+from posttrain.files.nearest import did_you_mean
 from posttrain.joints import Environment, Tool
 from posttrain.models.lora import load_merged
 from posttrain.rendering.collation import collate
@@ -20,6 +21,13 @@ HELP = "/image FILE shows an image with the next question, /new begins anew, /qu
 
 class ChatError(ValueError):
     """A checkpoint or an image that nothing can be asked about."""
+
+
+def check_image(image: Path) -> None:
+    """Refuse an image that is no file, which a question need not wait for."""
+    if not image.is_file():
+        near = did_you_mean(image.name, [path.name for path in image.parent.glob("*")])
+        raise ChatError(f"there is no image {image}{near and '; '}{near}")
 
 
 class Chat:
@@ -78,8 +86,8 @@ class Chat:
             ChatError: If the image is no file.
             RenderError: If the question cannot be shown to the model.
         """
-        if image is not None and not image.is_file():
-            raise ChatError(f"there is no image {image}")
+        if image is not None:
+            check_image(image)
         shown = (Block("image", image=ImageRef(str(image.absolute()))),) if image is not None else ()
         messages = [*self.messages, Message("user", (*shown, Block("text", text=question)))]
         environment = self._new_environment() if self._new_environment else None

@@ -17,9 +17,13 @@ EVAL = """\
 examples:
   posttrain eval runs/quickstart/rl/checkpoint-40 --data markers_test --tools image_zoom_in --max-turns 3
   posttrain eval Qwen/Qwen3-VL-8B-Instruct --data my_questions.yaml --num-gpus 1 --max-new-tokens 512
+  posttrain eval my-model --data my_questions.yaml --rewards answer_accuracy my_rewards.py:brevity
 """
 
 EXPORT = """\
+Writes a model that transformers and vLLM load as it is: adapters merged, what only resuming needs left out,
+no path of this machine in it. Its README.md is a model card: base model, licences, data, results, settings.
+
 example:
   posttrain export runs/quickstart/rl/checkpoint-40 --output my-model
 """
@@ -32,13 +36,27 @@ examples:
 """
 
 
+class CheckpointError(ValueError):
+    """A directory that was named for a checkpoint and is none; the message says which are."""
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Refuse the directory of a run or of a stage, and name the checkpoints that lie below it."""
+    below = [*directory.glob("checkpoint-*"), *directory.glob("*/checkpoint-*")]
+    if below and not read_model_config(directory):
+        newest = max(below, key=lambda path: path.stat().st_mtime)
+        raise CheckpointError(f"{directory} is no checkpoint, but holds {len(below)}; the newest is {newest}")
+
+
 def add_checkpoint_commands(commands: Any) -> None:
     """Add `eval`, `export` and `chat` to the command line."""
     _add_eval_options(add_command(commands, "eval", eval_command, "measure a checkpoint", EVAL))
 
     export = add_command(commands, "export", export_command, "merge adapters and write a model card", EXPORT)
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a directory, best within a run")
-    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the model goes")
+    export.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where the model goes: new or empty"
+    )
     export.add_argument(
         "--licence", default="", metavar="ID", help="of the weights: apache-2.0, … (default: the base's)"
     )
@@ -49,7 +67,13 @@ def add_checkpoint_commands(commands: Any) -> None:
     chat = add_command(commands, "chat", chat_command, "talk to a checkpoint", CHAT)
     chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a directory, or a model of the hub")
     chat.add_argument("--image", type=Path, metavar="FILE", help="shown with the first question")
-    chat.add_argument("--tools", nargs="+", default=[], metavar="TOOL", help="tools offered to the model")
+    chat.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="TOOL",
+        help="tools offered to the model: names, or file.py:attribute",
+    )
     chat.add_argument(
         "--max-turns", type=int, default=4, metavar="N", help="of an answer with tools (default: 4)"
     )
@@ -63,10 +87,20 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, metavar="NAME", help="a dataset of datasets_cfg/, or a YAML file"
     )
-    parser.add_argument("--tools", nargs="+", default=[], metavar="TOOL", help="tools offered to the model")
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="TOOL",
+        help="tools offered to the model: names, or file.py:attribute",
+    )
     parser.add_argument("--max-turns", type=int, metavar="N", help="most turns (default: 1, with tools 4)")
     parser.add_argument(
-        "--rewards", nargs="+", default=["answer_accuracy"], metavar="REWARD", help="what is measured"
+        "--rewards",
+        nargs="+",
+        default=["answer_accuracy"],
+        metavar="REWARD",
+        help="what is measured: names, or file.py:attribute; full marks of the first count as right",
     )
     parser.add_argument("--num-samples", type=int, default=256, metavar="N", help="prompts (default: 256)")
     parser.add_argument(
@@ -102,6 +136,7 @@ def eval_command(options: argparse.Namespace) -> int:
 def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
     """Make the settings of a run that only measures a checkpoint."""
     checkpoint = Path(options.checkpoint).expanduser()
+    check_checkpoint(checkpoint)
     stored = read_model_config(checkpoint)
     dtype = stored.get("dtype", stored.get("torch_dtype"))
     gpus = len(visible_gpus()) if options.num_gpus is None else options.num_gpus
@@ -137,6 +172,7 @@ def export_command(options: argparse.Namespace) -> int:
     """Merge adapters and write a model card: `posttrain export`."""
     from posttrain.models.export import export
 
+    check_checkpoint(options.checkpoint)
     export(options.checkpoint, options.output, options.licence, options.base_model)
     print(options.output)
     return 0
@@ -144,9 +180,12 @@ def export_command(options: argparse.Namespace) -> int:
 
 def chat_command(options: argparse.Namespace) -> int:
     """Ask a checkpoint once, or question after question: `posttrain chat`."""
-    from posttrain.cli.chat import HELP, Chat, converse
+    from posttrain.cli.chat import HELP, Chat, check_image, converse
     from posttrain.first_party import PLUGINS
 
+    check_checkpoint(Path(options.checkpoint))
+    if options.image is not None:  # before the weights are loaded, which takes minutes
+        check_image(options.image)
     tools = PLUGINS.load_tools([{"name": name} for name in options.tools], Path.cwd())
     images = Path(tempfile.mkdtemp(prefix="posttrain-chat-")) if tools else Path()  # left for the user to see
 

@@ -43,8 +43,8 @@ a file of your own may change a recipe (my_run.yaml):
 """
 
 VALIDATE = """\
-Checks keys, types and batch arithmetic, that data and plugins are there, and that gold answers earn full
-marks. Starts nothing and needs no weights.
+Checks keys, types and batch arithmetic, that data and plugins are there, that every row can be read and shown
+to the model, and that gold answers earn full marks. Starts nothing and needs no weights.
 
 examples:
   posttrain validate my_run.yaml

@@ -97,7 +97,9 @@ def add_verbs(verbs: Any) -> None:
 
     check = add_command(verbs, "check", check_command, "check that a reward keeps the contract", CHECK)
     _add_reward(check)
-    check.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds a call may take")
+    check.add_argument(
+        "--deadline", type=float, default=10.0, metavar="S", help="seconds a call may take (default: 10)"
+    )
 
     score = add_command(verbs, "score", score_command, "score a file of answers", SCORE)
     _add_reward(score)

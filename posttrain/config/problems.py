@@ -118,7 +118,7 @@ def _right_name(wrong: str, place: _Place, data: object, root: type[Section]) ->
     sections = place.around
     inside = _value_at(data, place.key[:-1])
     here = list(dict.fromkeys(key for each in sections for key in keys_in_use(each, inside)))
-    everywhere = list(dict.fromkeys(keys_in_use(root, data)))
+    everywhere = list(dict.fromkeys(keys_in_use(root, _without_other_stages(place.key, data))))
     if new := _new_name(wrong, here):
         return new
     leaves = {key.rpartition(".")[2]: key for key in reversed(here)}
@@ -145,6 +145,14 @@ def _right_name(wrong: str, place: _Place, data: object, root: type[Section]) ->
             called = f"it is called {candidate}, and " if candidate != wrong else ""
             return f"{called}only {' and '.join(others)} stages have it; {known}"
     return known
+
+
+def _without_other_stages(key: Key, data: object) -> object:
+    """Return a run's data with that stage alone in which a key stands: others' keys are no place for it."""
+    match key:
+        case ("stages", int(number), *_) if isinstance(data, dict):
+            return data | {"stages": data["stages"][number : number + 1]}
+    return data
 
 
 def _value_at(data: object, key: Key) -> object:

@@ -15,6 +15,7 @@ class TinyModelStage(TrainingStage):
 
     runner: ClassVar[str] = "posttrain.quickstart.runner:TinyModelRunner"
     makes_model: ClassVar[bool] = True
+    positions: ClassVar[int] = 4096  # max_position_embeddings of the models that it builds
 
     stage: Literal["tiny_model"] = Field(description="Kind of the stage.")
     name: Name = Field(default="tiny_model", description="Name of the stage's folder and of its metrics.")

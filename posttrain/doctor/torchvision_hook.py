@@ -89,6 +89,8 @@ def decode_image(input, mode: object = 0, apply_exif_orientation=False):  # noqa
                 turned = ImageOps.exif_transpose(frame) if apply_exif_orientation else frame
                 if turned.mode.startswith("I"):  # 16 bits: convert() would cut off all that is above 255
                     turned = turned.point(lambda value: value / 256).convert("L")
+                if turned.mode == "1":
+                    turned = turned.convert("L")
                 stored = turned.mode if turned.mode in ("L", "LA", "RGB", "RGBA") else None
                 wanted = (
                     PILLOW_MODES.get(name) or stored or ("RGBA" if turned.has_transparency_data else "RGB")

@@ -28,12 +28,14 @@ def export(checkpoint: Path, output: Path, licence: str = "", base_model: str = 
         ExportError: If the checkpoint is none, or the output holds something.
         LoraError: If the base of the adapters cannot be found.
     """
+    if not checkpoint.is_dir():
+        raise ExportError(f"there is no directory {checkpoint}")
     if not (is_adapter(checkpoint) or any(checkpoint.glob("*.safetensors"))):
         raise ExportError(
             f"{checkpoint} is no checkpoint: it has no *.safetensors and no adapter_config.json"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(f"{output} is not empty; choose another directory")
+        raise ExportError(f"{output} is not an empty directory; choose another")
     card = model_card(checkpoint, licence, base_model)
     unfinished = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from posttrain.config import RolloutConfig, RunConfig
 from posttrain.config.document import Key
 from posttrain.config.model import base_model, infer_family, read_model_config
+from posttrain.config.tiny_model import TinyModelStage
 from posttrain.preflight.findings import Examination
 
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -21,8 +22,11 @@ def examine_models(look: Examination) -> None:
     config, own = look.config, look.config.model.name_or_path
     if own is not None:
         _examine_model(look, ("model", "name_or_path"), "model", own)
-        for key, rollout in _rollouts(config):
+    for key, rollout in _rollouts(config):
+        if own is not None:
             examine_length(look, (*key, "max_length"), own, rollout.max_length)
+        elif any(isinstance(stage, TinyModelStage) for stage in config.stages):
+            _compare(look, (*key, "max_length"), rollout.max_length, "a tiny model", TinyModelStage.positions)
     for index, stage in enumerate(config.stages):
         for use in stage.checkpoints():
             _examine_model(look, ("stages", index, *use.key), use.role, use.name)
@@ -31,10 +35,13 @@ def examine_models(look: Examination) -> None:
 
 def examine_length(look: Examination, key: Key, checkpoint: str, length: int) -> None:
     """Look whether an engine can serve a model of a directory for so many tokens."""
-    limit = _longest(read_model_config(checkpoint))
+    _compare(look, key, length, checkpoint, _longest(read_model_config(checkpoint)))
+
+
+def _compare(look: Examination, key: Key, length: int, model: str, limit: int | None) -> None:
     if limit is not None and length > limit and not os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN"):
-        reason = f"{length:,} tokens are more than {checkpoint} can take ({limit:,}, max_position_embeddings)"
-        look.problem(key, reason, "lower it")
+        reason = f"{length:,} tokens are more than {model} can take ({limit:,}, max_position_embeddings)"
+        look.problem(key, reason, f"write at most {limit}")
 
 
 def checkpoint_faults(checkpoint: str) -> list[str]:
@@ -55,8 +62,9 @@ def _rollouts(config: RunConfig) -> Iterator[tuple[Key, RolloutConfig]]:
     for index, stage in enumerate(config.stages):
         if stage.episodes is not None:
             yield ("stages", index, "rollout"), stage.episodes
-    if config.evaluation is not None and config.evaluation.rollout is not None:
-        yield ("evaluation", "rollout"), config.evaluation.rollout
+    shared = any(stage.episodes is config.evaluation_rollout for stage in config.stages)
+    if config.evaluation is not None and not shared:  # also where nobody wrote it, and its defaults hold
+        yield ("evaluation", "rollout"), config.evaluation_rollout
 
 
 def _longest(config: dict) -> int | None:

@@ -37,6 +37,7 @@ from transformers import (
 )
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from posttrain.config.tiny_model import TinyModelStage
 from posttrain.models.load import write_experts_as_published
 from posttrain.quickstart import marker_scenes
 from posttrain.rendering.chat_templates import TemplateName, chat_template
@@ -240,7 +241,7 @@ def _build_config(architecture: _Architecture, tokenizer: Qwen2Tokenizer) -> Pre
         "num_hidden_layers": 4,
         "num_attention_heads": WIDTH // HEAD_WIDTH,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": TinyModelStage.positions,
         "pad_token_id": token_id("<|endoftext|>"),
         "bos_token_id": None,
         "eos_token_id": token_id("<|im_end|>"),

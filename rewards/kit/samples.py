@@ -71,6 +71,10 @@ def read_samples(path: Path, right: bool = True) -> list[KitSample]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        beside = [other.name for other in path.parent.glob("*")]
+        near = did_you_mean(path.name, beside)
+        raise SampleError(f"{path}: there is no such file{near and '; '}{near}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SampleError(f"{path}: cannot be read: {error}") from None
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())

@@ -1,7 +1,11 @@
 """The files that `posttrain rewards new` writes: a reward to change, its samples and its test."""
 
 import keyword
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
+
+from posttrain.plugins import declared
 
 REWARD = '''"""{title}: a reward for posttrain. Change it, then try it:
 
@@ -55,6 +59,15 @@ class SkeletonError(ValueError):
     """A skeleton that cannot be written; the message says why."""
 
 
+def _is_module(name: str) -> bool:
+    """Tell whether Python or an installed package has a top-level module of a name."""
+    if name in sys.stdlib_module_names:
+        return True
+    here = {"", str(Path.cwd())}
+    elsewhere = [place for place in sys.path if place not in here]
+    return PathFinder.find_spec(name, elsewhere) is not None
+
+
 def write_skeleton(name: str, directory: Path) -> list[Path]:
     """Write `NAME.py`, `NAME_samples.jsonl` and `test_NAME.py`.
 
@@ -63,10 +76,16 @@ def write_skeleton(name: str, directory: Path) -> list[Path]:
         directory: Where to.
 
     Raises:
-        SkeletonError: If the name is none, or a file is there already.
+        SkeletonError: If the name is none or is taken, or a file is there already.
     """
-    if not name.isidentifier() or keyword.iskeyword(name):
+    if not name.isidentifier():
         raise SkeletonError(f"{name!r} cannot name a Python function; use letters, digits and underscores")
+    if keyword.iskeyword(name):
+        raise SkeletonError(f"{name!r} is a word of Python's own; choose another name")
+    if name in declared("posttrain.rewards"):
+        raise SkeletonError(f"there is a reward {name!r} already; choose another name")
+    if _is_module(name):  # {name}.py would be imported in its stead by whatever runs in its folder
+        raise SkeletonError(f"Python has a module {name!r}, which {name}.py would hide; choose another name")
     files = {
         directory / f"{name}.py": REWARD.format(name=name, title=name.replace("_", " ").capitalize()),
         directory / f"{name}_samples.jsonl": SAMPLES,
@@ -74,6 +93,7 @@ def write_skeleton(name: str, directory: Path) -> list[Path]:
     }
     if taken := [str(path) for path in files if path.exists()]:
         raise SkeletonError(f"{', '.join(taken)}: there already; choose another name, or remove it")
+    directory.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text, encoding="utf-8")
     return list(files)

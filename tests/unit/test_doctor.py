@@ -101,6 +101,7 @@ def test_transformers_opens_an_image_path_in_this_environment(tmp_path: Path) ->
         ("RGB", ".jpg", "gray", 1),
         ("1", ".png", "RGB", 3),
         ("I;16", ".png", "RGB", 3),
+        ("1", ".png", "UNCHANGED", 1),
     ],
 )
 def test_images_have_the_channels_that_torchvision_would_give(tmp_path, stored, suffix, mode, channels):

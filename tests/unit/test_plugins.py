@@ -49,7 +49,8 @@ def test_a_module_attribute() -> None:
 @pytest.mark.parametrize(
     ("reference", "hint"),
     [
-        ("answer_acuracy", "did you mean 'answer_accuracy'?"),
+        ("answer_acuracy", "did you mean 'answer_accuracy'? Declared: "),
+        ("zzz", "no plugin 'zzz' in posttrain.rewards. Declared: "),
         ("mine.py:neet", "did you mean 'neat'?"),
         ("mne.py:neat", "did you mean 'mine.py'?"),
         ("mine.py", "file.py:attribute"),

@@ -87,9 +87,11 @@ def build_optimizer(
                 (matrices if is_matrix else others).append(parameter)
     # Without it AdamW makes a copy of all second moments in a step on a GPU.
     fused = any(parameter.is_cuda for parameter in (*matrices, *others))
-    if name == "muon":
-        muon = torch.optim.Muon(matrices, lr=learning_rate * MUON_RATE, weight_decay=weight_decay)
-        adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, fused=fused)
+    if name == "muon":  # either may have nothing to do, as AdamW with adapters, which are all matrices
+        muon = torch.optim.Muon(
+            [{"params": matrices}], lr=learning_rate * MUON_RATE, weight_decay=weight_decay
+        )
+        adamw = torch.optim.AdamW([{"params": others}], lr=learning_rate, weight_decay=0.0, fused=fused)
         return MuonWithAdamW(muon, adamw)
     groups: list[Group] = [
         {"params": matrices, "weight_decay": weight_decay},

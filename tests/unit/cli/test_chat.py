@@ -46,6 +46,11 @@ def test_the_answer_is_what_transformers_generates_and_is_streamed(chat, said, s
     assert answer == renderer.decode(made[0, len(prompt.token_ids) :].tolist())
 
 
+def test_an_image_that_is_not_there_is_refused_before_the_model_is_loaded(scene, tmp_path, capsys):
+    assert cli.main(["chat", str(tmp_path / "no-checkpoint"), "--image", str(tmp_path / "scen.png")]) == 2
+    assert "scen.png; did you mean scene.png?" in capsys.readouterr().err
+
+
 def test_a_dialogue_goes_on_until_it_begins_anew(chat, said, scene):
     converse(chat, ["Which letter?\n", "\n", "And now?\n"], said.append, scene)
     assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
@@ -121,4 +126,4 @@ def test_the_command_line_asks_once_and_exports(tiny_checkpoint, scene, tmp_path
     assert cli.main(["export", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "README.md").is_file()
     assert cli.main(["export", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty directory" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it; nothing here starts a run."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -152,3 +153,16 @@ def test_it_runs_as_a_module() -> None:
         [sys.executable, "-m", "posttrain.cli", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("posttrain ")
+
+
+@pytest.mark.parametrize("command", ["eval", "export", "chat"])
+@pytest.mark.parametrize("level", ["run", "run/sft"])
+def test_a_run_is_not_taken_for_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, level: str
+) -> None:
+    for step in (2, 10):
+        (tmp_path / f"run/sft/checkpoint-{step}").mkdir(parents=True)
+        os.utime(tmp_path / f"run/sft/checkpoint-{step}", (step, step))
+    rest = {"eval": ["--data", "markers_test"], "export": ["--output", str(tmp_path / "out")], "chat": []}
+    assert main([command, str(tmp_path / level), *rest[command]]) == 2
+    assert capsys.readouterr().err.endswith(f"the newest is {tmp_path}/run/sft/checkpoint-10\n")

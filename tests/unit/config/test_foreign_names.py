@@ -209,6 +209,9 @@ def reason_at(stage: dict[str, Any], key: tuple[str | int, ...]) -> str:
         (STAGES[0], "beta", "only dpo stages have it"),
         (STAGES[2], "eval_dataset", "only dpo and sft stages have it"),
         (STAGES[3], "eval_dataset", "only dpo and sft stages have it"),
+        (STAGES[3], "kl_loss_coef", "rl stages have no KL term"),
+        (STAGES[3], "entropy_coeff", "no entropy is rewarded"),
+        (STAGES[0], "load_in_4bit", "it is called lora.quantization"),
         (STAGES[3], "val_dataset", "it is called eval_dataset, and only dpo and sft stages have it"),
     ],
 )
@@ -222,3 +225,19 @@ def test_a_key_of_another_kind_of_stage_is_not_said_to_belong_here() -> None:
     for name in ALGORITHMS:
         hint = hint_at({"stage": "rl", "algorithm": {"name": name}}, ("stages", 0, "algorithm"), "beta")
         assert hint.startswith("only dpo stages have it; known here: group_size")
+
+
+def test_a_stage_is_not_sent_to_the_key_of_another_stage_of_the_run() -> None:
+    """As the one before, where the run has a stage of the other kind as well, before or after."""
+    stages = [
+        {"stage": "dpo", "data": DATA, "loss_type": "ipo"},
+        {"stage": "rl", "max_steps": 1, "algorithm": {"name": "sapo", "beta": 0.1, "kl_coef": 0.1}},
+        {"stage": "sft", "data": DATA, "max_steps": 1, "loss": {"beta": 1}, "group_size": 4},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        build_run(Document(RUN | {"stages": stages}, "run.yaml"))
+    hints = {problem.key: problem.remedy for problem in caught.value.problems}
+    assert hints["stages[1].algorithm.beta"].startswith("only dpo stages have it")
+    assert hints["stages[1].algorithm.kl_coef"].startswith("rl stages have no KL term")
+    assert hints["stages[2].loss.beta"].startswith("only dpo stages have it")
+    assert "belongs in" not in hints["stages[2].group_size"]

@@ -337,7 +337,7 @@ def test_export_of_a_whole_model_leaves_the_training_state_behind(tiny_checkpoin
     export(source, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {path.name for path in tiny_checkpoint.iterdir()} | {"README.md"}
-    with pytest.raises(ExportError, match="is not empty"):
+    with pytest.raises(ExportError, match="is not an empty directory"):
         export(source, tmp_path / "out")
     with pytest.raises(ExportError, match="is no checkpoint"):
         export(tmp_path, tmp_path / "other")

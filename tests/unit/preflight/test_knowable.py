@@ -343,6 +343,23 @@ def test_more_tokens_than_the_model_takes(look, folder, config, count):
         assert "own can take (4,096, max_position_embeddings)" in problem
 
 
+@pytest.mark.parametrize(
+    ("rollout", "problems"),
+    [({}, 1), ({"rollout": {"max_length": 5000}}, 1), ({"rollout": {"max_length": 4096}}, 0)],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_an_evaluation_longer_than_the_model_takes(look, folder, own, rollout, problems):
+    """Also where the evaluation says nothing, and no rl stage has a length that it would share."""
+    model = checkpoint(folder, WEIGHTS, TOKENS, IMAGES, text_config={"max_position_embeddings": 4096})
+    stages = [sft()] if own else [{"stage": "tiny_model", "max_steps": 1}, sft()]
+    evaluation = {"tasks": [{"data": "prompts"}]} | rollout
+    found = look(*stages, model=model if own else {}, evaluation=evaluation).problems
+    assert len(found) == problems
+    for problem in found:
+        assert problem.key == "evaluation.rollout.max_length"
+        assert problem.remedy == "write at most 4096"
+
+
 def test_a_checkpoint_of_a_curation(look, folder):
     checkpoint(folder, TOKENS, IMAGES)
     step = {"filter": "domain", "endpoint": "own"}

@@ -173,11 +173,25 @@ def test_check_exits_with_1_on_a_finding(folder: Path, capsys: pytest.CaptureFix
     assert "✗ right answers get full marks (1)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["1st", "for", "a-b", "", "../up"])
-def test_names_that_are_no_functions_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SkeletonError):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "cannot name a Python function") for name in ("1st", "a-b", "", "../up")),
+        ("for", "a word of Python's own"),
+        ("answer_accuracy", "there is a reward 'answer_accuracy' already"),
+        ("math", "there is a reward 'math' already"),
+        *((name, f"which {name}.py would hide") for name in ("json", "datetime", "sys", "torch", "rewards")),
+    ],
+)
+def test_names_that_cannot_be_a_reward_are_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(SkeletonError, match=re.escape(reason)):
         write_skeleton(name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_samples_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(SampleError, match=r"there is no such file; did you mean samples\.jsonl\?"):
+        read_samples(folder / "sample.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -82,3 +82,16 @@ def test_the_state_of_another_optimizer_is_refused(tiny_checkpoint: Path, tmp_pa
     again, other = trainee(tiny_checkpoint, "muon")
     with pytest.raises(StateError, match=r"/state holds the state of AdamW, not of MuonWithAdamW: set"):
         load_state(tmp_path, again, other)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6,)])
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_an_optimiser_of_one_kind_of_parameters_alone(name: OptimizerName, shape: tuple[int, ...]) -> None:
+    """Adapters are matrices alone; what norms are trained alone are vectors."""
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(torch.ones(shape))
+    optimizer = build_optimizer([module], name, 0.1, 0.0)
+    module.weight.grad = torch.ones(shape)
+    optimizer.step()
+    assert (module.weight < 1.0).all()
+    build_optimizer([module], name, 0.1, 0.0).load_state_dict(optimizer.state_dict())
