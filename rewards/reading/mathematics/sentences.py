@@ -69,6 +69,11 @@ _CHANGED_AFTER = re.compile(
     r"|minus|plus|times|root|squared|short|give|half|halves|dozen|hundreds?|thousands?|millions?|pi|cannot|but|error|while"
     r"|instead|rather|would|could|should|might|hypothe\w+|assum\w+|left over|remainder)\b|n['’]t\b"
 )
+#: «72 divided by the number of days» is a computation left undone.
+_COMPUTED = re.compile(
+    r" (?:divided|multiplied|raised|added|subtracted|squared|cubed|reduced|increased|decreased)\b",
+    re.IGNORECASE,
+)
 _WORD_END = re.compile(r"[A-Za-z](?= |$|[.,!])")
 _MOST_UNIT_WORDS = 3
 _CLAUSE = re.compile(r"[^.,;:。，；：\n]{1,60}")
@@ -110,6 +115,8 @@ def formulas(answer: str) -> list[str]:
     number = _NUMBER.search(text, text.rfind(tail)) if tail else _NUMBER.search(text)
     if number and taken_back(text, number.start(), number.end()):
         return [] if _WORD.search(_NO_WORD.sub(" ", text)) else [text]
+    if number and _PLAIN_WORDS.fullmatch(text, number.end()) and _COMPUTED.match(text, number.end()):
+        return []
     return [text, tail] if tail else [text]
 
 

@@ -367,6 +367,7 @@ def test_words_after_the_number_of_a_sentence_change_nothing(sentence: str, numb
     [
         "The car goes 20 km per hour on the road.", "So she sold 20 hundred clips in April and May.",
         "She sold 20 clips and five pens in April.", "She did not sell 20 clips in April and May.",
+        "The price is 20 divided by the number of days", "It is 20 raised to the third power",
         "It is 20 times as long as the other one", "There are 20 clips or so in April",
     ],
 )  # fmt: skip
