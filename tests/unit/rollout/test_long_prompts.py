@@ -65,7 +65,10 @@ def config_of(folder: Path, tasks: Sequence[tuple[str, float]] = (("rows", 1.0),
             "base_dir": str(folder),
             "model": {"name_or_path": "some/model", "family": "qwen3_vl"},
             "stages": [stage],
-            "evaluation": {"tasks": [{"data": "rows", "rewards": rewards}], "rollout": rollout},
+            "evaluation": {
+                "tasks": [{"name": "held_out", "data": "rows", "rewards": rewards}],
+                "rollout": rollout,
+            },
         }
     )
 

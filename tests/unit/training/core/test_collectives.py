@@ -48,7 +48,7 @@ TRAINED = {
     "all without checkpointing": Trained(tower=True, merger=True, checkpointing=False),
     "tower and language model": Trained(tower=True),
     "adapters": Trained(lora=r".*language_model.*\.q_proj"),
-    "adapters everywhere": Trained(lora=EVERYWHERE),
+    "adapters everywhere": Trained(tower=True, merger=True, lora=EVERYWHERE),
     "nothing": Trained(language_model=False),
 }
 CASES = [
