@@ -24,6 +24,9 @@ from posttrain.run.metric_names import (
     ENTROPY,
     EPISODE_TOOL_CALLS,
     GRAD_NORM,
+    HELD_OUT,
+    HELD_OUT_LOSS,
+    HELD_OUT_PREFERRED,
     LOSS,
     REWARD_MEAN,
     TIME_STEP,
@@ -32,7 +35,10 @@ from posttrain.run.record import ADAPTERS, RESOLVED, AdaptersRecord
 from posttrain.run.rows import METRICS, METRICS_KEYS, MetricsRow, RowError, parse_row, row_line
 
 #: Figures worth a place on the console, the most telling first; what ends in `/` begins several names.
-SHOWN = (REWARD_MEAN, LOSS, ACCURACY, EPISODE_TOOL_CALLS, ENTROPY, GRAD_NORM, TIME_STEP)
+SHOWN = (
+    *(REWARD_MEAN, LOSS, HELD_OUT_LOSS, HELD_OUT_PREFERRED, ACCURACY),
+    *(EPISODE_TOOL_CALLS, ENTROPY, GRAD_NORM, TIME_STEP),
+)
 MAX_SHOWN = 4
 #: Seconds between lines where the console is a file or a pipe.
 LINE_INTERVAL = 10.0
@@ -164,11 +170,14 @@ class Console:
         """Show where the stage stands."""
         if stage != self._stage:
             self.start(stage, None)
-        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in _shown(metrics))
+        shown = _shown(metrics)
+        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+        # What is measured on held-out samples comes rarely, and is what one waits for.
+        awaited = step == self._total or any(name.startswith(HELD_OUT) for name in shown)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(figures)
-        elif step == self._total or time.monotonic() - self._last_line >= LINE_INTERVAL:
+        elif awaited or time.monotonic() - self._last_line >= LINE_INTERVAL:
             self._last_line = time.monotonic()
             of_total = f"/{self._total}" if self._total else ""
             self._stream.write(f"{stage}  step {step}{of_total}  {figures}".rstrip() + "\n")

@@ -122,6 +122,20 @@ def test_lines_where_there_is_no_terminal() -> None:
     ]
 
 
+def test_a_held_out_loss_is_shown_whenever_it_is_measured() -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    console.start("sft", 100)
+    console.log("sft", 0, {"eval_loss": 2.5})
+    for step in range(1, 11):
+        console.log("sft", step, {"loss": 0.5})
+    console.log("sft", 10, {"eval_loss": 1.25, "eval_left_out": 0.0})
+    assert stream.getvalue().splitlines() == [
+        "sft  step 0/100  eval_loss 2.5",
+        "sft  step 10/100  eval_loss 1.25",
+    ]
+
+
 def test_a_stage_that_was_not_announced_gets_lines_too() -> None:
     stream = io.StringIO()
     Console(stream).log("rl", 7, {"entropy": 1.5})
