@@ -88,11 +88,10 @@ def test_only_with_the_token_and_only_the_run_s_rewards(server: RewardServer) ->
             RewardClient(server.url, server.token).score([{"name": name}], episodes("1/2"))
 
 
-def test_wrong_parameters_are_errors_of_each_sample(server: RewardServer) -> None:
+def test_a_misspelt_parameter_is_refused_with_the_nearest_one(server: RewardServer) -> None:
     specs = [{"name": "mine.py:neatness", "params": {"longst": 3}}]
-    (result,) = RewardClient(server.url, server.token).score(specs, episodes("1/2"))
-    assert result.total is None
-    assert "longst" in result.errors["mine.py:neatness"]
+    with pytest.raises(RewardRequestRefused, match="422.*'longst'; did you mean 'longest'"):
+        RewardClient(server.url, server.token).score(specs, episodes("1/2"))
 
 
 def test_raw_attacks_leave_it_alive(server: RewardServer) -> None:
