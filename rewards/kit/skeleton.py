@@ -61,7 +61,7 @@ class SkeletonError(ValueError):
 
 def _is_module(name: str) -> bool:
     """Tell whether Python or an installed package has a top-level module of a name."""
-    if name in sys.stdlib_module_names:
+    if name in sys.stdlib_module_names or name in ("posttrain", "rewards", "tools_env"):
         return True
     here = {"", str(Path.cwd())}
     elsewhere = [place for place in sys.path if place not in here]

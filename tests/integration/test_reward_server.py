@@ -90,7 +90,7 @@ def test_only_with_the_token_and_only_the_run_s_rewards(server: RewardServer) ->
 
 def test_a_misspelt_parameter_is_refused_with_the_nearest_one(server: RewardServer) -> None:
     specs = [{"name": "mine.py:neatness", "params": {"longst": 3}}]
-    with pytest.raises(RewardRequestRefused, match="422.*'longst'; did you mean 'longest'"):
+    with pytest.raises(RewardRequestRefused, match=r"422.*'longst'; did you mean 'longest'"):
         RewardClient(server.url, server.token).score(specs, episodes("1/2"))
 
 

@@ -107,9 +107,12 @@ def test_a_ground_truth_that_is_no_option_is_an_error_and_none_does_not_apply() 
     "answer", ["A , B , " * 100 + "!", "( A ) " * 150 + "!", "A" * 900, "A. " * 300, "\\boxed{" * 5000]
 )
 def test_hostile_texts_cost_nothing(answer: str) -> None:
-    begun = time.thread_time()
-    assert score("B", answer, CITIES) == 0.0
-    assert time.thread_time() - begun < 1
+    taken = []
+    for _ in range(3):  # a collection of a large process's garbage may fall into one of them
+        begun = time.thread_time()
+        assert score("B", answer, CITIES) == 0.0
+        taken.append(time.thread_time() - begun)
+    assert min(taken) < 1
 
 
 TEXTS = [
