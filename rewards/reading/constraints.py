@@ -5,11 +5,11 @@ A constraint is an object with a `type`, mostly a `value`, and for some types op
 `rewards.reading.constraint_checks`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from posttrain.files.nearest import nearest
 from posttrain.files.strict_json import JsonError, parse_json
 from rewards.reading import constraint_checks as checks
 from rewards.reading import units
@@ -155,8 +155,8 @@ def _read(item: object) -> Constraint:
     if not isinstance(item, dict) or not isinstance(kind := item.get("type"), str):
         raise ValueError(f"the constraint {str(item)[:80]!r} is no object with a type; correct the dataset")
     if kind not in CHECKS:
-        near = difflib.get_close_matches(kind, CHECKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(CHECKS))}"
+        near = nearest(kind, CHECKS)
+        hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(sorted(CHECKS))}"
         raise ValueError(f"unknown constraint {kind!r}{hint}")
     check = CHECKS[kind]
     given = {key: value for key, value in item.items() if value is not None}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 
 from posttrain.config.data import FORMAT_COLUMNS
 from posttrain.data.formats.errors import DataError
-from posttrain.data.formats.keys import SIZE_KEYS, VIDEO_KEYS, in_words, is_empty, nearest
+from posttrain.data.formats.keys import SIZE_KEYS, VIDEO_KEYS, in_words, is_empty, nearest_key
 from posttrain.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 #: Columns that rewards of this package or of others read, and those that data sets of questions have.
@@ -140,7 +140,7 @@ def _suspicion(name: str) -> str:
         return "learned"
     if single & _ABOUT:
         return ""
-    if nearest(name, _READ):
+    if nearest_key(name, _READ):
         return "meant"
     whole = name.lower()
     return "shown" if single & set(_SHOWN) or any(word in whole for word in _LONG) else ""
@@ -191,7 +191,7 @@ def _hint(name: str, value: object, format_name: str) -> str:
     others = sorted(
         other for other, names in FORMAT_COLUMNS.items() if name in names and other != format_name
     )
-    if meant := nearest(name, own):
+    if meant := nearest_key(name, own):
         return f"did you mean {meant!r}?"
     if others:
         return f"format: {'openai' if 'openai' in others else others[0]} reads it"

@@ -4,10 +4,10 @@ A key that nobody reads would be lost in silence, so a row that has one is broke
 says nothing (a merged Parquet file gives every object every key) and is passed over.
 """
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 
 from posttrain.data.formats.errors import DataError
+from posttrain.files.nearest import nearest
 
 #: Of a message in the canonical form.
 MESSAGE_KEYS = frozenset({"role", "content", "train"})
@@ -95,7 +95,7 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
-def nearest(name: str, known: Collection[str]) -> str:
+def nearest_key(name: str, known: Collection[str]) -> str:
     """Return the known name that another was probably meant to be; "" if there is none.
 
     Case, underscores and an `s` at the end make no difference.
@@ -103,8 +103,8 @@ def nearest(name: str, known: Collection[str]) -> str:
     names = {_bare(other): other for other in sorted(known)}
     if found := names.get(_bare(name)):
         return found
-    close = difflib.get_close_matches(_bare(name), names, n=1, cutoff=0.81)
-    return names[close[0]] if close else ""
+    near = nearest(_bare(name), names, cutoff=0.81)
+    return "" if near is None else names[near]
 
 
 def _bare(name: str) -> str:
@@ -116,6 +116,6 @@ def _hint(key: str, read: Collection[str], canonical: bool) -> str:
         return f"images and videos of all rows are resized alike, by {SIZE_KEYS[key]} in the recipe"
     if canonical and key in _READ_BY:
         return f"format: {_READ_BY[key]} reads it"
-    if meant := next((name for name in _MEANT.get(key, ()) if name in read), "") or nearest(key, read):
+    if meant := next((name for name in _MEANT.get(key, ()) if name in read), "") or nearest_key(key, read):
         return f"did you mean {meant!r}?"
     return f"read are {', '.join(sorted(read))}"

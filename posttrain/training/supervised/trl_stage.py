@@ -126,9 +126,9 @@ class StageTrainer(Trainer, ABC):
             )
         return self.optimizer
 
+    @abstractmethod
     def measure_held_out(self) -> dict[str, float]:
         """Return the figures of the held-out rows, each measured exactly once; every rank takes its share."""
-        raise NotImplementedError(f"{type(self).__name__} has no held-out rows")
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Measure the held-out rows, and log the figures."""
