@@ -1,7 +1,7 @@
 """The words that every part shares: messages, boxes, samples, trajectories and scores.
 
-This module imports only the standard library, so that reward and tool plugins can use it without
-loading torch. Everything here is plain data that survives a round trip through JSON.
+It imports only the standard library, so that plugins can use it without loading torch. Everything here is
+plain data that survives a round trip through JSON.
 """
 
 import math
@@ -308,8 +308,7 @@ class RewardInput:
         columns: The sample's other columns.
         tool_calls: Every call of the episode, in order.
         truncated: Whether the episode ended at a length or turn limit.
-        completion_ids: The token ids that the model sampled, in order over all its turns and without
-            observations; empty where nobody knows them.
+        completion_ids: The token ids sampled in all turns, in order; empty where nobody knows them.
     """
 
     prompt: tuple[Message, ...]
@@ -361,18 +360,19 @@ class TrajectoryImage:
 class Trajectory:
     """The ledger of one episode: which tokens it has, and which of them the policy sampled.
 
-    The four lists have one entry per token. Ids are only ever appended: a turn that is decoded and
+    The five lists have one entry per token. Ids are only ever appended: a turn that is decoded and
     tokenised again may get other ids than were sampled, and training on those would be silently wrong.
 
     Attributes:
         sample_id: The prompt's id.
         task: Name of the task that the prompt came from.
-        group: Index of the prompt in its rollout batch, shared by the episodes of a group.
+        group: Index of the prompt in its rollout batch.
         episode: Index of the episode within its group.
         token_ids: [T] prompt, sampled and observation tokens, placeholders expanded.
         sampled: [T] True exactly where the policy sampled the token.
         logprobs: [T] the engine's log-prob where sampled, else 0.0.
-        versions: [T] the policy version where sampled, else -1.
+        versions: [T] the policy version whose weights sampled the token, else -1.
+        approximate: [T] True where keys and values of older weights were kept, so the log-prob is not exact.
         images: The images, in the order of their placeholders.
         prompt: The messages before the model's first turn.
         response: The turns that followed.
@@ -390,6 +390,7 @@ class Trajectory:
     sampled: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    approximate: list[bool] = field(default_factory=list)
     images: list[TrajectoryImage] = field(default_factory=list)
     prompt: tuple[Message, ...] = ()
     response: list[Message] = field(default_factory=list)

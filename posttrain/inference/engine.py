@@ -83,7 +83,9 @@ class Completion:
         token_ids: The sampled tokens, with the end-of-turn token if it was sampled.
         logprobs: Log-prob of each sampled token, under the model's own distribution at temperature 1.
         finish_reason: `stop` at the end-of-turn token, `length` at `max_tokens`.
-        version: The policy version that sampled them.
+        versions: The policy version whose weights sampled each token; weights may change within a turn.
+        approximate: Whether each log-prob is approximate, because keys and values that older weights had
+            computed were kept when the weights changed.
         top: The likeliest tokens at the place of each, if the request asked for them.
     """
 
@@ -91,7 +93,8 @@ class Completion:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
-    version: int
+    versions: list[int]
+    approximate: list[bool]
     top: TopTokens | None = None
 
 

@@ -205,7 +205,8 @@ class VllmEngine:
             token_ids=ids,
             logprobs=[flat.logprobs[place] for place in flat.start_indices],
             finish_reason=reason,
-            version=self._version,
+            versions=[self._version] * len(ids),
+            approximate=[False] * len(ids),
             top=_top_tokens(flat, request.top_logprobs) if request.top_logprobs else None,
         )
 

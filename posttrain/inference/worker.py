@@ -131,7 +131,7 @@ class InferenceWorker:
             )
         versions: list[int] = []
         while len(versions) < answers:
-            versions += [completion.version for completion in self.engine.step()]
+            versions += [completion.versions[-1] for completion in self.engine.step()]
         return versions[-1]
 
     def step_seconds(self) -> float:

@@ -22,15 +22,18 @@ def append_prompt(ledger: Trajectory, rendered: Rendered, messages: tuple[Messag
 def append_turn(ledger: Trajectory, completion: Completion, message: Message) -> None:
     """Append the tokens of a turn, exactly as the policy sampled them."""
     count = len(completion.token_ids)
-    if count == 0 or count != len(completion.logprobs):
+    told = (completion.logprobs, completion.versions, completion.approximate)
+    if count == 0 or any(len(each) != count for each in told):
         raise LedgerError(
-            f"{_name(ledger)}: the engine returned {count} tokens with {len(completion.logprobs)} log-probs;"
-            " every turn has at least one token, and every token a log-prob"
+            f"{_name(ledger)}: the engine returned {count} tokens with {len(completion.logprobs)} log-probs"
+            f" and {len(completion.versions)} versions; every turn has at least one token, and every token"
+            " a log-prob and a version"
         )
     ledger.token_ids += completion.token_ids
     ledger.sampled += [True] * count
     ledger.logprobs += completion.logprobs
-    ledger.versions += [completion.version] * count
+    ledger.versions += completion.versions
+    ledger.approximate += completion.approximate
     ledger.response.append(message)
 
 
@@ -47,6 +50,7 @@ def _append_context(ledger: Trajectory, rendered: Rendered) -> None:
     ledger.sampled += [False] * count
     ledger.logprobs += [0.0] * count
     ledger.versions += [-1] * count
+    ledger.approximate += [False] * count
     ledger.images += [
         TrajectoryImage(image.ref, start + image.offset, image.num_tokens) for image in rendered.images
     ]
@@ -64,7 +68,8 @@ def check_ledger(ledger: Trajectory, image_token_id: int, max_length: int) -> No
         LedgerError: If it is broken; the message names the trajectory and the token, and what to look at.
     """
     count = len(ledger.token_ids)
-    lengths = {len(ledger.sampled), len(ledger.logprobs), len(ledger.versions)}
+    told = (ledger.sampled, ledger.logprobs, ledger.versions, ledger.approximate)
+    lengths = {len(each) for each in told}
     if lengths != {count}:
         raise LedgerError(f"{_name(ledger)}: {count} tokens, but masks and log-probs of lengths {lengths}")
     if count > max_length:

@@ -236,6 +236,7 @@ def test_learners_learn_on_two_ranks_what_one_learns(
             advantage=(-1.2, 0.3, 0.9, 0.4, -0.5)[number],
             logprobs=[-5.0 * sampled for sampled in shown[kind].supervised],
             versions=[0 if sampled else -1 for sampled in shown[kind].supervised],
+            approximate=[False] * len(shown[kind].supervised),
         )
         for number, kind in enumerate(("text", "image", "images", "text", "image"))
     ]

@@ -86,7 +86,8 @@ class ScriptedEngine:
             token_ids=ids,
             logprobs=[-0.5] * len(ids),
             finish_reason=reason,
-            version=self.version,
+            versions=[self.version] * len(ids),
+            approximate=[False] * len(ids),
         )
 
     def _fault(self, name: str) -> bool:

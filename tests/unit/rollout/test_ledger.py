@@ -21,7 +21,15 @@ PAD = 9
 
 def turn(token_ids: list[int], logprobs: list[float]) -> Completion:
     """Make a turn that an engine of policy version 7 sampled."""
-    return Completion(id="a", token_ids=token_ids, logprobs=logprobs, finish_reason="stop", version=7)
+    count = len(token_ids)
+    return Completion(
+        id="a",
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason="stop",
+        versions=[7] * count,
+        approximate=[False] * count,
+    )
 
 
 @pytest.fixture

@@ -71,4 +71,5 @@ def trajectories(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
             p if s else 0.0 for p, s in zip([0.0, *logprobs], trajectory.sampled, strict=True)
         ]
         trajectory.versions = [0 if s else -1 for s in trajectory.sampled]
+        trajectory.approximate = [False] * len(trajectory.sampled)
     return made
