@@ -66,14 +66,14 @@ class OnPolicyRolloutConfig(RolloutConfig):
     on_publish: Literal["recompute", "keep"] = Field(
         default="recompute",
         description="What happens to answers that are half sampled when new weights arrive, where "
-        "max_staleness is above 0. `recompute`: the new weights read them again, and every log-prob is exact. "
+        "max_staleness is above 0. `recompute`: the new weights read them again, and log-probs are exact. "
         "`keep`: they go on from what the old weights computed; the log-probs that follow are approximate, "
         "and marked so.",
     )
     publish: Literal["adapter", "merged"] | None = Field(
         default=None,
-        description="How engines get adapters (LoRA): as an `adapter` beside the base weights, which is little "
-        "to send, or `merged` into them, which is faster to sample from on a CPU. If absent, merged on a CPU "
+        description="How engines get adapters (LoRA): as an `adapter` beside the base weights, little to "
+        "send, or `merged` into them, which is faster to sample from on a CPU. If absent, merged on a CPU "
         "and as an adapter on GPUs.",
     )
 
