@@ -219,8 +219,8 @@ class RlStage(LearningStage):
         if ahead and ahead >= self.max_steps:
             raise MisfitError(
                 "rollout.max_staleness",
-                f"{ahead} is no bound in a stage of {self.max_steps} steps: all of its prompts would be played "
-                "by its first weights",
+                f"{ahead} is no bound in a stage of {self.max_steps} steps: its first weights would play all "
+                "of its prompts",
                 "lower it: 1 or 2 keep engines and learners busy",
             )
         if self.rollout.publish is not None and self.lora is None:

@@ -74,8 +74,8 @@ STALENESS_MEAN = "staleness/mean"
 STALENESS_MAX = "staleness/max"
 STALENESS_SHARE = "staleness/share_"
 
-#: Seconds of a step and of its parts. A rollout's are from the start of its first episode to the end of its last;
-#: with staleness other steps are learned meanwhile.
+#: Seconds of a step and of its parts. A rollout's are from the start of its first episode to the end of its
+#: last; with staleness other steps are learned meanwhile.
 TIME = "time/"
 TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"

@@ -135,10 +135,10 @@ class StepWork(Protocol[T]):
 def run_paced(pacing: Pacing, work: StepWork[T], faults: tuple[type[Exception], ...]) -> None:
     """Play, learn and publish one step after another, as far ahead as the pacing permits.
 
-    A fault means that engine and learner are not of one mind: nothing has been learned from what they disagree
-    on. What was played since the publish before is then played again from its seeds, after another publish.
-    That repairs a publish that went wrong in an engine, and rare rounding errors of a CPU engine on an
-    overloaded machine (seen once in about 300 steps).
+    A fault means that an engine does not sample as the learner does; nothing has been learned from it. The
+    weights are published again, and all that is under way is played again from its seeds. That repairs a
+    publish that went wrong in an engine, and rare rounding errors of a CPU engine on an overloaded machine
+    (seen once in about 300 steps).
 
     Args:
         pacing: Where the stage stands.
