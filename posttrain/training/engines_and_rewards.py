@@ -87,6 +87,9 @@ class EnginesAndRewards:
             self._rewards = self._start_rewards()
         config = self._config
         family = infer_family(checkpoint) if origin else config.model.family
+        overlapping = max(
+            (stage.busy_beside_engines for stage in config.stages if stage.episodes == rollout), default=0
+        )
         setup = RolloutSetup(
             model=config.model.model_copy(update={"family": family}),
             checkpoint=checkpoint,
@@ -98,9 +101,15 @@ class EnginesAndRewards:
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
-            lockstep=not config.use_gpu,  # on a GPU the last bits depend on more than the batch
+            # On a GPU the last bits depend on more than the batch, as they do where weights change in flight.
+            lockstep=not (config.use_gpu or overlapping),
         )
-        return RolloutPool(setup, actors=rollout.actors, use_gpu=config.use_gpu)
+        return RolloutPool(
+            setup,
+            actors=rollout.actors,
+            use_gpu=config.use_gpu,
+            busy_beside=0 if config.use_gpu else overlapping,
+        )
 
     def _start_rewards(self) -> RewardAccess:
         """Start a reward server in a process of its own, which serves the run's rewards and no others."""

@@ -1,9 +1,7 @@
-"""The paced loop with real engines and learners: in turns it is the straight loop, ahead it keeps its bound."""
+"""The paced loop with real engines and learners: in turns the straight loop, ahead within its bound."""
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from posttrain.config import ModelConfig, RlStage, TaskConfig
 from posttrain.data.mixing import Mixture
 from posttrain.first_party import PLUGINS
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import PluginSettings
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
@@ -116,7 +113,7 @@ class Bench:
     """
 
     pool: RolloutPool
-    samples: list[Sample]
+    samples: Any
     start: Path
     folder: Path
     versions: Iterator[int] = field(default_factory=lambda: count(1))
