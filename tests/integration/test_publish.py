@@ -50,7 +50,6 @@ def learners(ray_cluster: None, talker: Path) -> Iterator[LearnerGroup]:
             "prompts_per_step": 4,
             "max_steps": 10,
             "learning_rate": 1e-3,
-            "per_device_batch_size": 8,
         }
     )
     group = LearnerGroup(ModelConfig(dtype="float32"), stage, talker, resume=False, use_gpu=False)
