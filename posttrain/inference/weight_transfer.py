@@ -1,0 +1,309 @@
+"""Weights on their way from the learners to the engines: where both meet, what is sent, and how it is packed.
+
+Learner rank 0 is rank 0 of a group, and the workers of every engine are the others. Tensors travel in an
+order that both know, several in a bucket, so that neither side ever holds a second copy of the model. Nothing
+here loads vLLM; its side of a transfer is `weight_transfer_engine`.
+"""
+
+import logging
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from posttrain.plugins import resolve
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["gloo", "nccl"]
+
+#: Bytes of a bucket: enough to keep a wire busy, and little beside a model.
+CPU_BUCKET_BYTES, GPU_BUCKET_BYTES = 32 << 20, 512 << 20
+#: Seconds in which everybody must have joined a group, and in which each bucket must have arrived.
+TRANSFER_TIMEOUT = 30.0
+
+#: The class that sends by each backend. That of GPUs needs vLLM, which takes seconds to load.
+SENDERS = {
+    "gloo": "posttrain.inference.weight_transfer:GlooSender",
+    "nccl": "posttrain.inference.weight_transfer_nccl:NcclSender",
+}
+
+
+class TransferError(RuntimeError):
+    """A transfer of weights failed; an engine that took part in it holds neither the old nor the new ones."""
+
+
+@dataclass(frozen=True)
+class TransferGroup:
+    """A group of learner rank 0 and the workers of engines.
+
+    Attributes:
+        backend: How tensors travel.
+        host: Address of rank 0's node, at which all of them meet.
+        port: Its port.
+        size: Number of ranks.
+        bucket_bytes: A bucket is closed as soon as it holds more than this.
+        rank: Rank of an engine's first worker.
+        key: Name of the group; no two groups have the same.
+        timeout: Seconds that joining and each bucket may take.
+    """
+
+    backend: Backend
+    host: str
+    port: int
+    size: int
+    bucket_bytes: int
+    rank: int = 0
+    key: str = ""
+    timeout: float = TRANSFER_TIMEOUT
+
+    def at(self, rank: int) -> "TransferGroup":
+        """Return the group as an engine sees it whose first worker has this rank."""
+        return replace(self, rank=rank)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, type and shape of a tensor, as a checkpoint holds it.
+
+    Attributes:
+        name: Its name in a checkpoint.
+        dtype: Its type, such as "bfloat16".
+        shape: Its shape.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes of its values."""
+        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All tensors of a transfer, in the order in which they travel.
+
+    Attributes:
+        tensors: The tensors; tied ones are sent once.
+        tied: Names in a checkpoint that stand for one of the tensors, and are not sent.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    tied: frozenset[str] = frozenset()
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes of all values."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    def differences(self, expected: set[str]) -> list[str]:
+        """List the names that an engine expects and does not get, or gets and does not expect."""
+        sent = {tensor.name for tensor in self.tensors}
+        return sorted((sent ^ expected) - self.tied)
+
+
+def buckets(tensors: Sequence[TensorInfo], bucket_bytes: int) -> Iterator[list[TensorInfo]]:
+    """Divide tensors into buckets, the same on both sides."""
+    bucket: list[TensorInfo] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.num_bytes
+        if size > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def unpacked(buffer: Tensor, bucket: Sequence[TensorInfo]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a bucket's tensors with their names; they share the buffer's memory."""
+    parts = buffer.split([tensor.num_bytes for tensor in bucket])
+    for tensor, part in zip(bucket, parts, strict=True):
+        if part.storage_offset() % 8:  # behind a tensor of odd size; a view of wider type needs alignment
+            part = part.clone()
+        yield tensor.name, part.view(getattr(torch, tensor.dtype)).view(tensor.shape)
+
+
+def address_towards(host: str) -> str:
+    """Return the address of this machine by which it reaches another; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return probe.getsockname()[0]
+
+
+class Sender(Protocol):
+    """Learner rank 0's end of a group."""
+
+    group: TransferGroup
+
+    def join(self) -> None:
+        """Wait until every engine has joined.
+
+        Raises:
+            TransferError: If one of them does not in time.
+        """
+        ...
+
+    def send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Send tensors to all engines.
+
+        Args:
+            manifest: What is sent.
+            tensors: The tensors, in the manifest's order.
+
+        Raises:
+            TransferError: If an engine died or stalled. The group is then of no more use.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+def open_sender(backend: Backend, host: str, size: int, timeout: float = TRANSFER_TIMEOUT) -> Sender:
+    """Open a group at a free port of this node.
+
+    Args:
+        backend: How tensors are to travel.
+        host: This node's address, as the engines reach it.
+        size: Number of ranks, this one included.
+        timeout: Seconds that joining and each bucket may take.
+    """
+    kind = resolve(SENDERS[backend], "posttrain.weight_senders", type)
+    return kind(host, size, timeout)
+
+
+class GlooGroup:
+    """A process's place in a group that broadcasts from rank 0 over sockets, on CPUs.
+
+    Args:
+        group: The group.
+        rank: This process's rank.
+        store: Where the ranks meet.
+
+    Raises:
+        TransferError: If the others do not join in time.
+    """
+
+    def __init__(self, group: TransferGroup, rank: int, store: "dist.Store") -> None:
+        self._group = group
+        options = dist.ProcessGroupGloo._Options()
+        # By default gloo listens at whatever address the host's name stands for, often the loopback's.
+        options._devices = [
+            dist.ProcessGroupGloo.create_device(hostname=address_towards(group.host), lazy_init=False)
+        ]
+        options._timeout = timedelta(seconds=group.timeout)
+        prefix = dist.PrefixStore(group.key, store)
+        try:
+            self._gloo = dist.ProcessGroupGloo(prefix, rank, group.size, options)
+        except RuntimeError as error:
+            raise TransferError(
+                f"not all {group.size} members of the weight transfer met at {group.host}:{group.port}"
+                f" within {group.timeout:g} s: {_first_line(error)}"
+            ) from error
+
+    def broadcast(self, buffer: Tensor) -> "dist.Work":
+        """Begin to send a buffer from rank 0, or to receive it."""
+        return self._gloo.broadcast([buffer], dist.BroadcastOptions())
+
+    def wait(self, work: "dist.Work", sent: int, total: int) -> None:
+        """Wait until a buffer has been sent or received.
+
+        Args:
+            work: What `broadcast` returned.
+            sent: Bytes of all buffers up to this one.
+            total: Bytes of all buffers.
+
+        Raises:
+            TransferError: If another member died or stalled.
+        """
+        try:
+            work.wait(timedelta(seconds=self._group.timeout))
+        except RuntimeError as error:
+            raise TransferError(
+                f"the weight transfer broke off at {sent:,} of {total:,} bytes, because a member of its group"
+                f" died or stalled for {self._group.timeout:g} s: {_first_line(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._gloo.shutdown()
+
+
+class GlooSender:
+    """Sends by gloo; see `Sender` and `open_sender`."""
+
+    def __init__(self, host: str, size: int, timeout: float) -> None:
+        limit = timedelta(seconds=timeout)
+        # A store that waits for the others in its constructor would do so before they know its port.
+        self._store = dist.TCPStore(host, 0, None, is_master=True, timeout=limit, wait_for_workers=False)
+        self.group = TransferGroup(
+            "gloo", host, self._store.port, size, CPU_BUCKET_BYTES, key=uuid.uuid4().hex, timeout=timeout
+        )
+        self._gloo: GlooGroup | None = None
+
+    def join(self) -> None:
+        """Wait until every engine has joined."""
+        self._gloo = GlooGroup(self.group, 0, self._store)
+
+    def send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Send tensors to all engines, packing one bucket while another is on its way."""
+        assert self._gloo is not None
+        total, sent = manifest.num_bytes, 0
+        under_way: tuple[dist.Work, Tensor, int] | None = None
+        for bucket in buckets(manifest.tensors, self.group.bucket_bytes):
+            buffer = _packed(bucket, tensors)
+            sent += len(buffer)
+            if under_way is not None:
+                self._gloo.wait(under_way[0], under_way[2], total)
+            under_way = self._gloo.broadcast(buffer), buffer, sent
+        if under_way is not None:
+            self._gloo.wait(under_way[0], under_way[2], total)
+        if extra := next(tensors, None):
+            raise TransferError(f"the learner holds a tensor that it did not announce: {extra[0]}")
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._gloo is not None:
+            self._gloo.close()
+            self._gloo = None
+
+
+def _packed(bucket: Sequence[TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> Tensor:
+    """Copy the next tensors into a bucket's buffer.
+
+    Raises:
+        TransferError: If they are others than were announced.
+    """
+    buffer = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
+    place = 0
+    for info in bucket:
+        name, tensor = next(tensors, ("nothing", torch.empty(0)))
+        if (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) != (
+            info.name,
+            info.dtype,
+            info.shape,
+        ):
+            raise TransferError(
+                f"the learner announced {info.name} as {info.dtype} {info.shape}, and holds {name} as"
+                f" {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        values = tensor.contiguous().view(-1).view(torch.uint8)
+        buffer[place : place + len(values)] = values
+        place += len(values)
+    return buffer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
