@@ -46,6 +46,7 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates, load_policy
 from posttrain.training.core.sharding import reduce_over_replicas, shard
 from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.core.whole_weights import WholeWeights
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.types import Trajectory
 
@@ -300,6 +301,11 @@ class Learner:
             UPDATE_SKIPPED: float(self.updates.take_skipped()),
         }
         return metrics | self.objective.metrics(pieces, tokens)
+
+    @property
+    def weights(self) -> WholeWeights:
+        """The present weights as engines take them; every rank iterates over them together."""
+        return WholeWeights(self.model)
 
     def write_weights(self, directory: Path) -> None:
         """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
