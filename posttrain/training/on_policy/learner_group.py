@@ -1,7 +1,6 @@
 """The learners of all ranks, as Ray actors: started together, called together, waited for with a limit."""
 
 import os
-import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,16 +8,17 @@ from typing import TypeVar
 
 import ray
 import torch
-import torch.distributed as dist
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from torch.distributed import TCPStore
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.models.load import loaded_type
 from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
-from posttrain.training.core.distributed import process_group_backend, training_device
+from posttrain.training.core.distributed import training_device
+from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.weight_sync import make_folder
 from posttrain.types import Trajectory
@@ -48,26 +48,25 @@ class LearnerActor:
     def __init__(self, index: int, of: int, use_gpu: bool = False) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._index, self._of, self._device = index, of, training_device(use_gpu)
+        self._store: TCPStore | None = None
 
-    def free_address(self) -> str:
-        """Find an address of this machine at which the ranks can meet."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    def open_store(self) -> Rendezvous:
+        """Open the store at which the ranks meet; the first rank does."""
+        self._store, place = open_store(COLLECTIVE_TIMEOUT)
+        return place
 
     def start(
-        self, address: str, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
+        self, place: Rendezvous, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
     ) -> None:
         """Join the group and load the checkpoint."""
         if config.dtype == "float32":
             keep_float32_exact()
         if self._of > 1:
-            dist.init_process_group(
-                process_group_backend(self._device.type == "cuda"),
-                init_method=address,
-                rank=self._index,
-                world_size=self._of,
+            join_group(
+                *(place, self._index, self._of),
+                use_gpu=self._device.type == "cuda",
                 timeout=COLLECTIVE_TIMEOUT,
+                own=self._store,
             )
         self._learner = Learner(config, stage, checkpoint, resume, self._device)
 
@@ -107,9 +106,9 @@ class LearnerGroup:
     ) -> None:
         count = stage.num_workers
         self._actors = [Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu) for index in range(count)]
-        address = self._wait([self._actors[0].call(LearnerActor.free_address)], START_TIMEOUT)[0]
+        place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, address, config, stage, checkpoint, resume)
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume)
             for actor in self._actors
         ]
         self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
