@@ -5,21 +5,19 @@ order that both know, several in a bucket, so that neither side ever holds a sec
 here loads vLLM; its side of a transfer is `weight_transfer_engine`.
 """
 
-import logging
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from posttrain.plugins import resolve
-
-logger = logging.getLogger(__name__)
+from posttrain.run.node import listen
 
 Backend = Literal["gloo", "nccl"]
 
@@ -67,6 +65,19 @@ class TransferGroup:
         """Return the group as an engine sees it whose first worker has this rank."""
         return replace(self, rank=rank)
 
+    def init_info(self) -> dict[str, Any]:
+        """Return what vLLM's weight transfer is told at the start, in the words of the backend."""
+        if self.backend == "gloo":
+            return asdict(self)
+        return {
+            "master_address": self.host,
+            "master_port": self.port,
+            "rank_offset": self.rank,
+            "world_size": self.size,
+            "packed": True,
+            "packed_buffer_size_bytes": self.bucket_bytes,
+        }
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -105,6 +116,14 @@ class Manifest:
         """Number of bytes of all values."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
+    def update_info(self) -> dict[str, Any]:
+        """Return what vLLM's weight transfer is told before each update."""
+        return {
+            "names": [tensor.name for tensor in self.tensors],
+            "dtype_names": [tensor.dtype for tensor in self.tensors],
+            "shapes": [list(tensor.shape) for tensor in self.tensors],
+        }
+
     def differences(self, expected: set[str]) -> list[str]:
         """List the names that an engine expects and does not get, or gets and does not expect."""
         sent = {tensor.name for tensor in self.tensors}
@@ -136,7 +155,8 @@ def unpacked(buffer: Tensor, bucket: Sequence[TensorInfo]) -> Iterator[tuple[str
 
 def address_towards(host: str) -> str:
     """Return the address of this machine by which it reaches another; no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
         return probe.getsockname()[0]
 
@@ -190,21 +210,22 @@ class GlooGroup:
     Args:
         group: The group.
         rank: This process's rank.
-        store: Where the ranks meet.
+        own: The store at which the ranks meet, on rank 0.
 
     Raises:
         TransferError: If the others do not join in time.
     """
 
-    def __init__(self, group: TransferGroup, rank: int, store: "dist.Store") -> None:
+    def __init__(self, group: TransferGroup, rank: int, own: dist.TCPStore | None = None) -> None:
         self._group = group
+        self._store = own or _store_of(group)
         options = dist.ProcessGroupGloo._Options()
         # By default gloo listens at whatever address the host's name stands for, often the loopback's.
         options._devices = [
             dist.ProcessGroupGloo.create_device(hostname=address_towards(group.host), lazy_init=False)
         ]
         options._timeout = timedelta(seconds=group.timeout)
-        prefix = dist.PrefixStore(group.key, store)
+        prefix = dist.PrefixStore(group.key, self._store)
         try:
             self._gloo = dist.ProcessGroupGloo(prefix, rank, group.size, options)
         except RuntimeError as error:
@@ -236,6 +257,24 @@ class GlooGroup:
                 f" died or stalled for {self._group.timeout:g} s: {_first_line(error)}"
             ) from error
 
+    def receive(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[str, Tensor]]:
+        """Yield tensors as they arrive, while the next bucket is on its way.
+
+        Raises:
+            TransferError: If another member died or stalled.
+        """
+        total, received = sum(tensor.num_bytes for tensor in tensors), 0
+        coming: tuple[dist.Work, Tensor, list[TensorInfo]] | None = None
+        for bucket in [*buckets(tensors, self._group.bucket_bytes), None]:
+            here, coming = coming, None
+            if bucket is not None:
+                buffer = torch.empty(sum(tensor.num_bytes for tensor in bucket), dtype=torch.uint8)
+                coming = self.broadcast(buffer), buffer, bucket
+            if here is not None:
+                received += len(here[1])
+                self.wait(here[0], received, total)
+                yield from unpacked(here[1], here[2])
+
     def close(self) -> None:
         """Close the connections."""
         self._gloo.shutdown()
@@ -245,11 +284,17 @@ class GlooSender:
     """Sends by gloo; see `Sender` and `open_sender`."""
 
     def __init__(self, host: str, size: int, timeout: float) -> None:
-        limit = timedelta(seconds=timeout)
+        listener = listen(host)
+        port = listener.getsockname()[1]
         # A store that waits for the others in its constructor would do so before they know its port.
-        self._store = dist.TCPStore(host, 0, None, is_master=True, timeout=limit, wait_for_workers=False)
+        self._store = dist.TCPStore(
+            *(host, port, None, True),
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
         self.group = TransferGroup(
-            "gloo", host, self._store.port, size, CPU_BUCKET_BYTES, key=uuid.uuid4().hex, timeout=timeout
+            "gloo", host, port, size, CPU_BUCKET_BYTES, key=uuid.uuid4().hex, timeout=timeout
         )
         self._gloo: GlooGroup | None = None
 
@@ -259,6 +304,13 @@ class GlooSender:
 
     def send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Send tensors to all engines, packing one bucket while another is on its way."""
+        try:
+            self._send(manifest, tensors)
+        except TransferError:
+            self.close()  # the engines need not wait for what will not come
+            raise
+
+    def _send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
         assert self._gloo is not None
         total, sent = manifest.num_bytes, 0
         under_way: tuple[dist.Work, Tensor, int] | None = None
@@ -278,6 +330,21 @@ class GlooSender:
         if self._gloo is not None:
             self._gloo.close()
             self._gloo = None
+
+
+def _store_of(group: TransferGroup) -> dist.TCPStore:
+    """Connect to the store that rank 0 has opened."""
+    limit = timedelta(seconds=group.timeout)
+    try:
+        return dist.TCPStore(
+            *(group.host, group.port, None, False),
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        raise TransferError(
+            f"no learner waits for engines at {group.host}:{group.port}: {_first_line(error)}"
+        ) from error
 
 
 def _packed(bucket: Sequence[TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> Tensor:

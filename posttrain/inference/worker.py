@@ -10,9 +10,12 @@ from huggingface_hub import snapshot_download
 
 from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.inference.engine import Engine, Request
+from posttrain.inference.engine import Engine, Request, ScoreRequest
+from posttrain.inference.images import engine_images
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
+from posttrain.types import Trajectory
 
 R = TypeVar("R")
 
@@ -111,6 +114,26 @@ class InferenceWorker:
         """Load a checkpoint's weights; return the version now served."""
         self.engine.load_weights(path, version)
         return self.engine.version
+
+    def transfer_ranks(self) -> int:
+        """Return how many ranks the engine takes in a group that receives weights."""
+        return self.engine.transfer_ranks
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Join a group that receives weights from the learners; see `Engine.join_transfer`."""
+        self.engine.join_transfer(group.init_info())
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners as a version; see `Engine.receive_weights`."""
+        self.engine.receive_weights(manifest.update_info(), version)
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
+        requests = [
+            ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
+            for each in trajectories
+        ]
+        return self.engine.score(requests)
 
     def probe(self) -> int:
         """Generate one token, to prove that the engine works; return the version that sampled it."""

@@ -307,9 +307,19 @@ class Learner:
         """The present weights as engines take them; every rank iterates over them together."""
         return WholeWeights(self.model)
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
-        write_weights(self.model, directory)
+    @torch.no_grad()
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute the log-probs of the sampled tokens of each sequence under the present weights.
+
+        Args:
+            trajectories: The sequences, the same on every rank; each rank computes them all.
+        """
+        self.model.eval()
+        scores: list[list[float]] = []
+        for trajectory in trajectories:
+            logprobs, _ = self._logprobs([trajectory])
+            scores.append(logprobs.tolist())
+        return scores
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
