@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 
 from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.inference.engine import Engine, Request
+from posttrain.inference.engine import Engine, EngineUse, Request
 from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
 
@@ -36,6 +36,7 @@ class EngineFactory(Protocol):
         max_length: int,
         dtype: str,
         config: EngineConfig,
+        use: EngineUse,
     ) -> Engine:
         """Return an engine that serves the checkpoint as version 0."""
         ...
@@ -50,6 +51,7 @@ class EngineSetup:
         checkpoint: Directory with model and processor.
         engine_config: Memory and batch size of the engine.
         max_length: Most tokens of a dialogue.
+        use: What the run does with the engine beside sampling.
         engine: Reference of the engine's class; only the worker's process loads it, and vLLM with it.
     """
 
@@ -57,6 +59,7 @@ class EngineSetup:
     checkpoint: Path
     engine_config: EngineConfig
     max_length: int
+    use: EngineUse = EngineUse()  # noqa: RUF009 (frozen)
     engine: str = "posttrain.inference.vllm_engine:VllmEngine"
 
 
@@ -101,6 +104,7 @@ class InferenceWorker:
             max_length=setup.max_length,
             dtype=setup.model.dtype,
             config=setup.engine_config,
+            use=setup.use,
         )
         if published is not None:
             self.engine.load_weights(*published)

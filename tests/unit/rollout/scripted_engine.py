@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from posttrain.inference.engine import Completion, EngineError, Request
+from posttrain.inference.engine import Completion, Request, ScoreRequest
 
 ZOOM = (
     '<tool_call>\n{"name": "image_zoom_in_tool", "arguments":'
@@ -71,11 +71,28 @@ class ScriptedEngine:
         self._left.clear()
 
     def load_weights(self, path: Path, version: int) -> None:
-        if self.busy:
-            raise EngineError("busy")
         if self._fault("stall"):
             time.sleep(600)
         self.version = version
+
+    def join_transfer(self, group: Mapping[str, object]) -> None:
+        pass
+
+    def receive_weights(self, manifest: Mapping[str, object], version: int) -> None:
+        self.load_weights(Path(), version)
+
+    def load_adapter(self, path: Path, version: int) -> int:
+        self.load_weights(path, version)
+        return 1
+
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        return [[-0.5] * (len(sequence.token_ids) - 1) for sequence in sequences]
+
+    def sleep(self) -> None:
+        assert not self.busy
+
+    def wake(self) -> None:
+        pass
 
     def _complete(self, request: Request) -> Completion:
         _, reply = self._left.pop(request.id)
