@@ -8,6 +8,7 @@ here loads vLLM; its side of a transfer is `weight_transfer_engine`.
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, Protocol
@@ -35,6 +36,17 @@ SENDERS = {
 
 class TransferError(RuntimeError):
     """A transfer of weights failed; an engine that took part in it holds neither the old nor the new ones."""
+
+
+@contextmanager
+def as_transfer_error() -> Iterator[None]:
+    """Raise whatever is raised within this context as a TransferError, with its text."""
+    try:
+        yield
+    except TransferError:
+        raise
+    except Exception as error:
+        raise TransferError(str(error)[:500]) from error
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""vLLM's side of a weight transfer: a gloo engine beside vLLM's own, and the calls of a transfer.
+"""vLLM's side of a weight transfer on CPUs: a gloo engine beside vLLM's own, which need GPUs.
 
-vLLM's own engines (`nccl`, `ipc`) need GPUs. `gloo` is registered in every worker process, because vLLM
-imports the class of `WORKER_EXTENSION` there.
+Importing this registers it. Each of vLLM's worker processes does, since `vllm_worker` imports it.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -17,10 +17,6 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from posttrain.inference.weight_transfer import GlooGroup, TensorInfo, TransferError, TransferGroup
-
-#: Name of the class that vLLM adds to its workers; importing it registers the gloo engine.
-WORKER_EXTENSION = "posttrain.inference.weight_transfer_engine.TransferWorker"
-
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
@@ -94,16 +90,11 @@ if "gloo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("gloo", GlooTransferEngine)
 
 
-class TransferWorker:
-    """Methods that vLLM adds to each of its workers; called by `collective_rpc`."""
-
-    def abandon_weight_update(self) -> None:
-        """Put every layer back to where it was before an update that broke off, though not its values."""
-        worker: Any = self
-        worker._weight_update_active = False
-        for layer in worker.model_runner.get_model().modules():
-            info = get_layerwise_info(layer)
-            if info.can_load():
-                if info.kernel_tensors is not None:
-                    _place_kernel_tensors(layer, info)
-                info.reset()
+def abandon_update(model: nn.Module) -> None:
+    """Put every layer back to where it was before an update that broke off, though not its values."""
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            if info.kernel_tensors is not None:
+                _place_kernel_tensors(layer, info)
+            info.reset()

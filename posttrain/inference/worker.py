@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from huggingface_hub import snapshot_download
+from ray import ObjectRef
 
 from posttrain.config import EngineConfig, ModelConfig
+from posttrain.inference.adapters import AdapterFiles, AdapterFolder
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.inference.engine import Engine, Request, ScoreRequest
+from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
 from posttrain.inference.images import engine_images
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
@@ -39,6 +41,7 @@ class EngineFactory(Protocol):
         max_length: int,
         dtype: str,
         config: EngineConfig,
+        use: EngineUse,
     ) -> Engine:
         """Return an engine that serves the checkpoint as version 0."""
         ...
@@ -53,6 +56,7 @@ class EngineSetup:
         checkpoint: Directory with model and processor.
         engine_config: Memory and batch size of the engine.
         max_length: Most tokens of a dialogue.
+        use: What the run does with the engine beside sampling.
         engine: Reference of the engine's class; only the worker's process loads it, and vLLM with it.
     """
 
@@ -60,6 +64,7 @@ class EngineSetup:
     checkpoint: Path
     engine_config: EngineConfig
     max_length: int
+    use: EngineUse = EngineUse()  # noqa: RUF009 (frozen)
     engine: str = "posttrain.inference.vllm_engine:VllmEngine"
 
 
@@ -97,6 +102,7 @@ class InferenceWorker:
             The version served.
         """
         self.renderer = Renderer.from_config(setup.checkpoint, setup.model)
+        self._adapters = AdapterFolder()
         self.engine = resolve(setup.engine, "posttrain.engines", EngineFactory)(
             setup.checkpoint,
             self.renderer.end_token_id,
@@ -104,6 +110,7 @@ class InferenceWorker:
             max_length=setup.max_length,
             dtype=setup.model.dtype,
             config=setup.engine_config,
+            use=setup.use,
         )
         if published is not None:
             self.engine.load_weights(*published)
@@ -121,14 +128,20 @@ class InferenceWorker:
 
     def join_transfer(self, group: TransferGroup) -> None:
         """Join a group that receives weights from the learners; see `Engine.join_transfer`."""
-        self.engine.join_transfer(group.init_info())
+        self.engine.join_transfer(group)
 
     def receive_weights(self, manifest: Manifest, version: int) -> None:
         """Receive weights from the learners as a version; see `Engine.receive_weights`."""
-        self.engine.receive_weights(manifest.update_info(), version)
+        self.engine.receive_weights(manifest, version)
 
-    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
+        """Load an adapter as a version; see `Engine.load_adapter`. Ray replaces the reference by the files."""
+        assert isinstance(files, AdapterFiles)
+        return self.engine.load_adapter(self._adapters.write(files, version), version)
+
+    def score(self, trajectories: "Sequence[Trajectory] | ObjectRef[Sequence[Trajectory]]") -> list[list[float]]:
         """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
+        assert isinstance(trajectories, Sequence)
         requests = [
             ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
             for each in trajectories

@@ -45,7 +45,7 @@ PLUGIN_SIDE = (
 )
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "vllm": ("posttrain.inference.vllm_engine",),
+    "vllm": ("posttrain.inference",),
     "ray": (
         *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.run.node", "posttrain.run.placement"),
         *("posttrain.run.node_files", "posttrain.inference", "posttrain.training"),
