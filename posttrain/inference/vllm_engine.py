@@ -33,7 +33,8 @@ from posttrain.inference.vllm_inputs import (
     scoring_prompt,
 )
 from posttrain.inference.vllm_outputs import completion_of, scores_of
-from posttrain.inference.weight_transfer import Manifest, TransferError, TransferGroup, as_transfer_error
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
+from posttrain.inference.weight_transfer_engine import join_group, receive_tensors
 from posttrain.models.precision import keep_float32_exact
 
 #: vLLM's priorities, the smallest first.
@@ -193,34 +194,17 @@ class VllmEngine:
 
     def join_transfer(self, group: TransferGroup) -> None:
         """Connect every rank to the learners that will send weights; see `Engine.join_transfer`."""
-        with as_transfer_error():
-            self._engine.collective_rpc("init_weight_transfer_engine", args=(group.init_info(),))
+        join_group(self._engine, group)
 
     def receive_weights(self, manifest: Manifest, version: int) -> None:
-        """Receive weights from the learners; requests in flight go on with them.
-
-        Args:
-            manifest: What will be sent.
-            version: The policy version that these weights are.
-
-        Raises:
-            EngineError: If these are not the weights of the model in use.
-            TransferError: If they came in part only.
-        """
+        """Receive weights from the learners; requests in flight go on with them. See `Engine`."""
         if self._tensor_names and (other := manifest.differences(self._tensor_names)):
             raise EngineError(
                 "the learners send other tensors than those of the model in use; missing or added:"
                 f" {', '.join(other[:5])}"
             )
         self._half_loaded = version
-        try:
-            with as_transfer_error():
-                self._engine.collective_rpc("start_weight_update")
-                self._engine.collective_rpc("update_weights", args=(manifest.update_info(),))
-                self._engine.collective_rpc("finish_weight_update")
-        except TransferError:
-            self._engine.collective_rpc("abandon_weight_update")
-            raise
+        receive_tensors(self._engine, manifest)
         self._serve_new_weights(version)
 
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:

@@ -14,8 +14,9 @@ from datetime import timedelta
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import BroadcastOptions, ProcessGroupGloo, Work
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.plugins import resolve
 from posttrain.run.node import listen
@@ -228,29 +229,28 @@ class GlooGroup:
         TransferError: If the others do not join in time.
     """
 
-    def __init__(self, group: TransferGroup, rank: int, own: dist.TCPStore | None = None) -> None:
+    def __init__(self, group: TransferGroup, rank: int, own: TCPStore | None = None) -> None:
         self._group = group
         self._store = own or _store_of(group)
-        options = dist.ProcessGroupGloo._Options()
+        gloo: Any = ProcessGroupGloo  # torch's stubs know neither its options nor its collectives
+        options = gloo._Options()
         # By default gloo listens at whatever address the host's name stands for, often the loopback's.
-        options._devices = [
-            dist.ProcessGroupGloo.create_device(hostname=address_towards(group.host), lazy_init=False)
-        ]
+        options._devices = [gloo.create_device(hostname=address_towards(group.host), lazy_init=False)]
         options._timeout = timedelta(seconds=group.timeout)
-        prefix = dist.PrefixStore(group.key, self._store)
+        prefix = PrefixStore(group.key, self._store)
         try:
-            self._gloo = dist.ProcessGroupGloo(prefix, rank, group.size, options)
+            self._gloo = gloo(prefix, rank, group.size, options)
         except RuntimeError as error:
             raise TransferError(
                 f"not all {group.size} members of the weight transfer met at {group.host}:{group.port}"
                 f" within {group.timeout:g} s: {_first_line(error)}"
             ) from error
 
-    def broadcast(self, buffer: Tensor) -> "dist.Work":
+    def broadcast(self, buffer: Tensor) -> Work:
         """Begin to send a buffer from rank 0, or to receive it."""
-        return self._gloo.broadcast([buffer], dist.BroadcastOptions())
+        return self._gloo.broadcast([buffer], BroadcastOptions())
 
-    def wait(self, work: "dist.Work", sent: int, total: int) -> None:
+    def wait(self, work: Work, sent: int, total: int) -> None:
         """Wait until a buffer has been sent or received.
 
         Args:
@@ -276,7 +276,7 @@ class GlooGroup:
             TransferError: If another member died or stalled.
         """
         total, received = sum(tensor.num_bytes for tensor in tensors), 0
-        coming: tuple[dist.Work, Tensor, list[TensorInfo]] | None = None
+        coming: tuple[Work, Tensor, list[TensorInfo]] | None = None
         for bucket in [*buckets(tensors, self._group.bucket_bytes), None]:
             here, coming = coming, None
             if bucket is not None:
@@ -299,7 +299,7 @@ class GlooSender:
         listener = listen(host)
         port = listener.getsockname()[1]
         # A store that waits for the others in its constructor would do so before they know its port.
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             *(host, port, None, True),
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
@@ -325,17 +325,18 @@ class GlooSender:
     def _send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
         assert self._gloo is not None
         total, sent = manifest.num_bytes, 0
-        under_way: tuple[dist.Work, Tensor, int] | None = None
+        announced = check_announced(manifest, tensors)
+        under_way: tuple[Work, Tensor, int] | None = None
         for bucket in buckets(manifest.tensors, self.group.bucket_bytes):
-            buffer = _packed(bucket, tensors)
+            buffer = _packed(bucket, announced)
             sent += len(buffer)
             if under_way is not None:
                 self._gloo.wait(under_way[0], under_way[2], total)
             under_way = self._gloo.broadcast(buffer), buffer, sent
         if under_way is not None:
             self._gloo.wait(under_way[0], under_way[2], total)
-        if extra := next(tensors, None):
-            raise TransferError(f"the learner holds a tensor that it did not announce: {extra[0]}")
+        for _ in announced:  # raises if there are more than was announced
+            pass
 
     def close(self) -> None:
         """Leave the group."""
@@ -344,11 +345,11 @@ class GlooSender:
             self._gloo = None
 
 
-def _store_of(group: TransferGroup) -> dist.TCPStore:
+def _store_of(group: TransferGroup) -> TCPStore:
     """Connect to the store that rank 0 has opened."""
     limit = timedelta(seconds=group.timeout)
     try:
-        return dist.TCPStore(
+        return TCPStore(
             *(group.host, group.port, None, False),
             timeout=limit,
             wait_for_workers=False,
@@ -359,25 +360,32 @@ def _store_of(group: TransferGroup) -> dist.TCPStore:
         ) from error
 
 
-def _packed(bucket: Sequence[TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> Tensor:
-    """Copy the next tensors into a bucket's buffer.
+def check_announced(
+    manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors, if they are those of a manifest.
 
     Raises:
-        TransferError: If they are others than were announced.
+        TransferError: If they are others.
     """
+    for info in manifest.tensors:
+        name, tensor = next(tensors, ("nothing", torch.empty(0)))
+        found = TensorInfo(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        if found != info:
+            raise TransferError(
+                f"the learner announced {info.name} as {info.dtype} {info.shape}, and holds {found.name} as"
+                f" {found.dtype} {found.shape}"
+            )
+        yield name, tensor
+    if extra := next(tensors, None):
+        raise TransferError(f"the learner holds a tensor that it did not announce: {extra[0]}")
+
+
+def _packed(bucket: Sequence[TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> Tensor:
+    """Copy the next tensors into a bucket's buffer."""
     buffer = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
     place = 0
-    for info in bucket:
-        name, tensor = next(tensors, ("nothing", torch.empty(0)))
-        if (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) != (
-            info.name,
-            info.dtype,
-            info.shape,
-        ):
-            raise TransferError(
-                f"the learner announced {info.name} as {info.dtype} {info.shape}, and holds {name} as"
-                f" {tensor.dtype} {tuple(tensor.shape)}"
-            )
+    for _, (_, tensor) in zip(bucket, tensors, strict=False):
         values = tensor.contiguous().view(-1).view(torch.uint8)
         buffer[place : place + len(values)] = values
         place += len(values)

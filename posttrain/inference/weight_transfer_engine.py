@@ -1,12 +1,13 @@
-"""vLLM's side of a weight transfer on CPUs: a gloo engine beside vLLM's own, which need GPUs.
+"""vLLM's side of a weight transfer, and for CPUs a gloo engine beside vLLM's own, which need GPUs.
 
-Importing this registers it. Each of vLLM's worker processes does, since `vllm_worker` imports it.
+Importing this registers the engine. Each of vLLM's worker processes does, since `vllm_worker` imports it.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
+from vllm import LLMEngine
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -16,7 +17,15 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
-from posttrain.inference.weight_transfer import GlooGroup, TensorInfo, TransferError, TransferGroup
+from posttrain.inference.weight_transfer import (
+    GlooGroup,
+    Manifest,
+    TensorInfo,
+    TransferError,
+    TransferGroup,
+    as_transfer_error,
+)
+
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
@@ -72,7 +81,8 @@ class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """Receive and load tensors, loading one bucket while the next is on its way."""
         if self._joined is None:
             raise TransferError("the engine was asked to receive weights before it had joined a group")
-        self.model.load_weights(self._joined.receive(_tensors(update_info)))
+        model: Any = self.model
+        model.load_weights(self._joined.receive(_tensors(update_info)))
 
     def shutdown(self) -> None:
         """Leave the group."""
@@ -88,6 +98,32 @@ def _tensors(update: GlooUpdateInfo) -> list[TensorInfo]:
 
 if "gloo" not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine("gloo", GlooTransferEngine)
+
+
+def join_group(engine: LLMEngine, group: TransferGroup) -> None:
+    """Have every worker of an engine join a group.
+
+    Raises:
+        TransferError: If the others do not join in time.
+    """
+    with as_transfer_error():
+        engine.collective_rpc("init_weight_transfer_engine", args=(group.init_info(),))
+
+
+def receive_tensors(engine: LLMEngine, manifest: Manifest) -> None:
+    """Have every worker of an engine receive its part of a model's weights.
+
+    Raises:
+        TransferError: If they came in part only; another update can then begin.
+    """
+    try:
+        with as_transfer_error():
+            engine.collective_rpc("start_weight_update")
+            engine.collective_rpc("update_weights", args=(manifest.update_info(),))
+            engine.collective_rpc("finish_weight_update")
+    except TransferError:
+        engine.collective_rpc("abandon_weight_update")
+        raise
 
 
 def abandon_update(model: nn.Module) -> None:

@@ -135,13 +135,13 @@ class InferenceWorker:
         self.engine.receive_weights(manifest, version)
 
     def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
-        """Load an adapter as a version; see `Engine.load_adapter`. Ray replaces the reference by the files."""
+        """Load an adapter as a version; see `Engine.load_adapter`. Ray passes the files themselves."""
         assert isinstance(files, AdapterFiles)
         return self.engine.load_adapter(self._adapters.write(files, version), version)
 
-    def score(self, trajectories: "Sequence[Trajectory] | ObjectRef[Sequence[Trajectory]]") -> list[list[float]]:
+    def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
         """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
-        assert isinstance(trajectories, Sequence)
+        assert isinstance(trajectories, list)
         requests = [
             ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
             for each in trajectories

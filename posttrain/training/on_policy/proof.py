@@ -54,9 +54,8 @@ class Proof:
         largest: list[float] = []
         every: list[float] = []
         for sequence, expected, scored in zip(self.sequences, self.expected, scores, strict=True):
-            sampled = [
-                value for value, is_sampled in zip(scored, sequence.sampled[1:], strict=True) if is_sampled
-            ]
+            places = [place for place, is_sampled in enumerate(sequence.sampled[1:]) if is_sampled]
+            sampled = [scored[place] for place in places]
             found = [abs(value - wanted) for value, wanted in zip(sampled, expected, strict=True)]
             largest.append(max(found))
             every += found
@@ -77,9 +76,9 @@ class Proof:
         ]
         only_images = bool(images and texts) and max(texts) <= self.tolerance < max(images)
         cause = (
-            "it sees images through older weights, as a cache of the vision tower's output would show them"
+            "it sees images through older weights, as by a cache of the vision tower's outputs"
             if only_images
-            else "it serves other weights than were published: older ones, part of the new ones, or no adapter"
+            else "it serves other weights than these: older ones, a part of them, or no adapter"
         )
         return f"{told} ({', '.join(parts)} at most), {limit}: {cause}"
 
@@ -117,11 +116,8 @@ def prompt_sequences(samples: Sequence[Sample], renderer: Renderer) -> list[Traj
     made = []
     for index, sample in enumerate(samples):
         rendered = renderer.render(sample.messages, add_generation_prompt=True)
-        within = {
-            place
-            for image in rendered.images
-            for place in range(image.offset, image.offset + image.num_tokens)
-        }
+        images = [range(image.offset, image.offset + image.num_tokens) for image in rendered.images]
+        within = set().union(*images)
         sampled = [place > 0 and place not in within for place in range(len(rendered.token_ids))]
         made.append(
             Trajectory(

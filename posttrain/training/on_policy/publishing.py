@@ -49,7 +49,8 @@ class LearnerLink:
     """
 
     def __init__(self, learners: LearnerGroup, backend: Backend, timeout: float = TRANSFER_TIMEOUT) -> None:
-        self._learners, self._backend, self._timeout = learners, backend, timeout
+        self._learners, self._timeout = learners, timeout
+        self._backend: Backend = backend
         self._members: list[Actor[InferenceWorker]] = []
         self._manifest: Manifest | None = None
 
@@ -271,8 +272,8 @@ class AdapterWeights(_Proved):
         for place, modules in changed.items():
             if modules != self._layers:
                 raise ProofFailed(
-                    f"inference worker {place} applies the adapters of version {self.version} to {modules} layers,"
-                    f" and {self._layers} are adapted: vLLM does not adapt all of lora.target_modules"
+                    f"inference worker {place} applies the adapters of version {self.version} to {modules}"
+                    f" layers, and {self._layers} are adapted: vLLM does not know all of lora.target_modules"
                 )
         return {place: str(error) for place, error in errors.items()}
 

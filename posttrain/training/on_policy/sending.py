@@ -132,7 +132,9 @@ class WeightSource:
     def _second_matrices(self) -> Iterator[Tensor]:
         for module in self._model.modules():
             if isinstance(module, LoraLayer):
-                yield module.lora_B["default"].weight
+                matrix = module.lora_B["default"].weight
+                assert isinstance(matrix, Tensor)
+                yield matrix
 
 
 def _assign(parameter: Tensor, values: Tensor) -> None:

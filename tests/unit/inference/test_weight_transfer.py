@@ -136,7 +136,7 @@ def test_a_member_that_stalls_or_leaves_halfway_ends_the_transfer(
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        (("a", torch.zeros(3, 4)), r"announced a as float32 \(3, 5\), and holds a as torch.float32 \(3, 4\)"),
+        (("a", torch.zeros(3, 4)), r"announced a as float32 \(3, 5\), and holds a as float32 \(3, 4\)"),
         (("c", torch.zeros(3, 5)), "holds c as"),
         (None, "holds nothing as"),
     ],
@@ -154,7 +154,9 @@ def test_a_learner_that_holds_other_tensors_than_it_announced_says_so(
 
 
 def test_an_engine_is_told_which_names_it_lacks() -> None:
-    manifest = Manifest((TensorInfo("a", "float32", (1,)), TensorInfo("b", "float32", (1,))), frozenset({"head"}))
+    manifest = Manifest(
+        (TensorInfo("a", "float32", (1,)), TensorInfo("b", "float32", (1,))), frozenset({"head"})
+    )
     assert manifest.differences({"a", "b"}) == []
     assert manifest.differences({"a", "b", "head"}) == []
     assert manifest.differences({"a", "c"}) == ["b", "c"]
