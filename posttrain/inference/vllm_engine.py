@@ -25,6 +25,7 @@ from vllm.outputs import RequestOutput
 
 from posttrain.config import EngineConfig
 from posttrain.inference.engine import Completion, EngineError, EngineUse, Request, ScoreRequest
+from posttrain.inference.vllm_adapters import Adapter, Adapters
 from posttrain.inference.vllm_arguments import engine_arguments
 from posttrain.inference.vllm_inputs import (
     prompt_of,
@@ -48,10 +49,12 @@ class _Submitted:
     Attributes:
         request: The request.
         version: The version in use when it was submitted.
+        adapter: The adapter that it began with, if any; it ends with it too.
     """
 
     request: Request
     version: int
+    adapter: Adapter | None
 
 
 class VllmEngine:
@@ -103,6 +106,7 @@ class VllmEngine:
         self._bias = dict.fromkeys(banned_token_ids, float("-inf"))
         self._tensor_names = _tensor_names(checkpoint)
         self._use = use
+        self._adapters = Adapters(self._engine, use.adapters)
         self._submitted: dict[str, _Submitted] = {}
         self._finished: list[Completion] = []  # while sequences were scored
         self._arrivals = count()
@@ -114,7 +118,8 @@ class VllmEngine:
     @property
     def version(self) -> int:
         """The policy version of the weights in use."""
-        return self._version
+        newest = self._adapters.newest
+        return self._base_version if newest is None else newest.version
 
     @property
     def capacity(self) -> int:
@@ -139,14 +144,16 @@ class VllmEngine:
         """
         if request.id in self._submitted:
             raise EngineError(f"request {request.id!r} is in flight already; ids must be unique")
+        adapter = self._adapters.newest
         self._engine.add_request(
             request.id,
             prompt_of(request, self._cache_salt),
             sampling_parameters(request, self._end_token_id, self._bias),
             arrival_time=next(self._arrivals),
+            lora_request=adapter and adapter.request,
             priority=SAMPLING,
         )
-        self._submitted[request.id] = _Submitted(request, self._version)
+        self._submitted[request.id] = _Submitted(request, self.version, adapter)
 
     def step(self) -> list[Completion]:
         """Advance every request by about one token, and return those that are finished.
@@ -165,6 +172,7 @@ class VllmEngine:
         self._engine.abort_request(list(self._submitted))
         self._submitted.clear()
         self._finished.clear()
+        self._adapters.unload_idle([])
 
     def load_weights(self, path: Path, version: int) -> None:
         """Load the weights of another checkpoint of the same model; requests in flight go on with them.
@@ -183,7 +191,7 @@ class VllmEngine:
                 f"{path} does not hold the tensors of the model in use; missing or added:"
                 f" {', '.join(sorted(names ^ self._tensor_names)[:5]) or 'all'}"
             )
-        self._half_loaded = version
+        self._replace_base(version)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
         self._serve_new_weights(version)
 
@@ -203,9 +211,24 @@ class VllmEngine:
                 "the learners send other tensors than those of the model in use; missing or added:"
                 f" {', '.join(other[:5])}"
             )
-        self._half_loaded = version
+        self._replace_base(version)
         receive_tensors(self._engine, manifest)
         self._serve_new_weights(version)
+
+    def load_adapter(self, path: Path, version: int) -> int:
+        """Load a LoRA adapter for all requests submitted from now on; one in flight ends under its own.
+
+        Args:
+            path: Directory of an adapter in PEFT's format.
+            version: The policy version that it is.
+
+        Returns:
+            Number of modules that it changes.
+
+        Raises:
+            EngineError: If there is no room for it, or if a part of it would change nothing.
+        """
+        return self._adapters.load(path, version, self._adapters_in_use())
 
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
         """Compute the log-probs of given tokens under the newest weights, before anything else is sampled.
@@ -223,11 +246,14 @@ class VllmEngine:
         """
         waiting = {f"score {next(self._arrivals)}": index for index in range(len(sequences))}
         prompts = [scoring_prompt(sequence, self._cache_salt) for sequence in sequences]
+        lora = self._adapters.newest and self._adapters.newest.request
         scores: list[list[float]] = [[] for _ in sequences]
         try:
             for name, index in waiting.items():
                 parameters = scoring_parameters(sequences[index].token_ids[-1])
-                self._engine.add_request(name, prompts[index], parameters, priority=SCORING)
+                self._engine.add_request(
+                    name, prompts[index], parameters, lora_request=lora, priority=SCORING
+                )
             while waiting:
                 for output in self._advance():
                     index = waiting.pop(output.request_id, None)
@@ -272,6 +298,21 @@ class VllmEngine:
         finally:
             self._step_began = None
 
+    def _adapters_in_use(self) -> list[Adapter | None]:
+        """List the adapters of requests in flight."""
+        return [submitted.adapter for submitted in self._submitted.values()]
+
+    def _replace_base(self, version: int) -> None:
+        """Begin to replace the model's weights; nothing is sampled until they are whole.
+
+        Raises:
+            EngineError: If a request in flight uses an adapter of the weights that are to be replaced.
+        """
+        if any(self._adapters_in_use()):
+            raise EngineError(f"version {version} would replace the weights under adapters in use")
+        self._adapters.forget()
+        self._half_loaded = version
+
     def _serve_new_weights(self, version: int) -> None:
         """Have nothing computed by older weights be taken for the new ones', between two steps.
 
@@ -289,7 +330,7 @@ class VllmEngine:
 
     def _set_version(self, version: int) -> None:
         """Have what is sampled from now on bear a version."""
-        self._version = version
+        self._base_version = version
         self._cache_salt = f"weights-{next(self._arrivals)}"
         self._engine.set_weight_version(str(version))
 
@@ -297,6 +338,9 @@ class VllmEngine:
         """Convert a finished output, and say what is approximate about it."""
         submitted = self._submitted.pop(output.request_id)
         completion = completion_of(output, submitted.request)
+        if submitted.adapter is not None:
+            self._adapters.unload_idle(self._adapters_in_use())
+            return replace(completion, versions=[submitted.version] * len(completion.versions))
         if self._use.on_publish == "recompute":
             return completion
         # Conservative: a request that had not begun when the weights changed is no exception.
