@@ -28,12 +28,13 @@ class FaultyTransfer(GlooTransferEngine):
     """Receives all tensors and loads none or half of them, or breaks off between two buckets."""
 
     def receive_weights(self, update_info: Any) -> None:
-        load = self.model.load_weights
-        self.model.load_weights = lambda tensors: load(self._faulty(tensors, len(update_info.names)))
+        model: Any = self.model
+        load = model.load_weights
+        model.load_weights = lambda tensors: load(self._faulty(tensors, len(update_info.names)))
         try:
             super().receive_weights(update_info)
         finally:
-            del self.model.load_weights
+            del model.load_weights
 
     def _faulty(self, tensors: Iterator[tuple[str, Tensor]], number: int) -> Iterator[tuple[str, Tensor]]:
         kept = {"withheld": 0, "half": number // 2}.get(fault(), number)
@@ -47,7 +48,7 @@ class FaultyTransfer(GlooTransferEngine):
 
 
 class FaultyEngine(VllmEngine):
-    """An engine with the faults `withheld`, `half`, `dies`, `stalls`, `stale images` and `dropped adapter`."""
+    """An engine with faults: `withheld`, `half`, `dies`, `stalls`, `stale images` and `dropped adapter`."""
 
     def receive_weights(self, manifest: Manifest, version: int) -> None:
         transfer: Any = self._engine.model_executor.driver_worker.worker.weight_transfer_engine

@@ -79,7 +79,7 @@ def engines(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFa
         Actor(InferenceWorker, use_gpu=False, environment=environment | {FAULT_FILE: str(path)}, watched=True)
         for path in faults
     ]
-    ray.get([worker.call(InferenceWorker.start, setup, None) for worker in workers], timeout=300)
+    ray.get([worker.call(InferenceWorker.start, setup) for worker in workers], timeout=300)
     yield Engines(workers, faults)
     kill_all(workers)
 
