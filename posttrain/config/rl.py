@@ -180,6 +180,12 @@ class RlStage(LearningStage):
             ),
         ]
 
+    def adapter_rank(self, use_gpu: bool) -> int:
+        """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
+        usual = "adapter" if use_gpu else "merged"
+        alone = (self.rollout.publish or usual) == "adapter"
+        return self.lora.rank if self.lora is not None and alone else 0
+
     @property
     def busy_beside_engines(self) -> int:
         """Number of learner processes that compute at the same time as the engines."""

@@ -13,7 +13,7 @@ from posttrain.inference.answers import AnswerQuestion, AnswerSampling, Question
 from posttrain.inference.dispatch import Dispatcher
 from posttrain.inference.jobs import Job
 from posttrain.inference.keeper import Keeper, PoolError, Timeouts, WorkerLostError
-from posttrain.inference.weights import PublishError, Weights
+from posttrain.inference.weights import PublishError, Weights, WeightsSuperseded
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.rendering.pixel_limits import RANKS_HERE
 from posttrain.run.actors import Actor, kill_all
@@ -138,12 +138,15 @@ class InferencePool:
             with self._dispatcher.lock:
                 self._dispatcher.check()
                 self._weights = weights
-                left = {keeper.index: keeper.actor for keeper in self._keepers if keeper.serving}
+                waiting = [keeper for keeper in self._keepers if keeper.waiting]
+                left = {
+                    keeper.index: keeper.actor for keeper in self._keepers if keeper.serving or keeper.waiting
+                }
             while left:
                 indices, actors = list(left), [actor for actor in left.values() if actor is not None]
                 try:
                     weights.bring(actors)
-                    return
+                    break
                 except PublishError as error:
                     reasons = {indices[index]: reason for index, reason in error.reasons.items()}
                 gone = {index for index in reasons if _is_gone(left[index], self._timeouts.step)}
@@ -160,6 +163,9 @@ class InferencePool:
                     raise PoolError("; ".join(map(str, losses.values())))
                 # Those that failed because of the one that is gone try again without it.
                 left = {index: left[index] for index in reasons if index not in gone}
+            for keeper in waiting:
+                if keeper.waiting:  # not condemned
+                    self._dispatcher.let_serve(keeper)
 
     def on_each(
         self,
@@ -212,6 +218,9 @@ class InferencePool:
             if weights is not None:
                 try:
                     weights.bring([actor])
+                except WeightsSuperseded:
+                    self._dispatcher.let_wait(keeper)
+                    return
                 except PublishError as error:
                     raise WorkerLostError(f"inference worker {keeper.index} {error.reasons[0]}") from error
             self._dispatcher.let_serve(keeper)

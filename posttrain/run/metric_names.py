@@ -82,6 +82,8 @@ GATE_NEGATIVE = "gate/neg"
 QUANTILES = ("p05", "p50", "p95")
 #: 1 where the weights had to be sent to the engines a second time.
 PUBLISH_REPEATED = "publish/repeated"
+#: Largest |engine's − learner's log-prob| in the proof that every engine serves the new weights.
+PUBLISH_PROOF_GAP = "publish/proof_gap"
 
 #: Age of the tokens that a step learned from, in versions of the policy: how much older than the weights that
 #: learned from them were those that sampled them. Last, the share of the tokens of an age: this, and the age.
@@ -97,6 +99,7 @@ TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
 TIME_PUBLISH = "time/publish"
+TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
 TIME_LEARNER_WAIT = "time/learner_wait"
 TIME_ENGINE_WAIT = "time/engine_wait"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from posttrain.config import ModelConfig, RlStage, TaskConfig
 from posttrain.data.mixing import Mixture
 from posttrain.first_party import PLUGINS
-from posttrain.inference.engine import stable_seed
+from posttrain.inference.engine import EngineUse, stable_seed
 from posttrain.joints import PluginSettings
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
@@ -27,7 +27,7 @@ from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import StepPrompts
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.training.on_policy.weight_sync import WeightSync
+from posttrain.training.on_policy.publishing import Publisher
 from posttrain.types import RewardInput, RewardResult, Sample
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
 
@@ -93,6 +93,7 @@ def setup(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> RolloutSetu
         load_tools=PLUGINS.load_tools,
         make_environment=PLUGINS.make_environment,
         rewards=RewardAccess("", "", Brevity),
+        use=EngineUse(transfer="gloo"),
         lockstep=True,
     )
 
@@ -122,16 +123,19 @@ class Bench:
         resume = checkpoint != self.start
         return LearnerGroup(MODEL, stage, checkpoint, resume=resume, use_gpu=False)
 
+    def publisher(self, learners: LearnerGroup, stage: RlStage) -> Publisher:
+        return Publisher(learners, self.pool, stage, MODEL.dtype, use_gpu=False, adapters=False)
+
     def paced(self, stage: RlStage, run: RunDir, stop_after: int = 0) -> list[dict[str, float]]:
         """Run the stage with the controller from its newest checkpoint; return its metrics."""
         newest = run.newest_checkpoint(stage.name)
         log, done = Log(run, stop_after), step_of(newest) if newest else 0
         learners = self.learners(stage, newest or self.start)
-        sync = WeightSync(learners, self.pool, self.folder)
+        publisher = self.publisher(learners, stage)
         mixture = Mixture({TASK: self.samples}, {TASK: 1.0}, seed=SEED)
         prompts = StepPrompts(mixture, stage, SEED, self.pool.prompt_tokens)
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-        crew = Crew(self.pool, learners, sync, lambda: next(self.versions))
+        crew = Crew(self.pool, learners, publisher, lambda: next(self.versions))
         controller = Controller(stage, run, crew, prompts, pacing, log)
         try:
             run_paced(pacing, controller, (PolicyMismatch, StalenessError))
@@ -139,19 +143,19 @@ class Bench:
         finally:
             (run.path / STOP).unlink(missing_ok=True)
             controller.close()
-            sync.close()
             learners.close()
         return log.rows
 
     def straight(self, stage: RlStage, final: Path) -> list[dict[str, float]]:
         """The same without a controller: one thing after another."""
         learners = self.learners(stage, self.start)
-        sync = WeightSync(learners, self.pool, self.folder)
+        publisher = self.publisher(learners, stage)
         mixture = Mixture({TASK: self.samples}, {TASK: 1.0}, seed=SEED)
         metrics = []
         try:
             for step in range(1, stage.max_steps + 1):
-                sync.publish(next(self.versions))
+                version = next(self.versions)
+                publisher.publish(version)
                 groups = []
                 for group in range(2):
                     _, row = mixture.index((step - 1) * 2 + group)
@@ -159,12 +163,11 @@ class Bench:
                     groups.append(GroupJob(group, TASK, self.samples[row], 4, seed))
                 trajectories = self.pool.rollout(groups, LIMITS).trajectories
                 assign_advantages(trajectories)
-                metrics.append(learners.update(trajectories))
+                metrics.append(learners.update(trajectories, version))
                 metrics[-1]["reward/mean"] = sum(t.reward.total for t in trajectories) / 8  # type: ignore
             final.mkdir()
             learners.write_checkpoint(final)
         finally:
-            sync.close()
             learners.close()
         return metrics
 

@@ -247,10 +247,6 @@ class Learner:
         assert isinstance(self.model, PeftModel)
         return adapter_tensors(self.model, dtype)
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
-        write_weights(self.model, directory)
-
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
         write_weights(self.model, directory)

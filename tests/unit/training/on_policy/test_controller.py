@@ -37,6 +37,8 @@ class Team:
     Attributes:
         seconds: How long a group takes, by its sample; None is for ever.
         faults: How many updates disagree with the engines.
+        serves: The version that engines serve whatever they are given; None is what they are given.
+        wrong_proofs: The version whose proof fails once.
         events: What was done, in order.
         learned: The samples of each update.
     """
@@ -45,6 +47,7 @@ class Team:
     faults: int = 0
     actors: int = 1
     serves: int | None = None
+    wrong_proofs: int = 0
     version: int = 0
     events: list[str] = field(default_factory=list)
     learned: list[list[str]] = field(default_factory=list)
@@ -80,7 +83,8 @@ class Team:
     def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
         return {group.group: 5 for group in groups}
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+        assert version == self.version
         if self.faults:
             self.faults -= 1
             self.events.append("mismatch")
@@ -89,9 +93,14 @@ class Team:
         self.learned.append(sorted({trajectory.sample_id for trajectory in trajectories}))
         return {"loss": 1.0}
 
-    def publish(self, version: int) -> None:
+    def prove_by(self, trajectories: Sequence[Trajectory]) -> None:
+        self.proof = {trajectory.sample_id for trajectory in trajectories}
+
+    def publish(self, version: int) -> dict[str, float]:
         self.events.append(f"publish {version}")
         self.version = version
+        wrong = self.wrong_proofs == version
+        return {"time/publish": 0.5, "publish/repeated": float(wrong), "publish/proof_gap": 0.1 * version}
 
     def write_checkpoint(self, directory: Path) -> None:
         (directory / "learned.txt").write_text(str(len(self.learned)))
@@ -207,6 +216,20 @@ def test_a_disagreement_is_healed_by_a_new_publish_and_told(folder: RunDir) -> N
     ]
     assert team.learned == own_prompts()
     assert [row["publish/repeated"] for row in log.rows] == [1, 0, 0, 0, 0, 0]
+
+
+def test_what_is_played_while_a_proof_fails_is_played_again(folder: RunDir) -> None:
+    """An engine had other weights for a while: what was under way then may be theirs."""
+    team = Team(wrong_proofs=3)
+    log = run(team, folder, staleness=1)
+    third = team.events.index("publish 3")
+    assert team.events[third - 2 : third + 3] == [
+        *("play 3.0", "learn 2.0", "publish 3", "play 3.0", "play 4.0")
+    ]
+    assert team.learned == own_prompts()
+    assert [row["publish/repeated"] for row in log.rows] == [0, 1, 0, 0, 0, 0]
+    assert log.rows[1]["time/publish"] == 0.5
+    assert log.rows[1]["publish/proof_gap"] == pytest.approx(0.3)
 
 
 def test_a_second_disagreement_ends_the_run(folder: RunDir) -> None:
