@@ -15,6 +15,9 @@ class EngineConfig(Section):
         default=None, description="Memory for keys and values in GiB; what is left of the engine's if absent."
     )
     max_num_seqs: Positive = Field(default=256, description="Most sequences decoded at once.")
+    tensor_parallel_size: Positive = Field(
+        default=1, description="Number of GPUs that an engine spans; on a CPU, of processes."
+    )
     enforce_eager: bool = Field(
         default=False, description="Skip CUDA graphs: starts faster, generates slower. A CPU always does."
     )
