@@ -40,7 +40,6 @@ def make_stage(**settings: Any) -> RlStage:
             "prompts_per_step": 4,
             "max_steps": 50,
             "learning_rate": 1e-3,
-            "per_device_batch_size": 4,
         }
         | settings
     )

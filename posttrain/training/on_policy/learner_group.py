@@ -239,5 +239,5 @@ class LearnerGroup:
         except RayActorError as error:
             raise LearnerFailed(
                 f"a learner's process died ({error}); out of memory is the usual cause: lower"
-                " per_device_batch_size. Go on with --resume"
+                " rollout.max_length, or remove max_batch_tokens. Go on with --resume"
             ) from error
