@@ -227,7 +227,7 @@ def test_an_engine_that_stalls_halfway_is_named_in_time_and_the_others_serve(
     healthy.faults[1].write_text("stalls")
     begun = time.monotonic()
     with pytest.raises(
-        PublishError, match="worker 1 did not answer within .* while receiving version 40"
+        PublishError, match=r"worker 1 did not answer within .* while receiving version 40"
     ) as lost:
         weights.bring(healthy.workers)
     assert time.monotonic() - begun < SLACK_S
@@ -276,7 +276,7 @@ def test_an_engine_that_dies_halfway_is_named_and_the_others_serve(
     weights = LearnerWeights(LearnerLink(learners, "gloo", timeout=LIMIT_S), learners, 70, proof)
     healthy.faults[1].write_text("dies")
     begun = time.monotonic()
-    with pytest.raises(PublishError, match="worker 1 died while receiving version 70") as lost:
+    with pytest.raises(PublishError, match=r"worker 1 died while receiving version 70") as lost:
         weights.bring(healthy.workers)
     assert time.monotonic() - begun < SLACK_S
     assert set(lost.value.reasons) == {1}
