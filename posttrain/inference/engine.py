@@ -1,13 +1,15 @@
 """What an inference engine must do: take token ids, return sampled token ids and their log-probs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 
 
 class EngineError(RuntimeError):
@@ -191,20 +193,32 @@ class Engine(Protocol):
         """
         ...
 
-    def join_transfer(self, group: Mapping[str, object]) -> None:
-        """Connect to the learners that will send weights.
+    @property
+    def transfer_ranks(self) -> int:
+        """Number of ranks that the engine takes in a group that receives weights."""
+        ...
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Connect to the learners that will send weights, and leave the group before.
 
         Args:
-            group: Where and with which ranks, as the backend of weight transfer defines it.
+            group: Where they meet, and the rank of the engine's first worker.
+
+        Raises:
+            TransferError: If the others do not come in time.
         """
         ...
 
-    def receive_weights(self, manifest: Mapping[str, object], version: int) -> None:
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
         """Receive weights from the learners as a policy version; requests in flight go on.
 
         Args:
-            manifest: What will be sent, as the backend of weight transfer defines it.
+            manifest: What will be sent.
             version: The policy version that these weights are.
+
+        Raises:
+            EngineError: If these are not the weights of the engine's model.
+            TransferError: If they came in part only; the engine then samples nothing until all of them come.
         """
         ...
 

@@ -13,7 +13,7 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -34,6 +34,8 @@ from posttrain.inference.vllm_inputs import (
     scoring_prompt,
 )
 from posttrain.inference.vllm_outputs import completion_of, scores_of
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
+from posttrain.inference.weight_transfer_engine import join_group, receive_tensors
 from posttrain.models.precision import keep_float32_exact
 
 #: vLLM's priorities, the smallest first.
@@ -193,25 +195,24 @@ class VllmEngine:
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
         self._serve_new_weights(version)
 
-    def join_transfer(self, group: Mapping[str, object]) -> None:
-        """Connect every rank to the learners that will send weights.
+    @property
+    def transfer_ranks(self) -> int:
+        """Number of ranks that the engine takes in a group that receives weights."""
+        return self._engine.vllm_config.parallel_config.world_size
 
-        Args:
-            group: The initial information of the backend of vLLM's weight transfer.
-        """
-        self._engine.collective_rpc("init_weight_transfer_engine", args=(dict(group),))
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Connect every rank to the learners that will send weights; see `Engine.join_transfer`."""
+        join_group(self._engine, group)
 
-    def receive_weights(self, manifest: Mapping[str, object], version: int) -> None:
-        """Receive weights from the learners; requests in flight go on with them.
-
-        Args:
-            manifest: The update information of the backend of vLLM's weight transfer.
-            version: The policy version that these weights are.
-        """
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners; requests in flight go on with them. See `Engine`."""
+        if self._tensor_names and (other := manifest.differences(self._tensor_names)):
+            raise EngineError(
+                "the learners send other tensors than those of the model in use; missing or added:"
+                f" {', '.join(other[:5])}"
+            )
         self._replace_base(version)
-        self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=(dict(manifest),))
-        self._engine.collective_rpc("finish_weight_update")
+        receive_tensors(self._engine, manifest)
         self._serve_new_weights(version)
 
     def load_adapter(self, path: Path, version: int) -> int:

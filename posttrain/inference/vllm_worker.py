@@ -9,6 +9,7 @@ from vllm.lora.layers import LogitsProcessorWithLoRA
 from vllm.lora.utils import replace_submodule
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from posttrain.inference.weight_transfer_engine import abandon_update
 from posttrain.models.precision import keep_float32_exact
 
 
@@ -72,6 +73,11 @@ class WorkerExtension:
     def _lora_manager(self) -> Any:
         """Return vLLM's manager of this rank's adapters, which has no public accessor."""
         return self.model_runner.lora_manager._adapter_manager  # pyright: ignore[reportAttributeAccessIssue]
+
+    def abandon_weight_update(self) -> None:
+        """End an update of the weights that broke off, so that another one can begin."""
+        self._weight_update_active = False  # vLLM's own
+        abandon_update(self._served_model())
 
     def _served_model(self) -> nn.Module:
         """Return this rank's part of the model."""

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from huggingface_hub import snapshot_download
+from ray import ObjectRef
 
 from posttrain.config import EngineConfig, ModelConfig
+from posttrain.inference.adapters import AdapterFiles, AdapterFolder
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
-from posttrain.inference.engine import Engine, EngineUse, Request
+from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
+from posttrain.inference.images import engine_images
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
+from posttrain.types import Trajectory
 
 R = TypeVar("R")
 
@@ -97,6 +102,7 @@ class InferenceWorker:
             The version served.
         """
         self.renderer = Renderer.from_config(setup.checkpoint, setup.model)
+        self._adapters = AdapterFolder()
         self.engine = resolve(setup.engine, "posttrain.engines", EngineFactory)(
             setup.checkpoint,
             self.renderer.end_token_id,
@@ -115,6 +121,32 @@ class InferenceWorker:
         """Load a checkpoint's weights; return the version now served."""
         self.engine.load_weights(path, version)
         return self.engine.version
+
+    def transfer_ranks(self) -> int:
+        """Return how many ranks the engine takes in a group that receives weights."""
+        return self.engine.transfer_ranks
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Join a group that receives weights from the learners; see `Engine.join_transfer`."""
+        self.engine.join_transfer(group)
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners as a version; see `Engine.receive_weights`."""
+        self.engine.receive_weights(manifest, version)
+
+    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
+        """Load an adapter as a version; see `Engine.load_adapter`. Ray passes the files themselves."""
+        assert isinstance(files, AdapterFiles)
+        return self.engine.load_adapter(self._adapters.write(files, version), version)
+
+    def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
+        """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
+        assert isinstance(trajectories, list)
+        requests = [
+            ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
+            for each in trajectories
+        ]
+        return self.engine.score(requests)
 
     def probe(self) -> int:
         """Generate one token, to prove that the engine works; return the version that sampled it."""

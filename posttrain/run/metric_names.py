@@ -67,6 +67,8 @@ GATE_NEGATIVE = "gate/neg"
 QUANTILES = ("p05", "p50", "p95")
 #: 1 where the weights had to be sent to the engines a second time.
 PUBLISH_REPEATED = "publish/repeated"
+#: Largest |engine's − learner's log-prob| in the proof that every engine serves the new weights.
+PUBLISH_PROOF_GAP = "publish/proof_gap"
 
 #: Seconds of a step and of its parts.
 TIME = "time/"
@@ -75,3 +77,4 @@ TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
 TIME_PUBLISH = "time/publish"
+TIME_PROOF = "time/proof"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from posttrain.training.on_policy.weight_sync import WeightSync
 
 from posttrain.config import ModelConfig, RlStage, TaskConfig
 from posttrain.first_party import PLUGINS
@@ -14,7 +15,6 @@ from posttrain.rollout.worker import RolloutSetup
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.types import RewardResult, Sample, Trajectory
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
 

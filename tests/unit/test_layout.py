@@ -47,7 +47,8 @@ PLUGIN_SIDE = (
 OWNERS: dict[str, tuple[str, ...]] = {
     "vllm": ("posttrain.inference",),
     "ray": (
-        *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.inference", "posttrain.training"),
+        *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.run.node", "posttrain.run.placement"),
+        *("posttrain.run.node_files", "posttrain.inference", "posttrain.training"),
         *("posttrain.curation.engines", "posttrain.doctor", "rewards.serving.replicas"),
     ),
     "trl": ("posttrain.training.supervised",),

@@ -37,7 +37,6 @@ from posttrain.run.metric_names import (
     REWARD,
     REWARD_ERRORS,
     REWARD_MEAN,
-    TIME_PUBLISH,
     TIME_REWARD,
     TIME_ROLLOUT,
     TIME_STEP,
@@ -49,8 +48,8 @@ from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.prompts import StepPrompts
+from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
-from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
 
@@ -83,7 +82,9 @@ class OnPolicyRunner:
         learners = LearnerGroup(
             work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
         )
-        sync = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
+        publisher = Publisher(
+            learners, pool, stage, work.config.model.dtype, use_gpu=work.use_gpu, adapters=False
+        )
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
@@ -92,7 +93,7 @@ class OnPolicyRunner:
         try:
             with saving_on_sigterm(work.run):
                 for step in range(done + 1, stage.max_steps + 1):
-                    tracker.log(stage.name, step, self._step(step, controller, sync))
+                    tracker.log(stage.name, step, self._step(step, controller, publisher))
                     stop = stop_requested(work.run)
                     if step % stage.save_steps == 0 or step == stage.max_steps or stop:
                         newest = work.run.save_checkpoint(
@@ -102,23 +103,24 @@ class OnPolicyRunner:
                         break
         finally:
             tracker.close()
-            sync.close()
             learners.close()
         assert newest is not None
         return newest
 
-    def _step(self, step: int, controller: "Controller", sync: WeightSync) -> dict[str, float]:
+    def _step(self, step: int, controller: "Controller", publisher: Publisher) -> dict[str, float]:
         """Make one step and publish its weights; return the step's metrics."""
         services = self._work.services
         begun = time.perf_counter()
-        metrics = step_or_repeat(lambda: controller.step(step), lambda: sync.publish(services.next_version()))
-        published = time.perf_counter()
-        sync.publish(services.next_version())
-        ended = time.perf_counter()
-        return metrics | {TIME_PUBLISH: ended - published, TIME_STEP: ended - begun}
+        metrics = step_or_repeat(
+            lambda: controller.step(step), lambda: publisher.publish(services.next_version())
+        )
+        publisher.prove_by(controller.learned)
+        published = publisher.publish(services.next_version())
+        published[PUBLISH_REPEATED] += metrics.get(PUBLISH_REPEATED, 0.0)
+        return metrics | published | {TIME_STEP: time.perf_counter() - begun}
 
 
-def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], None]) -> dict[str, float]:
+def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], object]) -> dict[str, float]:
     """Make a step; if engine and learner disagree, publish the weights again and repeat it once.
 
     Nothing has been learned from a batch on which they disagree. One repetition repairs a publish that went
@@ -150,6 +152,9 @@ class Controller:
         pool: The engines.
         learners: The learners.
         check: Tells which prompts the policy can be shown.
+
+    Attributes:
+        learned: The episodes that the last step learned from.
     """
 
     def __init__(
@@ -165,6 +170,7 @@ class Controller:
         self._run = run
         self._pool = pool
         self._learners = learners
+        self.learned: list[Trajectory] = []
         samples = {
             task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
             for task in stage.tasks
@@ -196,6 +202,7 @@ class Controller:
             step=step,
         )
         learnable = [trajectory for trajectory in rollout.trajectories if trajectory.advantage is not None]
+        self.learned = learnable
         return metrics | self._learners.update(learnable)
 
 

@@ -46,6 +46,7 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates, load_policy
 from posttrain.training.core.sharding import reduce_over_replicas, shard
 from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.core.whole_weights import WholeWeights
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.types import Trajectory
 
@@ -301,9 +302,24 @@ class Learner:
         }
         return metrics | self.objective.metrics(pieces, tokens)
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
-        write_weights(self.model, directory)
+    @property
+    def weights(self) -> WholeWeights:
+        """The present weights as engines take them; every rank iterates over them together."""
+        return WholeWeights(self.model)
+
+    @torch.no_grad()
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute the log-probs of the sampled tokens of each sequence under the present weights.
+
+        Args:
+            trajectories: The sequences, the same on every rank; each rank computes them all.
+        """
+        self.model.eval()
+        scores: list[list[float]] = []
+        for trajectory in trajectories:
+            logprobs, _ = self._logprobs([trajectory])
+            scores.append(logprobs.tolist())
+        return scores
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""

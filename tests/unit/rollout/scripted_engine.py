@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from posttrain.inference.engine import Completion, Request, ScoreRequest
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 
 ZOOM = (
     '<tool_call>\n{"name": "image_zoom_in_tool", "arguments":'
@@ -75,10 +76,12 @@ class ScriptedEngine:
             time.sleep(600)
         self.version = version
 
-    def join_transfer(self, group: Mapping[str, object]) -> None:
+    transfer_ranks = 1
+
+    def join_transfer(self, group: TransferGroup) -> None:
         pass
 
-    def receive_weights(self, manifest: Mapping[str, object], version: int) -> None:
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
         self.load_weights(Path(), version)
 
     def load_adapter(self, path: Path, version: int) -> int:
