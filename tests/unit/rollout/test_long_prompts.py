@@ -57,7 +57,6 @@ def config_of(folder: Path, tasks: Sequence[tuple[str, float]] = (("rows", 1.0),
         "prompts_per_step": 4,
         "max_steps": 6,
         "rollout": rollout,
-        "per_device_batch_size": 1,
     }
     return RunConfig.model_validate(
         {
