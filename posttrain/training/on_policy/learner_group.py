@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
