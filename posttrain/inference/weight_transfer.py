@@ -24,8 +24,9 @@ Backend = Literal["gloo", "nccl"]
 
 #: Bytes of a bucket: enough to keep a wire busy, and little beside a model.
 CPU_BUCKET_BYTES, GPU_BUCKET_BYTES = 32 << 20, 512 << 20
-#: Seconds in which everybody must have joined a group, and in which each bucket must have arrived.
-TRANSFER_TIMEOUT = 30.0
+#: Seconds in which everybody must have joined a group, and in which each bucket must have arrived. An engine
+#: first ends its step, which takes longest on a GPU that compiles a kernel for it.
+TRANSFER_TIMEOUTS: dict[Backend, float] = {"gloo": 30.0, "nccl": 120.0}
 
 #: The class that sends by each backend. That of GPUs needs vLLM, which takes seconds to load.
 SENDERS = {
@@ -59,9 +60,9 @@ class TransferGroup:
         port: Its port.
         size: Number of ranks.
         bucket_bytes: A bucket is closed as soon as it holds more than this.
+        timeout: Seconds that joining and each bucket may take.
         rank: Rank of an engine's first worker.
         key: Name of the group; no two groups have the same.
-        timeout: Seconds that joining and each bucket may take.
     """
 
     backend: Backend
@@ -69,9 +70,9 @@ class TransferGroup:
     port: int
     size: int
     bucket_bytes: int
+    timeout: float
     rank: int = 0
     key: str = ""
-    timeout: float = TRANSFER_TIMEOUT
 
     def at(self, rank: int) -> "TransferGroup":
         """Return the group as an engine sees it whose first worker has this rank."""
@@ -203,7 +204,7 @@ class Sender(Protocol):
         ...
 
 
-def open_sender(backend: Backend, host: str, size: int, timeout: float = TRANSFER_TIMEOUT) -> Sender:
+def open_sender(backend: Backend, host: str, size: int, timeout: float) -> Sender:
     """Open a group at a free port of this node.
 
     Args:

@@ -16,12 +16,12 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.config import RlStage
 from posttrain.inference.adapters import AdapterFiles
-from posttrain.inference.weight_transfer import TRANSFER_TIMEOUT, Backend, Manifest, TransferError
+from posttrain.inference.weight_transfer import TRANSFER_TIMEOUTS, Backend, Manifest, TransferError
 from posttrain.inference.weights import PublishError, Weights
 from posttrain.inference.worker import InferenceWorker
 from posttrain.run.actors import Actor
 from posttrain.run.metric_names import PUBLISH_PROOF_GAP, PUBLISH_REPEATED, TIME_PROOF, TIME_PUBLISH
-from posttrain.training.on_policy.learner_group import LearnerGroup
+from posttrain.training.on_policy.learner_group import LearnerFailed, LearnerGroup
 from posttrain.training.on_policy.proof import Proof, ProofFailed, proof_sequences
 from posttrain.types import Trajectory
 
@@ -48,7 +48,7 @@ class LearnerLink:
         timeout: Seconds that joining and each bucket may take.
     """
 
-    def __init__(self, learners: LearnerGroup, backend: Backend, timeout: float = TRANSFER_TIMEOUT) -> None:
+    def __init__(self, learners: LearnerGroup, backend: Backend, timeout: float) -> None:
         self._learners, self._timeout = learners, timeout
         self._backend: Backend = backend
         self._members: list[Actor[InferenceWorker]] = []
@@ -125,6 +125,10 @@ class LearnerLink:
             learners()
         except TransferError as error:
             failed = error  # a worker is the cause, and the others say so as well
+        except LearnerFailed as error:  # NCCL waits for a worker that has died
+            _, errors = _answers(calls, 1.0, doing)
+            told = "; ".join(f"inference worker {place} {each}" for place, each in errors.items())
+            raise LearnerFailed(f"{error} ({told or 'every engine has answered'})") from error
         _, errors = _answers(calls, limit + GRACE_S, doing)
         if failed is not None and not errors:
             raise failed
@@ -312,7 +316,8 @@ class Publisher:
     ) -> None:
         self._learners, self._pool, self._adapters = learners, pool, adapters
         self._tolerance, self._exact = stage.tolerance(dtype), dtype == "float32"
-        self._link = LearnerLink(learners, "nccl" if use_gpu else "gloo")
+        backend: Backend = "nccl" if use_gpu else "gloo"
+        self._link = LearnerLink(learners, backend, TRANSFER_TIMEOUTS[backend])
         self._sequences: list[Trajectory] = []
 
     def prove_by(self, trajectories: Sequence[Trajectory]) -> None:
