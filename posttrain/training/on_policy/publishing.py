@@ -16,7 +16,13 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.config import RlStage
 from posttrain.inference.adapters import AdapterFiles
-from posttrain.inference.weight_transfer import TRANSFER_TIMEOUTS, Backend, Manifest, TransferError
+from posttrain.inference.weight_transfer import (
+    TRANSFER_TIMEOUTS,
+    Backend,
+    Manifest,
+    TransferError,
+    TransferGroup,
+)
 from posttrain.inference.weights import PublishError, Weights
 from posttrain.inference.worker import InferenceWorker
 from posttrain.run.actors import Actor
@@ -106,7 +112,7 @@ class LearnerLink:
             place: worker.call(InferenceWorker.join_transfer, group.at(first[place]))
             for place, worker in enumerate(workers)
         }
-        errors = self._settle(joining, self._learners.join_transfer, self._timeout, None)
+        errors = self._settle(joining, lambda: self._learners.join_transfer(group), self._timeout, None)
         if not errors:
             self._members = list(workers)
         return errors
@@ -297,6 +303,7 @@ class Publisher:
         dtype: Type of the weights.
         use_gpu: Whether learners and engines are on GPUs.
         adapters: Whether adapters are published alone, and not merged into the weights.
+        shared: Whether they are on the same GPUs.
 
     Example:
         publisher = Publisher(learners, pool, stage, "bfloat16", use_gpu=True, adapters=False)
@@ -313,10 +320,11 @@ class Publisher:
         *,
         use_gpu: bool,
         adapters: bool,
+        shared: bool = False,
     ) -> None:
         self._learners, self._pool, self._adapters = learners, pool, adapters
         self._tolerance, self._exact = stage.tolerance(dtype), dtype == "float32"
-        backend: Backend = "nccl" if use_gpu else "gloo"
+        backend = TransferGroup.backend_for(use_gpu, shared)
         self._link = LearnerLink(learners, backend, TRANSFER_TIMEOUTS[backend])
         self._sequences: list[Trajectory] = []
 
