@@ -42,6 +42,15 @@ class _Turn:
     request: Request
     answer: asyncio.Future[Completion]
 
+    def end(self, found: Completion | Exception) -> None:
+        """Answer it, unless its job was cancelled."""
+        if self.answer.done():
+            return
+        if isinstance(found, Exception):
+            self.answer.set_exception(found)
+        else:
+            self.answer.set_result(found)
+
 
 class Serving:
     """An engine at work.
@@ -283,12 +292,7 @@ class Serving:
     def _answer(self, turn: _Turn, found: Completion | Exception) -> None:
         """Let a turn's sequence go on."""
         self._slots.outside += 1
-        if turn.answer.done():  # its job was cancelled
-            return
-        if isinstance(found, Exception):
-            turn.answer.set_exception(found)
-        else:
-            turn.answer.set_result(found)
+        turn.end(found)
 
     def _drop(self, turn: _Turn) -> None:
         """Forget a turn that nobody waits for any more."""
