@@ -255,10 +255,7 @@ class Serving:
             future.cancel()
         if not future.set_running_or_notify_cancel():
             return
-        if task.cancelled():
-            future.set_exception(self._ending())
-            return
-        error = task.exception()
+        error = self._ending() if task.cancelled() else task.exception()
         if error is None:
             future.set_result(task.result())
         else:
@@ -285,8 +282,7 @@ class Serving:
         An error ends the thread: nobody knows what state it left the engine in, or what the engine sampled.
         """
         for completion in engine.step():
-            turn = self._in_flight.pop(completion.id, None)
-            if turn is not None:
+            if turn := self._in_flight.pop(completion.id, None):
                 self._answer(turn, completion)
 
     def _answer(self, turn: _Turn, found: Completion | Exception) -> None:
