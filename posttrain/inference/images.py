@@ -6,9 +6,6 @@ from posttrain.inference.engine import EngineImage
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import TrajectoryImage
 
-#: Prompts that are rendered before an engine has room for them, so that threads load their images meanwhile.
-PROMPTS_AHEAD = 16
-
 
 def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list[EngineImage]:
     """Load the pixels of images whose places in a dialogue are known.

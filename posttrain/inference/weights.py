@@ -31,7 +31,7 @@ class PublishError(RuntimeError):
 
 
 class WeightsSuperseded(RuntimeError):
-    """The learners have gone on from these weights, so nobody can have them any more; newer ones will come."""
+    """The learners have gone on from these weights, so nobody can have them; newer ones will come."""
 
 
 class Weights(Protocol):

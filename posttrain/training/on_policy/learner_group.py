@@ -204,6 +204,8 @@ class LearnerGroup:
 
     def close(self) -> None:
         """End the processes; return when they are gone."""
+        with self._order:
+            self._updates += 1  # nobody can have their weights any more
         kill_all(self._actors)
 
     def _every(
