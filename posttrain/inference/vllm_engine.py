@@ -167,13 +167,13 @@ class VllmEngine:
 
     def abort(self, ids: Iterable[str] | None = None) -> None:
         """Drop the requests with these ids, or every request that is in flight."""
-        dropped = list(self._submitted if ids is None else ids)
+        finished = {each.id: each for each in self._finished}
+        dropped = [*self._submitted, *finished] if ids is None else list(ids)
         self._engine.abort_request(dropped)
         for each in dropped:
             self._submitted.pop(each, None)
-        self._finished = (
-            [] if ids is None else [each for each in self._finished if each.id not in set(dropped)]
-        )
+            finished.pop(each, None)
+        self._finished = list(finished.values())
         self._adapters.unload_idle(self._adapters_in_use())
 
     def load_weights(self, path: Path, version: int) -> None:
@@ -219,12 +219,9 @@ class VllmEngine:
         return self._adapters.load(path, version, self._adapters_in_use())
 
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Compute the log-probs of given tokens under the newest weights, before anything else is sampled.
+        """Compute the log-probs of given tokens under the newest weights, before anything waiting is served.
 
         Requests in flight advance beside them where the batch has room; `step` returns those that end.
-
-        Args:
-            sequences: The sequences.
 
         Returns:
             For each sequence the log-probs of all its tokens but the first.
