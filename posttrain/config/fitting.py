@@ -9,9 +9,17 @@ from pydantic import ValidationError
 
 from posttrain.config.document import Key
 from posttrain.config.learning import LearningStage
-from posttrain.config.memory import BYTES, CUDA_OVERHEAD, Memory, ModelLoad, engine_least, learner_memory
+from posttrain.config.memory import (
+    BYTES,
+    CUDA_OVERHEAD,
+    Memory,
+    ModelLoad,
+    adapters,
+    engine_least,
+    learner_memory,
+)
 from posttrain.config.model import ModelConfig
-from posttrain.config.rollout import RolloutConfig
+from posttrain.config.rollout import OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig
 from posttrain.config.shapes import Shape, model_shape
 from posttrain.config.stage import StageConfig
@@ -24,6 +32,7 @@ WAYS = 3
 _CHANGES: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("sharding", ("fsdp2",)),
     ("per_device_batch_size", (2, 4, 8, 16, 32, 64)),  # divisors
+    ("max_batch_tokens", (True,)),  # as short as an episode may be long
     ("gradient_checkpointing", (True,)),
     ("offload_activations", (True,)),
     ("optimizer", ("adamw_8bit",)),
@@ -89,6 +98,11 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
         if stage.engines and stage.episodes is not None:
             least = engine_least(model, stage.episodes.max_length)
             text = f"{amount(least)} at the least, {amount(model.width * shape.parameters)} of them weights"
+            rank = stage.adapter_rank(config.use_gpu)
+            if rank and isinstance(stage.episodes, OnPolicyRolloutConfig):
+                versions = stage.episodes.adapter_versions
+                size = versions * model.width * adapters(shape, rank)
+                text += f"; {amount(size)} more for up to {versions} versions of the adapters"
             rows.append((f"{stage.name}: each of {stage.engines} engines", text))
     return rows
 
@@ -218,6 +232,10 @@ def _applied(
             if "gradient_accumulation_steps" not in stage.unsupported:
                 settings["gradient_accumulation_steps"] = stage.gradient_accumulation_steps * value
             yield key, f"{smaller}"
+        elif key == "max_batch_tokens":
+            longest = stage.episodes.max_length if stage.episodes is not None else stage.batch_tokens
+            settings[key] = longest
+            yield key, f"{longest:,}" if stage.batch_tokens > longest else ""
         elif key == "num_workers" and isinstance(value, int):
             settings[key] = stage.num_workers * value
             settings.pop("global_batch_size", None)

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
@@ -77,10 +77,12 @@ class LearnerActor:
         self._learner = Learner(config, stage, checkpoint, resume, self._device)
         self._source = WeightSource(self._learner.model)
 
-    def update(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> dict[str, float]:
+    def update(
+        self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]", version: int | None
+    ) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         assert isinstance(trajectories, list)
-        return self._learner.update(trajectories)
+        return self._learner.update(trajectories, version)
 
     def source(
         self, method: Callable[Concatenate[WeightSource, P], R], *args: P.args, **kwargs: P.kwargs
@@ -146,12 +148,12 @@ class LearnerGroup:
                 raise WeightsSuperseded(f"the learners have gone on from the weights of update {updates}")
             yield
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    def update(self, trajectories: Sequence[Trajectory], version: int | None = None) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`."""
         batch = ray.put(list(trajectories))  # once, and not once a rank
         with self._order:
             self._updates += 1
-            calls = self._every(LearnerActor.update, batch)
+            calls = self._every(LearnerActor.update, batch, version)
         return self._wait(calls, STEP_TIMEOUT)[0]
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
@@ -192,11 +194,11 @@ class LearnerGroup:
 
     def begin_canary(self) -> int:
         """Give the adapters random values; return the number of adapted layers."""
-        return self._wait(self._every(LearnerActor.source, WeightSource.begin_canary), STEP_TIMEOUT)[0]
+        return self._changing(WeightSource.begin_canary)
 
     def end_canary(self) -> None:
         """Give the adapters their own values back."""
-        self._wait(self._every(LearnerActor.source, WeightSource.end_canary), STEP_TIMEOUT)
+        self._changing(WeightSource.end_canary)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
@@ -207,6 +209,13 @@ class LearnerGroup:
         with self._order:
             self._updates += 1  # nobody can have their weights any more
         kill_all(self._actors)
+
+    def _changing(self, method: Callable[[WeightSource], R]) -> R:
+        """Call a method of every rank's source that changes the weights; those before are then no more."""
+        with self._order:
+            self._updates += 1
+            calls = self._every(LearnerActor.source, method)
+        return self._wait(calls, STEP_TIMEOUT)[0]
 
     def _every(
         self, method: Callable[Concatenate[LearnerActor, P], R], *args: P.args, **kwargs: P.kwargs
@@ -239,5 +248,5 @@ class LearnerGroup:
         except RayActorError as error:
             raise LearnerFailed(
                 f"a learner's process died ({error}); out of memory is the usual cause: lower"
-                " per_device_batch_size. Go on with --resume"
+                " rollout.max_length, or remove max_batch_tokens. Go on with --resume"
             ) from error
