@@ -13,7 +13,7 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
