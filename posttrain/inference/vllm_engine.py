@@ -167,13 +167,11 @@ class VllmEngine:
 
     def abort(self, ids: Iterable[str] | None = None) -> None:
         """Drop the requests with these ids, or every request that is in flight."""
-        finished = {each.id: each for each in self._finished}
-        dropped = [*self._submitted, *finished] if ids is None else list(ids)
-        self._engine.abort_request(dropped)
+        dropped = set(self._submitted if ids is None else ids)
+        self._engine.abort_request(list(dropped))
         for each in dropped:
             self._submitted.pop(each, None)
-            finished.pop(each, None)
-        self._finished = list(finished.values())
+        self._finished = [each for each in self._finished if ids is not None and each.id not in dropped]
         self._adapters.unload_idle(self._adapters_in_use())
 
     def load_weights(self, path: Path, version: int) -> None:
