@@ -94,7 +94,7 @@ class OnPolicyRunner:
             stage,
             work.config.model.dtype,
             use_gpu=work.use_gpu,
-            adapters=adapters,
+            adapters_of=origin if adapters else None,
         )
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
