@@ -361,9 +361,10 @@ class Publisher:
         }
 
     def canary(self, version: int) -> None:
-        """Show before the first step that engines notice adapters, by random ones; the real ones follow.
+        """Show before the first step that engines notice adapters, alone or merged; the real ones follow.
 
-        Fresh adapters change nothing, so that the proof would hold for an engine that never got them.
+        These are random: fresh adapters change nothing, so that the proof would hold for an engine that never
+        got them.
 
         Args:
             version: A version of its own.
