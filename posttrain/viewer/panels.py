@@ -106,7 +106,7 @@ PANELS = (
     ),
     Panel(
         "Gap by kind of token",
-        "The gap that one token in a hundred exceeds. Coordinates that rise alone: an image is seen otherwise.",
+        "The gap that 1 % of the tokens exceed. If coordinates alone do, an image is seen otherwise.",
         lines=(metric.CLASS_GAP + "*_p99",),
         log=True,
     ),

@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 WIDE = 10
 #: Share of a class's tokens that may differ widely, and how many may where a class has few tokens.
 WIDE_SHARE, WIDE_FEW = 0.01, 3
-#: Mean probability m of tokens that are never sampled, above which a warning is given: tokens are sampled with
-#: probabilities that are larger than those beside them by a factor of 1 / (1 − m).
+#: Mean probability m of tokens that are never sampled, above which a warning is given: the others are sampled
+#: with probabilities larger than those written beside them, by a factor of 1 / (1 − m).
 BANNED_LIMIT = 1e-3
 #: Quantiles of each class's gaps, by the ends of their metrics' names.
 CLASS_QUANTILES = {"p50": 0.5, "p99": 0.99}
@@ -125,8 +125,8 @@ class Agreement:
         if mass > BANNED_LIMIT and rank() == 0:
             logger.warning(
                 "tokens that may not be sampled, vision placeholders among them, have a mean probability of"
-                " %.1e: above %g the log-probs are not those of sampling any more. Teach the policy the dialogue"
-                " format by an sft stage first, or lower learning_rate",
+                " %.1e: above %g the log-probs are not those of sampling any more. Teach the policy the"
+                " dialogue format by an sft stage first, or lower learning_rate",
                 *(mass, BANNED_LIMIT),
             )
         gaps = _ClassGaps(gap[exact], classes[exact].long(), WIDE * self._tolerance)
