@@ -34,6 +34,7 @@ class InferencePool:
         setup: What each worker is made from.
         actors: Number of workers.
         use_gpu: Whether each takes a GPU; else they divide the cores between them.
+        busy_beside: Number of processes that compute at the same time on the same machine, one core each.
         timeouts: Limits of every wait; the usual ones if None.
         max_restarts: How many workers that hold a job may be lost before the job fails; and how many in one
             place, one after another and with no job done between, before the pool gives up.
@@ -55,11 +56,12 @@ class InferencePool:
         *,
         actors: int,
         use_gpu: bool,
+        busy_beside: int = 0,
         timeouts: Timeouts | None = None,
         max_restarts: int = 3,
     ) -> None:
         """Start the workers, all at once; the first use waits for them."""
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores = int(ray.cluster_resources().get("CPU", 1)) - busy_beside
         environment = {
             "OMP_NUM_THREADS": str(max(1, cores // actors)),
             RANKS_HERE: str(actors),

@@ -85,7 +85,14 @@ PUBLISH_REPEATED = "publish/repeated"
 #: Largest |engine's − learner's log-prob| in the proof that every engine serves the new weights.
 PUBLISH_PROOF_GAP = "publish/proof_gap"
 
-#: Seconds of a step and of its parts.
+#: Age of the tokens that a step learned from, in versions of the policy: how much older than the weights that
+#: learned from them were those that sampled them. Last, the share of the tokens of an age: this, and the age.
+STALENESS_MEAN = "staleness/mean"
+STALENESS_MAX = "staleness/max"
+STALENESS_SHARE = "staleness/share_"
+
+#: Seconds of a step and of its parts. A rollout's are from the start of its first episode to the end of its
+#: last; with staleness other steps are learned meanwhile.
 TIME = "time/"
 TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"
@@ -93,3 +100,6 @@ TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
 TIME_PUBLISH = "time/publish"
 TIME_PROOF = "time/proof"
+#: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
+TIME_LEARNER_WAIT = "time/learner_wait"
+TIME_ENGINE_WAIT = "time/engine_wait"

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
@@ -77,10 +77,12 @@ class LearnerActor:
         self._learner = Learner(config, stage, checkpoint, resume, self._device)
         self._source = WeightSource(self._learner.model)
 
-    def update(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> dict[str, float]:
+    def update(
+        self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]", version: int | None
+    ) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         assert isinstance(trajectories, list)
-        return self._learner.update(trajectories)
+        return self._learner.update(trajectories, version)
 
     def source(
         self, method: Callable[Concatenate[WeightSource, P], R], *args: P.args, **kwargs: P.kwargs
@@ -146,12 +148,12 @@ class LearnerGroup:
                 raise WeightsSuperseded(f"the learners have gone on from the weights of update {updates}")
             yield
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    def update(self, trajectories: Sequence[Trajectory], version: int | None = None) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`."""
         batch = ray.put(list(trajectories))  # once, and not once a rank
         with self._order:
             self._updates += 1
-            calls = self._every(LearnerActor.update, batch)
+            calls = self._every(LearnerActor.update, batch, version)
         return self._wait(calls, STEP_TIMEOUT)[0]
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
