@@ -4,8 +4,8 @@
     python scripts/learn_ahead.py CHECKPOINT --seeds 0 --max-steps 5          to try it
 
 Runs the quickstart's rl stage from its SFT checkpoint, once for each seed and each max_staleness. Half of
-the prompts have a zoom that takes a second. Shown for each run: accuracy on held-out scenes with its interval,
-the share of the episodes learned from that are of slow prompts, the mean and largest age of tokens, seconds a
+the prompts have a zoom that takes a second. Shown for each run: accuracy on held-out scenes and its interval;
+the share of the episodes learned from that are of slow prompts; mean and largest age of tokens; seconds of a
 step. Then, over the seeds: the mean accuracy of each max_staleness, with the standard error of the mean.
 """
 

@@ -13,7 +13,7 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -165,12 +165,14 @@ class VllmEngine:
             done += [self._completion(output) for output in self._advance()]
         return done
 
-    def abort(self) -> None:
-        """Drop every request that is in flight."""
-        self._engine.abort_request(list(self._submitted))
-        self._submitted.clear()
-        self._finished.clear()
-        self._adapters.unload_idle([])
+    def abort(self, ids: Iterable[str] | None = None) -> None:
+        """Drop the requests with these ids, or every request that is in flight."""
+        dropped = set(self._submitted if ids is None else ids)
+        self._engine.abort_request(list(dropped))
+        for each in dropped:
+            self._submitted.pop(each, None)
+        self._finished = [each for each in self._finished if ids is not None and each.id not in dropped]
+        self._adapters.unload_idle(self._adapters_in_use())
 
     def load_weights(self, path: Path, version: int) -> None:
         """Load the weights of another checkpoint of the same model; requests in flight go on with them.

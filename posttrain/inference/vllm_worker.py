@@ -9,6 +9,7 @@ from vllm.lora.layers import LogitsProcessorWithLoRA
 from vllm.lora.utils import replace_submodule
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+import posttrain.inference.weight_transfer_ipc  # noqa: F401 (registers its engine with vLLM)
 from posttrain.inference.weight_transfer_engine import abandon_update
 from posttrain.models.precision import keep_float32_exact
 

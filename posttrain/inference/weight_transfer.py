@@ -6,7 +6,6 @@ here loads vLLM; its side of a transfer is `weight_transfer_engine`.
 """
 
 import socket
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,22 +14,24 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore, Work  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.plugins import resolve
 from posttrain.run.node import listen
 
-Backend = Literal["gloo", "nccl"]
+Backend = Literal["gloo", "nccl", "shared_gpu"]
 
 #: Bytes of a bucket: enough to keep a wire busy, and little beside a model.
-CPU_BUCKET_BYTES, GPU_BUCKET_BYTES = 32 << 20, 512 << 20
-#: Seconds in which everybody must have joined a group, and in which each bucket must have arrived.
-TRANSFER_TIMEOUT = 30.0
+GPU_BUCKET_BYTES = 512 << 20
+#: Seconds in which everybody must have joined a group, and in which each bucket must have arrived. An engine
+#: first ends its step, which takes longest on a GPU that compiles a kernel for it.
+TRANSFER_TIMEOUTS: dict[Backend, float] = {"gloo": 30.0, "nccl": 120.0, "shared_gpu": 120.0}
 
-#: The class that sends by each backend. That of GPUs needs vLLM, which takes seconds to load.
+#: The class that sends by each backend. Those of GPUs need vLLM, which takes seconds to load.
 SENDERS = {
-    "gloo": "posttrain.inference.weight_transfer:GlooSender",
+    "gloo": "posttrain.inference.weight_transfer_gloo:GlooSender",
     "nccl": "posttrain.inference.weight_transfer_nccl:NcclSender",
+    "shared_gpu": "posttrain.inference.weight_transfer_ipc:SharedGpuSender",
 }
 
 
@@ -59,9 +60,9 @@ class TransferGroup:
         port: Its port.
         size: Number of ranks.
         bucket_bytes: A bucket is closed as soon as it holds more than this.
+        timeout: Seconds that joining and each bucket may take.
         rank: Rank of an engine's first worker.
         key: Name of the group; no two groups have the same.
-        timeout: Seconds that joining and each bucket may take.
     """
 
     backend: Backend
@@ -69,9 +70,16 @@ class TransferGroup:
     port: int
     size: int
     bucket_bytes: int
+    timeout: float
     rank: int = 0
     key: str = ""
-    timeout: float = TRANSFER_TIMEOUT
+
+    @staticmethod
+    def backend_for(use_gpu: bool, shared: bool) -> Backend:
+        """Return how tensors travel: between GPUs, within GPUs that are shared, or on CPUs."""
+        if not use_gpu:
+            return "gloo"
+        return "shared_gpu" if shared else "nccl"
 
     def at(self, rank: int) -> "TransferGroup":
         """Return the group as an engine sees it whose first worker has this rank."""
@@ -79,7 +87,7 @@ class TransferGroup:
 
     def init_info(self) -> dict[str, Any]:
         """Return what vLLM's weight transfer is told at the start, in the words of the backend."""
-        if self.backend == "gloo":
+        if self.backend != "nccl":
             return asdict(self)
         return {
             "master_address": self.host,
@@ -174,7 +182,7 @@ def address_towards(host: str) -> str:
 
 
 class Sender(Protocol):
-    """Learner rank 0's end of a group."""
+    """A learner's end of a group: the first rank's, or every rank's on GPUs that engines share."""
 
     group: TransferGroup
 
@@ -203,7 +211,7 @@ class Sender(Protocol):
         ...
 
 
-def open_sender(backend: Backend, host: str, size: int, timeout: float = TRANSFER_TIMEOUT) -> Sender:
+def open_sender(backend: Backend, host: str, size: int, timeout: float) -> Sender:
     """Open a group at a free port of this node.
 
     Args:
@@ -216,135 +224,28 @@ def open_sender(backend: Backend, host: str, size: int, timeout: float = TRANSFE
     return kind(host, size, timeout)
 
 
-class GlooGroup:
-    """A process's place in a group that broadcasts from rank 0 over sockets, on CPUs.
-
-    Args:
-        group: The group.
-        rank: This process's rank.
-        own: The store at which the ranks meet, on rank 0.
-
-    Raises:
-        TransferError: If the others do not join in time.
-    """
-
-    def __init__(self, group: TransferGroup, rank: int, own: TCPStore | None = None) -> None:
-        self._group = group
-        self._store = own or _store_of(group)
-        gloo: Any = ProcessGroupGloo  # torch's stubs know neither its options nor its collectives
-        options = gloo._Options()
-        # By default gloo listens at whatever address the host's name stands for, often the loopback's.
-        options._devices = [gloo.create_device(hostname=address_towards(group.host), lazy_init=False)]
-        options._timeout = timedelta(seconds=group.timeout)
-        prefix = PrefixStore(group.key, self._store)
-        try:
-            self._gloo = gloo(prefix, rank, group.size, options)
-        except RuntimeError as error:
-            raise TransferError(
-                f"not all {group.size} members of the weight transfer met at {group.host}:{group.port}"
-                f" within {group.timeout:g} s: {_first_line(error)}"
-            ) from error
-
-    def broadcast(self, buffer: Tensor) -> Work:
-        """Begin to send a buffer from rank 0, or to receive it."""
-        return self._gloo.broadcast([buffer], BroadcastOptions())
-
-    def wait(self, work: Work, sent: int, total: int) -> None:
-        """Wait until a buffer has been sent or received.
-
-        Args:
-            work: What `broadcast` returned.
-            sent: Bytes of all buffers up to this one.
-            total: Bytes of all buffers.
-
-        Raises:
-            TransferError: If another member died or stalled.
-        """
-        try:
-            work.wait(timedelta(seconds=self._group.timeout))
-        except RuntimeError as error:
-            raise TransferError(
-                f"the weight transfer broke off at {sent:,} of {total:,} bytes, because a member of its group"
-                f" died or stalled for {self._group.timeout:g} s: {_first_line(error)}"
-            ) from error
-
-    def receive(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[str, Tensor]]:
-        """Yield tensors as they arrive, while the next bucket is on its way.
-
-        Raises:
-            TransferError: If another member died or stalled.
-        """
-        total, received = sum(tensor.num_bytes for tensor in tensors), 0
-        coming: tuple[Work, Tensor, list[TensorInfo]] | None = None
-        for bucket in [*buckets(tensors, self._group.bucket_bytes), None]:
-            here, coming = coming, None
-            if bucket is not None:
-                buffer = torch.empty(sum(tensor.num_bytes for tensor in bucket), dtype=torch.uint8)
-                coming = self.broadcast(buffer), buffer, bucket
-            if here is not None:
-                received += len(here[1])
-                self.wait(here[0], received, total)
-                yield from unpacked(here[1], here[2])
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._gloo.shutdown()
+def sender_beside(group: TransferGroup) -> Sender | None:
+    """Return the end of a learner's rank that is not the first; None where only the first one sends."""
+    if group.backend != "shared_gpu":
+        return None
+    return resolve(SENDERS[group.backend], "posttrain.weight_senders", type).beside(group)
 
 
-class GlooSender:
-    """Sends by gloo; see `Sender` and `open_sender`."""
-
-    def __init__(self, host: str, size: int, timeout: float) -> None:
-        listener = listen(host)
-        port = listener.getsockname()[1]
-        # A store that waits for the others in its constructor would do so before they know its port.
-        self._store = TCPStore(
-            *(host, port, None, True),
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-            master_listen_fd=listener.detach(),
-        )
-        self.group = TransferGroup(
-            "gloo", host, port, size, CPU_BUCKET_BYTES, key=uuid.uuid4().hex, timeout=timeout
-        )
-        self._gloo: GlooGroup | None = None
-
-    def join(self) -> None:
-        """Wait until every engine has joined."""
-        self._gloo = GlooGroup(self.group, 0, self._store)
-
-    def send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """Send tensors to all engines, packing one bucket while another is on its way."""
-        try:
-            self._send(manifest, tensors)
-        except TransferError:
-            self.close()  # the engines need not wait for what will not come
-            raise
-
-    def _send(self, manifest: Manifest, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        assert self._gloo is not None
-        total, sent = manifest.num_bytes, 0
-        announced = check_announced(manifest, tensors)
-        under_way: tuple[Work, Tensor, int] | None = None
-        for bucket in buckets(manifest.tensors, self.group.bucket_bytes):
-            buffer = _packed(bucket, announced)
-            sent += len(buffer)
-            if under_way is not None:
-                self._gloo.wait(under_way[0], under_way[2], total)
-            under_way = self._gloo.broadcast(buffer), buffer, sent
-        if under_way is not None:
-            self._gloo.wait(under_way[0], under_way[2], total)
-        for _ in announced:  # raises if there are more than was announced
-            pass
-
-    def close(self) -> None:
-        """Leave the group."""
-        if self._gloo is not None:
-            self._gloo.close()
-            self._gloo = None
+def listening_store(host: str, timeout: float) -> tuple[TCPStore, int]:
+    """Open a store at a free port of this node; return it with its port."""
+    listener = listen(host)
+    port = listener.getsockname()[1]
+    # A store that waits for the others in its constructor would do so before they know its port.
+    store = TCPStore(
+        *(host, port, None, True),
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    return store, port
 
 
-def _store_of(group: TransferGroup) -> TCPStore:
+def store_of(group: TransferGroup) -> TCPStore:
     """Connect to the store that rank 0 has opened."""
     limit = timedelta(seconds=group.timeout)
     try:
@@ -355,7 +256,7 @@ def _store_of(group: TransferGroup) -> TCPStore:
         )
     except RuntimeError as error:
         raise TransferError(
-            f"no learner waits for engines at {group.host}:{group.port}: {_first_line(error)}"
+            f"no learner waits for engines at {group.host}:{group.port}: {first_line(error)}"
         ) from error
 
 
@@ -380,16 +281,6 @@ def check_announced(
         raise TransferError(f"the learner holds a tensor that it did not announce: {extra[0]}")
 
 
-def _packed(bucket: Sequence[TensorInfo], tensors: Iterator[tuple[str, Tensor]]) -> Tensor:
-    """Copy the next tensors into a bucket's buffer."""
-    buffer = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
-    place = 0
-    for _, (_, tensor) in zip(bucket, tensors, strict=False):
-        values = tensor.contiguous().view(-1).view(torch.uint8)
-        buffer[place : place + len(values)] = values
-        place += len(values)
-    return buffer
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Shorten an error of torch's, which lists its own stack."""
     return str(error).partition("\n")[0][:300]

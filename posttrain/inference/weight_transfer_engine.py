@@ -18,17 +18,17 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 
 from posttrain.inference.weight_transfer import (
-    GlooGroup,
     Manifest,
     TensorInfo,
     TransferError,
     TransferGroup,
     as_transfer_error,
 )
+from posttrain.inference.weight_transfer_gloo import GlooGroup
 
 
 @dataclass
-class GlooInitInfo(WeightTransferInitInfo):
+class GroupInitInfo(WeightTransferInitInfo):
     """What a worker is told when it is to join a group: the fields of `TransferGroup`."""
 
     backend: str
@@ -42,7 +42,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 
 @dataclass
-class GlooUpdateInfo(WeightTransferUpdateInfo):
+class TensorsUpdateInfo(WeightTransferUpdateInfo):
     """What a worker is told when it is to receive tensors, as in vLLM's own engines."""
 
     names: list[str]
@@ -50,16 +50,16 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
     shapes: list[list[int]]
 
 
-class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+class GlooTransferEngine(WeightTransferEngine[GroupInitInfo, TensorsUpdateInfo]):
     """Receives weights by gloo, on CPUs."""
 
-    init_info_cls = GlooInitInfo
-    update_info_cls = GlooUpdateInfo
+    init_info_cls = GroupInitInfo
+    update_info_cls = TensorsUpdateInfo
     supports_draft_weight_update: bool = False
 
     _joined: GlooGroup | None = None
 
-    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+    def init_transfer_engine(self, init_info: GroupInitInfo) -> None:
         """Join a group, and leave the one before."""
         self.shutdown()
         group = TransferGroup(**asdict(init_info))
@@ -77,7 +77,7 @@ class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """Receive and load tensors; vLLM's own method then waits for an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+    def receive_weights(self, update_info: TensorsUpdateInfo) -> None:
         """Receive and load tensors, loading one bucket while the next is on its way."""
         if self._joined is None:
             raise TransferError("the engine was asked to receive weights before it had joined a group")
@@ -91,7 +91,7 @@ class GlooTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             self._joined = None
 
 
-def _tensors(update: GlooUpdateInfo) -> list[TensorInfo]:
+def _tensors(update: TensorsUpdateInfo) -> list[TensorInfo]:
     described = zip(update.names, update.dtype_names, update.shapes, strict=True)
     return [TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in described]
 

@@ -62,8 +62,7 @@ class FaultyEngine(VllmEngine):
             self._engine.reset_encoder_cache = reset
 
     def load_adapter(self, path: Path, version: int) -> int:
-        before = self._adapters.newest
         changed = super().load_adapter(path, version)
         if fault() == "dropped adapter":
-            self._adapters.newest = before
+            self._adapters.newest = None
         return changed

@@ -164,7 +164,7 @@ def test_an_engine_that_stalls_halfway_is_named_in_time_and_the_others_serve(
 def test_weights_that_the_learners_have_left_are_not_brought(
     healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory]
 ) -> None:
-    weights = LearnerWeights(LearnerLink(learners, "gloo"), learners, 50, None)
+    weights = LearnerWeights(LearnerLink(learners, "gloo", LIMIT_S), learners, 50, None)
     learn(learners, sequences)
     with pytest.raises(WeightsSuperseded, match="gone on"):
         weights.bring(healthy.workers[:1])

@@ -173,9 +173,9 @@ class LearnerGroup:
         """Open a group in which the first rank sends weights; see `WeightSource.open`."""
         return self._first(LearnerActor.source, WeightSource.open, backend, size, timeout)
 
-    def join_transfer(self) -> None:
+    def join_transfer(self, group: TransferGroup) -> None:
         """Wait until every engine has joined the group; see `WeightSource.join`."""
-        self._first(LearnerActor.source, WeightSource.join)
+        self._wait(self._every(LearnerActor.source, WeightSource.join, group), STEP_TIMEOUT)
 
     def send_weights(self, manifest: Manifest, timeout: float) -> None:
         """Send the present weights; every rank has its part in it.

@@ -148,6 +148,8 @@ def run_paced(pacing: Pacing, work: StepWork[T], faults: tuple[type[Exception], 
     Raises:
         Exception: A fault that comes twice for one policy, and whatever else `work` raises.
     """
+    if pacing.next_step is None:
+        return
     loop = _Loop(pacing, work, faults)
     loop.publish()
     while pacing.next_step is not None and loop.step():

@@ -16,12 +16,18 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.config import RlStage
 from posttrain.inference.adapters import AdapterFiles
-from posttrain.inference.weight_transfer import TRANSFER_TIMEOUT, Backend, Manifest, TransferError
+from posttrain.inference.weight_transfer import (
+    TRANSFER_TIMEOUTS,
+    Backend,
+    Manifest,
+    TransferError,
+    TransferGroup,
+)
 from posttrain.inference.weights import PublishError, Weights
 from posttrain.inference.worker import InferenceWorker
 from posttrain.run.actors import Actor
 from posttrain.run.metric_names import PUBLISH_PROOF_GAP, PUBLISH_REPEATED, TIME_PROOF, TIME_PUBLISH
-from posttrain.training.on_policy.learner_group import LearnerGroup
+from posttrain.training.on_policy.learner_group import LearnerFailed, LearnerGroup
 from posttrain.training.on_policy.proof import Proof, ProofFailed, proof_sequences
 from posttrain.types import Trajectory
 
@@ -48,7 +54,7 @@ class LearnerLink:
         timeout: Seconds that joining and each bucket may take.
     """
 
-    def __init__(self, learners: LearnerGroup, backend: Backend, timeout: float = TRANSFER_TIMEOUT) -> None:
+    def __init__(self, learners: LearnerGroup, backend: Backend, timeout: float) -> None:
         self._learners, self._timeout = learners, timeout
         self._backend: Backend = backend
         self._members: list[Actor[InferenceWorker]] = []
@@ -106,7 +112,7 @@ class LearnerLink:
             place: worker.call(InferenceWorker.join_transfer, group.at(first[place]))
             for place, worker in enumerate(workers)
         }
-        errors = self._settle(joining, self._learners.join_transfer, self._timeout, None)
+        errors = self._settle(joining, lambda: self._learners.join_transfer(group), self._timeout, None)
         if not errors:
             self._members = list(workers)
         return errors
@@ -125,6 +131,10 @@ class LearnerLink:
             learners()
         except TransferError as error:
             failed = error  # a worker is the cause, and the others say so as well
+        except LearnerFailed as error:  # NCCL waits for a worker that has died
+            _, errors = _answers(calls, 1.0, doing)
+            told = "; ".join(f"inference worker {place} {each}" for place, each in errors.items())
+            raise LearnerFailed(f"{error} ({told or 'every engine has answered'})") from error
         _, errors = _answers(calls, limit + GRACE_S, doing)
         if failed is not None and not errors:
             raise failed
@@ -293,6 +303,7 @@ class Publisher:
         dtype: Type of the weights.
         use_gpu: Whether learners and engines are on GPUs.
         adapters: Whether adapters are published alone, and not merged into the weights.
+        shared: Whether they are on the same GPUs.
 
     Example:
         publisher = Publisher(learners, pool, stage, "bfloat16", use_gpu=True, adapters=False)
@@ -309,10 +320,12 @@ class Publisher:
         *,
         use_gpu: bool,
         adapters: bool,
+        shared: bool = False,
     ) -> None:
         self._learners, self._pool, self._adapters = learners, pool, adapters
         self._tolerance, self._exact = stage.tolerance(dtype), dtype == "float32"
-        self._link = LearnerLink(learners, "nccl" if use_gpu else "gloo")
+        backend = TransferGroup.backend_for(use_gpu, shared)
+        self._link = LearnerLink(learners, backend, TRANSFER_TIMEOUTS[backend])
         self._sequences: list[Trajectory] = []
 
     def prove_by(self, trajectories: Sequence[Trajectory]) -> None:

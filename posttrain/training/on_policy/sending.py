@@ -17,6 +17,7 @@ from posttrain.inference.weight_transfer import (
     TensorInfo,
     TransferGroup,
     open_sender,
+    sender_beside,
 )
 from posttrain.run.node import node_address
 from posttrain.training.core.distributed import rank
@@ -52,14 +53,20 @@ class WeightSource:
         self._sender = open_sender(backend, node_address(), size, timeout)
         return self._sender.group
 
-    def join(self) -> None:
-        """Wait until every engine has joined the group; the first rank does.
+    def join(self, group: TransferGroup) -> None:
+        """Wait until every engine has joined the group; every rank calls this.
+
+        Args:
+            group: What `open` returned on the first rank.
 
         Raises:
             TransferError: If one of them does not in time.
         """
-        assert self._sender is not None
-        self._sender.join()
+        if rank():
+            self.close()
+            self._sender = sender_beside(group)
+        if self._sender is not None:
+            self._sender.join()
 
     def manifest(self) -> Manifest:
         """Describe what is sent; nothing is gathered."""
@@ -75,15 +82,14 @@ class WeightSource:
         )
 
     def send(self, manifest: Manifest) -> None:
-        """Gather the weights in the order of all ranks, and send them from the first rank.
+        """Gather the weights in the order of all ranks, and send them; see `Sender`.
 
         Raises:
-            TransferError: On the first rank, if an engine died or stalled.
+            TransferError: On a rank that sends, if an engine died or stalled.
         """
         weights = iter(self._weights)
         try:
-            if rank() == 0:
-                assert self._sender is not None
+            if self._sender is not None:
                 self._sender.send(manifest, weights)
         finally:
             for _ in weights:  # the other ranks gather to the end

@@ -114,3 +114,18 @@ def test_every_process_of_a_run_has_its_row() -> None:
     assert "weights, moments and gradients 31.1 GiB" in rows["rl: each of 4 learner processes"]
     assert rows["rl: each of 4 engines"].endswith("16.3 GiB of them weights")
     assert memory_rows(load_run("quickstart")) == []
+
+
+def test_engines_hold_several_versions_of_adapters() -> None:
+    stage = RL | {"lora": {"rank": 16}, "rollout": {"max_staleness": 2}}
+
+    def engines(gpus: int, **rollout: str) -> str:
+        stages = [stage | {"rollout": {"max_staleness": 2, **rollout}}]
+        model = {"name_or_path": "Qwen/Qwen3-VL-8B-Instruct"}
+        run = RunConfig.model_validate({"name": "r", "model": model, "stages": stages})
+        return dict(memory_rows(run.on(gpus)))["rl: each of 1 engines"]
+
+    assert engines(8).endswith("of them weights; 333 MiB more for up to 4 versions of the adapters")
+    assert engines(8, publish="merged").endswith("of them weights")
+    assert engines(0).endswith("of them weights")  # merged on a CPU
+    assert "versions of the adapters" in engines(0, publish="adapter")

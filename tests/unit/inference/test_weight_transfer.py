@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch
 
-from posttrain.inference import weight_transfer
+from posttrain.inference import weight_transfer_gloo
 from posttrain.inference.weight_transfer import (
-    GlooGroup,
     Manifest,
     Sender,
     TensorInfo,
@@ -18,6 +17,7 @@ from posttrain.inference.weight_transfer import (
     buckets,
     open_sender,
 )
+from posttrain.inference.weight_transfer_gloo import GlooGroup
 
 HERE = "127.0.0.1"
 
@@ -44,7 +44,7 @@ def described(named: list[tuple[str, torch.Tensor]]) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_transfer, "CPU_BUCKET_BYTES", 100)
+    monkeypatch.setattr(weight_transfer_gloo, "BUCKET_BYTES", 100)
 
 
 @pytest.fixture

@@ -198,7 +198,8 @@ def test_a_fault_repeats_what_is_under_way_and_changes_nothing_else(seed: int, s
         steps = len(world.learned)
     assert world.learned == each_once(steps)
     played = Counter(step for step, _ in world.started)
-    assert max(played.values()) <= 2 + staleness * world.discarded
+    # It may be repeated once for each policy that may play it.
+    assert max(played.values(), default=0) <= 2 + staleness
 
 
 def test_the_bound_is_reached() -> None:
