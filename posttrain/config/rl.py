@@ -182,7 +182,8 @@ class RlStage(LearningStage):
 
     def adapter_rank(self, use_gpu: bool) -> int:
         """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
-        usual = "adapter" if use_gpu else "merged"
+        quantized = self.lora is not None and self.lora.quantization is not None
+        usual = "adapter" if use_gpu and not quantized else "merged"
         alone = (self.rollout.publish or usual) == "adapter"
         return self.lora.rank if self.lora is not None and alone else 0
 
@@ -219,14 +220,33 @@ class RlStage(LearningStage):
                 f"an episode of up to rollout.max_length = {self.rollout.max_length} tokens has to fit a row",
                 "raise it, or remove it",
             )
-        if self.lora is not None and self.lora.dropout:
+        self._check_adapters()
+        return self
+
+    def _check_adapters(self) -> None:
+        """Check that engines can compute what learners of adapters do."""
+        if self.lora is None:
+            return
+        if self.lora.dropout:
             raise MisfitError(
                 "lora.dropout",
                 "engines sample without dropout, and episodes are learned with the log-probs that they were "
                 "sampled with",
                 "remove it",
             )
-        return self
+        if self.lora.quantization == "int8":
+            raise MisfitError(
+                "lora.quantization",
+                "int8 rounds what it multiplies as well as the weights, and engines do not: they would sample "
+                "from another policy",
+                "use nf4",
+            )
+        if self.lora.quantization is not None and self.rollout.publish == "adapter":
+            raise MisfitError(
+                "rollout.publish",
+                "beside the weights as they were before they were quantised, adapters are another policy",
+                "remove it: engines then get the quantised weights with the adapters merged into them",
+            )
 
     @model_validator(mode="after")
     def _check_rollout(self) -> "RlStage":

@@ -77,7 +77,7 @@ class OnPolicyRolloutConfig(RolloutConfig):
         default=None,
         description="How engines get adapters (LoRA): as an `adapter` beside the base weights, little to "
         "send, or `merged` into them, which is faster to sample from on a CPU. If absent, merged on a CPU "
-        "and as an adapter on GPUs.",
+        "and where lora.quantization is set, and else as an adapter.",
     )
 
     @property

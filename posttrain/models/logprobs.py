@@ -154,7 +154,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs[rows] = logs.gather(1, targets[rows, None]).squeeze(1)
             of_candidates[rows] = logs.gather(1, candidates[rows])
             mass[rows] = logs[:, watched].exp().sum(1)
-            entropy[rows] = -(logs.exp() * logs).sum(1)
+            entropy[rows] = -logs.exp().mul_(logs).sum(1)
             if candidates.shape[1]:
                 rest[rows] = logs.scatter_(1, candidates[rows], -torch.inf).logsumexp(1)
         ctx.save_for_backward(hidden, weight, targets, candidates, normalizers, entropy, rest)
@@ -183,24 +183,36 @@ def _gradients(
     of_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if ctx.needs_input_grad[1] else None
     for rows in _chunks(len(hidden), ctx.chunk_size):
         logs = _logits(hidden[rows], head).sub_(normalizers[rows, None])
-        of_logits = torch.zeros_like(logs)
-        if of_entropy is not None:  # ∂H/∂z = −p (log p + H)
-            of_logits -= logs.exp() * (logs + entropy[rows, None]) * of_entropy[rows, None]
-        if of_rest is not None:  # ∂ log p[rest]/∂z = p/p[rest] over the rest, − p
-            shares = (logs - rest[rows, None]).exp_().scatter_(1, candidates[rows], 0)
-            of_logits += (shares - logs.exp()) * of_rest[rows, None]
-        probabilities = logs.exp_()
-        for ids, gradient in ((targets[rows, None], of_logprobs), (candidates[rows], of_candidates)):
-            if gradient is not None:  # ∂ log p[token]/∂z = onehot − p
-                given = gradient[rows].reshape(ids.shape)
-                of_logits -= probabilities * given.sum(1, keepdim=True)
-                of_logits.scatter_add_(1, ids, given)
+        given = _given(targets[rows], of_logprobs, candidates[rows], of_candidates, rows)
+        # ∂ log p[token]/∂z = onehot − p
+        shares = sum((gradient.sum(1, keepdim=True) for _, gradient in given), normalizers.new_zeros(1, 1))
+        others = torch.zeros_like(logs) if of_entropy is not None or of_rest is not None else None
+        if others is not None and of_entropy is not None:  # ∂H/∂z = −p (log p + H)
+            others -= logs.exp() * (logs + entropy[rows, None]) * of_entropy[rows, None]
+        if others is not None and of_rest is not None:  # ∂ log p[rest]/∂z = p/p[rest] over the rest, − p
+            of_shares = (logs - rest[rows, None]).exp_().scatter_(1, candidates[rows], 0)
+            others += (of_shares - logs.exp()) * of_rest[rows, None]
+        of_logits = logs.exp_().mul_(-shares)  # in place: few of these fit
+        if others is not None:
+            of_logits += others
+        for ids, gradient in given:
+            of_logits.scatter_add_(1, ids, gradient)
         of_logits = of_logits.to(hidden.dtype)
         if of_hidden is not None:
             of_hidden[rows] = of_logits @ head
-        if of_weight is not None:
+        if of_weight is not None and of_weight.dtype == hidden.dtype:
+            of_weight.addmm_(of_logits.T, hidden[rows])  # without a copy of the head's size
+        elif of_weight is not None:
             of_weight += of_logits.T @ hidden[rows]
     return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None, None
+
+
+def _given(
+    targets: Tensor, of_logprobs: Tensor | None, candidates: Tensor, of_candidates: Tensor | None, rows: slice
+) -> list[tuple[Tensor, Tensor]]:
+    """Pair token ids [n, k] of some rows with the gradients of their log-probs, as far as there are any."""
+    pairs = ((targets[:, None], of_logprobs), (candidates, of_candidates))
+    return [(ids, gradient[rows].reshape(ids.shape)) for ids, gradient in pairs if gradient is not None]
 
 
 def _chunks(length: int, size: int) -> list[slice]:

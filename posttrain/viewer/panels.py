@@ -105,6 +105,12 @@ PANELS = (
         limit=True,
     ),
     Panel(
+        "Gap by kind of token",
+        "The gap that 1 % of the tokens exceed. If coordinates alone do, an image is seen otherwise.",
+        lines=(metric.CLASS_GAP + "*_p99",),
+        log=True,
+    ),
+    Panel(
         "Gate",
         "SAPO's weight of a token, 5th to 95th percentile, apart for good and bad episodes. 1 is on-policy.",
         bands=(metric.GATE_POSITIVE, metric.GATE_NEGATIVE),

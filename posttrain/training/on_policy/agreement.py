@@ -11,6 +11,7 @@ differ by tenths of a nat; there the mean has a limit, and so has the share of e
 by more than `WIDE` times as much: 1.5 nats on the digits of boxes, 2 % of all tokens, move the mean by 0.03.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,14 +32,17 @@ from posttrain.run.metric_names import (
     LOGPROB_GAP_MAX,
     LOGPROB_GAP_MEAN,
 )
-from posttrain.training.core.distributed import max_over_ranks, sum_over_ranks
+from posttrain.training.core.distributed import max_over_ranks, rank, sum_over_ranks
 from posttrain.training.on_policy.token_classes import CLASSES
+
+logger = logging.getLogger(__name__)
 
 #: A token of a bfloat16 model differs widely if its gap is so many times the mean's limit.
 WIDE = 10
 #: Share of a class's tokens that may differ widely, and how many may where a class has few tokens.
 WIDE_SHARE, WIDE_FEW = 0.01, 3
-#: Mean probability of tokens that are never sampled, above which log-probs are no longer those of sampling.
+#: Mean probability m of tokens that are never sampled, above which a warning is given: the others are sampled
+#: with probabilities larger than those written beside them, by a factor of 1 / (1 − m).
 BANNED_LIMIT = 1e-3
 #: Quantiles of each class's gaps, by the ends of their metrics' names.
 CLASS_QUANTILES = {"p50": 0.5, "p99": 0.99}
@@ -117,6 +121,14 @@ class Agreement:
         )
         exact = ~older & ~approximate
         metrics = _apart(gap, older & ~approximate, approximate, banned)
+        mass = metrics.get(BANNED_MASS, 0.0)
+        if mass > BANNED_LIMIT and rank() == 0:
+            logger.warning(
+                "tokens that may not be sampled, vision placeholders among them, have a mean probability of"
+                " %.1e: above %g the log-probs are not those of sampling any more. Teach the policy the"
+                " dialogue format by an sft stage first, or lower learning_rate",
+                *(mass, BANNED_LIMIT),
+            )
         gaps = _ClassGaps(gap[exact], classes[exact].long(), WIDE * self._tolerance)
         metrics |= gaps.metrics()
         self._check(gaps, metrics)

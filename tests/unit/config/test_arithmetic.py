@@ -54,6 +54,7 @@ def test_staleness_is_told_in_versions_and_episodes() -> None:
         (["rollout.max_staleness=40"], "40 is no bound in a stage of 40 steps"),
         (["rollout.on_publish=keep"], "keep changes nothing at max_staleness = 0"),
         (["rollout.publish=merged"], "there are no adapters to publish"),
+        (["lora.quantization=nf4", "rollout.publish=adapter"], "adapters are another policy"),
     ],
 )
 def test_settings_of_pacing_without_effect_are_refused(settings: list[str], says: str) -> None:

@@ -149,6 +149,7 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.max_batch_tokens=1000", "has to fit a row → raise it"),
         ("stages.rl.micro_batch_size=8", "it is called per_device_batch_size"),
         ("stages.rl.lora.dropout=0.1", "engines sample without dropout"),
+        ("stages.rl.lora.quantization=int8", "sample from another policy → use nf4"),
         ("stages.rl.num_train_epochs=1.0", "write max_steps"),
         ("stages.rl.gradient_accumulation_steps=2", "follows from prompts_per_step"),
         ("stages.rl.global_batch_size=99", "write prompts_per_step"),

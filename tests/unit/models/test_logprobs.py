@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from posttrain.models.logprobs import candidate_logprobs, token_logprobs
+from posttrain.models.logprobs import candidate_logprobs, token_logprobs, watched_logprobs
 
 
 def inputs(n: int, width: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, ...]:
@@ -176,3 +176,15 @@ def test_never_holds_the_logits_of_all_positions() -> None:
     with LargestTensor() as naive:
         direct(hidden, weight, targets)
     assert naive.elements == n * vocabulary  # so the measurement works
+
+
+def test_watched_tokens_have_the_probability_of_the_softmax() -> None:
+    hidden, weight, targets = inputs(13, 8, 31, torch.float64)
+    watched = torch.tensor([3, 30, 7])
+    logprobs, entropy, mass = watched_logprobs(hidden, weight, targets, watched, chunk_size=4)
+    torch.testing.assert_close((logprobs, entropy), token_logprobs(hidden, weight, targets))
+    expected = (hidden @ weight.T).softmax(1)[:, watched].sum(1)
+    torch.testing.assert_close(mass, expected.detach(), rtol=1e-12, atol=0)
+    assert not mass.requires_grad
+    nothing = torch.empty(0, dtype=torch.long)
+    assert not watched_logprobs(hidden, weight, targets, nothing)[2].any()

@@ -20,6 +20,7 @@ def judged(
     older: np.ndarray | None = None,
     approximate: np.ndarray | None = None,
     rows: int = 3,
+    banned: float = 2e-4,
 ) -> dict[str, float]:
     """Compare an engine whose log-probs are lower by `gap`, with tolerances of float32 or bfloat16."""
     count = len(gap)
@@ -30,7 +31,7 @@ def judged(
         engine = torch.full((len(part),), -1.0)
         agreement.add(
             engine + torch.from_numpy(gap[part]).float(),
-            torch.full((len(part),), 2e-4),
+            torch.full((len(part),), banned),
             SampledBy(
                 engine,
                 classes[part],
@@ -120,6 +121,13 @@ def test_older_versions_and_kept_caches_are_reported_apart() -> None:
     assert metrics["drift/kl"] == pytest.approx(math.exp(0.3) - 1.3, rel=1e-5)
     assert metrics["approximate/tokens"] == pytest.approx(150 / N)
     assert metrics["approximate/gap"] == pytest.approx(0.1, rel=1e-5)
+
+
+def test_a_warning_is_given_where_banned_tokens_become_likely(caplog: pytest.LogCaptureFixture) -> None:
+    judged(rounding(1e-6), exact=True, banned=9e-4)
+    assert not caplog.records
+    judged(rounding(1e-6), exact=True, banned=2e-3)
+    assert "mean probability of 2.0e-03" in caplog.text
 
 
 def test_nothing_to_compare_is_no_mismatch() -> None:

@@ -87,7 +87,7 @@ def episodes(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return made
 
 
-def learner_of(checkpoint: Path, way: Way, ranks: int = 1) -> Learner:
+def learner_of(checkpoint: Path, way: Way, ranks: int = 1, resume: bool = False) -> Learner:
     stage = RlStage.model_validate(
         {
             "stage": "rl",
@@ -102,10 +102,10 @@ def learner_of(checkpoint: Path, way: Way, ranks: int = 1) -> Learner:
         }
     ).model_copy(update={"sharding": way.sharding})
     config = ModelConfig(family="qwen3_vl", dtype="float32", freeze_vision_tower=not way.tower)
-    learner = Learner(config, stage, checkpoint, resume=False)
+    learner = Learner(config, stage, checkpoint, resume)
     with torch.no_grad():
         for name, parameter in learner.model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name and not resume:
                 # One value everywhere, whatever a rank holds of it.
                 parameter.fill_(0.02)
     learner.tolerance = math.inf  # no engine has sampled these episodes
@@ -213,6 +213,17 @@ WAYS = (
 )
 
 
+def held(learner: Learner) -> dict[str, Tensor]:
+    """Return what a learner trains, and the moments of it."""
+    state = learner.updates.optimizer.state
+    return {
+        f"{name} {slot}": whole(tensor).detach().clone()
+        for name, parameter in learner.model.named_parameters()
+        if parameter.requires_grad
+        for slot, tensor in {"value": parameter, **state[parameter]}.items()
+    }
+
+
 def on_four_and_two(rank: int, checkpoint: Path, episodes: list[Trajectory], output: Path) -> None:
     """Be one of four ranks and then, if this is one of the first two, of two; rank 0 keeps the gradients."""
     torch.set_num_threads(1)
@@ -226,11 +237,21 @@ def on_four_and_two(rank: int, checkpoint: Path, episodes: list[Trajectory], out
             found = gradient_of(learner_of(checkpoint, way, ranks), episodes)
             if rank == 0:
                 torch.save(found, output / f"{ranks}-{number}.pt")
+        adapted = Way(sharding="fsdp2", lora=True)
+        if ranks == 4:
+            learner = learner_of(checkpoint, adapted, ranks)
+            learner.update(copy.deepcopy(episodes))
+            learner.write_checkpoint(output / "saved")
+        else:
+            learner = learner_of(output / "saved", adapted, ranks, resume=True)
+        found = held(learner)
+        if rank == 0:
+            torch.save(found, output / f"held-{ranks}.pt")
         dist.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
-def test_any_number_of_ranks_learns_the_same(
+def test_any_number_of_ranks_learns_the_same_and_goes_on(
     tiny_checkpoint: Path, episodes: list[Trajectory], tmp_path: Path
 ) -> None:
     on_ranks(4, on_four_and_two, tiny_checkpoint, episodes, tmp_path)
@@ -239,6 +260,12 @@ def test_any_number_of_ranks_learns_the_same(
         for ranks in (2, 4):
             found = torch.load(tmp_path / f"{ranks}-{number}.pt")
             assert_same(found, expected)
+    saved = torch.load(tmp_path / "held-4.pt")
+    alone = held(learner_of(tmp_path / "saved", Way(lora=True), resume=True))
+    assert any("exp_avg" in name and tensor.any() for name, tensor in saved.items())
+    for other in (torch.load(tmp_path / "held-2.pt"), alone):
+        assert other.keys() == saved.keys()
+        assert all(torch.equal(other[name], saved[name]) for name in saved)
 
 
 def test_episodes_with_any_number_of_images_score_as_alone(
