@@ -40,16 +40,16 @@ def pacing_advice(steps: Mapping[int, MetricsRow], max_staleness: int) -> str:
 
 def _advice(learners: float, engines: float, max_staleness: int) -> str:
     """Say what to do about shares of time that learners and engines waited."""
-    if learners >= MUCH and engines >= MUCH:
-        return (
-            "episodes differ much in length, and a few of them keep everybody waiting; raise"
-            f" rollout.max_staleness to {max_staleness + 1}, or shorten them"
-        )
-    if learners >= MUCH:
+    if max(learners, engines) < MUCH:
+        return "both are busy"
+    if learners > 2 * engines:
         return "add engines (rollout.actors), or give them some of the learners' processors"
-    if engines >= MUCH:
+    if engines > 2 * learners:
         return "add learners (num_workers), or give them some of the engines' processors"
-    return "both are busy"
+    return (
+        "episodes differ much in length, and a few of them keep everybody waiting; raise"
+        f" rollout.max_staleness to {max_staleness + 1}, or shorten them"
+    )
 
 
 def _figures(row: MetricsRow) -> Sequence[float] | None:

@@ -285,6 +285,8 @@ class Controller:
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
+        if self._version < 0:
+            self._begin_row()  # until now engines and learners were starting
         self._version = self._crew.next_version()
         told = self._crew.publisher.publish(self._version)
         for name, value in told.items():

@@ -23,6 +23,7 @@ def steps(learner_wait: float, engine_wait: float, count: int = 10) -> dict[int,
         (4.0, 0.1, "Learners waited 40 % of the time for episodes, engines 1 % for permission to start more:"
          " add engines (rollout.actors)"),
         (0.2, 5.0, "engines 50 % for permission to start more: add learners (num_workers)"),
+        (1.6, 7.0, "add learners"),
         (3.0, 3.0, "raise rollout.max_staleness to 3"),
         (0.5, 0.5, "both are busy"),
     ],
