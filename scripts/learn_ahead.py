@@ -65,7 +65,7 @@ def recipe(checkpoint: Path, seed: int, staleness: int, steps: int) -> dict[str,
     [task] = stage["tasks"]
     slow = {"name": "slow", "tools": ["slow_zoom.py:SlowZoom"]}
     stage["tasks"] = [task | {"name": "fast", "ratio": 0.5}, task | slow | {"ratio": 0.5}]
-    stage |= {"start_from": None, "max_steps": steps, "save_steps": steps, "num_workers": 1}
+    stage |= {"start_from": None, "max_steps": steps, "save_steps": steps, "num_workers": 1, "metric": None}
     stage["rollout"] |= {"max_staleness": staleness}
     assert quickstart.evaluation is not None
     with_tool = quickstart.evaluation.tasks[0].model_dump(mode="json", exclude_unset=True)

@@ -166,10 +166,15 @@ class Keeper:
         entries = [entry for entry in self.inbox if not entry.future.cancelled()]
         self.inbox.clear()
         self.held |= {entry.ticket: entry for entry in entries}
-        if entries:
-            jobs = [(entry.ticket, entry.job) for entry in entries]
-            taken = self.actor.call(InferenceWorker.take, jobs)
-            self._takes.append((taken, [entry.ticket for entry in entries]))
+        if not entries:
+            return
+        tickets = [entry.ticket for entry in entries]
+        try:
+            taken = self.actor.call(InferenceWorker.take, [(entry.ticket, entry.job) for entry in entries])
+        except Exception as error:  # of a job that cannot be pickled
+            self._desk.fail_jobs(self, tickets, error)
+        else:
+            self._takes.append((taken, tickets))
 
     def condemn(self, actor: Actor[InferenceWorker], loss: WorkerLostError) -> None:
         """Have an actor replaced that failed someone else than this keeper."""

@@ -42,6 +42,15 @@ class _Turn:
     request: Request
     answer: asyncio.Future[Completion]
 
+    def end(self, found: Completion | Exception) -> None:
+        """Answer it, unless its job was cancelled."""
+        if self.answer.done():
+            return
+        if isinstance(found, Exception):
+            self.answer.set_exception(found)
+        else:
+            self.answer.set_result(found)
+
 
 class Serving:
     """An engine at work.
@@ -246,10 +255,7 @@ class Serving:
             future.cancel()
         if not future.set_running_or_notify_cancel():
             return
-        if task.cancelled():
-            future.set_exception(self._ending())
-            return
-        error = task.exception()
+        error = self._ending() if task.cancelled() else task.exception()
         if error is None:
             future.set_result(task.result())
         else:
@@ -276,19 +282,13 @@ class Serving:
         An error ends the thread: nobody knows what state it left the engine in, or what the engine sampled.
         """
         for completion in engine.step():
-            turn = self._in_flight.pop(completion.id, None)
-            if turn is not None:
+            if turn := self._in_flight.pop(completion.id, None):
                 self._answer(turn, completion)
 
     def _answer(self, turn: _Turn, found: Completion | Exception) -> None:
         """Let a turn's sequence go on."""
         self._slots.outside += 1
-        if turn.answer.done():  # its job was cancelled
-            return
-        if isinstance(found, Exception):
-            turn.answer.set_exception(found)
-        else:
-            turn.answer.set_result(found)
+        turn.end(found)
 
     def _drop(self, turn: _Turn) -> None:
         """Forget a turn that nobody waits for any more."""

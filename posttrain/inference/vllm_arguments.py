@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vllm import EngineArgs
+from vllm import EngineArgs, envs
 from vllm.config.weight_transfer import WeightTransferConfig
 
 from posttrain.config import EngineConfig
@@ -82,6 +82,7 @@ def cores_divided(ranks: int) -> Iterator[None]:
     if ranks == 1 or BINDING in os.environ:
         yield
         return
+    envs.disable_envs_cache()  # an engine that this process started before has fixed what vLLM reads
     os.environ[BINDING] = _cores_of_ranks(ranks)
     try:
         yield

@@ -217,12 +217,9 @@ class VllmEngine:
         return self._adapters.load(path, version, self._adapters_in_use())
 
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
-        """Compute the log-probs of given tokens under the newest weights, before anything else is sampled.
+        """Compute the log-probs of given tokens under the newest weights, before anything waiting is served.
 
         Requests in flight advance beside them where the batch has room; `step` returns those that end.
-
-        Args:
-            sequences: The sequences.
 
         Returns:
             For each sequence the log-probs of all its tokens but the first.

@@ -1,5 +1,8 @@
 """The weights of vLLM's model: replaced between two steps, and nothing of the older ones taken for theirs."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -85,14 +88,14 @@ class ModelWeights:
         """Have nothing computed by older weights be taken for the new ones', between two steps.
 
         Running requests either start anew from the tokens that they have, or keep their keys and values. In
-        any case no other request takes these for its own: the caches of images are cleared, and prefixes are
-        shared within a version only.
+        any case no other request takes these for its own: what the vision tower made of images is forgotten,
+        and prefixes are shared within a version only.
         """
         self._engine.collective_rpc("repack_heads")
         if self._on_publish == "recompute":
             self._engine.reset_prefix_cache(reset_running_requests=True)  # or raises
-        self._engine.reset_mm_cache()
-        self._engine.reset_encoder_cache()
+        with _without_warnings(logging.getLogger("vllm.v1.engine.core")):  # of requests in flight
+            self._engine.reset_encoder_cache()
         self._set_version(version)
         self._coming = None
 
@@ -101,6 +104,17 @@ class ModelWeights:
         self.version = version
         self.cache_salt = f"weights-{next(self._changes)}"
         self._engine.set_weight_version(str(version))
+
+
+@contextmanager
+def _without_warnings(logger: logging.Logger) -> Iterator[None]:
+    """Have a logger pass errors only."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _tensor_names(checkpoint: Path) -> set[str]:

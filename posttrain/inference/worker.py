@@ -98,6 +98,7 @@ class InferenceWorker:
     renderer: Renderer
     rendering: ThreadPoolExecutor
     tools: ThreadPoolExecutor
+    _checkpoint: Path | None = None  # whose weights the engine serves, if it is one
 
     def fetch(self, checkpoint: Path) -> None:
         """Download a model of the hub, unless it is here; a directory is.
@@ -119,6 +120,7 @@ class InferenceWorker:
         Returns:
             The version served.
         """
+        self._checkpoint = setup.checkpoint
         renderer = Renderer.from_config(setup.checkpoint, setup.model)
         self.serve(renderer, partial(_load, setup, renderer), lockstep=setup.lockstep)
         return self._generate(WARM_UP_ANSWERS, WARM_UP_TOKENS, temperature=1.0)
@@ -145,7 +147,9 @@ class InferenceWorker:
             engine.load_weights(path, version)
             return engine.version
 
-        return self.serving.call(load).result()
+        served = self.serving.call(load).result()
+        self._checkpoint = path
+        return served
 
     def transfer_ranks(self) -> int:
         """Return how many ranks the engine takes in a group that receives weights."""
@@ -157,11 +161,20 @@ class InferenceWorker:
 
     def receive_weights(self, manifest: Manifest, version: int) -> None:
         """Receive weights from the learners between two steps; see `Engine.receive_weights`."""
+        self._checkpoint = None
         self.serving.call(lambda engine: engine.receive_weights(manifest, version)).result()
 
-    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
-        """Load an adapter between two steps; see `Engine.load_adapter`. Ray passes the files themselves."""
+    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", base: Path, version: int) -> int:
+        """Load an adapter between two steps; see `Engine.load_adapter`.
+
+        Args:
+            files: The adapter; Ray passes the files themselves.
+            base: The checkpoint that it is for. A worker that replaces another may have begun with an older.
+            version: The policy version that the adapter is.
+        """
         assert isinstance(files, AdapterFiles)
+        if self._checkpoint != base:
+            self.load_weights(base, version)
         with files.on_disk() as path:
             return self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
 

@@ -94,18 +94,22 @@ class Limits:
 
 
 class _Partner:
-    """An episode's environment, used by one thread at a time, and closed once whatever happens."""
+    """An episode's environment, used by one thread at a time, and closed once whatever happens.
+
+    Attributes:
+        closed: Whether it has been closed.
+    """
 
     def __init__(self, create: Callable[[], Environment]) -> None:
         self._create = create
         self._environment: Environment | None = None
-        self._closed = False
+        self.closed = False
         self._lock = threading.Lock()
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
         """Open the environment; return the messages before the model's first turn."""
         with self._lock:
-            if self._closed:  # by an episode that was cancelled before this began
+            if self.closed:  # by an episode that was cancelled before this began
                 return ()
             self._environment = self._create()
             return self._environment.start(sample)
@@ -113,16 +117,16 @@ class _Partner:
     def step(self, text: str) -> EnvironmentReply:
         """Let the environment answer a turn."""
         with self._lock:
-            if self._environment is None or self._closed:
+            if self._environment is None or self.closed:
                 return EnvironmentReply(None, (), done=True)
             return self._environment.step(text)
 
     def close(self) -> None:
         """Close the environment, if it was opened."""
         with self._lock:
-            if self._environment is not None and not self._closed:
+            if self._environment is not None and not self.closed:
                 self._environment.close()
-            self._closed = True
+            self.closed = True
 
 
 @dataclass(frozen=True)
@@ -189,34 +193,30 @@ class EpisodePlayer:
         partner = _Partner(self._task.create)
         try:
             await slot.granted
-            ledger = await self._dialogue(job, slot, partner)
+            return await self._dialogue(job, slot, partner)
         finally:
             slot.close()
-            await aside(self._tools, partner.close)
-        await aside(self._tools, check_ledger, ledger, self._renderer.image_token_id, self._limits.max_length)
-        return ledger
+            if not partner.closed:  # the episode failed or was cancelled
+                await aside(self._tools, partner.close)
 
     async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: _Partner) -> Trajectory:
         """Let model and environment take turns until the episode is over."""
         messages = await aside(self._tools, partner.start, job.sample)
-        prompt = await aside(self._rendering, self._render_prompt, job, messages)
+        prompt = self._prompt
+        if prompt is None or prompt.messages != messages:
+            prompt = await aside(self._rendering, self._render_prompt, job, messages)
         ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
         append_prompt(ledger, prompt.rendered, messages)
         images = list(prompt.images)
         for turn in itertools.count():
             request = self._request(job, turn, ledger, images, slot.next_id())
             completion = await self._serving.sample(slot, request)
-            text, reply = await aside(self._tools, self._answer, partner, completion)
-            append_turn(ledger, completion, text_message("assistant", text))
-            ledger.stop_reason = "max_tokens"
+            reply = await aside(self._tools, self._take_turn, partner, ledger, completion)
             if reply is None:
                 break
-            ledger.tool_calls += reply.calls
-            if reply.done or reply.message is None:
-                ledger.stop_reason = "max_turns" if reply.calls else "answer"
-                break
-            observed = await aside(self._rendering, self._observe, ledger, reply.message)
+            observed = await aside(self._rendering, self._observe, ledger, reply)
             if observed is None:
+                await aside(self._tools, self._finish, partner, ledger, "max_tokens")
                 break
             append_observation(ledger, observed.rendered, observed.message)
             images += observed.images
@@ -258,10 +258,23 @@ class EpisodePlayer:
             seed=stable_seed(job.seed, turn),
         )
 
-    def _answer(self, partner: _Partner, completion: Completion) -> tuple[str, EnvironmentReply | None]:
-        """Read a turn, and let the environment answer it unless it was cut off."""
+    def _take_turn(self, partner: _Partner, ledger: Trajectory, completion: Completion) -> Message | None:
+        """Append a turn, and let the environment answer it; return what is shown next, None at the end."""
         text = self._renderer.decode(completion.token_ids)
-        return text, partner.step(text) if completion.finish_reason == "stop" else None
+        append_turn(ledger, completion, text_message("assistant", text))
+        if completion.finish_reason == "length":
+            return self._finish(partner, ledger, "max_tokens")
+        reply = partner.step(text)
+        ledger.tool_calls += reply.calls
+        if reply.done or reply.message is None:
+            return self._finish(partner, ledger, "max_turns" if reply.calls else "answer")
+        return reply.message
+
+    def _finish(self, partner: _Partner, ledger: Trajectory, stop_reason: str) -> None:
+        """Close an episode, and check its ledger."""
+        partner.close()
+        ledger.stop_reason = stop_reason
+        check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
 
     def _observe(self, ledger: Trajectory, message: Message) -> _Observation | None:
         """Tokenise a reply, text and images together; None if no token could be sampled after it.

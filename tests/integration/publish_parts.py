@@ -96,8 +96,8 @@ def learn(learners: LearnerGroup, sequences: Sequence[Trajectory]) -> None:
 
 
 def publisher(
-    learners: LearnerGroup, engines: Engines, sequences: Sequence[Trajectory], adapters: bool = False
+    learners: LearnerGroup, engines: Engines, sequences: Sequence[Trajectory], adapters_of: Path | None = None
 ) -> Publisher:
-    made = Publisher(learners, engines, make_stage(), "float32", use_gpu=False, adapters=adapters)
+    made = Publisher(learners, engines, make_stage(), "float32", use_gpu=False, adapters_of=adapters_of)
     made.prove_by(sequences)
     return made

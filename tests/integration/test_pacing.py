@@ -127,7 +127,7 @@ class Bench:
         return LearnerGroup(MODEL, stage, checkpoint, resume=resume, use_gpu=False)
 
     def publisher(self, learners: LearnerGroup, stage: RlStage) -> Publisher:
-        return Publisher(learners, self.pool, stage, MODEL.dtype, use_gpu=False, adapters=False)
+        return Publisher(learners, self.pool, stage, MODEL.dtype, use_gpu=False, adapters_of=None)
 
     def paced(self, stage: RlStage, run: RunDir, stop_after: int = 0) -> list[dict[str, float]]:
         """Run the stage with the controller from its newest checkpoint; return its metrics."""

@@ -1,11 +1,13 @@
 """Adapters alone are published: each version arrives, and one that is not applied is noticed at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from posttrain.inference.engine import AdapterSlots, EngineUse
+from posttrain.inference.worker import InferenceWorker
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.actors import kill_all
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -50,10 +52,16 @@ def sequences(samples: list[Sample], renderer: Renderer) -> list[Trajectory]:
 
 
 def test_adapters_follow_the_learners(
-    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory], rate: float, soak: bool
+    healthy: Engines,
+    learners: LearnerGroup,
+    sequences: list[Trajectory],
+    talker: Path,
+    make_talker: Callable[..., Path],
+    rate: float,
+    soak: bool,
 ) -> None:
     """At a rate of next to nothing every version serves the same, bit for bit."""
-    publishing = publisher(learners, healthy, sequences, adapters=True)
+    publishing = publisher(learners, healthy, sequences, adapters_of=talker)
     publishing.canary(1)
     random = healthy.score(sequences)
     assert publishing.publish(2)["publish/proof_gap"] < 1e-5
@@ -67,6 +75,11 @@ def test_adapters_follow_the_learners(
         after = healthy.score(sequences)
         assert (after == before) == (rate < 1e-20)
         before = after
+    # As an engine that replaces another and began with the weights of an earlier stage.
+    worker = healthy.workers[0]
+    ray.get(worker.call(InferenceWorker.load_weights, make_talker(1), 90), timeout=60)
+    healthy.published[-1].bring([worker])
+    assert healthy.score(sequences) == before
 
 
 def test_an_adapter_that_is_dropped_is_found_by_the_canary_and_not_without(
@@ -74,7 +87,7 @@ def test_an_adapter_that_is_dropped_is_found_by_the_canary_and_not_without(
 ) -> None:
     learners = LearnerGroup(MODEL, make_stage(lora={"rank": RANK}), talker, resume=False, use_gpu=False)
     try:
-        publishing = publisher(learners, healthy, sequences, adapters=True)
+        publishing = publisher(learners, healthy, sequences, adapters_of=talker)
         publishing.publish(60)
         healthy.faults[0].write_text("dropped adapter")
         publishing.publish(61)  # a fresh adapter changes nothing, so nobody can tell

@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question
 from posttrain.inference.engine import stable_seed
 from posttrain.inference.keeper import PoolError, Timeouts
-from posttrain.inference.weights import CheckpointWeights
+from posttrain.inference.weights import CheckpointWeights, WeightsSuperseded
+from posttrain.inference.worker import InferenceWorker
 from posttrain.rollout.episode import EpisodeError, Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.worker import RolloutSetup, RolloutWorker
+from posttrain.run.actors import Actor
 from posttrain.types import Sample, Trajectory
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
@@ -201,6 +203,33 @@ def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
         scripted_pool.publish(CheckpointWeights(tmp_path, 9, timeout=5.0))
     assert time.monotonic() - begun < 11
     assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {9}
+
+
+class Fleeting:
+    """Weights that only the first to ask can have."""
+
+    def __init__(self, checkpoint: Path, version: int) -> None:
+        self._weights, self.version, self.asked = CheckpointWeights(checkpoint, version), version, 0
+
+    def bring(self, workers: Sequence[Actor[InferenceWorker]]) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            raise WeightsSuperseded("the learners have gone on")
+        self._weights.bring(workers)
+
+
+def test_a_successor_waits_for_the_next_weights_where_nobody_has_the_present_ones(
+    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
+) -> None:
+    weights = Fleeting(faults.parent, 20)
+    scripted_pool.publish(weights)
+    assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {20}
+    os.kill(process_id(scripted_pool, 0), signal.SIGKILL)
+    while weights.asked < 2:
+        time.sleep(0.05)
+    scripted_pool.probe()  # is over, although the successor does not serve
+    scripted_pool.publish(CheckpointWeights(faults.parent, 21))
+    assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {21}
 
 
 def test_workers_that_keep_dying_end_the_rollout(

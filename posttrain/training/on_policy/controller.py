@@ -97,7 +97,7 @@ class OnPolicyRunner:
             stage,
             work.config.model.dtype,
             use_gpu=work.use_gpu,
-            adapters=adapters,
+            adapters_of=origin if adapters else None,
         )
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
@@ -111,7 +111,7 @@ class OnPolicyRunner:
                 if pacing.next_step is not None:
                     first, _ = prompts.of_step(pacing.next_step)
                     publisher.prove_by(learners.prompt_sequences([group.sample for group in first]))
-                if adapters:
+                if stage.lora is not None:
                     publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
                 controller.save()

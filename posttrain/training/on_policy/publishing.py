@@ -8,6 +8,7 @@ few sequences as the learners do.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import ray
@@ -15,6 +16,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from posttrain.config import RlStage
+from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.weight_transfer import (
     TRANSFER_TIMEOUTS,
@@ -261,21 +263,23 @@ class AdapterWeights(_Proved):
 
     Args:
         files: The adapters.
+        base: The checkpoint that they are for.
         version: The version's number.
         proof: What engines must compute with them; None asks for no proof.
     """
 
-    def __init__(self, files: AdapterFiles, version: int, proof: Proof | None) -> None:
+    def __init__(self, files: AdapterFiles, base: Path, version: int, proof: Proof | None) -> None:
         super().__init__(version, proof)
         self._files: ObjectRef[AdapterFiles] = ray.put(files)
-        self._layers = files.layers
+        self._base, self._layers = base, files.layers
 
     def _deliver(self, workers: Workers) -> dict[int, str]:
         calls = {
-            place: worker.call(InferenceWorker.load_adapter, self._files, self.version)
+            place: worker.call(InferenceWorker.load_adapter, self._files, self._base, self.version)
             for place, worker in enumerate(workers)
         }
-        changed, errors = _answers(calls, 2 * GRACE_S, f"loading the adapters of version {self.version}")
+        limit = 2 * GRACE_S + seconds_to_read(self._base)
+        changed, errors = _answers(calls, limit, f"loading the adapters of version {self.version}")
         for place, modules in changed.items():
             if modules != self._layers:
                 raise ProofFailed(
@@ -302,11 +306,12 @@ class Publisher:
         stage: The stage's settings.
         dtype: Type of the weights.
         use_gpu: Whether learners and engines are on GPUs.
-        adapters: Whether adapters are published alone, and not merged into the weights.
+        adapters_of: The checkpoint that engines have and adapters are for, if these are published alone; None
+            publishes whole weights, with adapters merged into them.
         shared: Whether they are on the same GPUs.
 
     Example:
-        publisher = Publisher(learners, pool, stage, "bfloat16", use_gpu=True, adapters=False)
+        publisher = Publisher(learners, pool, stage, "bfloat16", use_gpu=True, adapters_of=None)
         publisher.prove_by(trajectories)
         metrics = publisher.publish(version=12)
     """
@@ -319,10 +324,10 @@ class Publisher:
         dtype: str,
         *,
         use_gpu: bool,
-        adapters: bool,
+        adapters_of: Path | None,
         shared: bool = False,
     ) -> None:
-        self._learners, self._pool, self._adapters = learners, pool, adapters
+        self._learners, self._pool, self._base = learners, pool, adapters_of
         self._tolerance, self._exact = stage.tolerance(dtype), dtype == "float32"
         backend = TransferGroup.backend_for(use_gpu, shared)
         self._link = LearnerLink(learners, backend, TRANSFER_TIMEOUTS[backend])
@@ -356,9 +361,10 @@ class Publisher:
         }
 
     def canary(self, version: int) -> None:
-        """Show before the first step that engines notice adapters, by random ones; the real ones follow.
+        """Show before the first step that engines notice adapters, alone or merged; the real ones follow.
 
-        Fresh adapters change nothing, so that the proof would hold for an engine that never got them.
+        These are random: fresh adapters change nothing, so that the proof would hold for an engine that never
+        got them.
 
         Args:
             version: A version of its own.
@@ -373,6 +379,6 @@ class Publisher:
             self._learners.end_canary()
 
     def _weights(self, version: int, proof: Proof | None) -> LearnerWeights | AdapterWeights:
-        if self._adapters:
-            return AdapterWeights(self._learners.adapter(), version, proof)
+        if self._base is not None:
+            return AdapterWeights(self._learners.adapter(), self._base, version, proof)
         return LearnerWeights(self._link, self._learners, version, proof)
