@@ -237,8 +237,8 @@ class RlStage(LearningStage):
         if self.lora.quantization == "int8":
             raise MisfitError(
                 "lora.quantization",
-                "int8 rounds what it multiplies as well as the weights, and engines do not: they would sample "
-                "from another policy",
+                "int8 rounds what it multiplies as well as the weights, and engines do not: they would "
+                "sample from another policy",
                 "use nf4",
             )
         if self.lora.quantization is not None and self.rollout.publish == "adapter":

@@ -86,7 +86,10 @@ class OnPolicyRunner:
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
         learners = LearnerGroup(
-            work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
+            *(work.config.model, stage, start),
+            resume=newest is not None,
+            use_gpu=work.use_gpu,
+            seed=work.config.seed,
         )
         publisher = Publisher(
             learners,

@@ -62,7 +62,13 @@ class LearnerActor:
         return place
 
     def start(
-        self, place: Rendezvous, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
+        self,
+        place: Rendezvous,
+        config: ModelConfig,
+        stage: RlStage,
+        checkpoint: Path,
+        resume: bool,
+        seed: int,
     ) -> None:
         """Join the group and load the checkpoint."""
         if config.dtype == "float32":
@@ -74,7 +80,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -113,10 +119,18 @@ class LearnerGroup:
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own.
         use_gpu: Whether each learner takes a GPU.
+        seed: Seed of new adapters.
     """
 
     def __init__(
-        self, config: ModelConfig, stage: RlStage, checkpoint: Path, *, resume: bool, use_gpu: bool
+        self,
+        config: ModelConfig,
+        stage: RlStage,
+        checkpoint: Path,
+        *,
+        resume: bool,
+        use_gpu: bool,
+        seed: int = 0,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
@@ -124,7 +138,8 @@ class LearnerGroup:
         self._actors = [Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu) for index in range(count)]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume) for actor in self._actors
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed)
+            for actor in self._actors
         ]
         self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
 

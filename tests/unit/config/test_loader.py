@@ -147,7 +147,7 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.prompts_per_step=15", "cannot be split evenly into 2 mini_batches"),
         ("stages.rl.per_device_batch_size=1000", "as many episodes at once as fit a packed row → remove it"),
         ("stages.rl.max_batch_tokens=1000", "has to fit a row → raise it"),
-        ("stages.rl.micro_batch_size=8", "it is called per_device_batch_size"),
+        ("stages.rl.micro_batch_size=8", "an rl stage takes packed rows of max_batch_tokens"),
         ("stages.rl.lora.dropout=0.1", "engines sample without dropout"),
         ("stages.rl.lora.quantization=int8", "sample from another policy → use nf4"),
         ("stages.rl.num_train_epochs=1.0", "write max_steps"),

@@ -69,7 +69,7 @@ def test_a_pattern_is_told_by_its_meaning() -> None:
 @pytest.mark.parametrize(
     ("stage", "remedy"),
     [
-        (RL | {"micro_batch_size": 2}, "it is called per_device_batch_size now"),
+        (RL | {"micro_batch_size": 2}, "an rl stage takes packed rows of max_batch_tokens"),
         (RL | {"warmup_steps": 2}, "write warmup_ratio, a share of the steps"),
         ({"stage": "tiny_model", "steps": 2}, "it is called max_steps now"),
         ({"stage": "tiny_model", "batch_size": 2}, "it is called global_batch_size now"),
