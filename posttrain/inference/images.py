@@ -24,6 +24,10 @@ def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list
     loaded: list[EngineImage] = []
     for image in images:
         pixels = renderer.media.load(image.ref)
-        patches = renderer.media.patches(pixels)
-        loaded.append(EngineImage(pixels.sha256, patches, pixels.grid_thw, image.offset, image.num_tokens))
+        place = (image.offset, image.num_tokens)
+        loaded.append(
+            EngineImage(
+                pixels.sha256, pixels.values, pixels.grid_thw, *place, renderer.media.maker.image_patches
+            )
+        )
     return loaded

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import BatchFeature
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import MultiModalInput, TokensInput, tokens_input
 from vllm.inputs import mm_input as multimodal_input
 from vllm.logprobs import FlatLogprobs
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.multimodal.inputs import (
-    MultiModalFieldConfig,
+    MultiModalBatchedField,
+    MultiModalFieldElem,
     MultiModalKwargsItem,
     MultiModalKwargsItems,
     PlaceholderRange,
@@ -37,6 +37,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from posttrain.config import EngineConfig
 from posttrain.inference.engine import Completion, EngineError, EngineImage, Request, TopTokens
+from posttrain.inference.vllm_pixels import PixelsField
 from posttrain.models.precision import keep_float32_exact
 
 #: GiB for keys and values on a CPU, unless the configuration says how many.
@@ -253,14 +254,10 @@ def _prompt(request: Request) -> TokensInput | MultiModalInput:
 
 
 def _item(image: EngineImage) -> MultiModalKwargsItem:
-    """Make vLLM's form of an image; its pixels are not copied, so that requests share them with the cache."""
-    fields = {
-        "pixel_values": MultiModalFieldConfig.flat("image", [slice(len(image.pixel_values))]),
-        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-    }
-    values = {"pixel_values": image.pixel_values, "image_grid_thw": image.grid_thw[None]}
-    [item] = MultiModalKwargsItems.from_hf_inputs(BatchFeature(values), fields)["image"]
-    return item
+    """Make vLLM's form of an image; its pixels are not copied, so that requests share them."""
+    pixels = MultiModalFieldElem(image.pixels, PixelsField(patches=image.patches))
+    grid = MultiModalFieldElem(image.grid_thw, MultiModalBatchedField(keep_on_cpu=True))
+    return MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
 
 
 def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:

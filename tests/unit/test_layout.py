@@ -45,7 +45,7 @@ PLUGIN_SIDE = (
 )
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "vllm": ("posttrain.inference.vllm_engine",),
+    "vllm": ("posttrain.inference.vllm_engine", "posttrain.inference.vllm_pixels"),
     "ray": (
         *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.inference", "posttrain.training"),
         *("posttrain.curation.engines", "posttrain.doctor", "rewards.serving.replicas"),

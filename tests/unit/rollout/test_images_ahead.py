@@ -104,7 +104,7 @@ def test_episodes_are_those_without_threads_and_share_their_images(
         places: dict[str, set[int]] = {}
         for request in engine.seen:
             for image in request.images:
-                places.setdefault(image.sha256, set()).add(image.pixel_values.data_ptr())
+                places.setdefault(image.sha256, set()).add(image.pixels.data_ptr())
         assert len(places) == 6
         assert all(len(pointers) == 1 for pointers in places.values())
     assert any(name.startswith("pixels") for name in threads)
