@@ -18,7 +18,7 @@ from posttrain.config.loader import (
 from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
-from posttrain.config.rollout import EngineConfig, RolloutConfig
+from posttrain.config.rollout import EngineConfig, OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
 from posttrain.config.sft import LossConfig, SftStage, SupervisedStage
 from posttrain.config.stage import StageConfig, TrainingStage
@@ -44,6 +44,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "OnPolicyRolloutConfig",
     "PluginRef",
     "Problem",
     "RewardRef",

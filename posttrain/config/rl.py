@@ -17,7 +17,7 @@ from posttrain.config.base import (
 )
 from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.memory import LearnerLoad
-from posttrain.config.rollout import RolloutConfig
+from posttrain.config.rollout import OnPolicyRolloutConfig
 from posttrain.config.stage import TaskUse
 from posttrain.config.tasks import RlTask
 
@@ -101,7 +101,9 @@ class RlStage(LearningStage):
     warmup_ratio: NaturalFloat = Field(
         default=0.0, le=1, description="Share of the rollout batches during which the rate rises."
     )
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="How episodes are generated.")
+    rollout: OnPolicyRolloutConfig = Field(
+        default_factory=OnPolicyRolloutConfig, description="How episodes are generated."
+    )
     save_steps: Positive = Field(default=50, description="Rollout batches between checkpoints.")
     logprob_tolerance: PositiveFloat | None = Field(
         default=None,
@@ -131,7 +133,7 @@ class RlStage(LearningStage):
         return self.rollout.actors
 
     @property
-    def episodes(self) -> RolloutConfig:
+    def episodes(self) -> OnPolicyRolloutConfig:
         """How the stage generates episodes."""
         return self.rollout
 
@@ -151,6 +153,7 @@ class RlStage(LearningStage):
         pieces = math.ceil(share / self.per_device_batch_size)
         prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
         updates = self.max_steps * algorithm.mini_batches
+        ahead = self.rollout.max_staleness
         return [
             ("prompts a step", prompts),
             ("episodes a step", f"{self.prompts_per_step} prompts × {algorithm.group_size} = {episodes}"),
@@ -161,7 +164,21 @@ class RlStage(LearningStage):
             ),
             ("updates", f"{self.max_steps} steps × {algorithm.mini_batches} = {updates:,}"),
             ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
+            (
+                "episodes in flight",
+                f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
+                + (
+                    f"a token is up to {ahead} versions older than the weights that learn from it"
+                    if ahead
+                    else "engines and learners take turns (rollout.max_staleness = 0)"
+                ),
+            ),
         ]
+
+    @property
+    def busy_beside_engines(self) -> int:
+        """Number of learner processes that compute at the same time as the engines."""
+        return self.num_workers if self.rollout.max_staleness else 0
 
     @property
     def episodes_per_step(self) -> int:
@@ -193,5 +210,21 @@ class RlStage(LearningStage):
                 f"({self.episodes_per_step} episodes / {parts} mini_batches / {self.num_workers} workers), "
                 f"fewer than {self.per_device_batch_size}",
                 f"use {max(1, int(share))} or less",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rollout(self) -> "RlStage":
+        ahead = self.rollout.max_staleness
+        if ahead and ahead >= self.max_steps:
+            raise MisfitError(
+                "rollout.max_staleness",
+                f"{ahead} is no bound in a stage of {self.max_steps} steps: its first weights would play all "
+                "of its prompts",
+                "lower it: 1 or 2 keep engines and learners busy",
+            )
+        if self.rollout.publish is not None and self.lora is None:
+            raise MisfitError(
+                "rollout.publish", "there are no adapters to publish", "remove it, or add a `lora` section"
             )
         return self

@@ -1,8 +1,10 @@
 """How episodes are generated."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
 
 
 class EngineConfig(Section):
@@ -44,5 +46,43 @@ class RolloutConfig(Section):
                 f"one turn of {self.max_new_tokens} tokens leaves no room for a prompt "
                 f"in max_length = {self.max_length}",
                 "lower it, or raise max_length",
+            )
+        return self
+
+
+class OnPolicyRolloutConfig(RolloutConfig):
+    """Engines and episodes of an rl stage, and how its engines follow the policy that is learned.
+
+    Step k is learned at version k − 1 of the policy, and its prompts may start as soon as the engines serve
+    version k − 1 − max_staleness. So no token is older than that, and no episode is discarded for being slow.
+    """
+
+    max_staleness: Natural = Field(
+        default=0,
+        description="Most versions of the policy by which a token may be older than the weights that learn "
+        "from it. At 0 engines and learners take turns. At 1 or 2 the engines play the next steps' prompts "
+        "while the learners are at work, so that both are busy.",
+    )
+    on_publish: Literal["recompute", "keep"] = Field(
+        default="recompute",
+        description="What happens to answers that are half sampled when new weights arrive, where "
+        "max_staleness is above 0. `recompute`: the new weights read them again, and log-probs are exact. "
+        "`keep`: they go on from what the old weights computed; the log-probs that follow are approximate, "
+        "and marked so.",
+    )
+    publish: Literal["adapter", "merged"] | None = Field(
+        default=None,
+        description="How engines get adapters (LoRA): as an `adapter` beside the base weights, little to "
+        "send, or `merged` into them, which is faster to sample from on a CPU. If absent, merged on a CPU "
+        "and as an adapter on GPUs.",
+    )
+
+    @model_validator(mode="after")
+    def _check_pacing(self) -> "OnPolicyRolloutConfig":
+        if self.on_publish == "keep" and not self.max_staleness:
+            raise MisfitError(
+                "on_publish",
+                "keep changes nothing at max_staleness = 0, where no answer is under way at a publish",
+                "remove it, or raise max_staleness",
             )
         return self

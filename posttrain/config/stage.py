@@ -165,6 +165,11 @@ class StageConfig(Section):
         return 0
 
     @property
+    def busy_beside_engines(self) -> int:
+        """Number of learner processes that compute at the same time as the engines."""
+        return 0
+
+    @property
     def episodes(self) -> RolloutConfig | None:
         """How the stage generates episodes; None if it generates none."""
         return None

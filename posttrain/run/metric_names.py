@@ -68,10 +68,20 @@ QUANTILES = ("p05", "p50", "p95")
 #: 1 where the weights had to be sent to the engines a second time.
 PUBLISH_REPEATED = "publish/repeated"
 
-#: Seconds of a step and of its parts.
+#: Age of the tokens that a step learned from, in versions of the policy: how much older than the weights that
+#: learned from them were those that sampled them. Last, the share of the tokens of an age: this, and the age.
+STALENESS_MEAN = "staleness/mean"
+STALENESS_MAX = "staleness/max"
+STALENESS_SHARE = "staleness/share_"
+
+#: Seconds of a step and of its parts. A rollout's are from the start of its first episode to the end of its
+#: last; with staleness other steps are learned meanwhile.
 TIME = "time/"
 TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
 TIME_PUBLISH = "time/publish"
+#: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
+TIME_LEARNER_WAIT = "time/learner_wait"
+TIME_ENGINE_WAIT = "time/engine_wait"

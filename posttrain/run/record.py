@@ -53,6 +53,7 @@ class StageRecord:
         metric: The task or dataset that it was meant to get better at.
         steps: How many were planned; None where the data decide.
         logprob_tolerance: Largest gap between engine and learner that the run accepted.
+        max_staleness: Most versions by which a token could be older than the weights that learned from it.
         mixture: Share of the samples by dataset.
         tasks: What was learned by playing.
     """
@@ -63,6 +64,7 @@ class StageRecord:
     metric: str | None
     steps: int | None
     logprob_tolerance: float | None
+    max_staleness: int
     mixture: dict[str, float]
     tasks: tuple[TaskRecord, ...]
 
@@ -201,6 +203,7 @@ def _stage(settings: JsonObject, before: str, dtype: str) -> StageRecord:
         metric=None if metric is None else text(metric),
         steps=integer(settings.get("max_steps") or settings.get("steps")),  # `steps` before layout 2
         logprob_tolerance=number(settings.get("logprob_tolerance")) or usual,
+        max_staleness=integer(mapping(settings.get("rollout")).get("max_staleness")) or 0,
         mixture=numbers(mapping(settings.get("data")).get("mixture")),
         tasks=tuple(_task(task) for task in objects(settings.get("tasks"))),
     )

@@ -139,9 +139,25 @@ PANELS = (
     Panel("Learning rate", "As scheduled.", lines=(metric.LEARNING_RATE,), from_zero=True),
     Panel(
         "Time",
-        "Seconds of a step; its parts, where they follow each other, are stacked.",
-        stack=(metric.TIME_ROLLOUT, metric.TIME_LEARNER, metric.TIME_PUBLISH),
-        lines=(metric.TIME_STEP, metric.TIME_REWARD, metric.TIME + "*"),
+        "Seconds of a step; its parts, which follow each other, are stacked: the learners wait for episodes,"
+        " learn, and publish. Beside them what engines wait for permission to start more.",
+        stack=(metric.TIME_LEARNER_WAIT, metric.TIME_LEARNER, metric.TIME_PUBLISH),
+        lines=(
+            *(metric.TIME_STEP, metric.TIME_ENGINE_WAIT, metric.TIME_ROLLOUT, metric.TIME_REWARD),
+            metric.TIME + "*",
+        ),
+        from_zero=True,
+    ),
+    Panel(
+        "Age of tokens",
+        "Versions of the policy between the weights that sampled a token and those that learned from it.",
+        lines=(metric.STALENESS_MEAN, metric.STALENESS_MAX),
+        from_zero=True,
+    ),
+    Panel(
+        "Share of tokens by age",
+        "0 is on-policy.",
+        lines=(metric.STALENESS_SHARE + "*",),
         from_zero=True,
     ),
 )

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from posttrain.run.record import RESOLVED
 from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
+from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.gains import gains
@@ -82,6 +83,10 @@ def _content(run: RunContents) -> dict[str, object]:
         "tasks": tasks,
         "gains": gains(run, tasks),
         "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(run, stage.name))],
+        "advice": {
+            stage.name: pacing_advice(run.metrics.get(stage.name, {}), stage.max_staleness)
+            for stage in run.record.stages
+        },
         "step_folders": {
             stage: link_to(f"{ROLLOUTS}/{stage}/") for stage in run.step_files if stage != ROLLOUTS
         },

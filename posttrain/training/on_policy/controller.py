@@ -1,20 +1,22 @@
 """RL: the controller's loop of rollout, reward, update and publish.
 
-    for each step:
-        groups  = the next prompts of every task, in their fixed ratio
-        rollout = the engines' episodes, scored while others still run
-        update  = the learners check the engines' log-probs, then learn from their mini-batches
-        publish = the new weights to every engine, caches cleared
+    for each step, as far ahead as rollout.max_staleness permits (see `pacing`):
+        play    = the step's prompts to the engines, a group at a time
+        collect = the step's episodes, scored while others still run
+        learn   = the learners check the engines' log-probs, then learn from their mini-batches
+        publish = the new weights to every engine, which proves that it serves them
 
 The prompts and random numbers of a step depend on the seed and the step alone, so a resumed run goes on with
-those of an undisturbed one; where arithmetic repeats (on a CPU, in float32) it also ends as that would have.
+those of an undisturbed one; where arithmetic repeats (on a CPU, in float32, at max_staleness 0) it also ends
+as that would have.
 """
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 from posttrain.config import RlStage, RunConfig
 from posttrain.data.mixing import Mixture
@@ -22,7 +24,7 @@ from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
 from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
-from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
@@ -37,6 +39,8 @@ from posttrain.run.metric_names import (
     REWARD,
     REWARD_ERRORS,
     REWARD_MEAN,
+    TIME_ENGINE_WAIT,
+    TIME_LEARNER_WAIT,
     TIME_PUBLISH,
     TIME_REWARD,
     TIME_ROLLOUT,
@@ -46,15 +50,15 @@ from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
+from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
-from posttrain.training.on_policy.prompts import StepPrompts
+from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
+from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
 from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
-
-logger = logging.getLogger(__name__)
 
 
 class OnPolicyRunner:
@@ -83,120 +87,223 @@ class OnPolicyRunner:
         learners = LearnerGroup(
             work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
         )
-        sync = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
+        publisher = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
-        check = RenderCheck(KnownRenderer(start, work.config.model), "episodes")
-        controller = Controller(work.config, stage, work.run, pool, learners, check)
+        pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
+        prompts = stage_prompts(work.config, stage, pool, start)
+        crew = Crew(pool, learners, publisher, work.services.next_version)
+        controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
-                for step in range(done + 1, stage.max_steps + 1):
-                    tracker.log(stage.name, step, self._step(step, controller, sync))
-                    stop = stop_requested(work.run)
-                    if step % stage.save_steps == 0 or step == stage.max_steps or stop:
-                        newest = work.run.save_checkpoint(
-                            stage.name, step, learners.write_checkpoint, keep=CHECKPOINTS_KEPT
-                        )
-                    if stop:
-                        break
+                run_paced(pacing, controller, (PolicyMismatch, StalenessError))
+                controller.save()
         finally:
             tracker.close()
-            sync.close()
+            controller.close()
+            publisher.close()
             learners.close()
-        assert newest is not None
-        return newest
-
-    def _step(self, step: int, controller: "Controller", sync: WeightSync) -> dict[str, float]:
-        """Make one step and publish its weights; return the step's metrics."""
-        services = self._work.services
-        begun = time.perf_counter()
-        metrics = step_or_repeat(lambda: controller.step(step), lambda: sync.publish(services.next_version()))
-        published = time.perf_counter()
-        sync.publish(services.next_version())
-        ended = time.perf_counter()
-        return metrics | {TIME_PUBLISH: ended - published, TIME_STEP: ended - begun}
+        final = work.run.newest_checkpoint(stage.name)
+        assert final is not None
+        return final
 
 
-def step_or_repeat(step: Callable[[], dict[str, float]], publish: Callable[[], None]) -> dict[str, float]:
-    """Make a step; if engine and learner disagree, publish the weights again and repeat it once.
-
-    Nothing has been learned from a batch on which they disagree. One repetition repairs a publish that went
-    wrong in an engine, and rare rounding errors of a CPU engine on an overloaded machine (seen once in about
-    300 steps: the log-prob of one token was off by 6e-4, and not again with the same samples).
-
-    Args:
-        step: Makes the step, and returns its metrics.
-        publish: Publishes the present weights.
-
-    Raises:
-        PolicyMismatch: If they disagree again.
-    """
-    try:
-        return step() | {PUBLISH_REPEATED: 0.0}
-    except PolicyMismatch as mismatch:
-        logger.warning("publishing again and repeating the rollout once: %s", mismatch)
-    publish()
-    return step() | {PUBLISH_REPEATED: 1.0}
-
-
-class Controller:
-    """Makes one step at a time: prompts, rollout, rewards, update.
+def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoint: Path) -> StepPrompts:
+    """Open the data of a stage, and return the prompts of its steps.
 
     Args:
         config: The run's settings.
-        stage: The stage's settings.
-        run: The run's directory.
+        stage: The stage's.
+        pool: Measures prompts.
+        checkpoint: Where the policy's processor is.
+    """
+    check: RowCheck = RenderCheck(KnownRenderer(checkpoint, config.model), "episodes")
+    samples = {
+        task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
+        for task in stage.tasks
+    }
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
+    return StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+
+
+class Learners(Protocol):
+    """What learns (see `LearnerGroup`)."""
+
+    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Learn from a step's episodes; return metrics."""
+        ...
+
+    def write_checkpoint(self, directory: Path) -> None:
+        """Write a checkpoint with its training state."""
+        ...
+
+
+class Publisher(Protocol):
+    """What brings the learners' weights to the engines."""
+
+    def publish(self, version: int) -> object:
+        """Return once every engine serves the learners' present weights as this version."""
+        ...
+
+
+class MetricsLog(Protocol):
+    """Where a step's metrics go (see `Tracker`)."""
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work of a stage.
+
+    Attributes:
         pool: The engines.
         learners: The learners.
-        check: Tells which prompts the policy can be shown.
+        publisher: Brings weights from the one to the other.
+        next_version: Returns a version that was never used.
+    """
+
+    pool: EpisodePool
+    learners: Learners
+    publisher: Publisher
+    next_version: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class PlayedStep:
+    """A step's episodes.
+
+    Attributes:
+        trajectories: By group and episode.
+        groups: The groups.
+        metrics: What there is to say of them.
+    """
+
+    trajectories: list[Trajectory]
+    groups: Sequence[GroupJob]
+    metrics: dict[str, float]
+
+
+class Controller:
+    """Does the work of `run_paced`: prompts to engines, episodes to learners, records and checkpoints.
+
+    Args:
+        stage: The stage's settings.
+        run: The run's directory.
+        crew: Who does the work.
+        prompts: The prompts of each step.
+        pacing: Where the stage stands.
+        tracker: Takes the metrics.
     """
 
     def __init__(
         self,
-        config: RunConfig,
         stage: RlStage,
         run: RunDir,
-        pool: RolloutPool,
-        learners: LearnerGroup,
-        check: RowCheck | None = None,
+        crew: Crew,
+        prompts: StepPrompts,
+        pacing: Pacing,
+        tracker: MetricsLog,
     ) -> None:
-        self._stage = stage
-        self._run = run
-        self._pool = pool
-        self._learners = learners
-        samples = {
-            task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
-            for task in stage.tasks
-        }
-        ratios = {task.name: task.ratio for task in stage.tasks}
-        mixture = Mixture(samples, ratios, seed=config.seed)
-        self._prompts = StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+        self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
+        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
+        self._meter = EngineMeter(crew.pool.actors)
+        self._in_flight: dict[int, StepInFlight] = {}
+        self._left_out: dict[int, int] = {}
+        self._saved = pacing.learned
+        self._begin_row()
 
-    def step(self, step: int) -> dict[str, float]:
-        """Roll out, score, record and learn; return the step's metrics."""
-        settings = self._stage.rollout
-        limits = Limits(settings.max_new_tokens, settings.max_length)
+    def _begin_row(self) -> None:
+        """Begin the metrics of the next step."""
+        self._row: dict[str, float] = {TIME_LEARNER_WAIT: 0.0, TIME_PUBLISH: 0.0}
+        self._meter.take()
+        self._begun = time.perf_counter()
+
+    def play(self, step: int) -> None:
+        """Give a step's groups to the engines."""
         begun = time.perf_counter()
-        groups, left_out = self._prompts.of_step(step)
-        rollout = self._pool.rollout(groups, limits)
+        groups, self._left_out[step] = self._prompts.take(step)
+        self._row[TIME_LEARNER_WAIT] += time.perf_counter() - begun
+        self._in_flight[step] = StepInFlight(self._crew.pool, self._meter, groups, self._limits)
+
+    def collect(self, step: int) -> PlayedStep | None:
+        """Wait for a step's episodes; return None where the run is asked to stop."""
+        flight, begun = self._in_flight[step], time.perf_counter()
+        played = flight.wait(lambda: stop_requested(self._run))
+        self._row[TIME_LEARNER_WAIT] += time.perf_counter() - begun
+        if played is None:
+            return None
+        del self._in_flight[step]
         metrics = {
-            TIME_ROLLOUT: time.perf_counter() - begun,
-            TIME_REWARD: rollout.reward_seconds,
-            DATA_LEFT_OUT: float(left_out),
+            TIME_ROLLOUT: flight.seconds,
+            TIME_REWARD: max(group.reward_seconds for group in played),
+            DATA_LEFT_OUT: float(self._left_out.pop(step)),
         }
-        counts = assign_advantages(rollout.trajectories)
-        metrics |= rollout_metrics(rollout.trajectories, counts)
-        write_trajectories(
-            self._run,
-            f"{self._stage.name}/step-{step}",
-            rollout.trajectories,
-            {group.group: group.sample for group in groups},
-            stage=self._stage.name,
-            step=step,
+        return PlayedStep(in_order(played), flight.groups, metrics)
+
+    def learn(self, step: int, played: PlayedStep) -> None:
+        """Compare a step's episodes within their groups, record them, and have the learners learn.
+
+        Raises:
+            StalenessError: If an engine served other weights than it was given.
+            PolicyMismatch: If engine and learner disagree on the log-probs of present weights.
+        """
+        trajectories = played.trajectories
+        ages = self._pacing.ages(
+            version for each in trajectories for version in each.versions if version >= 0
         )
-        learnable = [trajectory for trajectory in rollout.trajectories if trajectory.advantage is not None]
-        return metrics | self._learners.update(learnable)
+        self._row |= played.metrics | rollout_metrics(trajectories, assign_advantages(trajectories))
+        if self._stage.rollout.max_staleness:
+            self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
+        samples = {group.group: group.sample for group in played.groups}
+        name = f"{self._stage.name}/step-{step}"
+        write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
+        self._row |= self._crew.learners.update(learnable)
+
+    def publish(self) -> int:
+        """Bring the learners' weights to every engine, as a new version."""
+        begun, version = time.perf_counter(), self._crew.next_version()
+        self._crew.publisher.publish(version)
+        self._row[TIME_PUBLISH] += time.perf_counter() - begun
+        return version
+
+    def discard(self) -> None:
+        """Give up every episode that is under way."""
+        for flight in self._in_flight.values():
+            flight.cancel()
+        self._in_flight.clear()
+
+    def finish(self, step: int, repeated: bool) -> bool:
+        """Record a step's metrics, and save where it is time to; return whether to go on."""
+        stop = stop_requested(self._run)
+        self._row |= {
+            PUBLISH_REPEATED: float(repeated),
+            TIME_ENGINE_WAIT: self._meter.take(),
+            TIME_STEP: time.perf_counter() - self._begun,
+        }
+        self._tracker.log(self._stage.name, step, self._row)
+        if step % self._stage.save_steps == 0 or step == self._stage.max_steps:
+            self.save()
+        self._begin_row()
+        return not stop
+
+    def save(self) -> None:
+        """Save what has been learned, unless it is saved already."""
+        learned = self._pacing.learned
+        if learned > self._saved:
+            write = self._crew.learners.write_checkpoint
+            self._run.save_checkpoint(self._stage.name, learned, write, keep=CHECKPOINTS_KEPT)
+            self._saved = learned
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self.discard()
+        self._prompts.close()
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from posttrain.config import RlStage
 from posttrain.data.formats import DataError
@@ -14,6 +15,35 @@ logger = logging.getLogger(__name__)
 
 #: Counts the tokens of prompts, by the group's index.
 MeasurePrompts = Callable[[Sequence[GroupJob]], Mapping[int, int]]
+
+#: A step's groups, and how many prompts were left out.
+Drawn = tuple[list[GroupJob], int]
+
+
+class PromptsAhead:
+    """Draws and measures the prompts of the next step in a thread, while the engines play those before.
+
+    Args:
+        draw: Draws the prompts of a step.
+        last: The last step.
+    """
+
+    def __init__(self, draw: Callable[[int], Drawn], last: int) -> None:
+        self._draw, self._last = draw, last
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._next: dict[int, Future[Drawn]] = {}
+
+    def take(self, step: int) -> Drawn:
+        """Return the prompts of a step, and begin to draw those of the next one."""
+        drawn = self._next.pop(step, None) or self._thread.submit(self._draw, step)
+        result = drawn.result()
+        if step < self._last and step + 1 not in self._next:
+            self._next[step + 1] = self._thread.submit(self._draw, step + 1)
+        return result
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 class StepPrompts:
@@ -39,7 +69,7 @@ class StepPrompts:
         self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
         self._told = False
 
-    def of_step(self, step: int) -> tuple[list[GroupJob], int]:
+    def of_step(self, step: int) -> Drawn:
         """Draw a step's groups; return them, and how many prompts were left out.
 
         Raises:

@@ -1,6 +1,8 @@
 """The sums that `posttrain validate` prints."""
 
-from posttrain.config import RunConfig, load_run
+import pytest
+
+from posttrain.config import ConfigError, RunConfig, load_run
 from posttrain.config.arithmetic import batch_arithmetic
 
 
@@ -32,3 +34,28 @@ def test_packing_and_the_curriculum_are_told() -> None:
     assert rows["sft: curriculum"] == (
         "50% of the steps up to 32,768 tokens, then 50% of the samples longer, up to 262,144"
     )
+
+
+def test_staleness_is_told_in_versions_and_episodes() -> None:
+    in_turns = dict(batch_arithmetic(load_run("quickstart")))
+    assert in_turns["rl: episodes in flight"] == (
+        "at most 1 steps × 128 = 128; engines and learners take turns (rollout.max_staleness = 0)"
+    )
+    ahead = dict(batch_arithmetic(load_run("quickstart", ["stages.rl.rollout.max_staleness=2"])))
+    assert ahead["rl: episodes in flight"] == (
+        "at most 3 steps × 128 = 384; a token is up to 2 versions older than the weights that learn from it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["rollout.max_staleness=40"], "40 is no bound in a stage of 40 steps"),
+        (["rollout.on_publish=keep"], "keep changes nothing at max_staleness = 0"),
+        (["rollout.publish=merged"], "there are no adapters to publish"),
+    ],
+)
+def test_settings_of_pacing_without_effect_are_refused(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_run("quickstart", [f"stages.rl.{setting}" for setting in settings])
+    load_run("quickstart", ["stages.rl.rollout.max_staleness=39", "stages.rl.rollout.on_publish=keep"])

@@ -42,7 +42,7 @@ def test_an_old_run_tells_its_stages() -> None:
 
 def test_a_lineage_ends_where_it_makes_no_sense() -> None:
     def stage(name: str, origin: str | None) -> StageRecord:
-        return StageRecord(name, "sft", origin, None, None, None, {}, ())
+        return StageRecord(name, "sft", origin, None, None, None, 0, {}, ())
 
     record = RunRecord(stages=(stage("a", "b"), stage("b", "a"), stage("c", "c")))
     assert [each.name for each in record.lineage("b")] == ["a", "b"]

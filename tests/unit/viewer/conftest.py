@@ -143,6 +143,7 @@ def rl_metrics(rng: random.Random, step: int, clock: float) -> dict[str, Any]:
         "advantage/zero_groups": max(0.0, rng.gauss(0.2 + 0.004 * step, 0.05)), "update/skipped": 0.0,
         "time/rollout": rng.gauss(1.4, 0.1), "time/learner": rng.gauss(1.2, 0.05), "time/publish": 0.2,
         "time/reward": 0.3, "time/step": rng.gauss(2.9, 0.1),
+        "time/learner_wait": 1.4, "time/engine_wait": 1.5,
     }  # fmt: skip
 
 

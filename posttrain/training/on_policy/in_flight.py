@@ -1,0 +1,115 @@
+"""The episodes of a step while engines play them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from typing import Protocol
+
+from posttrain.inference.pool import PoolError
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.jobs import GroupJob, PlayedGroup
+from posttrain.rollout.play import PlayGroup
+from posttrain.training.on_policy.pacing import EngineMeter
+from posttrain.types import Trajectory
+
+#: Seconds between two looks whether the run is to stop.
+LOOK_S = 0.25
+#: Seconds in which some group of a step must end. Engines, tools and rewards have limits of their own, which
+#: are shorter; this one is for what none of them has foreseen.
+STALL_S = 3600.0
+
+
+class EpisodePool(Protocol):
+    """What plays episodes (see `RolloutPool`)."""
+
+    @property
+    def actors(self) -> int:
+        """Number of engines."""
+        ...
+
+    def submit(self, jobs: Sequence[PlayGroup]) -> list[Future[PlayedGroup]]:
+        """Have groups played; those given first come first."""
+        ...
+
+    def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
+        """Count the tokens of the groups' prompts, by the group's index."""
+        ...
+
+
+class StepInFlight:
+    """A step's groups, from their start to the end of the last one.
+
+    Args:
+        pool: Plays them.
+        meter: Told of each that starts and ends.
+        groups: The groups.
+        limits: Lengths of the episodes.
+        stall: Seconds in which some group must end.
+    """
+
+    def __init__(
+        self,
+        pool: EpisodePool,
+        meter: EngineMeter,
+        groups: Sequence[GroupJob],
+        limits: Limits,
+        stall: float = STALL_S,
+    ) -> None:
+        self.groups = groups
+        self._meter = meter
+        self._stall = stall
+        self._begun = self._ended = time.perf_counter()
+        meter.started(len(groups))
+        self._futures = pool.submit([PlayGroup(group, limits) for group in groups])
+        for future in self._futures:
+            future.add_done_callback(self._on_end)
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first group to the end of the last that has ended."""
+        return self._ended - self._begun
+
+    def wait(self, stopping: Callable[[], bool]) -> list[PlayedGroup] | None:
+        """Wait until every group has ended; return them in order, or None where the run is to stop.
+
+        Raises:
+            PoolError: If no group ends in a long time.
+            Exception: What a group failed of.
+        """
+        left, since = set(self._futures), time.monotonic()
+        while left:
+            if stopping():
+                return None
+            done, pending = wait(left, LOOK_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if len(pending) < len(left):
+                left, since = pending, time.monotonic()
+            elif time.monotonic() - since > self._stall:
+                raise PoolError(self._stalled(len(pending)))
+        return [future.result() for future in self._futures]
+
+    def cancel(self) -> None:
+        """Give up the groups that have not ended."""
+        for future in self._futures:
+            future.cancel()
+
+    def _stalled(self, unfinished: int) -> str:
+        """Say that nothing ends any more, and name a group that does not."""
+        pairs = zip(self.groups, self._futures, strict=True)
+        group = next(group for group, future in pairs if not future.done())
+        return (
+            f"none of {unfinished} groups that are under way has ended in {self._stall:.0f} s, among them that"
+            f" of sample {group.sample.id!r} (task {group.task!r}). Look for a tool or a reward that hangs; go"
+            " on with --resume"
+        )
+
+    def _on_end(self, _: Future[PlayedGroup]) -> None:
+        self._ended = time.perf_counter()
+        self._meter.ended()
+
+
+def in_order(played: Sequence[PlayedGroup]) -> list[Trajectory]:
+    """Return the trajectories of groups by group and episode."""
+    trajectories = [trajectory for group in played for trajectory in group.trajectories]
+    return sorted(trajectories, key=lambda trajectory: (trajectory.group, trajectory.episode))
