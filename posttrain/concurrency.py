@@ -20,5 +20,6 @@ async def all_or_first_failure(work: Iterable[Coroutine[object, object, T]]) -> 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        first = failures.exceptions[0]
+        raise first from first.__cause__
     return [task.result() for task in tasks]

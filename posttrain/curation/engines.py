@@ -1,6 +1,6 @@
 """A curation's checkpoints in engines of our own: a pool answers its questions, batch after batch.
 
-The pool is asked directly and not through Ray Data: it already divides, watches and repeats the work of lost
+The pool is asked directly and not through Ray Data: it already shares work out and repeats that of lost
 engines, renders as training does, and answers by seeds (on a CPU in float32 the same seed gives the same
 answer); the rows themselves come from a curation that keeps and resumes them one by one.
 """
@@ -96,6 +96,7 @@ class EngineModels:
                 engine_config=entry.engine,
                 max_length=entry.max_length,
                 engine=self._engine,
+                lockstep=not self._use_gpu,
             )
             pool = InferencePool(setup, actors=entry.actors, use_gpu=self._use_gpu)
             self._pool, self._served = pool, entry

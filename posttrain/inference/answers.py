@@ -1,11 +1,11 @@
 """Sample one answer to each of many dialogues."""
 
-import collections
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from posttrain.inference.engine import Engine, Request, TopTokens
-from posttrain.inference.images import PROMPTS_AHEAD, engine_images
+from posttrain.inference.engine import Request, TopTokens
+from posttrain.inference.images import engine_images
+from posttrain.inference.serving import aside
+from posttrain.inference.worker import InferenceWorker
 from posttrain.media.images import ImageError
 from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
@@ -71,63 +71,54 @@ class SampledAnswer:
     error: str = ""
 
 
-def sample_answers(
-    engine: Engine, renderer: Renderer, questions: Sequence[Question], sampling: AnswerSampling
-) -> list[SampledAnswer]:
-    """Answer every question; one that cannot be shown to the model gets an `error`.
+@dataclass(frozen=True)
+class AnswerQuestion:
+    """A job: answer a question, without scoring the answer.
 
-    Args:
-        engine: An engine without requests in flight.
-        renderer: The renderer of the checkpoint that the engine serves.
-        questions: The dialogues, with distinct indices.
-        sampling: Lengths, temperature and so on.
-
-    Returns:
-        One answer per question, in the order in which they were finished.
+    Attributes:
+        question: The question.
+        sampling: How the answer is sampled.
     """
-    answers: list[SampledAnswer] = []
-    prompts, open_requests = _prompts(questions, renderer, sampling), 0
-    upcoming = next(prompts, None)
-    try:
-        while upcoming or open_requests:
-            while upcoming and open_requests < engine.capacity:
-                question, prompt = upcoming
-                upcoming = next(prompts, None)
-                try:
-                    engine.submit(_request(question, prompt, renderer, sampling))
-                    open_requests += 1
-                except (ImageError, ImageChangedError, RenderError) as error:
-                    answers.append(SampledAnswer(question.index, error=str(error)))
-            for done in engine.step() if open_requests else ():
-                open_requests -= 1
-                text = renderer.decode(done.token_ids)
-                cut = done.finish_reason == "length"
-                answers.append(SampledAnswer(int(done.id), text, tuple(done.token_ids), cut, done.top))
-    finally:
-        engine.abort()
-    return answers
 
+    question: Question
+    sampling: AnswerSampling
 
-def _prompts(
-    questions: Sequence[Question], renderer: Renderer, sampling: AnswerSampling
-) -> Iterator[tuple[Question, Rendered | ValueError]]:
-    """Render questions by the headers of their images, some ahead, and have the images prepared.
+    @property
+    def size(self) -> int:
+        """Number of sequences that are sampled."""
+        return 1
 
-    Yields:
-        Each question with its prompt, or with the reason why it has none.
-    """
-    ahead: collections.deque[tuple[Question, Rendered | ValueError]] = collections.deque()
-    counting = renderer.counting()
-    for question in questions:
+    async def __call__(self, worker: InferenceWorker) -> SampledAnswer:
+        """Return the answer; a question that cannot be shown to the model gets an `error`."""
+        question, renderer = self.question, worker.renderer
+        slot = worker.serving.slot()
         try:
-            prompt = _prompt(question, counting, sampling)
-            prepare([prompt], renderer)
-        except (ImageError, RenderError) as error:
-            prompt = error
-        ahead.append((question, prompt))
-        if len(ahead) > PROMPTS_AHEAD:
-            yield ahead.popleft()
-    yield from ahead
+            await slot.near
+            prompt = await aside(worker.rendering, _prepare, question, renderer, self.sampling)
+            await slot.granted
+            request = await aside(
+                worker.rendering, _request, question, prompt, renderer, self.sampling, slot.next_id()
+            )
+            done = await worker.serving.sample(slot, request)
+        except (ImageError, ImageChangedError, RenderError) as error:
+            return SampledAnswer(question.index, error=str(error))
+        finally:
+            slot.close()
+        text = await aside(worker.tools, renderer.decode, done.token_ids)
+        cut = done.finish_reason == "length"
+        return SampledAnswer(question.index, text, tuple(done.token_ids), cut, done.top)
+
+
+def _prepare(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Rendered:
+    """Render a question by the headers of its images, and have these prepared in threads.
+
+    Raises:
+        RenderError: If it cannot be rendered, or leaves no room for an answer.
+        ImageError: If an image cannot be read.
+    """
+    prompt = _prompt(question, renderer.counting(), sampling)
+    prepare([prompt], renderer)
+    return prompt
 
 
 def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Rendered:
@@ -148,20 +139,17 @@ def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) ->
 
 
 def _request(
-    question: Question, prompt: Rendered | ValueError, renderer: Renderer, sampling: AnswerSampling
+    question: Question, prompt: Rendered, renderer: Renderer, sampling: AnswerSampling, request_id: str
 ) -> Request:
     """Make the engine's request for a question.
 
     Raises:
-        ValueError: What is in the place of the prompt.
         ImageChangedError: If an image has changed since the question was rendered.
         ImageError: If an image cannot be read.
     """
-    if isinstance(prompt, ValueError):
-        raise prompt
     room = sampling.max_length - len(prompt.token_ids)
     return Request(
-        id=str(question.index),
+        id=request_id,
         token_ids=tuple(prompt.token_ids),
         images=engine_images(prompt.images, renderer),
         max_tokens=min(sampling.max_new_tokens, room),

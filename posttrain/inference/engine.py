@@ -1,7 +1,7 @@
 """What an inference engine must do: take token ids, return sampled token ids and their log-probs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -135,8 +135,8 @@ class Engine(Protocol):
         """Advance every request, and return those that are finished."""
         ...
 
-    def abort(self) -> None:
-        """Drop every request that is in flight."""
+    def abort(self, ids: Iterable[str] | None = None) -> None:
+        """Drop the requests with these ids, or every request that is in flight."""
         ...
 
     def load_weights(self, path: Path, version: int) -> None:

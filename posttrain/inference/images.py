@@ -21,9 +21,6 @@ from posttrain.rendering.pixels import FileHashes, ImageChangedError, Version, c
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import ImageRef, TrajectoryImage
 
-#: Prompts that are rendered before an engine has room for them, so that threads load their images meanwhile.
-PROMPTS_AHEAD = 16
-
 
 @dataclass(eq=False)
 class _Entry:

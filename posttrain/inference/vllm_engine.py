@@ -13,7 +13,7 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -150,10 +150,12 @@ class VllmEngine:
         finally:
             self._step_began = None
 
-    def abort(self) -> None:
-        """Drop every request that is in flight."""
-        self._engine.abort_request(list(self._submitted))
-        self._submitted.clear()
+    def abort(self, ids: Iterable[str] | None = None) -> None:
+        """Drop the requests with these ids, or every request that is in flight."""
+        dropped = list(self._submitted if ids is None else ids)
+        self._engine.abort_request(dropped)
+        for each in dropped:
+            self._submitted.pop(each, None)
 
     def load_weights(self, path: Path, version: int) -> None:
         """Load the weights of another checkpoint of the same model, and clear vLLM's caches.

@@ -1,26 +1,33 @@
 """The object in each process of a pool: an engine that serves a checkpoint, and does jobs."""
 
-import time
+import collections
+import pickle
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from huggingface_hub import snapshot_download
 
 from posttrain.config import EngineConfig, ModelConfig
-from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
 from posttrain.inference.engine import Engine, Request
+from posttrain.inference.jobs import Job, Outcome, Report
+from posttrain.inference.serving import Serving
+from posttrain.inference.slots import SLOTS_PER_PLACE
 from posttrain.plugins import resolve
 from posttrain.rendering.rendering import Renderer
-
-R = TypeVar("R")
 
 #: Files of a model on the hub that renderer and engine read.
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 #: Answers, and tokens of each, that an engine samples before its first use: enough for one step that reads
 #: prompts and one that continues several of them.
 WARM_UP_ANSWERS, WARM_UP_TOKENS = 4, 2
+#: A report is made at once where the sequences that want the engine became fewer by this part of those that
+#: it samples at once, so that a pool gives it more.
+ROOM_PART = 8
 
 
 @runtime_checkable
@@ -51,6 +58,8 @@ class EngineSetup:
         engine_config: Memory and batch size of the engine.
         max_length: Most tokens of a dialogue.
         engine: Reference of the engine's class; only the worker's process loads it, and vLLM with it.
+        lockstep: Whether the engine waits at each step until every sequence has asked for its next turn, so
+            that on a CPU a repetition is equal bit for bit (see `serving`).
     """
 
     model: ModelConfig
@@ -58,18 +67,29 @@ class EngineSetup:
     engine_config: EngineConfig
     max_length: int
     engine: str = "posttrain.inference.vllm_engine:VllmEngine"
+    lockstep: bool = False
+
+
+class JobError(RuntimeError):
+    """A job raised an exception that cannot be pickled; this one has its type and message."""
 
 
 class InferenceWorker:
-    """Serves a checkpoint, and does one job at a time.
+    """Serves a checkpoint, and does many jobs at once.
+
+    None of its methods is a coroutine function, since Ray would then run all of them in one event loop.
 
     Attributes:
-        engine: The engine.
-        renderer: The renderer of the checkpoint.
+        serving: The engine at work.
+        renderer: The renderer of the checkpoint; used in the one thread of `rendering`, but for decoding.
+        rendering: The thread that renders dialogues and loads images.
+        tools: Threads for what may take long, such as tools: one for each sequence that has a slot.
     """
 
-    engine: Engine
+    serving: Serving
     renderer: Renderer
+    rendering: ThreadPoolExecutor
+    tools: ThreadPoolExecutor
 
     def fetch(self, checkpoint: Path) -> None:
         """Download a model of the hub, unless it is here; a directory is.
@@ -80,82 +100,174 @@ class InferenceWorker:
         if not checkpoint.is_dir():
             snapshot_download(str(checkpoint), allow_patterns=list(FETCHED))
 
-    def start(self, setup: EngineSetup, published: tuple[Path, int] | None) -> int:
+    def start(self, setup: EngineSetup) -> int:
         """Load engine and renderer, and have the engine sample for the first time.
 
         What an engine compiles at its first steps would be taken for a hang while it is at work.
 
         Args:
             setup: What the worker is made from.
-            published: Weights to load before the first use, and their version; None keeps the checkpoint's,
-                as version 0.
 
         Returns:
             The version served.
         """
-        self.renderer = Renderer.from_config(setup.checkpoint, setup.model)
-        self.engine = resolve(setup.engine, "posttrain.engines", EngineFactory)(
-            setup.checkpoint,
-            self.renderer.end_token_id,
-            self.renderer.banned_token_ids,
-            max_length=setup.max_length,
-            dtype=setup.model.dtype,
-            config=setup.engine_config,
-        )
-        if published is not None:
-            self.engine.load_weights(*published)
-        self._sample(WARM_UP_ANSWERS, WARM_UP_TOKENS, temperature=1.0)
-        return self.engine.version
+        renderer = Renderer.from_config(setup.checkpoint, setup.model)
+        self.serve(renderer, partial(_load, setup, renderer), lockstep=setup.lockstep)
+        return self._generate(WARM_UP_ANSWERS, WARM_UP_TOKENS, temperature=1.0)
+
+    def serve(self, renderer: Renderer, make_engine: Callable[[], Engine], *, lockstep: bool) -> None:
+        """Set an engine to work, with the threads beside it; return once it is loaded."""
+        self.renderer = renderer
+        self._desk = _Desk()
+        self.serving = Serving(make_engine, lockstep=lockstep, after_step=self._tell_room)
+        self.rendering = ThreadPoolExecutor(1, thread_name_prefix="rendering")
+        slots = SLOTS_PER_PLACE * self.serving.engine.capacity
+        self.tools = ThreadPoolExecutor(slots, thread_name_prefix="tools")
+
+    def close(self) -> None:
+        """Cancel every job, and end the threads; only a worker without a process of its own needs it."""
+        self.serving.close()
+        self.rendering.shutdown()
+        self.tools.shutdown()
 
     def load_weights(self, path: Path, version: int) -> int:
-        """Load a checkpoint's weights; return the version now served."""
-        self.engine.load_weights(path, version)
-        return self.engine.version
+        """Load a checkpoint's weights between two steps; return the version now served."""
+
+        def load(engine: Engine) -> int:
+            engine.load_weights(path, version)
+            return engine.version
+
+        return self.serving.call(load).result()
 
     def probe(self) -> int:
-        """Generate one token, to prove that the engine works; return the version that sampled it."""
-        return self._sample(1, 1, temperature=0.0)
+        """Prove that the engine works; return the version that it serves.
 
-    def _sample(self, answers: int, max_tokens: int, temperature: float) -> int:
-        """Sample some answers to next to nothing; return the version that sampled them."""
-        token_ids = [self.renderer.end_token_id]
-        for seed in range(answers):
-            self.engine.submit(
-                Request(
-                    id=f"sample-{seed}",
-                    token_ids=token_ids,
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                )
-            )
-        versions: list[int] = []
-        while len(versions) < answers:
-            versions += [completion.versions[-1] for completion in self.engine.step()]
-        return versions[-1]
+        An idle engine generates a token; that one at work makes steps can be seen in its reports.
+        """
+        return self._generate(1, 1, temperature=0.0)
+
+    def take(self, jobs: Sequence[tuple[int, Job[Any, object]]]) -> None:
+        """Begin jobs, each with its number in the pool; their ends are reported."""
+        futures = self.serving.begin([_do(job, self) for _, job in jobs])
+        for (ticket, _), future in zip(jobs, futures, strict=True):
+            self._desk.running[ticket] = future
+            future.add_done_callback(partial(self._desk.put, ticket))
+
+    def cancel(self, ticket: int) -> None:
+        """Cancel a job, unless it has ended."""
+        if future := self._desk.running.get(ticket):
+            future.cancel()
+
+    def report(self, wait: float) -> Report:
+        """Report the jobs that have ended; wait for one, or for room, for a limited time.
+
+        Raises:
+            Exception: What ended the engine's thread; the worker is of no more use.
+        """
+        serving, desk = self.serving, self._desk
+        with desk.changed:
+            desk.changed.wait_for(lambda: desk.ended or desk.room or serving.failure, timeout=wait)
+            if serving.failure is not None:
+                raise _portable(serving.failure)
+            desk.room = False
+            desk.told = serving.wanting
+            outcomes = [desk.ended.popleft() for _ in range(len(desk.ended))]
+        return Report(outcomes, serving.unfinished, serving.wanting, serving.step_seconds)
 
     def step_seconds(self) -> float:
-        """Return how long the engine's present step has taken so far; may be called while a job runs."""
-        began = self.engine.step_began
-        return 0.0 if began is None else time.monotonic() - began
+        """Return how long the engine's present step has taken so far."""
+        return self.serving.step_seconds
 
-    def do(self, job: Callable[..., R]) -> R:
-        """Call a job with this worker, and return its result."""
-        return job(self)
+    def _tell_room(self) -> None:
+        """End the wait of a report where the engine got room for more, or has failed."""
+        serving, desk = self.serving, self._desk
+        step = max(1, serving.engine.capacity // ROOM_PART)
+        desk.told = max(desk.told, serving.wanting)
+        if serving.failure is not None or serving.wanting <= min(serving.engine.capacity, desk.told) - step:
+            with desk.changed:
+                desk.told = serving.wanting
+                desk.room = True
+                desk.changed.notify_all()
+
+    def _generate(self, answers: int, max_tokens: int, temperature: float) -> int:
+        """Have an idle engine sample some answers to next to nothing; return the version served."""
+        token_ids = [self.renderer.end_token_id]
+
+        def generate(engine: Engine) -> int:
+            if engine.busy:
+                return engine.version
+            for seed in range(answers):
+                engine.submit(
+                    Request(
+                        id=f"sample-{seed}",
+                        token_ids=token_ids,
+                        max_tokens=max_tokens,
+                        temperature=temperature,
+                        seed=seed,
+                    )
+                )
+            while engine.busy:
+                engine.step()
+            return engine.version
+
+        return self.serving.call(generate).result()
 
 
-@dataclass(frozen=True)
-class AnswerQuestions:
-    """A job: answer questions, without scoring the answers.
+class _Desk:
+    """Where jobs that have ended lie until they are reported.
 
     Attributes:
-        questions: The questions, with distinct indices.
-        sampling: How answers are sampled.
+        running: The jobs that have not ended, by number.
+        ended: How the others did.
+        changed: Guards and announces `ended` and `room`.
+        room: Whether the engine has got room since the last report.
+        told: Most sequences that have wanted the engine since the last report.
     """
 
-    questions: Sequence[Question]
-    sampling: AnswerSampling
+    def __init__(self) -> None:
+        self.running: dict[int, Future[Any]] = {}
+        self.ended: collections.deque[Outcome] = collections.deque()
+        self.changed = threading.Condition()
+        self.room = False
+        self.told = 0
 
-    def __call__(self, worker: InferenceWorker) -> list[SampledAnswer]:
-        """Return an answer for each question, in their order."""
-        return sample_answers(worker.engine, worker.renderer, self.questions, self.sampling)
+    def put(self, ticket: int, future: Future[object]) -> None:
+        """Lay down a job that has ended, unless it was cancelled."""
+        self.running.pop(ticket, None)
+        if future.cancelled():
+            return
+        error = future.exception()
+        outcome = (
+            Outcome(ticket, future.result()) if error is None else Outcome(ticket, error=_portable(error))
+        )
+        with self.changed:
+            self.ended.append(outcome)
+            self.changed.notify_all()
+
+
+async def _do(job: Job[Any, object], worker: InferenceWorker) -> object:
+    """Do a job."""
+    return await job(worker)
+
+
+def _load(setup: EngineSetup, renderer: Renderer) -> Engine:
+    """Load the engine of a setup."""
+    return resolve(setup.engine, "posttrain.engines", EngineFactory)(
+        setup.checkpoint,
+        renderer.end_token_id,
+        renderer.banned_token_ids,
+        max_length=setup.max_length,
+        dtype=setup.model.dtype,
+        config=setup.engine_config,
+    )
+
+
+def _portable(error: BaseException) -> Exception:
+    """Return an exception that survives pickling."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+        if isinstance(error, Exception) and type(copy) is type(error):
+            return error
+    except Exception:  # noqa: S110 (whatever it raises, it cannot be pickled)
+        pass
+    return JobError(f"{type(error).__name__}: {error}")

@@ -1,20 +1,21 @@
-"""Run many episodes at once on one engine; each continues as soon as its own turn is finished.
+"""Play an episode: a policy and an environment take turns, in one ledger of tokens.
 
-Nothing here depends on time: tools run between two steps of the engine, in the order in which their turns
-finished. So the weights and the seeds alone decide what a rollout samples, as far as the engine's arithmetic
-repeats.
+Nothing in an episode depends on time or on the episodes beside it, as far as the engine's arithmetic repeats:
+the seed of each turn is its own.
 """
 
-import collections
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from posttrain.inference.engine import Completion, Engine, Request, stable_seed
-from posttrain.inference.images import PROMPTS_AHEAD, engine_images
+from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
+from posttrain.inference.images import engine_images
+from posttrain.inference.serving import aside
+from posttrain.inference.slots import Slot
+from posttrain.inference.worker import InferenceWorker
 from posttrain.joints import Environment
 from posttrain.media.images import ImageError
 from posttrain.rendering.collation import prepare
@@ -22,12 +23,18 @@ from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
-from posttrain.types import Message, Sample, ToolSpec, Trajectory, text_message
+from posttrain.types import (
+    EnvironmentReply,
+    Message,
+    Sample,
+    ToolSpec,
+    Trajectory,
+    TrajectoryImage,
+    text_message,
+)
 
 logger = logging.getLogger(__name__)
 
-#: Number of threads that run the tools between two engine steps.
-TOOL_THREADS = 4
 _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 
@@ -86,56 +93,195 @@ class Limits:
         return prompt_tokens < self.max_length
 
 
-@dataclass
-class _Running:
-    """An episode that is not over yet."""
+class _Partner:
+    """An episode's environment, used by one thread at a time, and closed once whatever happens."""
 
-    job: EpisodeJob
-    environment: Environment
-    ledger: Trajectory
-    turn: int = 0
+    def __init__(self, create: Callable[[], Environment]) -> None:
+        self._create = create
+        self._environment: Environment | None = None
+        self._closed = False
+        self._lock = threading.Lock()
 
-    @property
-    def id(self) -> str:
-        """Id of the request for the present turn."""
-        return f"{self.job.group}-{self.job.episode}-{self.turn}"
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        """Open the environment; return the messages before the model's first turn."""
+        with self._lock:
+            if self._closed:  # by an episode that was cancelled before this began
+                return ()
+            self._environment = self._create()
+            return self._environment.start(sample)
+
+    def step(self, text: str) -> EnvironmentReply:
+        """Let the environment answer a turn."""
+        with self._lock:
+            if self._environment is None or self._closed:
+                return EnvironmentReply(None, (), done=True)
+            return self._environment.step(text)
+
+    def close(self) -> None:
+        """Close the environment, if it was opened."""
+        with self._lock:
+            if self._environment is not None and not self._closed:
+                self._environment.close()
+            self._closed = True
 
 
-def run_episodes(
-    engine: Engine,
-    renderer: Renderer,
-    environments: Mapping[str, TaskEnvironments],
-    jobs: Sequence[EpisodeJob],
-    limits: Limits,
-    on_finished: Callable[[Trajectory], None] = lambda trajectory: None,
-) -> list[Trajectory]:
-    """Run episodes to their ends.
+@dataclass(frozen=True)
+class _Prompt:
+    """A group's rendered prompt, which its episodes share.
+
+    Attributes:
+        messages: What it shows.
+        rendered: Its tokens.
+        images: Its images as the engine takes them.
+    """
+
+    messages: tuple[Message, ...]
+    rendered: Rendered
+    images: list[EngineImage]
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """A reply of the environment, to be appended to a ledger.
+
+    Attributes:
+        message: What it shows.
+        rendered: Its tokens.
+        images: Its images as the engine takes them, with their places in the whole dialogue.
+    """
+
+    message: Message
+    rendered: Rendered
+    images: list[EngineImage]
+
+
+class EpisodePlayer:
+    """Plays the episodes of a group, each a coroutine between the steps of the worker's engine.
 
     Args:
-        engine: An engine without requests in flight.
-        renderer: The renderer of the checkpoint that the engine serves.
-        environments: The environments of each task, by its name.
-        jobs: The episodes; no two may have the same (group, episode).
+        worker: Its engine, renderer and threads.
+        task: The environments of the group's task.
         limits: Lengths and temperature.
-        on_finished: Called with each checked trajectory as soon as it is complete.
-
-    Returns:
-        One trajectory per job, in the jobs' order.
-
-    Raises:
-        EpisodeError: If a prompt cannot be rendered or leaves no room for an answer.
-        LedgerError: If a trajectory breaks an invariant.
     """
-    driver = _Driver(engine, renderer, environments, limits)
-    finished: dict[tuple[int, int], Trajectory] = {}
-    try:
-        for trajectory in driver.run(jobs):
-            check_ledger(trajectory, renderer.image_token_id, limits.max_length)
-            finished[trajectory.group, trajectory.episode] = trajectory
-            on_finished(trajectory)
-    finally:
-        driver.close()
-    return [finished[job.group, job.episode] for job in jobs]
+
+    def __init__(self, worker: InferenceWorker, task: TaskEnvironments, limits: Limits) -> None:
+        self._serving, self._renderer = worker.serving, worker.renderer
+        self._tools, self._rendering = worker.tools, worker.rendering
+        self._task = task
+        self._limits = limits
+        self._prompt: _Prompt | None = None
+
+    def prepare(self, sample: Sample) -> None:
+        """Have the images of the group's prompt loaded in threads, before its first episode begins."""
+        self._rendering.submit(self._prepare, sample)
+
+    async def play(self, job: EpisodeJob, slot: Slot) -> Trajectory:
+        """Play an episode to its end.
+
+        Args:
+            job: The episode.
+            slot: Its place in the order of sequences; closed when it is over.
+
+        Raises:
+            EpisodeError: If the prompt cannot be rendered or leaves no room for an answer.
+            LedgerError: If the trajectory breaks an invariant.
+        """
+        partner = _Partner(self._task.create)
+        try:
+            await slot.granted
+            ledger = await self._dialogue(job, slot, partner)
+        finally:
+            slot.close()
+            await aside(self._tools, partner.close)
+        await aside(self._tools, check_ledger, ledger, self._renderer.image_token_id, self._limits.max_length)
+        return ledger
+
+    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: _Partner) -> Trajectory:
+        """Let model and environment take turns until the episode is over."""
+        messages = await aside(self._tools, partner.start, job.sample)
+        prompt = await aside(self._rendering, self._render_prompt, job, messages)
+        ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
+        append_prompt(ledger, prompt.rendered, messages)
+        images = list(prompt.images)
+        for turn in itertools.count():
+            request = self._request(job, turn, ledger, images, slot.next_id())
+            completion = await self._serving.sample(slot, request)
+            text, reply = await aside(self._tools, self._answer, partner, completion)
+            append_turn(ledger, completion, text_message("assistant", text))
+            ledger.stop_reason = "max_tokens"
+            if reply is None:
+                break
+            ledger.tool_calls += reply.calls
+            if reply.done or reply.message is None:
+                ledger.stop_reason = "max_turns" if reply.calls else "answer"
+                break
+            observed = await aside(self._rendering, self._observe, ledger, reply.message)
+            if observed is None:
+                break
+            append_observation(ledger, observed.rendered, observed.message)
+            images += observed.images
+        return ledger
+
+    def _prepare(self, sample: Sample) -> None:
+        """Plan the loading of a prompt's images."""
+        with contextlib.suppress(ValueError):  # `play` says what is wrong with a prompt
+            prepare([self._renderer.counting().render(sample.messages)], self._renderer)
+
+    def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> _Prompt:
+        """Tokenise a prompt and load its images, once for all episodes to which it is shown.
+
+        Raises:
+            EpisodeError: If it cannot be shown or is too long.
+        """
+        if self._prompt is None or self._prompt.messages != messages:
+            rendered = _render_prompt(self._renderer, job.sample, job.task, messages, self._task.tools)
+            if not self._limits.leave_room(len(rendered.token_ids)):
+                raise EpisodeError(
+                    f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
+                    f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
+                    " lower model.max_pixels"
+                )
+            self._prompt = _Prompt(messages, rendered, engine_images(rendered.images, self._renderer))
+        return self._prompt
+
+    def _request(
+        self, job: EpisodeJob, turn: int, ledger: Trajectory, images: list[EngineImage], request_id: str
+    ) -> Request:
+        """Ask for the episode's next turn."""
+        room = self._limits.max_length - len(ledger.token_ids)
+        return Request(
+            id=request_id,
+            token_ids=tuple(ledger.token_ids),
+            images=tuple(images),
+            max_tokens=min(self._limits.max_new_tokens, room),
+            temperature=self._limits.temperature,
+            seed=stable_seed(job.seed, turn),
+        )
+
+    def _answer(self, partner: _Partner, completion: Completion) -> tuple[str, EnvironmentReply | None]:
+        """Read a turn, and let the environment answer it unless it was cut off."""
+        text = self._renderer.decode(completion.token_ids)
+        return text, partner.step(text) if completion.finish_reason == "stop" else None
+
+    def _observe(self, ledger: Trajectory, message: Message) -> _Observation | None:
+        """Tokenise a reply, text and images together; None if no token could be sampled after it.
+
+        A reply that cannot be shown is replaced, because a tool must not end the rollout.
+        """
+        try:
+            _refuse_videos([message])
+            found = self._observation(ledger, message)
+        except (ImageError, RenderError) as error:
+            logger.warning("sample %s: a tool's reply cannot be shown: %s", ledger.sample_id, error)
+            found = self._observation(ledger, _UNREADABLE)
+        full = len(ledger.token_ids) + len(found.rendered.token_ids) >= self._limits.max_length
+        return None if full else found
+
+    def _observation(self, ledger: Trajectory, message: Message) -> _Observation:
+        """Tokenise a reply and load its images."""
+        rendered, start = self._renderer.observation(message), len(ledger.token_ids)
+        shown = [TrajectoryImage(each.ref, start + each.offset, each.num_tokens) for each in rendered.images]
+        return _Observation(message, rendered, engine_images(shown, self._renderer))
 
 
 def prompt_tokens(
@@ -158,143 +304,6 @@ def prompt_tokens(
         return len(_render_prompt(renderer, sample, task, messages, environments[task].tools).token_ids)
     finally:
         environment.close()
-
-
-class _Driver:
-    """The loop of `run_episodes`: submits turns to the engine and carries finished ones on."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        renderer: Renderer,
-        environments: Mapping[str, TaskEnvironments],
-        limits: Limits,
-    ) -> None:
-        self._engine = engine
-        self._renderer = renderer
-        self._environments = environments
-        self._limits = limits
-        self._running: dict[str, _Running] = {}
-        self._threads = ThreadPoolExecutor(TOOL_THREADS, thread_name_prefix="tools")
-        self._counting = renderer.counting()
-        self._prepared: set[tuple[str, int]] = set()
-
-    def run(self, jobs: Sequence[EpisodeJob]) -> Iterator[Trajectory]:
-        """Yield trajectories as they finish; at most `engine.capacity` episodes are open at a time."""
-        waiting = collections.deque(jobs)
-        while waiting or self._running:
-            while waiting and len(self._running) < self._engine.capacity:
-                self._start(waiting.popleft())
-            self._prepare(itertools.islice(waiting, PROMPTS_AHEAD))
-            yield from self._advance(self._engine.step())
-
-    def _prepare(self, jobs: Iterable[EpisodeJob]) -> None:
-        """Have the images of prompts loaded in threads, once for the episodes of a group."""
-        for job in jobs:
-            if (job.task, job.group) not in self._prepared:
-                self._prepared.add((job.task, job.group))
-                with contextlib.suppress(ValueError):  # `_start` says what is wrong with a prompt
-                    prepare([self._counting.render(job.sample.messages)], self._renderer)
-
-    def close(self) -> None:
-        """Close every environment and drop every request, also after a failure."""
-        self._engine.abort()
-        for episode in self._running.values():
-            episode.environment.close()
-        self._threads.shutdown()
-
-    def _start(self, job: EpisodeJob) -> None:
-        """Open an environment and ask for the first turn."""
-        task = self._environments[job.task]
-        environment = task.create()
-        try:
-            messages = environment.start(job.sample)
-            rendered = self._render_prompt(job, messages, task.tools)
-        except BaseException:
-            environment.close()
-            raise
-        ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
-        append_prompt(ledger, rendered, messages)
-        self._submit(_Running(job, environment, ledger))
-
-    def _render_prompt(
-        self, job: EpisodeJob, messages: tuple[Message, ...], tools: Sequence[ToolSpec]
-    ) -> Rendered:
-        """Tokenise a prompt; raises EpisodeError if it cannot be shown or is too long."""
-        rendered = _render_prompt(self._renderer, job.sample, job.task, messages, tools)
-        if not self._limits.leave_room(len(rendered.token_ids)):
-            raise EpisodeError(
-                f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which leaves no"
-                f" room in max_length = {self._limits.max_length}; raise rollout.max_length or lower"
-                " model.max_pixels"
-            )
-        return rendered
-
-    def _submit(self, episode: _Running) -> None:
-        """Ask for the episode's next turn."""
-        ledger, limits = episode.ledger, self._limits
-        room = limits.max_length - len(ledger.token_ids)
-        request = Request(
-            id=episode.id,
-            token_ids=tuple(ledger.token_ids),
-            images=engine_images(ledger.images, self._renderer),
-            max_tokens=min(limits.max_new_tokens, room),
-            temperature=limits.temperature,
-            seed=stable_seed(episode.job.seed, episode.turn),
-        )
-        self._running[episode.id] = episode
-        self._engine.submit(request)
-
-    def _advance(self, completions: list[Completion]) -> Iterator[Trajectory]:
-        """Take sampled turns, let the environments answer, and ask for the next turns."""
-        turns: list[tuple[_Running, str]] = []
-        for completion in completions:
-            episode = self._running[completion.id]
-            text = self._renderer.decode(completion.token_ids)
-            append_turn(episode.ledger, completion, text_message("assistant", text))
-            if completion.finish_reason == "stop":
-                turns.append((episode, text))
-            else:
-                yield self._finish(episode, "max_tokens")
-        replies = self._threads.map(lambda turn: turn[0].environment.step(turn[1]), turns)
-        for (episode, _), reply in zip(turns, replies, strict=True):
-            episode.ledger.tool_calls += reply.calls
-            if reply.done or reply.message is None:
-                yield self._finish(episode, "max_turns" if reply.calls else "answer")
-            elif self._observe(episode, reply.message):
-                self._running.pop(episode.id)
-                episode.turn += 1
-                self._submit(episode)
-            else:
-                yield self._finish(episode, "max_tokens")
-
-    def _observe(self, episode: _Running, message: Message) -> bool:
-        """Append a reply, text and images together, unless no token could be sampled after it.
-
-        Returns:
-            Whether it was appended.
-        """
-        message, rendered = self._render_reply(episode, message)
-        if len(episode.ledger.token_ids) + len(rendered.token_ids) >= self._limits.max_length:
-            return False
-        append_observation(episode.ledger, rendered, message)
-        return True
-
-    def _render_reply(self, episode: _Running, message: Message) -> tuple[Message, Rendered]:
-        """Tokenise a reply; one that cannot be shown is replaced, because a tool must not end the rollout."""
-        try:
-            _refuse_videos([message])
-            return message, self._renderer.observation(message)
-        except (ImageError, RenderError) as error:
-            logger.warning("sample %s: a tool's reply cannot be shown: %s", episode.job.sample.id, error)
-            return _UNREADABLE, self._renderer.observation(_UNREADABLE)
-
-    def _finish(self, episode: _Running, stop_reason: str) -> Trajectory:
-        """Close an episode, and return its ledger."""
-        self._running.pop(episode.id)
-        episode.environment.close()
-        episode.ledger.stop_reason = stop_reason
-        return episode.ledger
 
 
 def _render_prompt(

@@ -28,6 +28,19 @@ class GroupJob:
 
 
 @dataclass
+class PlayedGroup:
+    """A finished group.
+
+    Attributes:
+        trajectories: Its episodes' trajectories in order, checked, and scored if the setup has rewards.
+        reward_seconds: Time that the rewards took after the last episode had ended.
+    """
+
+    trajectories: list[Trajectory]
+    reward_seconds: float
+
+
+@dataclass
 class Rollout:
     """Finished groups.
 

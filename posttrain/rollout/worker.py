@@ -1,23 +1,19 @@
 """The object in each process of a rollout pool: an engine that plays episodes and has them scored."""
 
-import time
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.config import TaskConfig
-from posttrain.inference.engine import stable_seed
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.joints import Environment, EnvironmentFactory, RewardClient, RewardClientFactory, ToolLoader
 from posttrain.messages import without_thinking
-from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, prompt_tokens, run_episodes
-from posttrain.rollout.jobs import GroupJob, Rollout
+from posttrain.rollout.episode import TaskEnvironments
 from posttrain.types import RewardInput, Sample, Trajectory
 
 #: Groups that are scored at the same time.
-REWARD_THREADS = 4
+REWARD_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -61,73 +57,44 @@ class RolloutSetup(EngineSetup):
 
 
 class RolloutWorker(InferenceWorker):
-    """Runs groups of episodes and has each group scored while the others still run."""
+    """Plays groups of episodes and has each group scored while others still run.
 
-    def start(self, setup: EngineSetup, published: tuple[Path, int] | None) -> int:
+    Attributes:
+        environments: The environments of each task, by its name.
+        rewards: Threads that have groups scored.
+    """
+
+    environments: Mapping[str, TaskEnvironments]
+    rewards: ThreadPoolExecutor
+
+    def start(self, setup: EngineSetup) -> int:
         """Load tools, reward client, renderer and engine; see `InferenceWorker.start`."""
         assert isinstance(setup, RolloutSetup)
         names = [task.name for task in setup.tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"tasks must have names of their own; repeated: {', '.join(sorted(repeated))}")
-        self._environments = {task.name: _environments(task, setup) for task in setup.tasks}
-        self._rewards = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
+        self.environments = {task.name: _environments(task, setup) for task in setup.tasks}
+        self.rewards = ThreadPoolExecutor(REWARD_THREADS, thread_name_prefix="rewards")
+        self._specs = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
         self._client = _client(setup.rewards)
-        return super().start(setup, published)
+        return super().start(setup)
 
-    def prompt_tokens(self, groups: Sequence[GroupJob]) -> dict[int, int]:
-        """Count the tokens of each group's prompt, by the group's index; no image is decoded."""
-        renderer = self.renderer.counting()
-        return {
-            group.group: prompt_tokens(renderer, self._environments, group.sample, group.task)
-            for group in groups
-        }
+    def close(self) -> None:
+        """Cancel every job, and end the threads."""
+        super().close()
+        self.rewards.shutdown()
 
-    def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
-        """Run and score whole groups.
-
-        Args:
-            groups: With distinct indices.
-            limits: Lengths and temperature of this rollout; `max_length` is at most the setup's.
+    def score(self, members: Sequence[Trajectory], sample: Sample) -> None:
+        """Score a finished group in one request; called in a thread of `rewards`.
 
         Raises:
             Exception: The reward client's error if its server does not answer; it says what to do.
         """
-        samples = {group.group: group.sample for group in groups}
-        sizes = {group.group: group.size for group in groups}
-        jobs = [
-            EpisodeJob(group.sample, group.task, group.group, index, stable_seed(group.seed, index))
-            for group in groups
-            for index in range(group.size)
-        ]
-        finished: dict[int, list[Trajectory]] = defaultdict(list)
-        scoring: list[Future[None]] = []
-
-        with ThreadPoolExecutor(REWARD_THREADS, thread_name_prefix="rewards") as threads:
-
-            def on_finished(trajectory: Trajectory) -> None:
-                members = finished[trajectory.group]
-                members.append(trajectory)
-                if len(members) == sizes[trajectory.group]:
-                    scoring.append(threads.submit(self._score, members, samples[trajectory.group]))
-                for future in scoring:
-                    if future.done():
-                        future.result()
-
-            trajectories = run_episodes(
-                self.engine, self.renderer, self._environments, jobs, limits, on_finished
-            )
-            waiting_since = time.perf_counter()
-            for future in scoring:
-                future.result()
-        return Rollout(trajectories, time.perf_counter() - waiting_since)
-
-    def _score(self, members: list[Trajectory], sample: Sample) -> None:
-        """Score a finished group in one request."""
-        rewards = self._rewards[members[0].task]
-        if self._client is None or not rewards:
+        specs = self._specs[members[0].task]
+        if self._client is None or not specs:
             return
         inputs = [reward_input(member, sample) for member in members]
-        results = self._client.score(rewards, inputs, groups=[0] * len(inputs))
+        results = self._client.score(specs, inputs, groups=[0] * len(inputs))
         for member, result in zip(members, results, strict=True):
             member.reward = result
 

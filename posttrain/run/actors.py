@@ -18,8 +18,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
-#: Concurrency group of the calls that may run beside another one.
-WATCH = "watch"
+#: Concurrency group of the calls that may run beside another one, and how many of them at a time: one that
+#: waits for results, and one that looks whether the process is alive.
+WATCH, WATCHERS = "watch", 2
 #: Seconds in which a process must be gone that Ray has told to end, and one that is killed after that. The
 #: driver of a GPU frees tens of GB in a few.
 ENDED_S, GONE_S = 5.0, 30.0
@@ -53,7 +54,7 @@ class Actor(Generic[T]):
     ) -> None:
         remote = ray.remote
         if watched:
-            remote = ray.remote(concurrency_groups={WATCH: 1})  # pyright: ignore[reportCallIssue]
+            remote = ray.remote(concurrency_groups={WATCH: WATCHERS})  # pyright: ignore[reportCallIssue]
         made = remote(kind).options(
             num_cpus=0,
             num_gpus=1 if use_gpu else 0,

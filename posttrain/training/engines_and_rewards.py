@@ -10,6 +10,7 @@ from pathlib import Path
 
 from posttrain.config import RolloutConfig, RunConfig
 from posttrain.config.model import infer_family
+from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.worker import RewardAccess, RolloutSetup
@@ -63,7 +64,7 @@ class EnginesAndRewards:
         else:
             self._pool.probe()  # an engine that has hung or died since the last use is replaced
             if checkpoint != self._serving:
-                self._pool.publish(checkpoint, self.next_version())
+                self._pool.publish(CheckpointWeights(checkpoint, self.next_version()))
         self._serving = checkpoint
         return self._pool
 
@@ -97,6 +98,7 @@ class EnginesAndRewards:
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
+            lockstep=not config.use_gpu,  # on a GPU the last bits depend on more than the batch
         )
         return RolloutPool(setup, actors=rollout.actors, use_gpu=config.use_gpu)
 

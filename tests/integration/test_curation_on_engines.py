@@ -17,9 +17,10 @@ from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.pipeline import curate
 from posttrain.first_party import PLUGINS
-from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Sample
+from tests.at_work import answer_all
 
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
 ROWS = 20
@@ -76,8 +77,7 @@ class Engines:
             raise KeyboardInterrupt
         self.batches.append(len(questions))
         self.asked.update((question.messages[-1].text, question.seed) for question in questions)
-        found = sample_answers(self._engine, self._renderer, questions, sampling)
-        return sorted(found, key=lambda answer: answer.index)
+        return answer_all(self._engine, self._renderer, questions, sampling)
 
 
 def test_a_curation_goes_on_without_asking_again(

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig
 from posttrain.data.formats import read_canonical, write_canonical
 from posttrain.data.uses import prompt_of
-from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Rendered, Renderer
@@ -20,6 +20,7 @@ from posttrain.training.supervised.answer_log import read_top_tokens
 from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
 from posttrain.types import Sample, text_message
+from tests.at_work import answer_all
 from tests.stage_jobs import job_of, worker_name
 
 TOP_K = 8
@@ -40,8 +41,7 @@ class SessionEngine:
         """It serves other tests."""
 
     def answer(self, questions: list[Question], sampling: AnswerSampling) -> list[SampledAnswer]:
-        found = sample_answers(self._engine, self._renderer, questions, sampling)
-        return sorted(found, key=lambda answer: answer.index)
+        return answer_all(self._engine, self._renderer, questions, sampling)
 
 
 @pytest.fixture(scope="module")

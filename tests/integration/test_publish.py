@@ -7,6 +7,7 @@ import pytest
 
 from posttrain.config import ModelConfig, RlStage, TaskConfig
 from posttrain.first_party import PLUGINS
+from posttrain.inference.weights import CheckpointWeights
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
@@ -79,7 +80,7 @@ def test_engine_and_learner_agree_after_every_publish(
     talker: Path,
     tmp_path: Path,
 ):
-    pool.publish(talker, 0)
+    pool.publish(CheckpointWeights(talker, 0))
     sync = WeightSync(learners, pool, tmp_path)
     try:
         for version in (1, 2, 3):
@@ -96,8 +97,10 @@ def test_engine_and_learner_agree_after_every_publish(
 def test_a_skipped_publish_is_caught(
     pool: RolloutPool, learners: LearnerGroup, roll_out: Callable[[int], list[Trajectory]], talker: Path
 ):
-    pool.publish(talker, 0)
+    pool.publish(CheckpointWeights(talker, 0))
     learners.update(roll_out(7))
-    pool.publish(talker, 1)  # the fault: a new version is announced, but the old weights are served
+    pool.publish(
+        CheckpointWeights(talker, 1)
+    )  # the fault: a new version is announced, but the old weights are served
     with pytest.raises(PolicyMismatch, match="publish that was skipped"):
         learners.update(roll_out(8))

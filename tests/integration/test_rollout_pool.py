@@ -18,7 +18,8 @@ from posttrain.config import EngineConfig, ModelConfig, TaskConfig
 from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import PoolError, Timeouts
+from posttrain.inference.keeper import PoolError, Timeouts
+from posttrain.inference.weights import CheckpointWeights
 from posttrain.rollout.episode import EpisodeError, Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
@@ -64,7 +65,9 @@ def pool(setup: RolloutSetup) -> Iterator[RolloutPool]:
 
 
 def process_id(pool: RolloutPool, index: int) -> int:
-    handle: Any = pool._workers[index].actor.handle
+    actor = pool._keepers[index].actor
+    assert actor is not None
+    handle: Any = actor.handle
     return ray.get(handle.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
 
 
@@ -103,7 +106,7 @@ def test_a_killed_worker_is_replaced_and_serves_the_published_weights(
     pool: RolloutPool, groups: list[GroupJob], make_talker: Callable[..., Path]
 ) -> None:
     other = make_talker(1)
-    pool.publish(other, 7)
+    pool.publish(CheckpointWeights(other, 7))
     undisturbed = pool.rollout(groups, LIMITS).trajectories
     assert versions(undisturbed) == {7}
     victim = process_id(pool, 1)
@@ -121,7 +124,7 @@ def test_a_worker_that_died_before_a_publish_comes_back_with_the_new_weights(
     pool: RolloutPool, groups: list[GroupJob], talker: Path
 ) -> None:
     os.kill(process_id(pool, 0), signal.SIGKILL)
-    pool.publish(talker, 8)
+    pool.publish(CheckpointWeights(talker, 8))
     assert versions(pool.rollout(groups, LIMITS).trajectories) == {8}
 
 
@@ -148,7 +151,7 @@ def faults(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted_pool(setup: RolloutSetup, faults: Path) -> Iterator[RolloutPool]:
     scripted = dataclasses.replace(setup, engine=f"{SCRIPTED}:ScriptedEngine", checkpoint=faults.parent)
     started = RolloutPool(
-        scripted, actors=1, use_gpu=False, timeouts=Timeouts(publish=5.0, step=3.0), max_restarts=1
+        scripted, actors=1, use_gpu=False, timeouts=Timeouts(answer=5.0, step=3.0), max_restarts=1
     )
     yield started
     started.close()
@@ -165,7 +168,7 @@ def test_an_engine_that_dies_or_hangs_is_replaced_and_its_groups_repeated(
     fault: str,
     says: str,
 ) -> None:
-    scripted_pool.publish(faults.parent, 3)
+    scripted_pool.publish(CheckpointWeights(faults.parent, 3))
     undisturbed = scripted_pool.rollout(groups, LIMITS).trajectories
     (faults / fault).write_text("1")
     assert scripted_pool.rollout(groups, LIMITS).trajectories == undisturbed
@@ -186,14 +189,6 @@ def test_a_frozen_process_is_noticed_and_replaced(
     assert time.monotonic() - begun < 60
 
 
-def test_workers_that_keep_dying_end_the_rollout(
-    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
-) -> None:
-    (faults / "die").write_text("2")
-    with pytest.raises(PoolError, match="gave up after losing 2 workers; the last: inference worker 0 died"):
-        scripted_pool.rollout(groups, LIMITS)
-
-
 def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
     scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob], tmp_path: Path
 ) -> None:
@@ -203,9 +198,17 @@ def test_a_publish_that_stalls_names_the_worker_within_its_timeout(
     (faults / "stall").write_text("1")
     begun = time.monotonic()
     with pytest.raises(PoolError, match="worker 0 did not answer within 8 s while loading version 9"):
-        scripted_pool.publish(tmp_path, 9)
+        scripted_pool.publish(CheckpointWeights(tmp_path, 9, timeout=5.0))
     assert time.monotonic() - begun < 11
     assert versions(scripted_pool.rollout(groups, LIMITS).trajectories) == {9}
+
+
+def test_workers_that_keep_dying_end_the_rollout(
+    scripted_pool: RolloutPool, faults: Path, groups: list[GroupJob]
+) -> None:
+    (faults / "die").write_text("2")
+    with pytest.raises(PoolError, match="gave up after losing 2 workers; the last: inference worker 0 died"):
+        scripted_pool.rollout(groups, LIMITS)
 
 
 def test_a_first_step_that_compiles_is_not_taken_for_a_hang(

@@ -11,12 +11,13 @@ from posttrain.first_party import PLUGINS
 from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
-from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.play import PlayGroup, RolloutPool
 from posttrain.rollout.worker import RewardAccess, RolloutSetup, RolloutWorker, reward_input
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import Sample, Trajectory, text_message
 from rewards.serving.client import RewardServerUnavailable
 from rewards.serving.launch import RewardServer, start_server
+from tests.at_work import do
 
 LIMITS = Limits(max_new_tokens=100, max_length=500)
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
@@ -57,8 +58,10 @@ def groups(samples: list[Sample]) -> list[GroupJob]:
 
 def test_every_episode_gets_its_verdict(setup: RolloutSetup, groups: list[GroupJob]) -> None:
     worker = RolloutWorker()
-    worker.start(setup, None)
-    trajectories = worker.rollout(groups, LIMITS).trajectories
+    worker.start(setup)
+    played = do(worker, [PlayGroup(group, LIMITS) for group in groups])
+    worker.close()
+    trajectories = [trajectory for group in played for trajectory in group.trajectories]
     for trajectory in trajectories:
         assert trajectory.reward is not None
         assert trajectory.reward.total == float(trajectory.response[-1].text == "3")

@@ -14,8 +14,9 @@ from posttrain.inference.engine import EngineError, Request, stable_seed
 from posttrain.inference.images import engine_images
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
-from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
 from posttrain.types import EnvironmentReply, Message, Sample, Trajectory
+from tests.at_work import play
 from tools_env.environment import ToolEnvironment
 from tools_env.zoom import ImageZoomIn
 
@@ -84,7 +85,7 @@ def test_logprobs_of_episodes_with_several_images_agree_with_transformers(
     jobs: list[EpisodeJob],
     talker: Path,
 ) -> None:
-    trajectories = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    trajectories = play(vllm_engine, renderer, tasks, jobs, LIMITS)
     assert {len(trajectory.images) for trajectory in trajectories} == {1, 2, 3}
     assert {trajectory.stop_reason for trajectory in trajectories} == {"answer", "max_tokens"}
     assert largest_gap(talker, trajectories, renderer) < TOLERANCE
@@ -97,11 +98,11 @@ def test_a_rollout_is_a_function_of_weights_and_seeds(
     jobs: list[EpisodeJob],
     talker: Path,
 ) -> None:
-    first = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    first = play(vllm_engine, renderer, tasks, jobs, LIMITS)
     vllm_engine.load_weights(talker, 0)
-    again = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+    again = play(vllm_engine, renderer, tasks, jobs, LIMITS)
     assert again == first
-    reversed_order = run_episodes(vllm_engine, renderer, tasks, jobs[::-1], LIMITS)
+    reversed_order = play(vllm_engine, renderer, tasks, jobs[::-1], LIMITS)
     assert [t.token_ids for t in reversed_order[::-1]] == [t.token_ids for t in first]
     group = [tuple(trajectory.token_ids) for trajectory in first[:8]]
     assert len(set(group)) == 8, "a group's episodes must differ"
@@ -116,14 +117,14 @@ def test_new_weights_are_served_whole_and_stamped(
     make_talker: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    run_episodes(vllm_engine, renderer, tasks, jobs[:8], LIMITS)  # fills the caches with the old weights
+    play(vllm_engine, renderer, tasks, jobs[:8], LIMITS)  # fills the caches with the old weights
     other = make_talker(1)
     weights_alone = tmp_path / "weights"
     weights_alone.mkdir()
     save_file(load_file(other / "model.safetensors"), weights_alone / "model.safetensors", {"format": "pt"})
     vllm_engine.load_weights(weights_alone, 5)
     try:
-        trajectories = run_episodes(vllm_engine, renderer, tasks, jobs, LIMITS)
+        trajectories = play(vllm_engine, renderer, tasks, jobs, LIMITS)
     finally:
         vllm_engine.load_weights(talker, 0)
     assert largest_gap(other, trajectories, renderer) < TOLERANCE
@@ -142,8 +143,8 @@ def test_vision_tokens_are_never_sampled_however_likely(
     eager = make_talker(2, favourite=renderer.image_token_id)
     vllm_engine.load_weights(eager, 1)
     try:
-        trajectories = run_episodes(vllm_engine, renderer, tasks, jobs[:16], LIMITS)
-        greedy = run_episodes(vllm_engine, renderer, tasks, jobs[:2], Limits(24, 400, temperature=0.0))
+        trajectories = play(vllm_engine, renderer, tasks, jobs[:16], LIMITS)
+        greedy = play(vllm_engine, renderer, tasks, jobs[:2], Limits(24, 400, temperature=0.0))
     finally:
         vllm_engine.load_weights(talker, 0)
     for trajectory in [*trajectories, *greedy]:
@@ -164,7 +165,7 @@ def test_tied_embeddings_follow_a_reload(
     before, after = make_talker(3, tied=True), make_talker(4, tied=True)
     engine = start_engine(before)
     engine.load_weights(after, 1)
-    trajectories = run_episodes(engine, renderer, tasks, jobs[:16], LIMITS)
+    trajectories = play(engine, renderer, tasks, jobs[:16], LIMITS)
     assert largest_gap(after, trajectories, renderer) < TOLERANCE
     assert largest_gap(before, trajectories, renderer) > 0.01
 

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import psutil
 
+from posttrain.inference.weights import CheckpointWeights
+
 logger = logging.getLogger(__name__)
 
 #: Folder of this machine's shared memory, if it has any.
@@ -101,8 +103,8 @@ class WeightSource(Protocol):
 class WeightSink(Protocol):
     """Something that takes weights (the engine pool)."""
 
-    def publish(self, path: Path, version: int) -> None:
-        """Return once every engine serves `version`; raise naming the engine that does not."""
+    def publish(self, weights: CheckpointWeights) -> None:
+        """Return once every engine serves the weights; raise naming the engine that does not."""
         ...
 
 
@@ -131,7 +133,7 @@ class WeightSync:
         """Load the source's present weights into every engine, as this version."""
         path = self._directory / f"version-{version}"
         self._source.write_weights(path)
-        self._sink.publish(path, version)
+        self._sink.publish(CheckpointWeights(path, version))
         for older in self._directory.iterdir():
             if older != path:
                 shutil.rmtree(older)

@@ -14,7 +14,7 @@ def test_a_step_on_a_gpu_may_take_as_long_as_a_kernel_compiles():
     on_cpu, on_gpu = Timeouts.usual(use_gpu=False), Timeouts.usual(use_gpu=True)
     assert on_cpu.step == 30
     assert on_gpu.step >= 120
-    assert (on_cpu.start, on_cpu.publish) == (on_gpu.start, on_gpu.publish)
+    assert (on_cpu.start, on_cpu.answer) == (on_gpu.start, on_gpu.answer)
 
 
 def test_more_weights_may_take_longer_to_read(tmp_path: Path):

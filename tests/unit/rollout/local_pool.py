@@ -8,8 +8,10 @@ from posttrain.first_party import PLUGINS
 from posttrain.joints import PluginSettings
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, Rollout
+from posttrain.rollout.play import MeasurePrompts, PlayGroup
 from posttrain.rollout.worker import RewardAccess, RolloutSetup, RolloutWorker
 from posttrain.types import RewardInput, RewardResult
+from tests.at_work import do
 
 
 class FullMarks:
@@ -50,11 +52,12 @@ class LocalPool:
             rewards=RewardAccess("", "", FullMarks),
             engine=f"{Path(__file__).with_name('scripted_engine.py')}:ScriptedEngine",
         )
-        self._worker.start(setup, None)
+        self._worker.start(setup)
 
     def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
-        return self._worker.prompt_tokens(groups)
+        return do(self._worker, [MeasurePrompts(groups)])[0]
 
     def rollout(self, groups: Sequence[GroupJob], limits: Limits) -> Rollout:
         self.played.append(list(groups))
-        return self._worker.rollout(groups, limits)
+        played = do(self._worker, [PlayGroup(group, limits) for group in groups])
+        return Rollout([trajectory for group in played for trajectory in group.trajectories])

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,9 @@ class ScriptedEngine:
         self.step_began = None
         return [self._complete(request) for request in done]
 
-    def abort(self) -> None:
-        self._left.clear()
+    def abort(self, ids: Iterable[str] | None = None) -> None:
+        for each in list(self._left if ids is None else ids):
+            del self._left[each]
 
     def load_weights(self, path: Path, version: int) -> None:
         if self.busy:

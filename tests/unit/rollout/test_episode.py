@@ -13,7 +13,6 @@ from posttrain.rollout.episode import (
     EpisodeJob,
     Limits,
     TaskEnvironments,
-    run_episodes,
 )
 from posttrain.types import (
     Block,
@@ -21,10 +20,10 @@ from posttrain.types import (
     ImageRef,
     Message,
     Sample,
-    Trajectory,
     VideoRef,
     text_message,
 )
+from tests.at_work import play
 from tests.unit.rollout.scripted_engine import ZOOM
 
 LIMITS = Limits(max_new_tokens=100, max_length=1000)
@@ -43,7 +42,7 @@ def test_a_zoom_episode_is_the_rendering_of_its_dialogue(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
     (job,) = jobs_for(make_sample, 1, 1)
-    (trajectory,) = run_episodes(engine, renderer, zoom_task, [job], LIMITS)
+    (trajectory,) = play(engine, renderer, zoom_task, [job], LIMITS)
     assert trajectory.stop_reason == "answer"
     assert [message.role for message in trajectory.response] == ["assistant", "tool", "assistant"]
     assert [call.ok for call in trajectory.tool_calls] == [True]
@@ -59,7 +58,7 @@ def test_every_turn_extends_the_tokens_before_it(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
     (job,) = jobs_for(make_sample, 1, 1)
-    (trajectory,) = run_episodes(engine, renderer, zoom_task, [job], LIMITS)
+    (trajectory,) = play(engine, renderer, zoom_task, [job], LIMITS)
     first, second = engine.seen
     assert list(second.token_ids[: len(first.token_ids)]) == list(first.token_ids)
     assert trajectory.token_ids[: len(second.token_ids)] == list(second.token_ids)
@@ -81,11 +80,8 @@ def test_many_episodes_come_back_in_the_jobs_order_whatever_finishes_first(
 
     engine.say = say
     jobs = jobs_for(make_sample, 5, 4)
-    finished: list[Trajectory] = []
-    trajectories = run_episodes(engine, renderer, zoom_task, jobs, LIMITS, finished.append)
+    trajectories = play(engine, renderer, zoom_task, jobs, LIMITS)
     assert [(t.group, t.episode) for t in trajectories] == [(job.group, job.episode) for job in jobs]
-    assert {id(t) for t in finished} == {id(t) for t in trajectories}
-    assert [id(t) for t in finished] != [id(t) for t in trajectories]
     assert (1, 2) in turns_in_flight, "episodes should be in different turns at the same time"
     assert not engine.busy
 
@@ -103,7 +99,7 @@ def test_a_cut_turn_ends_the_episode_without_asking_the_tools(
     turns: int,
 ) -> None:
     jobs = jobs_for(make_sample, 1, 1)
-    (trajectory,) = run_episodes(engine, renderer, zoom_task, jobs, Limits(max_new_tokens, 1000))
+    (trajectory,) = play(engine, renderer, zoom_task, jobs, Limits(max_new_tokens, 1000))
     assert (trajectory.stop_reason, len(trajectory.response)) == (stop_reason, turns)
 
 
@@ -111,17 +107,17 @@ def test_a_reply_that_exceeds_the_budget_enters_neither_as_text_nor_as_image(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
     jobs = jobs_for(make_sample, 1, 1)
-    (whole,) = run_episodes(engine, renderer, zoom_task, jobs, LIMITS)
+    (whole,) = play(engine, renderer, zoom_task, jobs, LIMITS)
     first_turn = whole.token_ids.index(renderer.end_token_id, whole.sampled.index(True)) + 1
     before_answer = len(engine.seen[1].token_ids)
     for max_length in range(first_turn, before_answer + 1):
-        (cut,) = run_episodes(engine, renderer, zoom_task, jobs, Limits(100, max_length))
+        (cut,) = play(engine, renderer, zoom_task, jobs, Limits(100, max_length))
         assert cut.stop_reason == "max_tokens"
         assert cut.token_ids == whole.token_ids[:first_turn]
         assert len(cut.images) == 1
         assert [message.role for message in cut.response] == ["assistant"]
         assert len(cut.tool_calls) == 1
-    (last,) = run_episodes(engine, renderer, zoom_task, jobs, Limits(100, before_answer + 1))
+    (last,) = play(engine, renderer, zoom_task, jobs, Limits(100, before_answer + 1))
     assert last.token_ids == whole.token_ids[: before_answer + 1]
     assert len(last.images) == 2
 
@@ -130,7 +126,7 @@ def test_calls_without_end_stop_at_the_turn_limit(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
     engine.say = lambda request: ZOOM
-    (trajectory,) = run_episodes(engine, renderer, zoom_task, jobs_for(make_sample, 1, 1), LIMITS)
+    (trajectory,) = play(engine, renderer, zoom_task, jobs_for(make_sample, 1, 1), LIMITS)
     assert trajectory.stop_reason == "max_turns"
     assert [call.ok for call in trajectory.tool_calls] == [True, True, False]
     assert trajectory.sampled[-1]
@@ -167,7 +163,7 @@ def test_a_reply_that_cannot_be_shown_becomes_an_error_message(
     environment = _Unshowable(reply)
     engine.say = lambda request: "again" if not engine.seen else "K"
     task = {"markers": TaskEnvironments([], lambda: environment)}
-    (trajectory,) = run_episodes(engine, renderer, task, jobs_for(make_sample, 1, 1), LIMITS)
+    (trajectory,) = play(engine, renderer, task, jobs_for(make_sample, 1, 1), LIMITS)
     assert trajectory.stop_reason == "answer"
     assert trajectory.response[1].text == "Error: the result cannot be shown."
     assert environment.closed == 1
@@ -186,14 +182,14 @@ def test_a_failure_leaves_nothing_open_or_in_flight(
     broken = Sample("gone", (Message("user", (Block("image", image=ImageRef("/no/such.png")),)),))
     jobs.append(EpisodeJob(broken, "markers", 9, 0, 0))
     with pytest.raises(EpisodeError, match=r"sample 'gone' of task 'markers'.*/no/such.png") as caught:
-        run_episodes(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
+        play(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
     assert isinstance(caught.value.__cause__, ImageError)
     film = Sample("film", (Message("user", (Block("video", video=VideoRef(("/a/film.mp4",))),)),))
     jobs[-1] = EpisodeJob(film, "markers", 9, 0, 0)
     with pytest.raises(
         EpisodeError, match=r"sample 'film' of task 'markers' cannot be shown: it has a video"
     ):
-        run_episodes(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
+        play(engine, renderer, {"markers": TaskEnvironments([], create)}, jobs, LIMITS)
     assert [environment.closed for environment in made] == [1] * len(made)
     assert not engine.busy
 
@@ -202,7 +198,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_remedy(
     engine: Any, renderer: Renderer, zoom_task: dict[str, TaskEnvironments], make_sample: Make
 ) -> None:
     with pytest.raises(EpisodeError, match=r"no room in max_length = 20; raise rollout.max_length"):
-        run_episodes(engine, renderer, zoom_task, jobs_for(make_sample, 1, 1), Limits(100, 20))
+        play(engine, renderer, zoom_task, jobs_for(make_sample, 1, 1), Limits(100, 20))
 
 
 def test_seeds_are_the_same_in_every_process_and_differ_by_every_part() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from posttrain.inference.answers import AnswerSampling, Question, sample_answers
+from posttrain.inference.answers import AnswerSampling, Question
 from posttrain.inference.engine import stable_seed
 from posttrain.media import images
 from posttrain.rendering.pixel_limits import PixelLimits
 from posttrain.rendering.rendering import Renderer
-from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments, run_episodes
+from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
 from posttrain.types import Block, ImageRef, Message, Sample, Trajectory
+from tests.at_work import answer_all, play
 
 COUNT = 24
 
@@ -54,13 +55,13 @@ def test_answers_are_those_without_threads(
 ) -> None:
     asked, sampling = questions(tmp_path), AnswerSampling(max_new_tokens=8, max_length=400)
     engine.say = lambda request: str(request.seed % 10)
-    plain = sample_answers(engine, renderer_of(renderer, 0), asked, sampling)
+    plain = answer_all(engine, renderer_of(renderer, 0), asked, sampling)
     assert len(threads) == COUNT
-    assert set(threads) == {"MainThread"}
+    assert set(threads) == {"rendering_0"}
     first = [(request.token_ids, [image.sha256 for image in request.images]) for request in engine.seen]
     threads.clear()
     engine.seen.clear()
-    assert sample_answers(engine, renderer_of(renderer, 2), asked, sampling) == plain
+    assert answer_all(engine, renderer_of(renderer, 2), asked, sampling) == plain
     assert [(r.token_ids, [image.sha256 for image in r.images]) for r in engine.seen] == first
     assert len(threads) == COUNT
     assert any(name.startswith("pixels") for name in threads)
@@ -73,7 +74,7 @@ def test_a_damaged_image_is_its_questions_error(engine: Any, renderer: Renderer,
     engine.say = lambda request: "yes"
     for count in (0, 2):
         sampling = AnswerSampling(max_new_tokens=8, max_length=400)
-        found = sample_answers(engine, renderer_of(renderer, count), asked, sampling)
+        found = answer_all(engine, renderer_of(renderer, count), asked, sampling)
         errors = {answer.index: answer.error for answer in found if answer.error}
         assert errors.keys() == {7, 9}
         assert all(f"{index}.png" in error for index, error in errors.items())
@@ -99,7 +100,7 @@ def test_episodes_are_those_without_threads_and_share_their_images(
         engine.seen.clear()
         threads.clear()
         shown = renderer_of(renderer, count)
-        found.append(run_episodes(engine, shown, zoom_task, jobs, Limits(100, 1000)))
+        found.append(play(engine, shown, zoom_task, jobs, Limits(100, 1000)))
         assert len(threads) == 6  # one for each group, whose episodes share the pixels
         places: dict[str, set[int]] = {}
         for request in engine.seen:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from posttrain.config import ModelConfig, RlStage
+from posttrain.inference.weights import CheckpointWeights
 from posttrain.training.on_policy import learner_group, weight_sync
 from posttrain.training.on_policy.learner_group import LearnerActor
 from posttrain.training.on_policy.weight_sync import GIB, PREFIX, NoRoomError, WeightSync, make_folder
@@ -32,11 +33,11 @@ class Sink:
         self.published: list[tuple[Path, int]] = []
         self.broken = False
 
-    def publish(self, path: Path, version: int) -> None:
+    def publish(self, weights: CheckpointWeights) -> None:
         if self.broken:
             raise TimeoutError("worker 1 did not take version 2")
-        assert (path / "model.safetensors").is_file()
-        self.published.append((path, version))
+        assert (weights.path / "model.safetensors").is_file()
+        self.published.append((weights.path, weights.version))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from posttrain.curation.outcomes import CurationError
 from posttrain.data.formats import read_canonical, write_canonical
 from posttrain.data.sources import load_samples
 from posttrain.first_party import PLUGINS
-from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer, sample_answers
+from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.media.images import save_image
 from posttrain.plugins import resolve
 from posttrain.quickstart.tiny import build_tiny
@@ -25,6 +25,7 @@ from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.supervised.teacher_answers import COLUMN, taught_datasets
 from posttrain.training.supervised.teacher_prompts import TeachingError, check_same_tokens
 from posttrain.types import Block, Message, Sample, text_message
+from tests.at_work import answer_all
 
 PROMPTS = 12
 SCRIPTED = f"{Path(__file__).parents[2] / 'rollout' / 'scripted_engine.py'}:ScriptedEngine"
@@ -270,8 +271,7 @@ class InProcess:
             raise KeyboardInterrupt
         self.left -= 1
         self.asked += [question.index for question in questions]
-        found = sample_answers(self.engine, self.renderer, questions, sampling)
-        return sorted(found, key=lambda each: each.index)
+        return answer_all(self.engine, self.renderer, questions, sampling)
 
 
 def test_engines_are_asked_for_what_is_missing_and_answers_are_theirs(
