@@ -189,7 +189,7 @@ def _process(config: RunConfig) -> float:
 
 
 def _driver(load: RolloutLoad) -> dict[str, float]:
-    """Return what the run itself holds: trajectories of the steps in flight, and of the one that is learned."""
+    """Return what the run itself holds: trajectories of steps in flight, and of the one that is learned."""
     steps = load.steps + 1
     tokens = float(steps * load.episodes * (load.max_length * TOKEN + EPISODE))
     return {f"tokens of {steps} steps": tokens, "process": PROCESS}

@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 
 from posttrain.inference.engine import EngineImage
 from posttrain.rendering.pixel_making import Pixels
-from posttrain.rendering.pixels import FileHashes, ImageChangedError, Version, check_unchanged, file_version
+from posttrain.rendering.pixels import (
+    FileHashes,
+    ImageChangedError,
+    MeasuredImage,
+    Version,
+    check_unchanged,
+    file_version,
+)
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import ImageRef, TrajectoryImage
 
@@ -48,12 +55,13 @@ class _Entry:
 
 
 @dataclass(eq=False)
-class _Claim:
-    """What a dialogue asks for.
+class Claim:
+    """What a dialogue asks for: ImageChangedError, in `ready`, if a file is not what was rendered.
 
     Attributes:
         images: The images of a turn, each with its file.
         sizes: Bytes of each file's pixels.
+        granted: Done once there is room for them.
         ready: The images, once they are loaded.
         entries: The pixels of each file, from when there is room for them.
         left: Number of entries that are still being made.
@@ -61,6 +69,7 @@ class _Claim:
 
     images: Sequence[tuple[TrajectoryImage, Version]]
     sizes: dict[Version, int]
+    granted: "Future[None]" = field(default_factory=Future)
     ready: "Future[list[EngineImage]]" = field(default_factory=Future)
     entries: dict[Version, _Entry] = field(default_factory=dict)
     left: int = 0
@@ -79,7 +88,7 @@ class EngineImages:
 
     Example:
         pictures = images.open()
-        shown = pictures.acquire(ledger.images).result()
+        shown = pictures.acquire(images).ready.result()
         engine.submit(Request(..., images=shown))
         pictures.release()  # when the turn has been sampled
         pictures.close()  # when the dialogue is over
@@ -92,7 +101,7 @@ class EngineImages:
         self._pool: ThreadPoolExecutor | None = None  # a text model needs none
         self._lock = threading.Lock()
         self._entries: OrderedDict[Version, _Entry] = OrderedDict()
-        self._queue: collections.deque[_Claim] = collections.deque()
+        self._queue: collections.deque[Claim] = collections.deque()
         self._dialogues: Counter[Version] = Counter()
         self._hashes = FileHashes()
         self._bytes = self._peak = self._granted = 0
@@ -123,21 +132,23 @@ class EngineImages:
             self._entries.clear()
             self._bytes = 0
         for claim in claims:
+            claim.granted.cancel()
             claim.ready.cancel()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def ask(self, images: Sequence[TrajectoryImage], shown: set[Version]) -> _Claim:
+    def ask(self, images: Sequence[TrajectoryImage], shown: set[Version]) -> Claim:
         """Queue up for the room that a turn's images take.
 
         Args:
             images: The images.
             shown: Files that the dialogue has shown before; those of the images are added.
         """
-        found = [(image, file_version(image.ref.path)) for image in images]
+        found = [(image, _file_of(image.ref)) for image in images]
         sizes = {file: self._renderer.media.maker.nbytes(image.num_tokens) for image, file in found}
-        claim = _Claim(found, sizes)
+        claim = Claim(found, sizes)
         if not found:
+            claim.granted.set_result(None)
             claim.ready.set_result([])
             return claim
         with self._lock:
@@ -148,9 +159,10 @@ class EngineImages:
         self._hand_out(granted)
         return claim
 
-    def give_back(self, claim: _Claim) -> None:
+    def give_back(self, claim: Claim) -> None:
         """Take back what was asked for: it is in no request any more, or nobody waits for it."""
-        claim.ready.cancel()  # it may be ready, and this has no effect
+        for future in (claim.granted, claim.ready):
+            future.cancel()  # no effect on one that is done
         with self._lock:
             if claim.entries:
                 self._granted -= 1
@@ -172,14 +184,14 @@ class EngineImages:
             granted = self._grant()
         self._hand_out(granted)
 
-    def _grant(self) -> list[_Claim]:
+    def _grant(self) -> list[Claim]:
         """Give room to those who wait, in their order; the lock is held."""
-        granted: list[_Claim] = []
+        granted: list[Claim] = []
         while self._queue and self._make_room(self._queue[0]):
             claim = self._queue.popleft()
             for image, file in claim.images:
                 if file not in self._entries:
-                    self._entries[file] = self._begin(image.ref, file, claim.sizes[file])
+                    self._entries[file] = self._begin(image.ref, claim.sizes[file])
             claim.entries = {file: self._entries[file] for file in claim.sizes}
             claim.left = len(claim.entries)
             for file, entry in claim.entries.items():
@@ -189,7 +201,7 @@ class EngineImages:
             granted.append(claim)
         return granted
 
-    def _make_room(self, claim: _Claim) -> bool:
+    def _make_room(self, claim: Claim) -> bool:
         """Drop images that nobody holds, the oldest first, as far as a claim needs it; the lock is held.
 
         Returns:
@@ -206,12 +218,12 @@ class EngineImages:
             self._drop(file)
         return True
 
-    def _begin(self, ref: ImageRef, file: Version, nbytes: int) -> _Entry:
+    def _begin(self, ref: ImageRef, nbytes: int) -> _Entry:
         """Have an image loaded in a thread; the lock is held."""
         self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="images")
         self._bytes += nbytes
         self._peak = max(self._peak, self._bytes)
-        return _Entry(nbytes, self._pool.submit(self._load, ref, file, nbytes))
+        return _Entry(nbytes, self._pool.submit(self._load, ref, nbytes))
 
     def _drop_useless(self, files: Iterable[Version]) -> None:
         """Drop those images that could not be loaded, or that nobody shows any more; the lock is held."""
@@ -223,23 +235,26 @@ class EngineImages:
     def _drop(self, file: Version) -> None:
         self._bytes -= self._entries.pop(file).nbytes
 
-    def _load(self, ref: ImageRef, file: Version, nbytes: int) -> Pixels:
+    def _load(self, ref: ImageRef, nbytes: int) -> Pixels:
         """Decode an image, in a thread; raise ImageChangedError if it is not the one that was rendered."""
-        expected = self._hashes.expected(ref, ref.path, file)
+        now = file_version(ref.path)
+        expected = self._hashes.expected(ref, ref.path, now)
         pixels = self._renderer.media.maker.image(ref.path)
-        self._hashes.note(file, pixels.sha256)
+        self._hashes.note(now, pixels.sha256)
         check_unchanged(ref.path, pixels.sha256, expected)
         if pixels.values.nbytes != nbytes:
             raise ImageChangedError(f"{ref.path}: the image has another size than when it was rendered")
         return pixels
 
-    def _hand_out(self, claims: Sequence[_Claim]) -> None:
+    def _hand_out(self, claims: Sequence[Claim]) -> None:
         """Make claims ready as soon as their images are loaded; the lock is not held."""
         for claim in claims:
+            if claim.granted.set_running_or_notify_cancel():
+                claim.granted.set_result(None)
             for entry in claim.entries.values():
                 entry.made.add_done_callback(lambda _, claim=claim: self._one_loaded(claim))
 
-    def _one_loaded(self, claim: _Claim) -> None:
+    def _one_loaded(self, claim: Claim) -> None:
         """Note that one image of a claim is loaded, or cannot be; after the last one the claim is ready."""
         with self._lock:
             claim.left -= 1
@@ -266,17 +281,14 @@ class DialogueImages:
     def __init__(self, images: EngineImages) -> None:
         self._images = images
         self._shown: set[Version] = set()
-        self._claim: _Claim | None = None
+        self._claim: Claim | None = None
+        self._closed = False
 
-    def acquire(self, images: Sequence[TrajectoryImage]) -> "Future[list[EngineImage]]":
+    def acquire(self, images: Sequence[TrajectoryImage]) -> Claim:
         """Ask for the images of a turn; whatever comes of it, `release` or `close` must follow.
 
         Args:
             images: All images of the dialogue so far, with the places of their placeholders.
-
-        Returns:
-            The images, when there is room for them and they are loaded; ImageChangedError if a file is not
-            what was rendered, ImageError if it cannot be read.
 
         Raises:
             RuntimeError: If the turn before has not been released.
@@ -284,7 +296,13 @@ class DialogueImages:
         if self._claim is not None:
             raise RuntimeError("a dialogue that holds images waits for more; release those first")
         self._claim = self._images.ask(images, self._shown)
-        return self._claim.ready
+        return self._claim
+
+    def prefetch(self, images: Sequence[TrajectoryImage]) -> None:
+        """Have images loaded that will be asked for soon, as far as there is room; nothing is held."""
+        if not self._closed:
+            claim = self._images.ask(images, self._shown)
+            claim.ready.add_done_callback(lambda _: self._images.give_back(claim))
 
     def release(self) -> None:
         """Say that no request has the images any more; the dialogue may ask for them again."""
@@ -294,6 +312,7 @@ class DialogueImages:
 
     def close(self) -> None:
         """Say that the dialogue is over."""
+        self._closed = True
         self.release()
         shown, self._shown = self._shown, set()
         self._images.forget(shown)
@@ -307,8 +326,13 @@ def with_hashes(images: Sequence[TrajectoryImage], shown: Sequence[EngineImage])
     ]
 
 
+def _file_of(ref: ImageRef) -> Version:
+    """Return the file of an image, as it was when it was rendered; without a look at it, if possible."""
+    return ref.version if isinstance(ref, MeasuredImage) else file_version(ref.path)
+
+
 def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list[EngineImage]:
-    """Load the pixels of images whose places in a dialogue are known.
+    """Load a few images at once, as for scoring; those of many dialogues go through `EngineImages`.
 
     Args:
         images: Images with the places of their placeholders.

@@ -32,6 +32,14 @@ class Slot:
         """Make an id for the sequence's next request."""
         return f"{self.number}-{next(self._turns)}"
 
+    def stand_aside(self) -> None:
+        """Say that the sequence waits for what only the turns of others can give it."""
+        self._slots.outside -= 1
+
+    def stand_in(self) -> None:
+        """Say that it waits for that no more; called in the engine's thread."""
+        self._slots.outside += 1
+
     def close(self) -> None:
         """Give the slot to the next sequence; may be called again."""
         self._slots.release(self)

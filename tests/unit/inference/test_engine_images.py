@@ -83,7 +83,7 @@ def test_an_image_is_decoded_once_in_a_thread_and_shared(
 ) -> None:
     images, picture = make_images(4), pictures(0)
     dialogues = [images.open() for _ in range(16)]
-    shown = [dialogue.acquire([picture]).result(WAIT)[0] for dialogue in dialogues]
+    shown = [dialogue.acquire([picture]).ready.result(WAIT)[0] for dialogue in dialogues]
     assert {each.pixels.data_ptr() for each in shown} == {shown[0].pixels.data_ptr()}
     assert sum(decodes.values()) == 1
     assert all(name.startswith("images") for name in decodes)
@@ -102,10 +102,10 @@ def test_an_image_stays_between_turns_and_goes_with_the_last_dialogue(
 ) -> None:
     images = make_images(4)
     first, second = images.open(), images.open()
-    first.acquire([pictures(0), pictures(1)]).result(WAIT)
-    second.acquire([pictures(0)]).result(WAIT)
+    first.acquire([pictures(0), pictures(1)]).ready.result(WAIT)
+    second.acquire([pictures(0)]).ready.result(WAIT)
     first.release()
-    first.acquire([pictures(0), pictures(1), pictures(2)]).result(WAIT)
+    first.acquire([pictures(0), pictures(1), pictures(2)]).ready.result(WAIT)
     assert sum(decodes.values()) == 3
     first.close()
     assert images.nbytes == NBYTES  # the second shows it still
@@ -121,12 +121,12 @@ def test_who_finds_no_room_waits_in_order_and_holds_nothing_meanwhile(
     images = make_images(2.5)
     dialogues = [images.open() for _ in range(5)]
     asked = [
-        dialogue.acquire([pictures(2 * number), pictures(2 * number + 1)])
+        dialogue.acquire([pictures(2 * number), pictures(2 * number + 1)]).ready
         for number, dialogue in enumerate(dialogues[:3])
     ]
     asked[0].result(WAIT)
-    small = dialogues[3].acquire([pictures(0)])  # there would be room, but two came before
-    text = dialogues[4].acquire([])
+    small = dialogues[3].acquire([pictures(0)]).ready  # there would be room, but two came before
+    text = dialogues[4].acquire([]).ready
     assert text.result(0) == []  # a text needs no room
     assert [future.done() for future in (*asked, small)] == [True, False, False, False]
     assert (images.waiting, images.nbytes) == (3, 2 * NBYTES)
@@ -146,8 +146,8 @@ def test_a_turn_larger_than_the_room_is_alone(
 ) -> None:
     images = make_images(0.5)
     first, second = images.open(), images.open()
-    assert len(first.acquire([pictures(0), pictures(1)]).result(WAIT)) == 2
-    waits = second.acquire([pictures(2)])
+    assert len(first.acquire([pictures(0), pictures(1)]).ready.result(WAIT)) == 2
+    waits = second.acquire([pictures(2)]).ready
     assert not waits.done()
     first.release()
     waits.result(WAIT)
@@ -164,7 +164,7 @@ def test_a_damaged_or_changed_file_is_its_askers_error_and_can_be_tried_again(
     Image.new("RGB", (SIDE, SIDE)).save(changed.ref.path)
     dialogues = [images.open() for _ in range(3)]
     asked = [
-        dialogue.acquire([good, each])
+        dialogue.acquire([good, each]).ready
         for dialogue, each in zip(dialogues, (damaged, changed, good), strict=True)
     ]
     # What was rendered is told apart from what there is now, by the file's time of change.
@@ -178,10 +178,10 @@ def test_a_damaged_or_changed_file_is_its_askers_error_and_can_be_tried_again(
     assert images.nbytes == 0
     again = pictures(0)  # measured anew, and still damaged
     with pytest.raises(ImageError, match=r"0\.png"):
-        dialogues[0].acquire([again]).result(WAIT)
+        dialogues[0].acquire([again]).ready.result(WAIT)
     dialogues[0].release()
     Path(again.ref.path).write_bytes(whole)
-    assert len(dialogues[0].acquire([pictures(0)]).result(WAIT)) == 1
+    assert len(dialogues[0].acquire([pictures(0)]).ready.result(WAIT)) == 1
 
 
 def test_turns_of_many_threads_end_within_any_room(
@@ -194,7 +194,7 @@ def test_turns_of_many_threads_end_within_any_room(
         draw, dialogue, seen = random.Random(seed), images.open(), []
         for turn in range(1, 7):
             seen = [*seen, draw.choice(shown)]
-            asked = dialogue.acquire(seen)
+            asked = dialogue.acquire(seen).ready
             if draw.random() < 0.1:
                 dialogue.release()
                 continue
@@ -220,8 +220,8 @@ def test_closing_ends_those_who_wait(
 ) -> None:
     images = make_images(1)
     held, waits = images.open(), images.open()
-    held.acquire([pictures(0)]).result(WAIT)
-    waiting = waits.acquire([pictures(1)])
+    held.acquire([pictures(0)]).ready.result(WAIT)
+    waiting = waits.acquire([pictures(1)]).ready
     images.close()
     with pytest.raises(CancelledError):
         waiting.result(0)
@@ -233,7 +233,7 @@ def test_what_makes_patches_can_be_sent(renderer: Renderer) -> None:
     """Engines of several processes get pixels by message."""
     assert isinstance(renderer.media.maker.image_patches, ImagePatches)
     dialogue = EngineImages(renderer, 1).open()
-    assert dialogue.acquire([]).result(0) == []
+    assert dialogue.acquire([]).ready.result(0) == []
     dialogue.release()
     dialogue.acquire([])
     with pytest.raises(RuntimeError, match="release"):
