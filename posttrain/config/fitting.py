@@ -24,6 +24,7 @@ WAYS = 3
 _CHANGES: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("sharding", ("fsdp2",)),
     ("per_device_batch_size", (2, 4, 8, 16, 32, 64)),  # divisors
+    ("max_batch_tokens", (True,)),  # as short as an episode may be long
     ("gradient_checkpointing", (True,)),
     ("offload_activations", (True,)),
     ("optimizer", ("adamw_8bit",)),
@@ -218,6 +219,10 @@ def _applied(
             if "gradient_accumulation_steps" not in stage.unsupported:
                 settings["gradient_accumulation_steps"] = stage.gradient_accumulation_steps * value
             yield key, f"{smaller}"
+        elif key == "max_batch_tokens":
+            longest = stage.episodes.max_length if stage.episodes is not None else stage.batch_tokens
+            settings[key] = longest
+            yield key, f"{longest:,}" if stage.batch_tokens > longest else ""
         elif key == "num_workers" and isinstance(value, int):
             settings[key] = stage.num_workers * value
             settings.pop("global_batch_size", None)

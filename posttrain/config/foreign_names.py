@@ -48,6 +48,7 @@ FOREIGN_NAMES: dict[str, str] = {
     "per_device_train_batch_size": "per_device_batch_size",
     "micro_batch_size_per_gpu": "per_device_batch_size",
     "ppo_micro_batch_size_per_gpu": "per_device_batch_size",
+    "ppo_max_token_len_per_gpu": "max_batch_tokens",
     "train_batch_size": "prompts_per_step",
     "rollout_batch_size": "prompts_per_step",
     "gradient_accumulation": "gradient_accumulation_steps",

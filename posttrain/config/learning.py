@@ -67,9 +67,7 @@ class LearningStage(TrainingStage, ABC):
     num_train_epochs: PositiveFloat | None = Field(
         default=None, description="Passes over the data, in place of max_steps."
     )
-    per_device_batch_size: Positive = Field(
-        default=1, description="Samples (in an rl stage: episodes) that a worker takes at once."
-    )
+    per_device_batch_size: Positive = Field(default=1, description="Samples that a worker takes at once.")
     gradient_accumulation_steps: Positive = Field(default=1, description="Such batches before each step.")
     global_batch_size: Positive = Field(
         default_factory=_product,

@@ -69,15 +69,15 @@ class RlStage(LearningStage):
 
     runner: ClassVar[str] = "posttrain.training.on_policy.controller:OnPolicyRunner"
     unsupported: ClassVar[dict[str, tuple[str, str]]] = {
-        "lora": (
-            "rl learners train whole models: adapters are not published to engines yet",
-            "remove it, or train adapters in an sft, distillation or dpo stage",
-        ),
         "num_train_epochs": ("the length of an rl stage is counted in rollout batches", "write max_steps"),
+        "per_device_batch_size": (
+            "a learner takes as many episodes at once as fit a packed row",
+            "remove it; max_batch_tokens is the length of a row",
+        ),
         "gradient_accumulation_steps": (
-            "how many batches a learner takes one after another follows from prompts_per_step, "
-            "algorithm.group_size and algorithm.mini_batches",
-            "remove it; per_device_batch_size says how many episodes are taken at once",
+            "how many packed rows a learner takes one after another follows from prompts_per_step, "
+            "algorithm.group_size, algorithm.mini_batches and the lengths of the episodes",
+            "remove it; max_batch_tokens is the length of a row",
         ),
         "global_batch_size": (
             "an rl stage learns from prompts_per_step × algorithm.group_size episodes a step",
@@ -93,6 +93,11 @@ class RlStage(LearningStage):
     )
     tasks: list[RlTask] = Field(min_length=1, description="What is learned, in fixed shares of every batch.")
     prompts_per_step: Positive = Field(default=64, description="Prompts of a rollout batch.")
+    max_batch_tokens: Positive | None = Field(
+        default=None,
+        description="Most tokens of the packed row of episodes that a learner takes at once; "
+        "rollout.max_length if absent.",
+    )
     max_steps: Positive = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         description="Rollout batches in total."
     )
@@ -108,7 +113,9 @@ class RlStage(LearningStage):
     logprob_tolerance: PositiveFloat | None = Field(
         default=None,
         description="Largest gap between engine's and learner's log-probabilities before the run stops. If "
-        "absent, 1e-4 for any token of a float32 model, and 0.05 in the mean of a bfloat16 model's.",
+        "absent, 1e-4 for any token of a float32 model, and 0.05 in the mean of a bfloat16 model's, of which "
+        "no class of tokens (coordinates, other digits, tool markup, text) may have more than 1 % that differ "
+        "by ten times as much.",
     )
 
     @property
@@ -118,14 +125,13 @@ class RlStage(LearningStage):
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of the episodes that a learner takes at once, padded to the longest."""
-        return self.per_device_batch_size * self.rollout.max_length
+        """Most tokens of the packed row that a learner takes at once."""
+        return self.max_batch_tokens or self.rollout.max_length
 
     def load(self) -> LearnerLoad:
-        """Return what a learner holds; it takes its share of a mini-batch in pieces."""
-        part = self.episodes_per_step // self.algorithm.mini_batches
-        pieces = math.ceil(math.ceil(part / self.num_workers) / self.per_device_batch_size)
-        return replace(super().load(), rows=self.per_device_batch_size, accumulates=pieces > 1)
+        """Return what a learner holds; it takes its share of a mini-batch in rows."""
+        share = math.ceil(self.episodes_per_step // self.algorithm.mini_batches / self.num_workers)
+        return replace(super().load(), accumulates=share * self.rollout.max_length > self.batch_tokens)
 
     @property
     def engines(self) -> int:
@@ -150,7 +156,6 @@ class RlStage(LearningStage):
         algorithm, episodes = self.algorithm, self.episodes_per_step
         part = episodes // algorithm.mini_batches
         share = math.ceil(part / self.num_workers)
-        pieces = math.ceil(share / self.per_device_batch_size)
         prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
         updates = self.max_steps * algorithm.mini_batches
         ahead = self.rollout.max_staleness
@@ -160,7 +165,7 @@ class RlStage(LearningStage):
             (
                 "episodes an update",
                 f"{episodes} / {algorithm.mini_batches} mini-batches = {part}; {share} a learner process, "
-                f"in {pieces} of {min(share, self.per_device_batch_size)}",
+                f"in rows of up to {self.batch_tokens:,} tokens",
             ),
             ("updates", f"{self.max_steps} steps × {algorithm.mini_batches} = {updates:,}"),
             ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
@@ -174,6 +179,12 @@ class RlStage(LearningStage):
                 ),
             ),
         ]
+
+    def adapter_rank(self, use_gpu: bool) -> int:
+        """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
+        usual = "adapter" if use_gpu else "merged"
+        alone = (self.rollout.publish or usual) == "adapter"
+        return self.lora.rank if self.lora is not None and alone else 0
 
     @property
     def busy_beside_engines(self) -> int:
@@ -207,14 +218,18 @@ class RlStage(LearningStage):
                 f"{self.prompts_per_step} prompts cannot be split evenly into {parts} mini_batches",
                 f"use {math.ceil(self.prompts_per_step / parts) * parts}, or another algorithm.mini_batches",
             )
-        share = self.episodes_per_step // parts / self.num_workers
-        if self.per_device_batch_size > max(1, share):
+        if self.batch_tokens < self.rollout.max_length:
             raise MisfitError(
-                "per_device_batch_size",
-                f"a learner process has only {share:g} sequences in a mini-batch "
-                f"({self.episodes_per_step} episodes / {parts} mini_batches / {self.num_workers} workers), "
-                f"fewer than {self.per_device_batch_size}",
-                f"use {max(1, int(share))} or less",
+                "max_batch_tokens",
+                f"an episode of up to rollout.max_length = {self.rollout.max_length} tokens has to fit a row",
+                "raise it, or remove it",
+            )
+        if self.lora is not None and self.lora.dropout:
+            raise MisfitError(
+                "lora.dropout",
+                "engines sample without dropout, and episodes are learned with the log-probs that they were "
+                "sampled with",
+                "remove it",
             )
         return self
 

@@ -22,6 +22,9 @@ class EngineConfig(Section):
         description="Host memory for the pixels of images in an engine's requests, in GiB: 3 bytes a pixel. "
         "Turns whose images find no room wait. If absent, an eighth of the machine's, shared by its engines.",
     )
+    tensor_parallel_size: Positive = Field(
+        default=1, description="Number of GPUs that an engine spans; on a CPU, of processes."
+    )
     enforce_eager: bool = Field(
         default=False, description="Skip CUDA graphs: starts faster, generates slower. A CPU always does."
     )

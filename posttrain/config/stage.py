@@ -164,6 +164,10 @@ class StageConfig(Section):
         """Number of inference engines that run beside the learners."""
         return 0
 
+    def adapter_rank(self, use_gpu: bool) -> int:
+        """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
+        return 0
+
     @property
     def busy_beside_engines(self) -> int:
         """Number of learner processes that compute at the same time as the engines."""

@@ -33,19 +33,13 @@ def check_gpus() -> Finding:
 
 
 def check_shared_memory() -> Finding:
-    """Check whether /dev/shm has room for Ray's object store, which is slow on disk.
-
-    How much an rl stage publishes its weights through depends on the model, and is checked when it starts.
-    """
+    """Check whether /dev/shm has room for Ray's object store, which is slow on disk."""
     try:
         free = psutil.disk_usage("/dev/shm").free / GIB  # noqa: S108  (the mount is what is looked at)
     except OSError:
         return Finding("shared memory", "ok", "no /dev/shm: Ray's object store is a temporary file")
     if free < 0.5:
-        remedy = (
-            "free it (ls /dev/shm), or enlarge it; in a container: docker run --shm-size=1g, and for rl 4 GB "
-            "more for every billion parameters (bfloat16): --shm-size=34g for 8B"
-        )
+        remedy = "free it (ls /dev/shm), or enlarge it; in a container: docker run --shm-size=1g"
         return Finding("shared memory", "warning", f"{free:.2f} GiB free in /dev/shm, 0.5 wanted", remedy)
     return Finding("shared memory", "ok", f"{free:.1f} GiB free in /dev/shm")
 

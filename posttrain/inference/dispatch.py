@@ -94,21 +94,30 @@ class Dispatcher:
         return futures
 
     def ready(self) -> None:
-        """Wait until every worker serves.
+        """Wait until every worker serves, or waits for the weights that are published next.
 
         Raises:
             Exception: What kept a worker from starting.
         """
         with self._changed:
             # Each start has its own limits, and so few are made one after another.
-            self._changed.wait_for(lambda: self._failure or all(keeper.serving for keeper in self.keepers))
+            self._changed.wait_for(
+                lambda: self._failure or all(keeper.serving or keeper.waiting for keeper in self.keepers)
+            )
             self.check()
 
     def let_serve(self, keeper: Keeper) -> None:
         """Give jobs to a worker, which has the newest weights."""
         with self._changed:
             keeper.serving = keeper.served_once = True
+            keeper.waiting = False
             self._dispatch()
+            self._changed.notify_all()
+
+    def let_wait(self, keeper: Keeper) -> None:
+        """Keep a worker until the weights that are published next, since nobody has the present ones."""
+        with self._changed:
+            keeper.waiting = True
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -157,7 +166,7 @@ class Dispatcher:
             entries = [*keeper.held.values(), *keeper.inbox]
             for entry in keeper.held.values():
                 entry.losses += 1
-            keeper.serving = False
+            keeper.serving = keeper.waiting = False
             keeper.held.clear()
             keeper.inbox.clear()
             keeper.unfinished = keeper.wanting = 0

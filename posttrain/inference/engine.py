@@ -9,11 +9,49 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.rendering.pixel_making import ImagePatches
 
 
 class EngineError(RuntimeError):
     """The engine refused a call or broke a promise; what it sampled since then must not be used."""
+
+
+#: What becomes of the keys and values of requests in flight when the weights change: computed again, or kept.
+OnPublish = Literal["recompute", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSlots:
+    """Room for LoRA adapters in an engine.
+
+    Attributes:
+        rank: Highest rank of an adapter.
+        resident: Most adapters that are loaded at the same time: the newest, and those that turns in flight
+            began with.
+        tower: Whether adapters may change the vision tower too.
+    """
+
+    rank: int
+    resident: int
+    tower: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineUse:
+    """What a run does with an engine, beside sampling from the checkpoint that it starts with.
+
+    Attributes:
+        on_publish: What becomes of keys and values that older weights computed for requests in flight.
+        transfer: Backend of weight transfer from learners (`nccl`, `ipc`; `gloo` on a CPU), if any.
+        adapters: Room for LoRA adapters, if there are any.
+        sleeps: Whether the engine gives its GPU memory away in between.
+    """
+
+    on_publish: OnPublish = "recompute"
+    transfer: str | None = None
+    adapters: AdapterSlots | None = None
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +142,19 @@ class Completion:
     top: TopTokens | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """A dialogue whose tokens are given, and whose log-probs are asked for.
+
+    Attributes:
+        token_ids: At least two tokens, image placeholders expanded.
+        images: The dialogue's images, in the order of their placeholders.
+    """
+
+    token_ids: Sequence[int]
+    images: Sequence[EngineImage] = ()
+
+
 class Engine(Protocol):
     """An engine that samples many requests at once; `step` advances each of them by about one token."""
 
@@ -140,7 +191,66 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, path: Path, version: int) -> None:
-        """Load a checkpoint's weights as a policy version; refused while requests are in flight."""
+        """Load a checkpoint's weights as a policy version.
+
+        Requests in flight go on: what they sample from now on is of this version. What becomes of the keys
+        and values that older weights computed for them is said by `EngineUse.on_publish`.
+        """
+        ...
+
+    @property
+    def transfer_ranks(self) -> int:
+        """Number of ranks that the engine takes in a group that receives weights."""
+        ...
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Connect to the learners that will send weights, and leave the group before.
+
+        Args:
+            group: Where they meet, and the rank of the engine's first worker.
+
+        Raises:
+            TransferError: If the others do not come in time.
+        """
+        ...
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners as a policy version; requests in flight go on.
+
+        Args:
+            manifest: What will be sent.
+            version: The policy version that these weights are.
+
+        Raises:
+            EngineError: If these are not the weights of the engine's model.
+            TransferError: If they came in part only; the engine then samples nothing until all of them come.
+        """
+        ...
+
+    def load_adapter(self, path: Path, version: int) -> int:
+        """Load a LoRA adapter as a policy version, for all requests submitted from now on.
+
+        A request in flight ends under the adapter that it began with; one that no request uses is unloaded.
+
+        Returns:
+            Number of the model's modules that the adapter changes.
+        """
+        ...
+
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        """Compute the log-probs of given tokens under the newest weights, at temperature 1.
+
+        Returns:
+            For each sequence the log-probs of all its tokens but the first.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to others, until `wake`; nothing may be in flight."""
+        ...
+
+    def wake(self) -> None:
+        """Take the GPU's memory back, with the same weights in it."""
         ...
 
 

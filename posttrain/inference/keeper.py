@@ -112,6 +112,7 @@ class Keeper:
         index: Number of the place.
         actor: The actor; None before the first.
         serving: Whether its model is loaded, and its weights are the pool's newest.
+        waiting: Whether its model is loaded, and it waits for the weights that are published next.
         served_once: Whether this place has had a worker that served.
         held: The jobs that the worker has, by ticket.
         inbox: The jobs that it is to get once it serves.
@@ -140,7 +141,7 @@ class Keeper:
     ) -> None:
         self.index, self.timeouts, self.lock = index, timeouts, desk.lock
         self.actor: Actor[InferenceWorker] | None = None
-        self.serving, self.served_once, self.closed = False, False, False
+        self.serving, self.waiting, self.served_once, self.closed = False, False, False, False
         self.held: dict[int, Entry] = {}
         self.inbox: collections.deque[Entry] = collections.deque()
         self.unfinished = self.wanting = self.losses = 0
@@ -176,7 +177,7 @@ class Keeper:
             if actor is not self.actor or self.closed:
                 return
             self._loss = loss
-            self.serving = False
+            self.serving = self.waiting = False
         actor.kill()
 
     def join(self) -> None:

@@ -13,7 +13,7 @@ from posttrain.inference.answers import AnswerQuestion, AnswerSampling, Question
 from posttrain.inference.dispatch import Dispatcher
 from posttrain.inference.jobs import Job
 from posttrain.inference.keeper import Keeper, PoolError, Timeouts, WorkerLostError
-from posttrain.inference.weights import PublishError, Weights
+from posttrain.inference.weights import PublishError, Weights, WeightsSuperseded
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.rendering.pixel_limits import RANKS_HERE
 from posttrain.run.actors import Actor, kill_all
@@ -34,6 +34,7 @@ class InferencePool:
         setup: What each worker is made from.
         actors: Number of workers.
         use_gpu: Whether each takes a GPU; else they divide the cores between them.
+        busy_beside: Number of processes that compute at the same time on the same machine, one core each.
         timeouts: Limits of every wait; the usual ones if None.
         max_restarts: How many workers that hold a job may be lost before the job fails; and how many in one
             place, one after another and with no job done between, before the pool gives up.
@@ -55,11 +56,12 @@ class InferencePool:
         *,
         actors: int,
         use_gpu: bool,
+        busy_beside: int = 0,
         timeouts: Timeouts | None = None,
         max_restarts: int = 3,
     ) -> None:
         """Start the workers, all at once; the first use waits for them."""
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores = int(ray.cluster_resources().get("CPU", 1)) - busy_beside
         environment = {
             "OMP_NUM_THREADS": str(max(1, cores // actors)),
             RANKS_HERE: str(actors),
@@ -136,12 +138,15 @@ class InferencePool:
             with self._dispatcher.lock:
                 self._dispatcher.check()
                 self._weights = weights
-                left = {keeper.index: keeper.actor for keeper in self._keepers if keeper.serving}
+                waiting = [keeper for keeper in self._keepers if keeper.waiting]
+                left = {
+                    keeper.index: keeper.actor for keeper in self._keepers if keeper.serving or keeper.waiting
+                }
             while left:
                 indices, actors = list(left), [actor for actor in left.values() if actor is not None]
                 try:
                     weights.bring(actors)
-                    return
+                    break
                 except PublishError as error:
                     reasons = {indices[index]: reason for index, reason in error.reasons.items()}
                 gone = {index for index in reasons if _is_gone(left[index], self._timeouts.step)}
@@ -158,6 +163,9 @@ class InferencePool:
                     raise PoolError("; ".join(map(str, losses.values())))
                 # Those that failed because of the one that is gone try again without it.
                 left = {index: left[index] for index in reasons if index not in gone}
+            for keeper in waiting:
+                if keeper.waiting:  # not condemned
+                    self._dispatcher.let_serve(keeper)
 
     def on_each(
         self,
@@ -210,6 +218,9 @@ class InferencePool:
             if weights is not None:
                 try:
                     weights.bring([actor])
+                except WeightsSuperseded:
+                    self._dispatcher.let_wait(keeper)
+                    return
                 except PublishError as error:
                     raise WorkerLostError(f"inference worker {keeper.index} {error.reasons[0]}") from error
             self._dispatcher.let_serve(keeper)

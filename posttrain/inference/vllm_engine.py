@@ -14,34 +14,47 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from torch import nn
-from vllm import EngineArgs, LLMEngine, SamplingParams
-from vllm.inputs import MultiModalInput, TokensInput, tokens_input
-from vllm.inputs import mm_input as multimodal_input
-from vllm.logprobs import FlatLogprobs
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.multimodal.inputs import (
-    MultiModalBatchedField,
-    MultiModalFieldElem,
-    MultiModalKwargsItem,
-    MultiModalKwargsItems,
-    PlaceholderRange,
-)
+from vllm import LLMEngine
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
 
 from posttrain.config import EngineConfig
-from posttrain.inference.engine import Completion, EngineError, EngineImage, Request, TopTokens
-from posttrain.inference.vllm_pixels import PixelsField
+from posttrain.inference.engine import Completion, EngineError, EngineUse, Request, ScoreRequest
+from posttrain.inference.vllm_adapters import Adapter, Adapters
+from posttrain.inference.vllm_arguments import engine_arguments
+from posttrain.inference.vllm_inputs import (
+    prompt_of,
+    sampling_parameters,
+    scoring_parameters,
+    scoring_prompt,
+)
+from posttrain.inference.vllm_outputs import completion_of, scores_of
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
+from posttrain.inference.weight_transfer_engine import join_group, receive_tensors
 from posttrain.models.precision import keep_float32_exact
 
-#: GiB for keys and values on a CPU, unless the configuration says how many.
-CPU_KV_CACHE_GB = 1.0
+#: vLLM's priorities, the smallest first.
+SCORING, SAMPLING = 0, 1
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A request in flight.
+
+    Attributes:
+        request: The request.
+        version: The version in use when it was submitted.
+        adapter: The adapter that it began with, if any; it ends with it too.
+    """
+
+    request: Request
+    version: int
+    adapter: Adapter | None
 
 
 class VllmEngine:
@@ -65,6 +78,7 @@ class VllmEngine:
         max_length: int,
         dtype: str,
         config: EngineConfig,
+        use: EngineUse = EngineUse(),  # noqa: B008 (frozen)
     ) -> None:
         """Load a checkpoint as version 0.
 
@@ -74,7 +88,8 @@ class VllmEngine:
             banned_token_ids: Tokens that are never sampled.
             max_length: Most tokens of a request, sampled ones included.
             dtype: Precision of weights and computation, such as "bfloat16".
-            config: Memory and batch size.
+            config: Memory, batch size and number of GPUs.
+            use: What the run does with the engine beside sampling.
         """
         on_cpu = not torch.cuda.is_available()
         if dtype == "float32":
@@ -83,20 +98,28 @@ class VllmEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if on_cpu:
             torch.compiler.set_stance("force_eager")
-        self._engine = LLMEngine.from_engine_args(_arguments(checkpoint, max_length, dtype, config, on_cpu))
+        arguments = engine_arguments(checkpoint, max_length, dtype, config, use, on_cpu=on_cpu)
+        self._engine = LLMEngine.from_engine_args(arguments)
+        self._engine.collective_rpc("compute_as_its_engine", args=(dtype == "float32",))
         self._on_cpu = on_cpu
         self._end_token_id = end_token_id
         self._bias = dict.fromkeys(banned_token_ids, float("-inf"))
         self._tensor_names = _tensor_names(checkpoint)
-        self._submitted: dict[str, Request] = {}
+        self._use = use
+        self._adapters = Adapters(self._engine, use.adapters)
+        self._submitted: dict[str, _Submitted] = {}
+        self._finished: list[Completion] = []  # while sequences were scored
+        self._arrivals = count()
         self._capacity = config.max_num_seqs
-        self._version = 0
+        self._half_loaded: int | None = None
         self._step_began: float | None = None
+        self._set_version(0)
 
     @property
     def version(self) -> int:
         """The policy version of the weights in use."""
-        return self._version
+        newest = self._adapters.newest
+        return self._base_version if newest is None else newest.version
 
     @property
     def capacity(self) -> int:
@@ -106,7 +129,7 @@ class VllmEngine:
     @property
     def busy(self) -> bool:
         """Whether requests are in flight."""
-        return bool(self._submitted)
+        return bool(self._submitted or self._finished)
 
     @property
     def step_began(self) -> float | None:
@@ -121,34 +144,28 @@ class VllmEngine:
         """
         if request.id in self._submitted:
             raise EngineError(f"request {request.id!r} is in flight already; ids must be unique")
-        parameters = SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            logprobs=request.top_logprobs,  # in addition to the sampled token's
-            flat_logprobs=True,
-            logit_bias=self._bias,
-            stop_token_ids=[self._end_token_id],
-            ignore_eos=True,  # only the end-of-turn token ends a turn
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+        adapter = self._adapters.newest
+        self._engine.add_request(
+            request.id,
+            prompt_of(request, self._cache_salt),
+            sampling_parameters(request, self._end_token_id, self._bias),
+            arrival_time=next(self._arrivals),
+            lora_request=adapter and adapter.request,
+            priority=SAMPLING,
         )
-        self._engine.add_request(request.id, _prompt(request), parameters)
-        self._submitted[request.id] = request
+        self._submitted[request.id] = _Submitted(request, self.version, adapter)
 
     def step(self) -> list[Completion]:
         """Advance every request by about one token, and return those that are finished.
 
         Raises:
-            EngineError: If vLLM continued other tokens than were submitted, or gave a request up.
+            EngineError: If vLLM continued other tokens than were submitted, or gave a request up, or if the
+                weights came in part only.
         """
-        self._step_began = time.monotonic()
-        try:
-            outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
-            return [self._completion(output) for output in outputs if output.finished]
-        finally:
-            self._step_began = None
+        done, self._finished = self._finished, []
+        if self._submitted:
+            done += [self._completion(output) for output in self._advance()]
+        return done
 
     def abort(self, ids: Iterable[str] | None = None) -> None:
         """Drop the requests with these ids, or every request that is in flight."""
@@ -156,22 +173,21 @@ class VllmEngine:
         self._engine.abort_request(dropped)
         for each in dropped:
             self._submitted.pop(each, None)
+        self._finished = (
+            [] if ids is None else [each for each in self._finished if each.id not in set(dropped)]
+        )
+        self._adapters.unload_idle(self._adapters_in_use())
 
     def load_weights(self, path: Path, version: int) -> None:
-        """Load the weights of another checkpoint of the same model, and clear vLLM's caches.
+        """Load the weights of another checkpoint of the same model; requests in flight go on with them.
 
         Args:
             path: The checkpoint's directory.
             version: The policy version that these weights are.
 
         Raises:
-            EngineError: If requests are in flight, or the checkpoint has other tensors than the model.
+            EngineError: If the checkpoint has other tensors than the model.
         """
-        if self.busy:
-            raise EngineError(
-                f"version {version} cannot be loaded while {len(self._submitted)} requests are in flight:"
-                " they would be sampled by two policies"
-            )
         names = _tensor_names(path)
         self._tensor_names = self._tensor_names or names
         if names != self._tensor_names or not names:
@@ -179,106 +195,161 @@ class VllmEngine:
                 f"{path} does not hold the tensors of the model in use; missing or added:"
                 f" {', '.join(sorted(names ^ self._tensor_names)[:5]) or 'all'}"
             )
+        self._replace_base(version)
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
-        if self._on_cpu:
-            self._engine.apply_model(_repack_head)
+        self._serve_new_weights(version)
+
+    @property
+    def transfer_ranks(self) -> int:
+        """Number of ranks that the engine takes in a group that receives weights."""
+        return self._engine.vllm_config.parallel_config.world_size
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Connect every rank to the learners that will send weights; see `Engine.join_transfer`."""
+        join_group(self._engine, group)
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners; requests in flight go on with them. See `Engine`."""
+        if self._tensor_names and (other := manifest.differences(self._tensor_names)):
+            raise EngineError(
+                "the learners send other tensors than those of the model in use; missing or added:"
+                f" {', '.join(other[:5])}"
+            )
+        self._replace_base(version)
+        receive_tensors(self._engine, manifest)
+        self._serve_new_weights(version)
+
+    def load_adapter(self, path: Path, version: int) -> int:
+        """Load a LoRA adapter for all requests submitted from now on; one in flight ends under its own.
+
+        Args:
+            path: Directory of an adapter in PEFT's format.
+            version: The policy version that it is.
+
+        Returns:
+            Number of modules that it changes.
+
+        Raises:
+            EngineError: If there is no room for it, or if a part of it would change nothing.
+        """
+        return self._adapters.load(path, version, self._adapters_in_use())
+
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        """Compute the log-probs of given tokens under the newest weights, before anything else is sampled.
+
+        Requests in flight advance beside them where the batch has room; `step` returns those that end.
+
+        Args:
+            sequences: The sequences.
+
+        Returns:
+            For each sequence the log-probs of all its tokens but the first.
+
+        Raises:
+            EngineError: If vLLM scored other tokens than were given, or if the weights came in part only.
+        """
+        waiting = {f"score {next(self._arrivals)}": index for index in range(len(sequences))}
+        prompts = [scoring_prompt(sequence, self._cache_salt) for sequence in sequences]
+        lora = self._adapters.newest and self._adapters.newest.request
+        scores: list[list[float]] = [[] for _ in sequences]
+        try:
+            for name, index in waiting.items():
+                parameters = scoring_parameters(sequences[index].token_ids[-1])
+                self._engine.add_request(
+                    name, prompts[index], parameters, lora_request=lora, priority=SCORING
+                )
+            while waiting:
+                for output in self._advance():
+                    index = waiting.pop(output.request_id, None)
+                    if index is None:
+                        self._finished.append(self._completion(output))
+                    else:
+                        scores[index] = scores_of(output, sequences[index])
+        finally:
+            self._engine.abort_request(list(waiting))
+        return scores
+
+    def sleep(self) -> None:
+        """Give the GPU's memory away until `wake`: weights wait in the host's memory, caches are dropped.
+
+        A CPU has but one memory, and nothing happens.
+
+        Raises:
+            EngineError: If requests are in flight.
+        """
+        if self.busy:
+            raise EngineError(f"the engine cannot sleep: {len(self._submitted)} requests are in flight")
+        if not self._on_cpu:
+            self._engine.reset_encoder_cache()
+            self._engine.sleep(level=1)  # level 2 would drop the weights
+
+    def wake(self) -> None:
+        """Take the GPU's memory back, with the same weights in it."""
+        if not self._on_cpu:
+            self._engine.wake_up()
+
+    def _advance(self) -> list[RequestOutput]:
+        """Make one step of vLLM's, and return what is finished."""
+        if self._half_loaded is not None:
+            raise EngineError(
+                f"the weights of version {self._half_loaded} came in part only:"
+                " load them again before anything is sampled"
+            )
+        self._step_began = time.monotonic()
+        try:
+            outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
+            return [output for output in outputs if output.finished]
+        finally:
+            self._step_began = None
+
+    def _adapters_in_use(self) -> list[Adapter | None]:
+        """List the adapters of requests in flight."""
+        return [submitted.adapter for submitted in self._submitted.values()]
+
+    def _replace_base(self, version: int) -> None:
+        """Begin to replace the model's weights; nothing is sampled until they are whole.
+
+        Raises:
+            EngineError: If a request in flight uses an adapter of the weights that are to be replaced.
+        """
+        if any(self._adapters_in_use()):
+            raise EngineError(f"version {version} would replace the weights under adapters in use")
+        self._adapters.forget()
+        self._half_loaded = version
+
+    def _serve_new_weights(self, version: int) -> None:
+        """Have nothing computed by older weights be taken for the new ones', between two steps.
+
+        Running requests either start anew from the tokens that they have, or keep their keys and values. In
+        any case no other request takes these for its own: the caches of images are cleared, and prefixes are
+        shared within a version only.
+        """
+        self._engine.collective_rpc("repack_heads")
+        if self._use.on_publish == "recompute":
+            self._engine.reset_prefix_cache(reset_running_requests=True)  # or raises
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
-        if not self._engine.reset_prefix_cache():
-            raise EngineError("vLLM could not drop its prefix cache; it holds what older weights computed")
-        self._version = version
+        self._set_version(version)
+        self._half_loaded = None
+
+    def _set_version(self, version: int) -> None:
+        """Have what is sampled from now on bear a version."""
+        self._base_version = version
+        self._cache_salt = f"weights-{next(self._arrivals)}"
+        self._engine.set_weight_version(str(version))
 
     def _completion(self, output: RequestOutput) -> Completion:
-        """Check a finished output against its request, and convert it."""
-        request = self._submitted.pop(output.request_id)
-        sampled = output.outputs[0]
-        if output.prompt_token_ids != list(request.token_ids):
-            raise EngineError(
-                f"request {request.id!r}: vLLM sampled after other tokens than the {len(request.token_ids)}"
-                " that were submitted"
-            )
-        reason, flat = sampled.finish_reason, sampled.logprobs
-        if (reason != "stop" and reason != "length") or not isinstance(flat, FlatLogprobs):
-            raise EngineError(f"request {request.id!r} ended with {reason!r}; see vLLM's log")
-        ids = list(sampled.token_ids)
-        if [flat.token_ids[place] for place in flat.start_indices] != ids:
-            raise EngineError(f"request {request.id!r}: vLLM's log-probs are not those of the sampled tokens")
-        return Completion(
-            id=request.id,
-            token_ids=ids,
-            logprobs=[flat.logprobs[place] for place in flat.start_indices],
-            finish_reason=reason,
-            versions=[self._version] * len(ids),
-            approximate=[False] * len(ids),
-            top=_top_tokens(flat, request.top_logprobs) if request.top_logprobs else None,
-        )
-
-
-def _arguments(
-    checkpoint: Path, max_length: int, dtype: str, config: EngineConfig, on_cpu: bool
-) -> EngineArgs:
-    """Translate our settings into vLLM's arguments."""
-    # vLLM's default, the memory that is left, would be most of the machine's memory on a CPU.
-    kv_cache_gb = CPU_KV_CACHE_GB if on_cpu and config.kv_cache_gb is None else config.kv_cache_gb
-    return EngineArgs(
-        model=str(checkpoint),
-        dtype=dtype,  # pyright: ignore[reportArgumentType]
-        max_model_len=max_length,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(max_length, 8192),
-        enforce_eager=config.enforce_eager or on_cpu,
-        kv_cache_memory_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        enable_chunked_prefill=not on_cpu,
-        enable_prefix_caching=not on_cpu,
-        limit_mm_per_prompt={"video": 0},
-        mm_processor_cache_gb=0,  # pixels come pre-processed; the renderer caches them
-        mm_device_do_normalize=False,  # and normalised
-        generation_config="vllm",  # a checkpoint's top_p or top_k would change the distribution
-        logprobs_mode="raw_logprobs",
-        trust_remote_code=False,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
-
-
-def _prompt(request: Request) -> TokensInput | MultiModalInput:
-    """Make vLLM's input of a request, so that its own tokenizer and image processor have nothing to do."""
-    ids = list(request.token_ids)
-    if not request.images:
-        return tokens_input(ids)
-    return multimodal_input(
-        ids,
-        MultiModalKwargsItems({"image": [_item(image) for image in request.images]}),
-        {"image": [image.sha256 for image in request.images]},
-        {"image": [_placeholders(image) for image in request.images]},
-    )
-
-
-def _item(image: EngineImage) -> MultiModalKwargsItem:
-    """Make vLLM's form of an image; its pixels are not copied, so that requests share them."""
-    pixels = MultiModalFieldElem(image.pixels, PixelsField(patches=image.patches))
-    grid = MultiModalFieldElem(image.grid_thw, MultiModalBatchedField(keep_on_cpu=True))
-    return MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
-
-
-def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:
-    """Read the likeliest tokens of each place, which follow the sampled token in vLLM's flat lists."""
-    places = np.array(logprobs.start_indices)[:, None] + np.arange(1, count + 1)
-    ids, values = np.array(logprobs.token_ids, np.int32), np.array(logprobs.logprobs, np.float32)
-    return TopTokens(ids[places], values[places])
-
-
-def _placeholders(image: EngineImage) -> PlaceholderRange:
-    """Say where an image's placeholders are, in vLLM's form."""
-    return PlaceholderRange(offset=image.offset, length=image.num_tokens)
-
-
-def _repack_head(model: nn.Module) -> None:
-    """Pack the output matrix for the CPU's kernel again, which a reload forgets if embeddings are tied."""
-    head = model.get_submodule("language_model.lm_head")
-    assert isinstance(head, VocabParallelEmbedding)
-    head.quant_method.process_weights_after_loading(head)
+        """Convert a finished output, and say what is approximate about it."""
+        submitted = self._submitted.pop(output.request_id)
+        completion = completion_of(output, submitted.request)
+        if submitted.adapter is not None:
+            self._adapters.unload_idle(self._adapters_in_use())
+            return replace(completion, versions=[submitted.version] * len(completion.versions))
+        if self._use.on_publish == "recompute":
+            return completion
+        # Conservative: a request that had not begun when the weights changed is no exception.
+        approximate = [version != submitted.version for version in completion.versions]
+        return replace(completion, approximate=approximate)
 
 
 def _tensor_names(checkpoint: Path) -> set[str]:

@@ -30,6 +30,10 @@ class PublishError(RuntimeError):
         self.reasons = dict(reasons)
 
 
+class WeightsSuperseded(RuntimeError):
+    """The learners have gone on from these weights, so nobody can have them; newer ones will come."""
+
+
 class Weights(Protocol):
     """Weights that a pool's workers are to serve."""
 
@@ -43,6 +47,7 @@ class Weights(Protocol):
 
         Raises:
             PublishError: Within a limited time, naming every worker that does not serve them.
+            WeightsSuperseded: If they are no more; the worker must wait for those that are published next.
         """
         ...
 

@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from huggingface_hub import snapshot_download
+from ray import ObjectRef
 
 from posttrain.config import EngineConfig, ModelConfig
-from posttrain.inference.engine import Engine, Request
-from posttrain.inference.images import EngineImages
+from posttrain.inference.adapters import AdapterFiles, AdapterFolder
+from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
+from posttrain.inference.images import EngineImages, engine_images
 from posttrain.inference.jobs import Job, Outcome, Report
 from posttrain.inference.serving import Serving
 from posttrain.inference.slots import SLOTS_PER_PLACE
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
 from posttrain.rendering.pixel_limits import pixel_limits
 from posttrain.rendering.rendering import Renderer
+from posttrain.types import Trajectory
 
 #: Files of a model on the hub that renderer and engine read.
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
@@ -45,6 +49,7 @@ class EngineFactory(Protocol):
         max_length: int,
         dtype: str,
         config: EngineConfig,
+        use: EngineUse,
     ) -> Engine:
         """Return an engine that serves the checkpoint as version 0."""
         ...
@@ -59,6 +64,7 @@ class EngineSetup:
         checkpoint: Directory with model and processor.
         engine_config: Memory and batch size of the engine.
         max_length: Most tokens of a dialogue.
+        use: What the run does with the engine beside sampling.
         engine: Reference of the engine's class; only the worker's process loads it, and vLLM with it.
         lockstep: Whether the engine waits at each step until every sequence has asked for its next turn, so
             that on a CPU a repetition is equal bit for bit (see `serving`).
@@ -68,6 +74,7 @@ class EngineSetup:
     checkpoint: Path
     engine_config: EngineConfig
     max_length: int
+    use: EngineUse = EngineUse()  # noqa: RUF009 (frozen)
     engine: str = "posttrain.inference.vllm_engine:VllmEngine"
     lockstep: bool = False
 
@@ -94,6 +101,7 @@ class InferenceWorker:
     images: EngineImages
     rendering: ThreadPoolExecutor
     tools: ThreadPoolExecutor
+    _adapters: AdapterFolder | None = None
 
     def fetch(self, checkpoint: Path) -> None:
         """Download a model of the hub, unless it is here; a directory is.
@@ -154,6 +162,8 @@ class InferenceWorker:
         self.images.close()
         self.rendering.shutdown()
         self.tools.shutdown()
+        if self._adapters is not None:
+            self._adapters.close()
 
     def load_weights(self, path: Path, version: int) -> int:
         """Load a checkpoint's weights between two steps; return the version now served."""
@@ -163,6 +173,38 @@ class InferenceWorker:
             return engine.version
 
         return self.serving.call(load).result()
+
+    def transfer_ranks(self) -> int:
+        """Return how many ranks the engine takes in a group that receives weights."""
+        return self.serving.engine.transfer_ranks
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        """Join a group that receives weights from the learners; see `Engine.join_transfer`."""
+        self.serving.call(lambda engine: engine.join_transfer(group)).result()
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        """Receive weights from the learners between two steps; see `Engine.receive_weights`."""
+        self.serving.call(lambda engine: engine.receive_weights(manifest, version)).result()
+
+    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
+        """Load an adapter between two steps; see `Engine.load_adapter`. Ray passes the files themselves."""
+        assert isinstance(files, AdapterFiles)
+        self._adapters = self._adapters or AdapterFolder()
+        path = self._adapters.write(files, version)
+        return self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
+
+    def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
+        """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
+        assert isinstance(trajectories, list)
+
+        def requests() -> list[ScoreRequest]:
+            return [
+                ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
+                for each in trajectories
+            ]
+
+        asked = self.rendering.submit(requests).result()
+        return self.serving.call(lambda engine: engine.score(asked)).result()
 
     def probe(self) -> int:
         """Prove that the engine works; return the version that it serves.
@@ -284,6 +326,7 @@ def _load(setup: EngineSetup, renderer: Renderer) -> Engine:
         max_length=setup.max_length,
         dtype=setup.model.dtype,
         config=setup.engine_config,
+        use=setup.use,
     )
 
 

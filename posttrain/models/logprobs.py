@@ -35,9 +35,31 @@ def token_logprobs(
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    nothing = targets.new_empty(len(targets), 0)
-    logprobs, entropy, _, _ = _apply(hidden, weight, targets, nothing, chunk_size)
+    logprobs, entropy, _ = watched_logprobs(hidden, weight, targets, targets[:0], chunk_size)
     return logprobs, entropy
+
+
+def watched_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, watched: Tensor, chunk_size: int = 512
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what `token_logprobs` does, and the probability of some tokens at every place.
+
+    Args:
+        hidden: [N, D] last hidden states of the positions *before* the targets.
+        weight: [V, D] weight of the language model's head.
+        targets: [N] token ids.
+        watched: [K] token ids.
+        chunk_size: Number of positions at a time.
+
+    Returns:
+        (logprobs [N], entropy [N], probability of all watched tokens together [N], without gradient).
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    nothing = targets.new_empty(len(targets), 0)
+    logprobs, entropy, _, _, mass = _apply(hidden, weight, targets, (nothing, watched), chunk_size)
+    return logprobs, entropy, mass
 
 
 def candidate_logprobs(
@@ -63,14 +85,17 @@ def candidate_logprobs(
     Raises:
         ValueError: If the shapes do not fit together.
     """
-    logprobs, _, of_candidates, rest = _apply(hidden, weight, targets, candidates, chunk_size)
+    logprobs, _, of_candidates, rest, _ = _apply(
+        hidden, weight, targets, (candidates, targets[:0]), chunk_size
+    )
     return logprobs, of_candidates, rest
 
 
 def _apply(
-    hidden: Tensor, weight: Tensor, targets: Tensor, candidates: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the shapes, and return log-probs, entropy, the candidates' log-probs and that of the rest."""
+    hidden: Tensor, weight: Tensor, targets: Tensor, others: tuple[Tensor, Tensor], chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Check the shapes, and run `_TokenLogprobs`; the others are its candidates and what it watches."""
+    candidates, watched = others
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} are not [N, D] and [V, D]"
@@ -78,7 +103,7 @@ def _apply(
     for name, ids in (("targets", targets), ("candidates", candidates)):
         if len(ids) != len(hidden) or ids.ndim != (1 if name == "targets" else 2):
             raise ValueError(f"{name} {tuple(ids.shape)} do not match hidden {tuple(hidden.shape)}")
-    return _TokenLogprobs.apply(hidden, weight, targets, candidates, chunk_size)  # type: ignore[misc]
+    return _TokenLogprobs.apply(hidden, weight, targets, candidates, watched, chunk_size)  # type: ignore[misc]
 
 
 class _Context(Protocol):
@@ -91,6 +116,8 @@ class _Context(Protocol):
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
     def set_materialize_grads(self, value: bool) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -106,12 +133,15 @@ class _TokenLogprobs(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         candidates: Tensor,
+        watched: Tensor,
         chunk_size: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)  # most losses use no gradient of the entropy
         ctx.chunk_size = chunk_size
         precision = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy, normalizers = (hidden.new_empty(len(hidden), dtype=precision) for _ in range(3))
+        logprobs, entropy, normalizers, mass = (
+            hidden.new_empty(len(hidden), dtype=precision) for _ in range(4)
+        )
         rest = hidden.new_empty(len(hidden) if candidates.shape[1] else 0, dtype=precision)
         of_candidates = hidden.new_empty(candidates.shape, dtype=precision)
         head = weight.to(hidden.dtype)
@@ -123,11 +153,13 @@ class _TokenLogprobs(torch.autograd.Function):
             logs = logits.sub_(normalizer[:, None])
             logprobs[rows] = logs.gather(1, targets[rows, None]).squeeze(1)
             of_candidates[rows] = logs.gather(1, candidates[rows])
+            mass[rows] = logs[:, watched].exp().sum(1)
             entropy[rows] = -(logs.exp() * logs).sum(1)
             if candidates.shape[1]:
                 rest[rows] = logs.scatter_(1, candidates[rows], -torch.inf).logsumexp(1)
         ctx.save_for_backward(hidden, weight, targets, candidates, normalizers, entropy, rest)
-        return logprobs, entropy, of_candidates, rest
+        ctx.mark_non_differentiable(mass)
+        return logprobs, entropy, of_candidates, rest, mass
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -142,6 +174,7 @@ def _gradients(
     of_entropy: Tensor | None,
     of_candidates: Tensor | None,
     of_rest: Tensor | None,
+    _of_mass: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of every argument of `_TokenLogprobs.forward` from those of its results."""
     hidden, weight, targets, candidates, normalizers, entropy, rest = ctx.saved_tensors
@@ -167,7 +200,7 @@ def _gradients(
             of_hidden[rows] = of_logits @ head
         if of_weight is not None:
             of_weight += of_logits.T @ hidden[rows]
-    return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None
+    return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None, None, None
 
 
 def _chunks(length: int, size: int) -> list[slice]:

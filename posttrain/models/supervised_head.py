@@ -5,7 +5,7 @@ import types
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from posttrain.models.logprobs import candidate_logprobs, token_logprobs
+from posttrain.models.logprobs import candidate_logprobs, token_logprobs, watched_logprobs
 
 #: The label of whatever is not supervised; `torch.nn.functional.cross_entropy` ignores it as well.
 IGNORED = -100
@@ -15,7 +15,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     """Let `model(..., supervised_labels=labels)` return [T] log-probs of the tokens that have a label.
 
     With `candidates` [T, K] as well, K tokens at the place of each label, it returns the results of
-    `candidate_logprobs`; with `entropy` those of `token_logprobs`, log-probs and entropies. Without
+    `candidate_logprobs`; with `watched` [K] token ids those of `watched_logprobs`. Without
     `supervised_labels` the model works as before.
 
     The head, the largest matrix of a small model, is applied at those places only: about one in ten in
@@ -39,21 +39,22 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         hidden: Tensor,
         targets: Tensor | None = None,
         candidates: Tensor | None = None,
-        entropy: bool = False,
+        watched: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         if targets is None:
             return logits(hidden)
         if candidates is not None:
             return candidate_logprobs(hidden, self.weight, targets, candidates)
-        found = token_logprobs(hidden, self.weight, targets)
-        return found if entropy else found[0]
+        if watched is not None:
+            return watched_logprobs(hidden, self.weight, targets, watched)
+        return token_logprobs(hidden, self.weight, targets)[0]
 
     def forward(
         self: PreTrainedModel,
         *args: object,
         supervised_labels: Tensor | None = None,
         candidates: Tensor | None = None,
-        entropy: bool = False,
+        watched: Tensor | None = None,
         **kwargs: object,
     ) -> object:
         if supervised_labels is None:
@@ -64,7 +65,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         supervised = targets != IGNORED
         head = self.get_output_embeddings()
         assert head is not None
-        return head(hidden[supervised], targets[supervised], candidates, entropy)
+        return head(hidden[supervised], targets[supervised], candidates, watched)
 
     head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)

@@ -49,7 +49,8 @@ class Features:
 def one_tower_call(model: PreTrainedModel) -> None:
     """Let a model's forward pass call the vision tower once for images and videos together.
 
-    It then also takes the batches of `share_images`. Results and gradients are those of transformers, except
+    It then also takes batches that hold the pixels of each image once (`images_once` of
+    `posttrain.rendering.collation.collate`). Results and gradients are those of transformers, except
     that gradient checkpointing no longer has the tower's input require one.
 
     Args:
@@ -94,7 +95,7 @@ def _is_sharded(tower: nn.Module) -> bool:
 
 
 def _images(pixels: Tensor, grids: Tensor, index: Tensor | None) -> Shown:
-    """Find the size of each distinct image; see `share_images` for the index."""
+    """Find the size of each distinct image; `collate` describes the index."""
     if index is None:
         return Shown(pixels, grids, range(len(grids)))
     order = index.tolist()

@@ -10,7 +10,10 @@ from numpy.typing import DTypeLike
 from posttrain.rendering.pixel_making import Pixels
 from posttrain.rendering.rendered import Rendered
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import ImageRef, TrajectoryImage, VideoRef
+from posttrain.types import TrajectoryImage, VideoRef
+
+#: Key of a batch's [images] integers: the number in `pixel_values` of the image of each `image_grid_thw` row.
+IMAGE_INDEX = "image_index"
 
 
 class CollationError(ValueError):
@@ -25,7 +28,11 @@ class TokensWithImages(Protocol):
 
 
 def collate(
-    items: Sequence[TokensWithImages], renderer: Renderer, device: torch.device | str | None = None
+    items: Sequence[TokensWithImages],
+    renderer: Renderer,
+    device: torch.device | str | None = None,
+    *,
+    images_once: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Pad the sequences of a batch on the right, and load their pixels.
 
@@ -34,12 +41,17 @@ def collate(
         renderer: The renderer of the checkpoint that the ids were made for.
         device: The device of the tensors; where it is None pixels are on the renderer's, and others on the
             CPU.
+        images_once: Whether the pixels of an image that occurs several times are in the batch once, as models
+            from `load_model` take them: the vision tower then sees it once, and its gradient is the same, the
+            sum over all places. The answers of a preference pair, and the episodes of a group, have the same
+            prompt and images.
 
     Returns:
         Arguments of the model by name: `input_ids`, `attention_mask` and, unless it is for a text model,
         `mm_token_type_ids` (1 on image placeholders, 2 on video placeholders; M-RoPE needs it), each [B, L].
-        If there are images, also `pixel_values` [patches of all images, values per patch] and
-        `image_grid_thw` [images, 3]. If there are videos, also `pixel_values_videos`, `video_grid_thw` and,
+        If there are images, also `pixel_values` [patches of all images, values per patch],
+        `image_grid_thw` [images, 3] and, if they are there once, `image_index` [images], the number of each
+        among them. If there are videos, also `pixel_values_videos`, `video_grid_thw` and,
         for Qwen2.5-VL, `second_per_grid_ts` [videos].
 
     Raises:
@@ -51,7 +63,7 @@ def collate(
     lengths = torch.tensor([len(item.token_ids) for item in items])
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
     types = np.zeros(input_ids.shape, dtype=np.int32)
-    pixels = _images(items, renderer, types) | _videos(items, renderer, types)
+    pixels = _images(items, renderer, types, images_once) | _videos(items, renderer, types)
     mm_token_type_ids = torch.from_numpy(types)
     written = (input_ids == renderer.image_token_id) + 2 * (input_ids == renderer.video_token_id).int()
     wrong = (written != mm_token_type_ids).any(dim=1)
@@ -79,26 +91,28 @@ def prepare(items: Sequence[TokensWithImages], renderer: Renderer) -> None:
 
 
 def _images(
-    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
+    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray, once: bool
 ) -> dict[str, torch.Tensor]:
     """Load the images of a batch, and write 1 into `types` [B, L] at their placeholders."""
-    pixels = []
     # An image that is shown twice is loaded once, whatever the cache has room for.
-    loaded: dict[ImageRef, tuple[torch.Tensor, torch.Tensor]] = {}
+    loaded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    shown: list[str] = []
     for row, item in enumerate(items):
         for image in item.images:
-            if image.ref not in loaded:
-                loaded[image.ref] = renderer.pixels(image.ref)
-            values, grid_thw = loaded[image.ref]
-            _check_features(image.ref.path, renderer.num_image_tokens(grid_thw), image.num_tokens)
+            key = image.ref.sha256 or image.ref.path
+            if key not in loaded:
+                loaded[key] = renderer.pixels(image.ref)
+            _check_features(image.ref.path, renderer.num_image_tokens(loaded[key][1]), image.num_tokens)
             types[row, image.offset : image.offset + image.num_tokens] = 1
-            pixels.append((values, grid_thw))
-    if not pixels:
+            shown.append(key)
+    if not shown:
         return {}
-    return {
-        "pixel_values": _joined([values for values, _ in pixels]),
-        "image_grid_thw": torch.stack([grid_thw for _, grid_thw in pixels]),
+    distinct = list(loaded)
+    batch = {
+        "pixel_values": _joined([loaded[key][0] for key in (distinct if once else shown)]),
+        "image_grid_thw": torch.stack([loaded[key][1] for key in shown]),
     }
+    return batch | ({IMAGE_INDEX: torch.tensor([distinct.index(key) for key in shown])} if once else {})
 
 
 def _videos(
@@ -146,7 +160,11 @@ RopeIndex = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def collate_packed(
-    items: Sequence[TokensWithImages], renderer: Renderer, rope_index: RopeIndex | None
+    items: Sequence[TokensWithImages],
+    renderer: Renderer,
+    rope_index: RopeIndex | None,
+    *,
+    images_once: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Put samples into one row without padding; each has the positions that it would have alone.
 
@@ -154,6 +172,7 @@ def collate_packed(
         items: The row's samples, in order.
         renderer: The renderer of the checkpoint that the ids were made for.
         rope_index: `get_rope_index` of the model's backbone; None for a text model.
+        images_once: See `collate`.
 
     Returns:
         Arguments of the model by name, without an attention mask: `input_ids` [1, T], `position_ids`
@@ -166,7 +185,7 @@ def collate_packed(
         ImageChangedError: If an image or a video file has changed since it was rendered.
         VideoError: If a video breaks off before its last frame.
     """
-    batch = collate(items, renderer)
+    batch = collate(items, renderer, images_once=images_once)
     mask = batch.pop("attention_mask").bool()
     places = torch.arange(mask.shape[1]).expand(1, *mask.shape)
     if rope_index is None:

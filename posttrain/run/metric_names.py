@@ -57,16 +57,33 @@ KL = "kl/"
 KL_TEACHER = "kl/teacher"
 KL_ENGINE_LEARNER = "kl/engine_learner"
 KL_OLD_NEW = "kl/old_new"
-#: |engine's − learner's log-prob| of the same tokens, right after a publish.
+#: |engine's − learner's log-prob| of the tokens that the learner's present weights sampled.
 LOGPROB_GAP = "logprob_gap/"
 LOGPROB_GAP_MAX = "logprob_gap/max"
 LOGPROB_GAP_MEAN = "logprob_gap/mean"
+#: The same by class of token: this, the class, and `_p50`, `_p99` or `_max`.
+CLASS_GAP = "class_gap/"
+#: Share of the tokens that older versions sampled, how far the policy has moved from them since (in the mean
+#: of the gaps, and as KL of old and present).
+DRIFT = "drift/"
+DRIFT_TOKENS = "drift/tokens"
+DRIFT_GAP = "drift/gap"
+DRIFT_KL = "drift/kl"
+#: Share of the tokens whose log-probs are approximate, because older keys and values were kept, and the mean
+#: of their gaps.
+APPROXIMATE = "approximate/"
+APPROXIMATE_TOKENS = "approximate/tokens"
+APPROXIMATE_GAP = "approximate/gap"
+#: Mean probability of the tokens that are never sampled (vision placeholders).
+BANNED_MASS = "banned_mass"
 #: Quantiles (see QUANTILES) of SAPO's weight of a token, of episodes with positive and negative advantage.
 GATE_POSITIVE = "gate/pos"
 GATE_NEGATIVE = "gate/neg"
 QUANTILES = ("p05", "p50", "p95")
 #: 1 where the weights had to be sent to the engines a second time.
 PUBLISH_REPEATED = "publish/repeated"
+#: Largest |engine's − learner's log-prob| in the proof that every engine serves the new weights.
+PUBLISH_PROOF_GAP = "publish/proof_gap"
 
 #: Age of the tokens that a step learned from, in versions of the policy: how much older than the weights that
 #: learned from them were those that sampled them. Last, the share of the tokens of an age: this, and the age.
@@ -82,6 +99,7 @@ TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
 TIME_PUBLISH = "time/publish"
+TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
 TIME_LEARNER_WAIT = "time/learner_wait"
 TIME_ENGINE_WAIT = "time/engine_wait"

@@ -82,7 +82,7 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def saving_on_sigterm(run: RunDir) -> Iterator[None]:
-    """Let the step under way end where SIGTERM comes within it, ask for a checkpoint, raise `RunStopped`.
+    """Ask for a checkpoint where SIGTERM comes within it, let training end with that, raise `RunStopped`.
 
     The training loop within, in whichever process, asks `stop_requested` after every step. A second SIGTERM
     ends the run at once.
@@ -97,7 +97,7 @@ def saving_on_sigterm(run: RunDir) -> Iterator[None]:
         if requested.exists():
             raise RunStopped("ended by a second SIGTERM, without a checkpoint; go on with --resume")
         requested.touch()
-        logger.warning("SIGTERM: ending after the step under way, with a checkpoint")
+        logger.warning("SIGTERM: ending with a checkpoint")
 
     try:
         with _on_sigterm(ask):
@@ -112,7 +112,7 @@ def saving_on_sigterm(run: RunDir) -> Iterator[None]:
         raise
     else:
         if requested.exists():
-            raise RunStopped("ended by SIGTERM; the step under way was saved, go on with --resume")
+            raise RunStopped("ended by SIGTERM; what was learned is saved, go on with --resume")
     finally:
         requested.unlink(missing_ok=True)
 

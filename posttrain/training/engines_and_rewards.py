@@ -6,10 +6,12 @@ stage only changes its weights.
 
 import secrets
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from posttrain.config import RolloutConfig, RunConfig
+from posttrain.config import OnPolicyRolloutConfig, RolloutConfig, RunConfig
 from posttrain.config.model import infer_family
+from posttrain.inference.engine import AdapterSlots, EngineUse
 from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
@@ -87,6 +89,9 @@ class EnginesAndRewards:
             self._rewards = self._start_rewards()
         config = self._config
         family = infer_family(checkpoint) if origin else config.model.family
+        overlapping = max(
+            (stage.busy_beside_engines for stage in config.stages if stage.episodes == rollout), default=0
+        )
         setup = RolloutSetup(
             model=config.model.model_copy(update={"family": family}),
             checkpoint=checkpoint,
@@ -98,9 +103,27 @@ class EnginesAndRewards:
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
-            lockstep=not config.use_gpu,  # on a GPU the last bits depend on more than the batch
+            use=self._engine_use(rollout),
+            # On a GPU the last bits depend on more than the batch, as they do where weights change in flight.
+            lockstep=not (config.use_gpu or overlapping),
         )
-        return RolloutPool(setup, actors=rollout.actors, use_gpu=config.use_gpu)
+        return RolloutPool(
+            setup,
+            actors=rollout.actors,
+            use_gpu=config.use_gpu,
+            busy_beside=0 if config.use_gpu else overlapping,
+        )
+
+    def _engine_use(self, rollout: RolloutConfig) -> EngineUse:
+        """Return what becomes of the engines of these settings, beside sampling."""
+        use = EngineUse(transfer="nccl" if self._config.use_gpu else "gloo")
+        if not isinstance(rollout, OnPolicyRolloutConfig):
+            return use
+        stages = [stage for stage in self._config.stages if stage.episodes == rollout]
+        rank = max((stage.adapter_rank(self._config.use_gpu) for stage in stages), default=0)
+        # The newest, those that turns in flight began with, and one that is loaded before another goes.
+        adapters = AdapterSlots(rank, resident=rollout.max_staleness + 2) if rank else None
+        return replace(use, on_publish=rollout.on_publish, adapters=adapters)
 
     def _start_rewards(self) -> RewardAccess:
         """Start a reward server in a process of its own, which serves the run's rewards and no others."""

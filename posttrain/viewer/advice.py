@@ -1,4 +1,4 @@
-"""What a stage's two meters say: which of engines and learners wait for the others, and what to do about it."""
+"""What a stage's two meters say: who of engines and learners waits for the others, and what to do then."""
 
 from collections.abc import Mapping, Sequence
 

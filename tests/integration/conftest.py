@@ -63,19 +63,16 @@ def talker(make_talker: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_engine(renderer: Renderer) -> Callable[[Path], Any]:
+def start_engine(renderer: Renderer) -> Callable[..., Any]:
+    """Starts engines; what a test says (`use`, `config`, …) replaces the usual."""
     from posttrain.inference.vllm_engine import VllmEngine  # noqa: PLC0415 (loads for seconds)
 
     started = []  # kept: an engine that is collected takes the process groups of all others with it
 
-    def start(checkpoint: Path) -> VllmEngine:
+    def start(checkpoint: Path, **settings: Any) -> VllmEngine:
+        usual = {"max_length": MAX_LENGTH, "dtype": "float32", "config": ENGINE_CONFIG}
         engine = VllmEngine(
-            checkpoint,
-            renderer.end_token_id,
-            renderer.banned_token_ids,
-            max_length=MAX_LENGTH,
-            dtype="float32",
-            config=ENGINE_CONFIG,
+            checkpoint, renderer.end_token_id, renderer.banned_token_ids, **(usual | settings)
         )
         started.append(engine)
         return engine
@@ -84,7 +81,7 @@ def start_engine(renderer: Renderer) -> Callable[[Path], Any]:
 
 
 @pytest.fixture(scope="session")
-def vllm_engine(start_engine: Callable[[Path], Any], talker: Path) -> Any:
+def vllm_engine(start_engine: Callable[..., Any], talker: Path) -> Any:
     """The session's engine; a test that loads other weights puts `talker` back as version 0."""
     return start_engine(talker)
 

@@ -1,13 +1,11 @@
 """Every family from a new tiny model to an answer: SFT, packed SFT, DPO with LoRA, export, who loads it."""
 
-import dataclasses
-import functools
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from posttrain.cli.chat import Chat
 from posttrain.config import EngineConfig, RunConfig
 from posttrain.data.formats import write_canonical
-from posttrain.inference.engine import Request
+from posttrain.inference.engine import AdapterSlots, EngineUse, Request
 from posttrain.inference.images import engine_images
 from posttrain.media.images import save_image
 from posttrain.models.export import export
@@ -201,7 +199,7 @@ def largest_gap(model: Any, prompts: list[Rendered], sampled: list[Any], rendere
     """Between an engine's log-probs and a transformers model's, over all sampled tokens."""
     items = []
     for number, ids, _ in sampled:
-        items.append(dataclasses.replace(prompts[number], token_ids=prompts[number].token_ids + ids))
+        items.append(replace(prompts[number], token_ids=prompts[number].token_ids + ids))
     logprobs = logits(model, items, renderer).log_softmax(-1)
     gap = 0.0
     for row, (item, (_, ids, found)) in enumerate(zip(items, sampled, strict=True)):
@@ -254,24 +252,23 @@ def test_vllm_agrees_on_the_adapters_as_they_are(
 
 
 def sample(folder: Path, checkpoint: Path, adapter: Path | None = None) -> None:
-    """Three samples of each prompt of `asked.pt`, by our engine; vLLM puts the adapters on by itself."""
-    from vllm.lora.request import LoRARequest  # noqa: PLC0415 (loads for seconds)
-
-    from posttrain.inference import vllm_engine  # noqa: PLC0415
+    """Three samples of each prompt of `asked.pt`, by our engine, which puts the adapters on by itself."""
+    from posttrain.inference.vllm_engine import VllmEngine  # noqa: PLC0415 (loads for seconds)
 
     asked, end_token_id, banned = torch.load(folder / "asked.pt", weights_only=False)
-    plain = vllm_engine._arguments
-    if adapter is not None:
-        vllm_engine._arguments = lambda *settings: dataclasses.replace(
-            plain(*settings), enable_lora=True, max_lora_rank=8
-        )
     config = EngineConfig(kv_cache_gb=0.25, max_num_seqs=16)
-    engine: Any = vllm_engine.VllmEngine(
-        checkpoint, end_token_id, banned, max_length=512, dtype="float32", config=config
+    slots = None if adapter is None else AdapterSlots(rank=8, resident=1)
+    engine: Any = VllmEngine(
+        checkpoint,
+        end_token_id,
+        banned,
+        max_length=512,
+        dtype="float32",
+        config=config,
+        use=EngineUse(adapters=slots),
     )
     if adapter is not None:
-        lora = LoRARequest("dpo", 1, str(adapter))
-        engine._engine.add_request = functools.partial(engine._engine.add_request, lora_request=lora)
+        engine.load_adapter(adapter, 1)
     for number, (ids, images) in enumerate(asked):
         for seed in range(3):
             name = f"{number}-{seed}"

@@ -23,8 +23,7 @@ def test_two_ranks_learn_what_one_learns(
     learned = []
     for ranks in (1, 2):
         settings = RlStage.model_validate(
-            stage.model_dump(exclude={"global_batch_size"})
-            | {"num_workers": ranks, "per_device_batch_size": 3}
+            stage.model_dump(exclude={"global_batch_size"}) | {"num_workers": ranks}
         )
         group = LearnerGroup(model_config, settings, tiny_checkpoint, resume=False, use_gpu=False)
         try:

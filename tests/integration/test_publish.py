@@ -1,106 +1,284 @@
-"""Learner, weight sync and engine together: a publish that did not happen does not go unnoticed."""
+"""Learners and engines together: every publish arrives whole, and one that does not is named."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+import torch
+from transformers import AutoModelForImageTextToText
 
-from posttrain.config import ModelConfig, RlStage, TaskConfig
-from posttrain.first_party import PLUGINS
-from posttrain.inference.weights import CheckpointWeights
-from posttrain.rollout.episode import Limits
-from posttrain.rollout.jobs import GroupJob
-from posttrain.rollout.play import RolloutPool
-from posttrain.rollout.worker import RolloutSetup
-from posttrain.training.on_policy.learner import PolicyMismatch
+from posttrain.config import ModelConfig, RlStage
+from posttrain.inference.engine import EngineUse
+from posttrain.inference.weights import PublishError, Weights, WeightsSuperseded
+from posttrain.inference.worker import EngineSetup, InferenceWorker
+from posttrain.rendering.collation import collate
+from posttrain.rendering.rendering import Renderer
+from posttrain.run.actors import Actor, kill_all
 from posttrain.training.on_policy.learner_group import LearnerGroup
-from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.training.on_policy.weight_sync import WeightSync
-from posttrain.types import RewardResult, Sample, Trajectory
+from posttrain.training.on_policy.proof import Proof, ProofFailed, prompt_sequences
+from posttrain.training.on_policy.publishing import LearnerLink, LearnerWeights, Publisher
+from posttrain.types import Sample, Trajectory, text_message
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
+from tests.integration.faulty_engine import FAULT_FILE, STALL_S
 
-LIMITS = Limits(max_new_tokens=24, max_length=MAX_LENGTH)
 TASK = {"data": "markers_train", "rewards": [{"name": "answer_accuracy"}]}
+MODEL = ModelConfig(dtype="float32", freeze_vision_tower=False)
+#: Seconds that a peer may stall in these tests; and those in which everything else must be over.
+LIMIT_S, SLACK_S = 3.0, 30.0
+
+
+def make_stage(**settings: Any) -> RlStage:
+    return RlStage.model_validate(
+        {
+            "stage": "rl",
+            "algorithm": {"name": "sapo", "group_size": 4, "mini_batches": 1},
+            "tasks": [TASK],
+            "prompts_per_step": 4,
+            "max_steps": 50,
+            "learning_rate": 1e-3,
+        }
+        | settings
+    )
+
+
+@dataclass
+class Engines:
+    """Workers as a pool has them; a fault is turned on for one of them by its file."""
+
+    workers: list[Actor[InferenceWorker]]
+    faults: list[Path]
+    published: list[Weights] = field(default_factory=list)
+
+    def publish(self, weights: Weights) -> None:
+        self.published.append(weights)
+        weights.bring(self.workers)
+
+    def score(self, sequences: Sequence[Trajectory]) -> list[list[list[float]]]:
+        calls = [worker.call(InferenceWorker.score, list(sequences)) for worker in self.workers]
+        return ray.get(calls, timeout=60)
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutPool]:
-    setup = RolloutSetup(
-        model=ModelConfig(dtype="float32"),
+def engines(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    setup = EngineSetup(
+        model=MODEL,
         checkpoint=talker,
         engine_config=ENGINE_CONFIG,
-        tasks=[TaskConfig.model_validate(TASK)],
-        max_length=LIMITS.max_length,
-        image_dir=tmp_path_factory.mktemp("images"),
-        load_tools=PLUGINS.load_tools,
-        make_environment=PLUGINS.make_environment,
+        max_length=MAX_LENGTH,
+        use=EngineUse(transfer="gloo"),
+        engine="tests.integration.faulty_engine:FaultyEngine",
     )
-    pool = RolloutPool(setup, actors=1, use_gpu=False)
-    yield pool
-    pool.close()
+    faults = [tmp_path_factory.mktemp("faults") / str(index) for index in range(2)]
+    environment = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    workers = [
+        Actor(InferenceWorker, use_gpu=False, environment=environment | {FAULT_FILE: str(path)}, watched=True)
+        for path in faults
+    ]
+    ray.get([worker.call(InferenceWorker.start, setup) for worker in workers], timeout=300)
+    yield Engines(workers, faults)
+    kill_all(workers)
 
 
 @pytest.fixture
+def healthy(engines: Engines) -> Iterator[Engines]:
+    yield engines
+    for path in engines.faults:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
 def learners(ray_cluster: None, talker: Path) -> Iterator[LearnerGroup]:
-    stage = RlStage.model_validate(
-        {
-            "stage": "rl",
-            "algorithm": {"name": "sapo", "group_size": 4},
-            "tasks": [TASK],
-            "prompts_per_step": 4,
-            "max_steps": 10,
-            "learning_rate": 1e-3,
-            "per_device_batch_size": 8,
-        }
-    )
-    group = LearnerGroup(ModelConfig(dtype="float32"), stage, talker, resume=False, use_gpu=False)
+    """Two ranks that hold half of the weights each, and compute their layers twice."""
+    stage = make_stage(num_workers=2, sharding="fsdp2", gradient_checkpointing=True)
+    group = LearnerGroup(MODEL, stage, talker, resume=False, use_gpu=False)
     yield group
     group.close()
 
 
-@pytest.fixture
-def roll_out(pool: RolloutPool, samples: list[Sample]) -> Callable[[int], list[Trajectory]]:
-    """A scored batch from the engine's present weights; shorter answers are better."""
-
-    def run(seed: int) -> list[Trajectory]:
-        groups = [GroupJob(i, "markers_train", samples[i], size=4, seed=seed * 100 + i) for i in range(4)]
-        trajectories = pool.rollout(groups, LIMITS).trajectories
-        for trajectory in trajectories:
-            trajectory.reward = RewardResult(1 / sum(trajectory.sampled))
-        assign_advantages(trajectories)
-        return trajectories
-
-    return run
+@pytest.fixture(scope="module")
+def sequences(samples: list[Sample], renderer: Renderer) -> list[Trajectory]:
+    """Prompts with an image, and one of text alone."""
+    question = Sample("text", (text_message("user", "How many markers are there?"),))
+    return prompt_sequences([*samples[:3], question], renderer)
 
 
-def test_engine_and_learner_agree_after_every_publish(
-    pool: RolloutPool,
+def batch(sequences: Sequence[Trajectory], learners: LearnerGroup) -> list[Trajectory]:
+    """What an engine of the present weights would have sampled, half of it good and half bad."""
+    made = []
+    for group, (sequence, scores) in enumerate(zip(sequences, learners.score(sequences), strict=True)):
+        given = iter(scores)
+        logprobs = [next(given) if sampled else 0.0 for sampled in sequence.sampled]
+        for episode in range(4):
+            known = dict(vars(sequence), group=group, episode=episode, logprobs=logprobs)
+            versions = [0 if sampled else -1 for sampled in sequence.sampled]
+            approximate = [False] * len(versions)
+            advantage = 1.0 if episode % 2 else -0.5
+            made.append(
+                Trajectory(
+                    **known | {"versions": versions, "approximate": approximate, "advantage": advantage}
+                )
+            )
+    return made
+
+
+def learn(learners: LearnerGroup, sequences: Sequence[Trajectory]) -> None:
+    learners.update(batch(sequences, learners))
+
+
+def publisher(
+    learners: LearnerGroup, engines: Engines, sequences: Sequence[Trajectory], **settings: Any
+) -> Publisher:
+    made = Publisher(learners, engines, make_stage(**settings), "float32", use_gpu=False, adapters=False)
+    made.prove_by(sequences)
+    return made
+
+
+def test_ten_publishes_of_sharded_learners(
+    healthy: Engines,
     learners: LearnerGroup,
-    roll_out: Callable[[int], list[Trajectory]],
-    talker: Path,
+    sequences: list[Trajectory],
+    renderer: Renderer,
     tmp_path: Path,
-):
-    pool.publish(CheckpointWeights(talker, 0))
-    sync = WeightSync(learners, pool, tmp_path)
+) -> None:
+    publishing = publisher(learners, healthy, sequences)
+    before = healthy.score(sequences)
+    for version in range(1, 11):
+        learn(learners, sequences)
+        begun = time.monotonic()
+        metrics = publishing.publish(version)
+        assert time.monotonic() - begun < 60
+        assert metrics["publish/repeated"] == 0
+        assert metrics["publish/proof_gap"] < 1e-5
+        after = healthy.score(sequences)
+        assert after[0] == after[1]
+        assert max(abs(a - b) for a, b in zip(after[0][0], before[0][0], strict=True)) > 1e-3
+        before = after
+    learners.write_checkpoint(tmp_path)
+    truth = scored_by_transformers(tmp_path, sequences, renderer)
+    for scored, expected in zip(before[0], truth, strict=True):
+        assert scored == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def scored_by_transformers(
+    checkpoint: Path, sequences: Sequence[Trajectory], renderer: Renderer
+) -> list[list[float]]:
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    scores = []
+    for sequence in sequences:
+        logprobs = model(**collate([sequence], renderer)).logits[0].log_softmax(-1)
+        ids = torch.tensor(sequence.token_ids)
+        scores.append(logprobs[:-1].gather(1, ids[1:, None])[:, 0].tolist())
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("withheld", "it serves other weights than these"),
+        ("half", "it serves other weights than these"),
+        ("stale images", "it sees images through older weights"),
+    ],
+)
+def test_an_engine_that_serves_other_weights_is_named_after_a_second_publish(
+    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory], fault: str, said: str
+) -> None:
+    publishing = publisher(learners, healthy, sequences)
+    publishing.publish(20)
+    learn(learners, sequences)
+    healthy.faults[1].write_text(fault)
+    with pytest.raises(ProofFailed, match=f"published twice, and inference worker 1 does not.*{said}"):
+        publishing.publish(21)
+    assert healthy.published[-1].repeated == 1  # pyright: ignore[reportAttributeAccessIssue]
+    healthy.faults[1].unlink()
+    assert publishing.publish(22)["publish/proof_gap"] < 1e-5
+
+
+def test_a_publish_that_goes_wrong_once_is_repeated_and_told(
+    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = publisher(learners, healthy, sequences)
+    publishing.publish(30)
+    learn(learners, sequences)
+    healthy.faults[0].write_text("withheld")
+    prove = LearnerWeights._prove
+
+    def mend(self: LearnerWeights, *arguments: Any) -> dict[int, str]:
+        wrong = prove(self, *arguments)
+        healthy.faults[0].unlink(missing_ok=True)
+        return wrong
+
+    monkeypatch.setattr(LearnerWeights, "_prove", mend)
+    assert publishing.publish(31)["publish/repeated"] == 1
+
+
+def test_an_engine_that_stalls_halfway_is_named_in_time_and_the_others_serve(
+    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.training.on_policy.publishing.GRACE_S", 1.0)
+    learn(learners, sequences)
+    link = LearnerLink(learners, "gloo", timeout=LIMIT_S)
+    proof = Proof(sequences, learners.score(sequences), 1e-4, exact=True)
+    weights = LearnerWeights(link, learners, 40, proof)
+    healthy.faults[1].write_text("stalls")
+    begun = time.monotonic()
+    with pytest.raises(
+        PublishError, match="worker 1 did not answer within .* while receiving version 40"
+    ) as lost:
+        weights.bring(healthy.workers)
+    assert time.monotonic() - begun < SLACK_S
+    assert set(lost.value.reasons) == {1}
+    served = ray.get(healthy.workers[0].call(InferenceWorker.score, sequences), timeout=60)
+    assert proof.failure(served) is None
+    healthy.faults[1].unlink()
+    time.sleep(STALL_S)
+    weights.bring([healthy.workers[1]])  # what it holds in part is brought again from the start
+    assert proof.failure(healthy.score(sequences)[1]) is None
+
+
+def test_weights_that_the_learners_have_left_are_not_brought(
+    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory]
+) -> None:
+    weights = LearnerWeights(LearnerLink(learners, "gloo"), learners, 50, None)
+    learn(learners, sequences)
+    with pytest.raises(WeightsSuperseded, match="gone on"):
+        weights.bring(healthy.workers[:1])
+
+
+def test_a_rate_of_next_to_nothing_leaves_weights_and_scores_as_they_are(
+    healthy: Engines, talker: Path, sequences: list[Trajectory], soak: bool
+) -> None:
+    stage = make_stage(learning_rate=1e-30)
+    learners = LearnerGroup(MODEL, stage, talker, resume=False, use_gpu=False)
     try:
-        for version in (1, 2, 3):
-            trajectories = roll_out(version)
-            seen = {v for t in trajectories for v, s in zip(t.versions, t.sampled, strict=True) if s}
-            assert seen == {version - 1}
-            metrics = learners.update(trajectories)
-            assert metrics["logprob_gap/max"] < 1e-4
-            sync.publish(version)
+        publishing = publisher(learners, healthy, sequences)
+        publishing.publish(60)
+        first, known = healthy.score(sequences), learners.score(sequences)
+        for version in range(61, 111 if soak else 63):
+            learn(learners, sequences)
+            publishing.publish(version)
+            assert learners.score(sequences) == known
+            assert healthy.score(sequences) == first
     finally:
-        sync.close()
+        learners.close()
 
 
-def test_a_skipped_publish_is_caught(
-    pool: RolloutPool, learners: LearnerGroup, roll_out: Callable[[int], list[Trajectory]], talker: Path
-):
-    pool.publish(CheckpointWeights(talker, 0))
-    learners.update(roll_out(7))
-    pool.publish(
-        CheckpointWeights(talker, 1)
-    )  # the fault: a new version is announced, but the old weights are served
-    with pytest.raises(PolicyMismatch, match="publish that was skipped"):
-        learners.update(roll_out(8))
+def test_an_engine_that_dies_halfway_is_named_and_the_others_serve(
+    healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory]
+) -> None:
+    """The last test, since nobody replaces the engine."""
+    learn(learners, sequences)
+    proof = Proof(sequences, learners.score(sequences), 1e-4, exact=True)
+    weights = LearnerWeights(LearnerLink(learners, "gloo", timeout=LIMIT_S), learners, 70, proof)
+    healthy.faults[1].write_text("dies")
+    begun = time.monotonic()
+    with pytest.raises(PublishError, match="worker 1 died while receiving version 70") as lost:
+        weights.bring(healthy.workers)
+    assert time.monotonic() - begun < SLACK_S
+    assert set(lost.value.reasons) == {1}
+    served = ray.get(healthy.workers[0].call(InferenceWorker.score, sequences), timeout=60)
+    assert proof.failure(served) is None

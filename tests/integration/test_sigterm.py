@@ -47,7 +47,7 @@ def test_a_terminated_run_saves_the_step_under_way_and_ends(tiny_checkpoint: Pat
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 143, output
-    assert "the step under way was saved, go on with --resume" in output
+    assert "what was learned is saved, go on with --resume" in output
     [checkpoint] = (tmp_path / "run" / "sft").glob("checkpoint-*")
     assert len(metrics.read_text().splitlines()) == int(checkpoint.name.removeprefix("checkpoint-"))
     _, left = psutil.wait_procs(children, timeout=30)

@@ -197,7 +197,7 @@ def learned(
             "prompts_per_step": 2,
             "max_steps": 10,
             "learning_rate": 1e-3,
-            "per_device_batch_size": 1,
+            "rollout": {"max_length": 100, "max_new_tokens": 50},
             "gradient_checkpointing": True,
             "num_workers": ranks,
         }

@@ -170,17 +170,12 @@ def test_tied_embeddings_follow_a_reload(
     assert largest_gap(before, trajectories, renderer) > 0.01
 
 
-def test_weights_change_only_when_nothing_is_in_flight(
-    vllm_engine: Any, renderer: Renderer, talker: Path
-) -> None:
+def test_ids_in_flight_are_unique(vllm_engine: Any) -> None:
     vllm_engine.submit(Request(id="a", token_ids=[5, 6, 7], max_tokens=3, temperature=1.0, seed=1))
-    with pytest.raises(EngineError, match="while 1 requests are in flight"):
-        vllm_engine.load_weights(talker, 9)
     with pytest.raises(EngineError, match="'a' is in flight already"):
         vllm_engine.submit(Request(id="a", token_ids=[5], max_tokens=3, temperature=1.0, seed=1))
     vllm_engine.abort()
     assert not vllm_engine.busy
-    vllm_engine.load_weights(talker, 0)
 
 
 def test_weights_of_another_model_are_refused_by_name(vllm_engine: Any, talker: Path, tmp_path: Path) -> None:
@@ -212,14 +207,14 @@ def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, rende
 
 
 def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: list[Sample]) -> None:
-    from posttrain.inference.vllm_engine import _prompt  # noqa: PLC0415 (loads for seconds)
+    from posttrain.inference.vllm_inputs import prompt_of  # noqa: PLC0415 (loads for seconds)
 
     rendered = [renderer.render(sample.messages, add_generation_prompt=True) for sample in samples[:2]]
     refs = [image.ref for each in rendered for image in each.images]
     for _ in range(2):
         images = [image for each in rendered for image in engine_images(each.images, renderer)]
         request = Request(id="a", token_ids=[1], images=images, max_tokens=1, temperature=1.0, seed=0)
-        prompt: Any = _prompt(request)
+        prompt: Any = prompt_of(request, "")
         for item, image, ref in zip(prompt["mm_kwargs"]["image"], images, refs, strict=True):
             elem = item["pixel_values"]
             assert elem.data.data_ptr() == renderer.media.load(ref).values.data_ptr()

@@ -48,7 +48,6 @@ stages:
     save_steps: 2
     warmup_ratio: 0.25
     num_workers: 1
-    per_device_batch_size: 2
 reward_wait_s: 3
 evaluation:
   stages: [cold_start, rl]

@@ -45,9 +45,10 @@ PLUGIN_SIDE = (
 )
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {
-    "vllm": ("posttrain.inference.vllm_engine", "posttrain.inference.vllm_pixels"),
+    "vllm": ("posttrain.inference",),
     "ray": (
-        *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.inference", "posttrain.training"),
+        *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.run.node", "posttrain.run.placement"),
+        *("posttrain.run.node_files", "posttrain.inference", "posttrain.training"),
         *("posttrain.curation.engines", "posttrain.doctor", "rewards.serving.replicas"),
     ),
     "trl": ("posttrain.training.supervised",),

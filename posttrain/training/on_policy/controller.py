@@ -35,13 +35,13 @@ from posttrain.run.metric_names import (
     EPISODE_TOOL_CALLS,
     EPISODE_TRUNCATED,
     EPISODE_TURNS,
+    PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
     REWARD,
     REWARD_ERRORS,
     REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
-    TIME_PUBLISH,
     TIME_REWARD,
     TIME_ROLLOUT,
     TIME_STEP,
@@ -55,8 +55,8 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
+from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
-from posttrain.training.on_policy.weight_sync import WeightSync
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
 
@@ -81,13 +81,21 @@ class OnPolicyRunner:
         work, stage = self._work, self._stage
         newest = work.run.newest_checkpoint(stage.name)
         done = step_of(newest) if newest else 0
-        start = newest or work.start_of(stage)
-        assert start is not None
-        pool = work.services.pool_with(start, stage.rollout)
+        origin = work.start_of(stage)
+        assert origin is not None
+        start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
+        pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
         learners = LearnerGroup(
             work.config.model, stage, start, resume=newest is not None, use_gpu=work.use_gpu
         )
-        publisher = WeightSync(learners, pool, work.run.scratch(stage.name).resolve())
+        publisher = Publisher(
+            learners,
+            pool,
+            stage,
+            work.config.model.dtype,
+            use_gpu=work.use_gpu,
+            adapters=adapters,
+        )
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
@@ -97,12 +105,16 @@ class OnPolicyRunner:
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
+                if pacing.next_step is not None:
+                    first, _ = prompts.of_step(pacing.next_step)
+                    publisher.prove_by(learners.prompt_sequences([group.sample for group in first]))
+                if adapters:
+                    publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
                 controller.save()
         finally:
             tracker.close()
             controller.close()
-            publisher.close()
             learners.close()
         final = work.run.newest_checkpoint(stage.name)
         assert final is not None
@@ -130,8 +142,8 @@ def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoi
 class Learners(Protocol):
     """What learns (see `LearnerGroup`)."""
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Learn from a step's episodes; return metrics."""
+    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+        """Learn from a step's episodes with the weights that are served as a version; return metrics."""
         ...
 
     def write_checkpoint(self, directory: Path) -> None:
@@ -139,11 +151,15 @@ class Learners(Protocol):
         ...
 
 
-class Publisher(Protocol):
-    """What brings the learners' weights to the engines."""
+class PublishesWeights(Protocol):
+    """What brings the learners' weights to the engines (see `Publisher`)."""
 
-    def publish(self, version: int) -> object:
-        """Return once every engine serves the learners' present weights as this version."""
+    def prove_by(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove the publishes that follow by a few of these episodes."""
+        ...
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Return once every engine has proved that it serves the present weights as this version."""
         ...
 
 
@@ -168,7 +184,7 @@ class Crew:
 
     pool: EpisodePool
     learners: Learners
-    publisher: Publisher
+    publisher: PublishesWeights
     next_version: Callable[[], int]
 
 
@@ -215,11 +231,12 @@ class Controller:
         self._in_flight: dict[int, StepInFlight] = {}
         self._left_out: dict[int, int] = {}
         self._saved = pacing.learned
+        self._version = -1  # of the learners' weights, as the engines know them
         self._begin_row()
 
     def _begin_row(self) -> None:
         """Begin the metrics of the next step."""
-        self._row: dict[str, float] = {TIME_LEARNER_WAIT: 0.0, TIME_PUBLISH: 0.0}
+        self._row: dict[str, float] = {TIME_LEARNER_WAIT: 0.0}
         self._meter.take()
         self._begun = time.perf_counter()
 
@@ -263,14 +280,20 @@ class Controller:
         name = f"{self._stage.name}/step-{step}"
         write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
-        self._row |= self._crew.learners.update(learnable)
+        self._row |= self._crew.learners.update(learnable, self._version)
+        self._crew.publisher.prove_by(trajectories)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
-        begun, version = time.perf_counter(), self._crew.next_version()
-        self._crew.publisher.publish(version)
-        self._row[TIME_PUBLISH] += time.perf_counter() - begun
-        return version
+        self._version = self._crew.next_version()
+        told = self._crew.publisher.publish(self._version)
+        for name, value in told.items():
+            before = self._row.get(name, 0.0)
+            self._row[name] = max(before, value) if name == PUBLISH_PROOF_GAP else before + value
+        if told.get(PUBLISH_REPEATED):  # what was sampled before the second time is of other weights
+            self.discard()
+            self._pacing.replay()
+        return self._version
 
     def discard(self) -> None:
         """Give up every episode that is under way."""
@@ -282,7 +305,7 @@ class Controller:
         """Record a step's metrics, and save where it is time to; return whether to go on."""
         stop = stop_requested(self._run)
         self._row |= {
-            PUBLISH_REPEATED: float(repeated),
+            PUBLISH_REPEATED: max(self._row.get(PUBLISH_REPEATED, 0.0), float(repeated)),
             TIME_ENGINE_WAIT: self._meter.take(),
             TIME_STEP: time.perf_counter() - self._begun,
         }

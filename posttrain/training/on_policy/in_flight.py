@@ -99,9 +99,9 @@ class StepInFlight:
         pairs = zip(self.groups, self._futures, strict=True)
         group = next(group for group, future in pairs if not future.done())
         return (
-            f"none of {unfinished} groups that are under way has ended in {self._stall:.0f} s, among them that"
-            f" of sample {group.sample.id!r} (task {group.task!r}). Look for a tool or a reward that hangs; go"
-            " on with --resume"
+            f"none of {unfinished} groups that are under way has ended in {self._stall:.0f} s, among them"
+            f" that of sample {group.sample.id!r} (task {group.task!r}). Look for a tool or a reward that"
+            " hangs; go on with --resume"
         )
 
     def _on_end(self, _: Future[PlayedGroup]) -> None:

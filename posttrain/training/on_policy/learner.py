@@ -1,114 +1,51 @@
 """The learner: turns scored trajectories into policy updates.
 
-Each rank has a `Learner`, with the same weights or its part of them. It takes a share of every mini-batch,
-balanced by tokens, and gradients are summed over the ranks. Losses are sums with global normalisers, so the
-number of ranks and of micro-batches changes nothing but the speed.
+Each rank has a `Learner`, with the same weights or its part of them. It takes a share of every mini-batch in
+packed rows, balanced by tokens, and gradients are summed over the ranks. Losses are sums with global
+normalisers, so the number of ranks and of rows changes nothing but the speed.
+
+Every trajectory is run once: the pass that an update is made of also gives the log-probs that it starts
+from, and those that the engine's are compared with before anything is learned. Only the mini-batches after
+the first need a pass of their own, since the policy has moved when their turn comes.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.models.load import loaded_type
-from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
-from posttrain.rendering.collation import collate, pad_rows, prepare
-from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
     ENTROPY,
     GRAD_NORM,
-    KL_ENGINE_LEARNER,
     KL_OLD_NEW,
     LEARNING_RATE,
-    LOGPROB_GAP_MAX,
-    LOGPROB_GAP_MEAN,
     LOSS,
     TIME_LEARNER,
     UPDATE_SKIPPED,
 )
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
-from posttrain.training.core.distributed import (
-    barrier,
-    max_over_ranks,
-    rank,
-    sum_over_ranks,
-    world_size,
-)
+from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
-from posttrain.training.core.policy import Updates, load_policy
-from posttrain.training.core.sharding import reduce_over_replicas, shard
+from posttrain.training.core.policy import Updates
+from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
+from posttrain.training.core.whole_weights import WholeWeights, adapter_tensors
+from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
+from posttrain.training.on_policy.packed_policy import PackedPolicy
+from posttrain.training.on_policy.rows import Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
 CPU = torch.device("cpu")
-
-
-class PolicyMismatch(RuntimeError):
-    """Engine and learner disagree on the log-probs of the tokens that the engine sampled."""
-
-
-@dataclass
-class MicroBatch:
-    """Trajectories that are run forward and backward at once.
-
-    Attributes:
-        trajectories: The trajectories.
-        counts: Whether they are learned from; if not, they are run for the other ranks' sake.
-        old_logprobs: [T] the learner's log-probs of their sampled tokens before the update.
-        engine_logprobs: [T] the engine's log-probs of the same tokens. Both are empty until
-            `Learner.compute_old_logprobs` has been called.
-    """
-
-    trajectories: list[Trajectory]
-    counts: bool = True
-    old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
-    engine_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-@dataclass(frozen=True)
-class Share:
-    """This rank's part of a mini-batch.
-
-    Attributes:
-        micro_batches: The part in pieces, as many as every other rank has, since they exchange weights and
-            gradients with each. What a rank has too few of is made up by pieces that do not count.
-        sequences: Number of trajectories of the mini-batch over all ranks (the normaliser).
-    """
-
-    micro_batches: list[MicroBatch]
-    sequences: int
-
-
-def share_of(trajectories: Sequence[Trajectory], micro_batch_size: int, index: int, of: int) -> Share:
-    """Deal trajectories to ranks by length, so that every rank gets about the same number of tokens.
-
-    Args:
-        trajectories: A mini-batch; at least one.
-        micro_batch_size: Number of trajectories that are run at once.
-        index: The rank.
-        of: Number of ranks.
-    """
-    by_length = sorted(range(len(trajectories)), key=lambda i: (-len(trajectories[i].token_ids), i))
-    mine = [
-        trajectories[i]
-        for place, i in enumerate(by_length)
-        # there and back again (0 1 1 0 …), or the first rank would get the longer of every pair
-        if (place % of if place // of % 2 == 0 else of - 1 - place % of) == index
-    ]
-    pieces = [MicroBatch(mine[i : i + micro_batch_size]) for i in range(0, len(mine), micro_batch_size)]
-    largest_share = math.ceil(len(trajectories) / of)
-    missing = math.ceil(largest_share / micro_batch_size) - len(pieces)
-    shortest = trajectories[by_length[-1]]
-    return Share(pieces + [MicroBatch([shortest], counts=False) for _ in range(missing)], len(trajectories))
 
 
 class Learner:
@@ -120,6 +57,13 @@ class Learner:
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
+        seed: Seed of the first matrix of each new adapter.
+
+    Attributes:
+        policy: The policy that is trained.
+        model: Its model.
+        renderer: Its renderer.
+        tolerance: Largest gap between engine's and learner's log-probs (see `Agreement`).
     """
 
     def __init__(
@@ -129,18 +73,16 @@ class Learner:
         checkpoint: Path,
         resume: bool,
         device: torch.device = CPU,
+        seed: int = 0,
     ) -> None:
         self.stage = stage
         self.device = device
-        self.renderer = Renderer.from_config(checkpoint, model_config).on(self.device)
-        self.model: PreTrainedModel = load_policy(model_config, checkpoint)
-        add_supervised_head(self.model)
-        if stage.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(offload=stage.offload_activations)
-        barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
-        shard(self.model, stage.sharding, self.device, masters=stage.float32_masters)
+        self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
+        self.model = self.policy.model
+        self.renderer = self.policy.renderer
         self.objective: Objective = objective_of(stage.algorithm)
         self.tolerance = stage.tolerance(model_config.dtype)
+        self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
             [self.model],
             build_optimizer([self.model], stage.optimizer, stage.learning_rate, stage.weight_decay),
@@ -164,146 +106,146 @@ class Learner:
         decays = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
         return float(decays[self.stage.lr_scheduler_type])
 
-    def update(self, trajectories: list[Trajectory]) -> dict[str, float]:
-        """Check a rollout batch against the engine, then make one optimiser step for each mini-batch.
+    def update(self, trajectories: list[Trajectory], version: int | None = None) -> dict[str, float]:
+        """Learn from a rollout batch, one optimiser step for each mini-batch; first compare with the engine.
 
         Args:
             trajectories: The whole batch, the same on every rank; all have an advantage. If it is empty
                 (because every reward failed, say) the policy stays as it is.
+            version: The policy version of the present weights. Tokens of older versions are no fault of the
+                engine, and reported apart. If absent it is the newest version in the batch.
 
         Returns:
             The step's metrics, the same on every rank.
 
         Raises:
-            PolicyMismatch: If the engine sampled from other weights than these.
+            PolicyMismatch: If the engine sampled from other weights than these; nothing is learned then.
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         if not trajectories:
             return {UPDATE_SKIPPED: float(self.stage.algorithm.mini_batches)}
         begun = time.perf_counter()
-        self.model.train()
-        mini_batches = self._mini_batches(trajectories)
-        micro_batches = [micro for share in mini_batches for micro in share.micro_batches]
-        prepare([trajectory for micro in micro_batches for trajectory in micro.trajectories], self.renderer)
-        self.compute_old_logprobs(micro_batches)
-        metrics = self._agreement(micro_batches)
-        pieces: list[Piece] = []
-        norms = [self._mini_batch_update(share, pieces) for share in mini_batches]
-        metrics |= self._summary(norms, pieces)
+        shares = self._shares(trajectories)
+        prepare([each for share in shares for row in share.rows for each in row.trajectories], self.renderer)
+        present = max(max(each.versions) for each in trajectories) if version is None else version
+        step = _Step(Agreement(self.tolerance, self.policy.exact), present)
+        learned = [share for share in shares if share.rows]
+        old = {id(share): [self._old_logprobs(row, step) for row in share.rows] for share in learned[1:]}
+        norms: list[float] = []
+        metrics: dict[str, float] = {}
+        for share in shares:
+            known = old.get(id(share))
+            self._backward(share, known, step)
+            if learned and share is learned[0]:
+                metrics = self._agreed(step)
+            norms.append(self.updates.step())
+        metrics |= self._summary(norms, step.pieces)
         metrics[LEARNING_RATE] = self.updates.learning_rate
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
-    def _mini_batches(self, trajectories: list[Trajectory]) -> list[Share]:
-        """Split a batch by groups, whose episodes stay together, and take this rank's share of each part."""
-        groups = sorted({trajectory.group for trajectory in trajectories})
-        count = min(self.stage.algorithm.mini_batches, len(groups))
-        place = {group: number * count // len(groups) for number, group in enumerate(groups)}
-        split = [[t for t in trajectories if place[t.group] == part] for part in range(count)]
-        return [share_of(part, self.stage.per_device_batch_size, rank(), world_size()) for part in split]
+    def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
+        """Split a batch into mini-batches, and take this rank's share of each."""
+        end = self.renderer.end_token_id
+        filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+        parts = mini_batches(trajectories, self.stage.algorithm.mini_batches)
+        return [share_of(part, self.stage.batch_tokens, filler, rank(), world_size()) for part in parts]
 
-    def _logprobs(self, micro: list[Trajectory]) -> tuple[Tensor, Tensor]:
-        """Compute log-probs and entropies of the sampled tokens, each [T], one trajectory after another."""
-        batch = collate(micro, self.renderer, self.device)
-        sampled = pad_rows([t.sampled for t in micro], False, bool).to(self.device)
-        labels = batch["input_ids"].masked_fill(~sampled, IGNORED)
-        return self.model(**batch, supervised_labels=labels, entropy=True)
+    def _sampled_by(self, row: Row, present: int) -> SampledBy:
+        """Collect what the engine said of the sampled tokens of a row."""
+        sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
+        versions, approximate, logprobs = (
+            np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
+            for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
+        )
+        return SampledBy(
+            logprobs=torch.from_numpy(logprobs).float().to(self.device),
+            classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
+            older=versions < present,
+            approximate=approximate,
+        )
 
     @torch.no_grad()
-    def compute_old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """Set the log-probs of micro-batches: the learner's with its present weights, and the engine's."""
-        for micro in micro_batches:
-            engine = [
-                logprob
-                for trajectory in micro.trajectories
-                for logprob, sampled in zip(trajectory.logprobs, trajectory.sampled, strict=True)
-                if sampled
-            ]
-            micro.old_logprobs, _ = self._logprobs(micro.trajectories)
-            micro.engine_logprobs = torch.tensor(engine, device=self.device)
+    def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
+        """Compute the log-probs of a row before the first update of a step."""
+        logprobs, _, banned = self.policy.logprobs(row.trajectories)
+        if row.counts:
+            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+        return logprobs
 
-    def _agreement(self, micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
-        """Compare engine and learner on the sampled tokens, and refuse to learn from another policy.
+    def _agreed(self, step: "_Step") -> dict[str, float]:
+        """Compare engine and learner over all rows of the step, before anything is learned."""
+        try:
+            return step.agreement.judge()
+        except PolicyMismatch:
+            self.updates.optimizer.zero_grad()
+            raise
 
-        Raises:
-            PolicyMismatch: If their log-probs differ by more than the tolerance.
-        """
-        counted = [micro for micro in micro_batches if micro.counts]
-        gaps = [(micro.old_logprobs - micro.engine_logprobs).double().cpu() for micro in counted]
-        gap = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float64)
-        # E over the engine's samples of (r − 1 − log r), r = π_learner/π_engine: never negative ("k3").
-        sums = sum_over_ranks(torch.tensor([gap.abs().sum(), (gap.exp() - 1 - gap).sum(), len(gap)]))
-        largest = max_over_ranks(gap.abs().max() if len(gap) else torch.zeros(()).double()).item()
-        count = max(1.0, sums[2].item())
-        metrics = {
-            LOGPROB_GAP_MAX: largest,
-            LOGPROB_GAP_MEAN: sums[0].item() / count,
-            KL_ENGINE_LEARNER: sums[1].item() / count,
-        }
-        exact = loaded_type(self.model) == torch.float32
-        measured = largest if exact else metrics[LOGPROB_GAP_MEAN]
-        if not measured <= self.tolerance:
-            raise PolicyMismatch(
-                f"engine and learner log-probs of the sampled tokens differ by {measured:.2e}, more than"
-                f" logprob_tolerance = {self.tolerance:g}. The engine sampled from other"
-                " weights (a publish that was skipped or half done), saw other pixels (compare image hashes"
-                " and max_pixels), or uses another precision than the learner (model.dtype)"
-            )
-        return metrics
-
-    def _mini_batch_update(self, share: Share, pieces: list[Piece]) -> float:
-        """Run this rank's micro-batches forward and backward, then make one optimiser step.
+    def _backward(self, share: Share, old_logprobs: Sequence[Tensor] | None, step: "_Step") -> None:
+        """Run this rank's rows of a mini-batch forward and backward.
 
         Args:
             share: This rank's part of the mini-batch.
-            pieces: Each micro-batch's sums are added to it.
-
-        Returns:
-            The gradient's norm.
+            old_logprobs: [T] of each row, the log-probs before the step's first update; None where none has
+                been made: they are then those of this pass.
+            step: Each row's sums are added to it and, if there were no old log-probs, its tokens.
         """
-        for micro in share.micro_batches:
-            reduce_over_replicas(self.model, micro is share.micro_batches[-1])
-            logprobs, entropy = self._logprobs(micro.trajectories)
-            if not micro.counts:
+        for number, row in enumerate(share.rows):
+            reduce_over_replicas(self.model, number == len(share.rows) - 1)
+            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
+            if not row.counts:
                 (0 * logprobs.sum()).backward()
                 continue
-            lengths = torch.tensor([sum(t.sampled) for t in micro.trajectories], device=self.device)
-            advantages = torch.tensor([t.advantage for t in micro.trajectories], device=self.device)
+            sampled_by = self._sampled_by(row, step.present)
+            if old_logprobs is None:
+                step.agreement.add(logprobs, banned, sampled_by)
+            old = logprobs.detach() if old_logprobs is None else old_logprobs[number]
+            lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
+            advantages = torch.tensor([each.advantage for each in row.trajectories], device=self.device)
             tokens = SampledTokens(
                 logprobs=logprobs,
-                old_logprobs=micro.old_logprobs,
+                old_logprobs=old,
                 advantages=advantages.repeat_interleave(lengths),
                 sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
                 num_sequences=share.sequences,
                 importance_weights=truncated_importance_weights(
-                    micro.old_logprobs, micro.engine_logprobs, self.stage.algorithm.importance_cap
+                    old, sampled_by.logprobs, self.stage.algorithm.importance_cap
                 ),
             )
             loss, piece = self.objective.loss(tokens)
             loss.backward()
-            pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
-        return self.updates.step()
+            step.pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
 
     def _summary(self, norms: list[float], pieces: list[Piece]) -> dict[str, float]:
-        """Make the step's metrics of the optimiser steps' gradient norms and the micro-batches' sums."""
+        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
         names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
         sums = [sum(piece[name].item() for piece in pieces) for name in names]
         sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         total = dict(zip(names, sums, strict=True))
-        tokens = max(1.0, total["num_tokens"])
         finite = [norm for norm in norms if math.isfinite(norm)]
         metrics = {
             LOSS: total["loss"] / len(norms),
-            ENTROPY: total["entropy_sum"] / tokens,
-            KL_OLD_NEW: total["kl_sum"] / tokens,
             GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
             UPDATE_SKIPPED: float(self.updates.take_skipped()),
         }
-        return metrics | self.objective.metrics(pieces, tokens)
+        if tokens := total["num_tokens"]:  # no group had a signal otherwise
+            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
+            metrics |= self.objective.metrics(pieces, tokens)
+        return metrics
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines (call on every rank; rank 0 writes)."""
-        write_weights(self.model, directory)
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute log-probs with the present weights; see `PackedPolicy.score`."""
+        return self.policy.score(trajectories)
+
+    @property
+    def weights(self) -> WholeWeights:
+        """The present weights as engines take them; every rank iterates over them together."""
+        return WholeWeights(self.model)
+
+    def adapter_tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Gather the adapters under the names of PEFT's files; every rank calls this."""
+        assert isinstance(self.model, PeftModel)
+        return adapter_tensors(self.model, dtype)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
@@ -311,3 +253,20 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+class _Step:
+    """What a step collects.
+
+    Args:
+        agreement: What is compared with the engine.
+        present: The policy version of the weights before the step's first update.
+
+    Attributes:
+        pieces: The sums of each row of this rank.
+    """
+
+    def __init__(self, agreement: Agreement, present: int) -> None:
+        self.agreement = agreement
+        self.present = present
+        self.pieces: list[Piece] = []

@@ -1,29 +1,35 @@
 """The learners of all ranks, as Ray actors: started together, called together, waited for with a limit."""
 
 import os
-import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import ray
 import torch
-import torch.distributed as dist
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from torch.distributed import TCPStore
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
-from posttrain.models.load import loaded_type
+from posttrain.inference.adapters import AdapterFiles
+from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
+from posttrain.inference.weights import WeightsSuperseded
 from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
-from posttrain.training.core.distributed import process_group_backend, training_device
+from posttrain.training.core.distributed import training_device
+from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
 from posttrain.training.on_policy.learner import Learner
-from posttrain.training.on_policy.weight_sync import make_folder
-from posttrain.types import Trajectory
+from posttrain.training.on_policy.proof import prompt_sequences
+from posttrain.training.on_policy.sending import WeightSource
+from posttrain.types import Sample, Trajectory
 
 R = TypeVar("R")
+P = ParamSpec("P")
 
 #: Seconds that a learner may take to start, beside the time in which a slow disk reads its checkpoint; and to
 #: do one step or save.
@@ -48,43 +54,50 @@ class LearnerActor:
     def __init__(self, index: int, of: int, use_gpu: bool = False) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._index, self._of, self._device = index, of, training_device(use_gpu)
+        self._store: TCPStore | None = None
 
-    def free_address(self) -> str:
-        """Find an address of this machine at which the ranks can meet."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    def open_store(self) -> Rendezvous:
+        """Open the store at which the ranks meet; the first rank does."""
+        self._store, place = open_store(COLLECTIVE_TIMEOUT)
+        return place
 
     def start(
-        self, address: str, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
+        self, place: Rendezvous, config: ModelConfig, stage: RlStage, checkpoint: Path, resume: bool
     ) -> None:
         """Join the group and load the checkpoint."""
         if config.dtype == "float32":
             keep_float32_exact()
         if self._of > 1:
-            dist.init_process_group(
-                process_group_backend(self._device.type == "cuda"),
-                init_method=address,
-                rank=self._index,
-                world_size=self._of,
+            join_group(
+                *(place, self._index, self._of),
+                use_gpu=self._device.type == "cuda",
                 timeout=COLLECTIVE_TIMEOUT,
+                own=self._store,
             )
         self._learner = Learner(config, stage, checkpoint, resume, self._device)
+        self._source = WeightSource(self._learner.model)
 
-    def update(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> dict[str, float]:
+    def update(
+        self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]", version: int | None
+    ) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         assert isinstance(trajectories, list)
-        return self._learner.update(trajectories)
+        return self._learner.update(trajectories, version)
 
-    def make_folder(self, scratch: Path) -> Path:
-        """Make the folder for the weights; see `make_folder`."""
-        model = self._learner.model
-        values = sum(parameter.numel() for parameter in model.parameters())  # of all shards together
-        return make_folder(values * loaded_type(model).itemsize, scratch)
+    def source(
+        self, method: Callable[Concatenate[WeightSource, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a method of the weights' source; see `WeightSource`."""
+        return method(self._source, *args, **kwargs)
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone; see `Learner.write_weights`."""
-        self._learner.write_weights(directory)
+    def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
+        """Compute log-probs; see `Learner.score`."""
+        assert isinstance(trajectories, list)
+        return self._learner.score(trajectories)
+
+    def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
+        """Make sequences of prompts alone; see `proof.prompt_sequences`."""
+        return prompt_sequences(samples, self._learner.renderer)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint; see `Learner.write_checkpoint`."""
@@ -106,37 +119,109 @@ class LearnerGroup:
         self, config: ModelConfig, stage: RlStage, checkpoint: Path, *, resume: bool, use_gpu: bool
     ) -> None:
         count = stage.num_workers
+        self._order = threading.RLock()
+        self._updates = 0
         self._actors = [Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu) for index in range(count)]
-        address = self._wait([self._actors[0].call(LearnerActor.free_address)], START_TIMEOUT)[0]
+        place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, address, config, stage, checkpoint, resume)
-            for actor in self._actors
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume) for actor in self._actors
         ]
         self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
 
-    def update(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    @property
+    def updates(self) -> int:
+        """Number of updates that have been begun."""
+        return self._updates
+
+    @contextmanager
+    def unchanged(self, updates: int) -> Iterator[None]:
+        """Keep the learners from updating their weights within this context; also from another thread.
+
+        Args:
+            updates: The number of updates after which the weights are meant.
+
+        Raises:
+            WeightsSuperseded: If another update has been begun.
+        """
+        with self._order:
+            if self._updates != updates:
+                raise WeightsSuperseded(f"the learners have gone on from the weights of update {updates}")
+            yield
+
+    def update(self, trajectories: Sequence[Trajectory], version: int | None = None) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`."""
         batch = ray.put(list(trajectories))  # once, and not once a rank
-        return self._wait([actor.call(LearnerActor.update, batch) for actor in self._actors], STEP_TIMEOUT)[0]
+        with self._order:
+            self._updates += 1
+            calls = self._every(LearnerActor.update, batch, version)
+        return self._wait(calls, STEP_TIMEOUT)[0]
 
-    def make_folder(self, scratch: Path) -> Path:
-        """Make the folder for the weights on the machine that writes them; see `make_folder`."""
-        return self._wait([self._actors[0].call(LearnerActor.make_folder, scratch)], START_TIMEOUT)[0]
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute the log-probs of sampled tokens under the present weights; see `Learner.score`."""
+        batch = ray.put(list(trajectories))
+        return self._wait(self._every(LearnerActor.score, batch), STEP_TIMEOUT)[0]
 
-    def write_weights(self, directory: Path) -> None:
-        """Write the weights alone, for the engines; every rank has its part in it."""
-        self._wait(
-            [actor.call(LearnerActor.write_weights, directory) for actor in self._actors], STEP_TIMEOUT
-        )
+    def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
+        """Make sequences of prompts alone; see `proof.prompt_sequences`."""
+        return self._first(LearnerActor.prompt_sequences, samples)
+
+    def manifest(self) -> Manifest:
+        """Describe the weights that `send_weights` sends."""
+        return self._first(LearnerActor.source, WeightSource.manifest)
+
+    def open_transfer(self, backend: Backend, size: int, timeout: float) -> TransferGroup:
+        """Open a group in which the first rank sends weights; see `WeightSource.open`."""
+        return self._first(LearnerActor.source, WeightSource.open, backend, size, timeout)
+
+    def join_transfer(self) -> None:
+        """Wait until every engine has joined the group; see `WeightSource.join`."""
+        self._first(LearnerActor.source, WeightSource.join)
+
+    def send_weights(self, manifest: Manifest, timeout: float) -> None:
+        """Send the present weights; every rank has its part in it.
+
+        Raises:
+            TransferError: If an engine died or stalled.
+            LearnerFailed: If a learner did not answer within the time.
+        """
+        self._wait(self._every(LearnerActor.source, WeightSource.send, manifest), timeout)
+
+    def adapter(self) -> AdapterFiles:
+        """Gather the present adapters."""
+        files = self._wait(self._every(LearnerActor.source, WeightSource.adapter), STEP_TIMEOUT)[0]
+        assert files is not None
+        return files
+
+    def begin_canary(self) -> int:
+        """Give the adapters random values; return the number of adapted layers."""
+        return self._wait(self._every(LearnerActor.source, WeightSource.begin_canary), STEP_TIMEOUT)[0]
+
+    def end_canary(self) -> None:
+        """Give the adapters their own values back."""
+        self._wait(self._every(LearnerActor.source, WeightSource.end_canary), STEP_TIMEOUT)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
-        calls = [actor.call(LearnerActor.write_checkpoint, directory) for actor in self._actors]
-        self._wait(calls, STEP_TIMEOUT)
+        self._wait(self._every(LearnerActor.write_checkpoint, directory), STEP_TIMEOUT)
 
     def close(self) -> None:
         """End the processes; return when they are gone."""
+        with self._order:
+            self._updates += 1  # nobody can have their weights any more
         kill_all(self._actors)
+
+    def _every(
+        self, method: Callable[Concatenate[LearnerActor, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> "list[ObjectRef[R]]":
+        """Call a method of every rank: each gets the calls of all threads in the same order."""
+        with self._order:
+            return [actor.call(method, *args, **kwargs) for actor in self._actors]
+
+    def _first(
+        self, method: Callable[Concatenate[LearnerActor, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call a method of the first rank, and wait for its result."""
+        return self._wait([self._actors[0].call(method, *args, **kwargs)], STEP_TIMEOUT)[0]
 
     def _wait(self, calls: "list[ObjectRef[R]]", timeout: float) -> list[R]:
         """Wait for calls to one or all ranks, and return their results.
@@ -156,5 +241,5 @@ class LearnerGroup:
         except RayActorError as error:
             raise LearnerFailed(
                 f"a learner's process died ({error}); out of memory is the usual cause: lower"
-                " per_device_batch_size. Go on with --resume"
+                " rollout.max_length, or remove max_batch_tokens. Go on with --resume"
             ) from error

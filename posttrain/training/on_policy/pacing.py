@@ -162,7 +162,7 @@ class _Loop(Generic[T]):
         self._repeated = False
 
     def publish(self) -> None:
-        """Publish the present policy, a second time if the first one goes wrong."""
+        """Publish the present policy, again if the first one goes wrong."""
         try:
             self._pacing.publish(self._work.publish())
         except self._faults as fault:

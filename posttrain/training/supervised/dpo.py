@@ -22,7 +22,6 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.config import DpoStage, RunConfig
 from posttrain.models.lora import adapted_layers, adapters_off, lora_config
-from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.objectives.dpo import PairLogRatios, dpo_loss, dpo_metrics
 from posttrain.rendering.collation import collate, pad_rows, prepare
@@ -125,15 +124,14 @@ class PairCollator:
 
         Returns:
             The result of `collate` for 2P sequences, the P preferred answers first and then the others, with
-            the pixels of each image once (`share_images`); `completion_mask` [2P, L], True on the answers;
+            the pixels of each image once (`images_once`); `completion_mask` [2P, L], True on the answers;
             and `left_out`, the number of pairs that were too long.
         """
         found = [self._pairs.sample(row["draw"]) for row in rows]
         items = [pair.chosen for pair, _ in found] + [pair.rejected for pair, _ in found]
         prepare(items, self._renderer)
         self._prepare_after(rows)
-        hashes = [image.ref.sha256 or image.ref.path for item in items for image in item.images]
-        batch = share_images(collate(items, self._renderer), hashes)
+        batch = collate(items, self._renderer, images_once=True)
         mask = pad_rows([item.supervised for item in items], False, bool)
         left_out = torch.tensor(sum(number for _, number in found))
         return batch | {"completion_mask": mask, "left_out": left_out}

@@ -7,10 +7,11 @@ from posttrain.config.arithmetic import batch_arithmetic
 
 
 def test_batches_of_the_quickstart() -> None:
-    settings = ["prompts_per_step=16", "max_steps=60", "per_device_batch_size=32", "num_workers=1"]
+    settings = ["prompts_per_step=16", "max_steps=60", "num_workers=1"]
     rows = dict(batch_arithmetic(load_run("quickstart", [f"stages.rl.{setting}" for setting in settings])))
     assert rows["rl: episodes a step"] == "16 prompts × 8 = 128"
-    assert rows["rl: episodes an update"] == "128 / 2 mini-batches = 64; 64 a learner process, in 2 of 32"
+    told = "128 / 2 mini-batches = 64; 64 a learner process, in rows of up to 2,048 tokens"
+    assert rows["rl: episodes an update"] == told
     assert rows["rl: updates"] == "60 steps × 2 = 120"
     assert rows["rl: episodes"] == "60 steps × 128 = 7,680"
 

@@ -14,7 +14,6 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl
 from posttrain.media.images import save_image
 from posttrain.models.load import forward_hidden, load_model
 from posttrain.models.packed_attention import use_packed_attention
-from posttrain.models.shared_images import share_images
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate, collate_packed
 from posttrain.rendering.rendering import Rendered, Renderer
@@ -152,8 +151,7 @@ def test_packed_videos_are_as_if_alone(items: list[Rendered], model: Any, render
 def test_shared_images_leave_videos_alone(items: list[Rendered], model: Any, renderer: Renderer) -> None:
     pair = [items[1], items[1], items[3]]
     batch = collate(pair, renderer)
-    hashes = [image.ref.sha256 for item in pair for image in item.images]
-    shared = share_images(dict(batch), hashes)
+    shared = collate(pair, renderer, images_once=True)
     assert len(shared["pixel_values"]) * 3 == len(batch["pixel_values"])
     with torch.no_grad():
         found, expected = forward_hidden(model, shared), forward_hidden(model, batch)

@@ -15,7 +15,6 @@ from posttrain.config.lora import LoraConfig
 from posttrain.models.load import load_model
 from posttrain.models.lora import with_lora
 from posttrain.models.packed_attention import use_packed_attention
-from posttrain.models.shared_images import share_images
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.models.video_positions import continue_after_videos
 from posttrain.quickstart.tiny import TINY_TYPES, TinyType, build_tiny
@@ -116,7 +115,7 @@ def test_images_that_occur_twice_are_seen_once(
 ) -> None:
     pair = [items["both"], items["images"], items["image"], items["both"]]  # blue, blue red, red, blue
     batch = collate(pair, renderer)
-    shared = share_images(batch, [image.ref.sha256 for item in pair for image in item.images])
+    shared = collate(pair, renderer, images_once=True)
     assert len(shared["pixel_values"]) * 5 == 2 * len(batch["pixel_values"])
     assert_same(learned(ours(checkpoint), shared), learned(theirs(checkpoint), batch))
 

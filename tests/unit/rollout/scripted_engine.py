@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from posttrain.inference.engine import Completion, EngineError, Request
+from posttrain.inference.engine import Completion, Request, ScoreRequest
+from posttrain.inference.weight_transfer import Manifest, TransferGroup
 
 ZOOM = (
     '<tool_call>\n{"name": "image_zoom_in_tool", "arguments":'
@@ -72,11 +73,30 @@ class ScriptedEngine:
             del self._left[each]
 
     def load_weights(self, path: Path, version: int) -> None:
-        if self.busy:
-            raise EngineError("busy")
         if self._fault("stall"):
             time.sleep(600)
         self.version = version
+
+    transfer_ranks = 1
+
+    def join_transfer(self, group: TransferGroup) -> None:
+        pass
+
+    def receive_weights(self, manifest: Manifest, version: int) -> None:
+        self.load_weights(Path(), version)
+
+    def load_adapter(self, path: Path, version: int) -> int:
+        self.load_weights(path, version)
+        return 1
+
+    def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
+        return [[-0.5] * (len(sequence.token_ids) - 1) for sequence in sequences]
+
+    def sleep(self) -> None:
+        assert not self.busy
+
+    def wake(self) -> None:
+        pass
 
     def _complete(self, request: Request) -> Completion:
         _, reply = self._left.pop(request.id)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeError, TaskEnvironments, prompt_tokens
 from posttrain.rollout.jobs import GroupJob
 from posttrain.run.directory import RunDir
-from posttrain.training.on_policy.controller import Controller
+from posttrain.training.on_policy.controller import stage_prompts
+from posttrain.training.on_policy.prompts import StepPrompts
 from posttrain.types import Block, ImageRef, Message, Sample
 from tests.unit.rollout.local_pool import LocalPool
 
@@ -57,7 +57,6 @@ def config_of(folder: Path, tasks: Sequence[tuple[str, float]] = (("rows", 1.0),
         "prompts_per_step": 4,
         "max_steps": 6,
         "rollout": rollout,
-        "per_device_batch_size": 1,
     }
     return RunConfig.model_validate(
         {
@@ -73,13 +72,12 @@ def config_of(folder: Path, tasks: Sequence[tuple[str, float]] = (("rows", 1.0),
     )
 
 
-def controller_of(config: RunConfig, folder: Path, checkpoint: Path) -> tuple[Controller, LocalPool]:
-    """A controller whose learners learn nothing."""
+def prompts_of(config: RunConfig, folder: Path, checkpoint: Path) -> StepPrompts:
+    """The prompts of each step of a config's stage, as a real worker measures them."""
     stage = config.stages[0]
     assert isinstance(stage, RlStage)
     pool: Any = LocalPool(checkpoint, stage.tasks, stage.rollout.max_length, folder)
-    learners: Any = SimpleNamespace(update=lambda trajectories: {"loss": 0.0})
-    return Controller(config, stage, RunDir(folder / "run"), pool, learners), pool
+    return stage_prompts(config, stage, pool, checkpoint)
 
 
 def ids(groups: Sequence[GroupJob]) -> list[str]:
@@ -90,30 +88,27 @@ def test_a_step_takes_the_next_prompt_in_place_of_one_that_is_too_long(
     tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path, "rows", [SMALL, LARGE, SMALL, LARGE, SMALL, SMALL])
-    controller, pool = controller_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
-    left_out = [controller.step(step)["data/left_out"] for step in (1, 2, 3)]
-    for groups in pool.played:
+    prompts = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
+    drawn = [prompts.of_step(step) for step in (1, 2, 3)]
+    for groups, _ in drawn:
         assert [group.group for group in groups] == [0, 1, 2, 3]
         assert not {"rows-1", "rows-3"} & set(ids(groups))
-    assert sum(left_out) >= 4  # two of the six rows, in twelve draws
+    assert sum(left_out for _, left_out in drawn) >= 4  # two of the six rows, in twelve draws
     (warning,) = [record.message for record in caplog.records if "leaves no room" in record.message]
     assert "dataset rows has a prompt of 1613 tokens" in warning
     assert "rollout.max_length = 120" in warning
     assert "model.max_pixels" in warning
 
     # A run that is resumed at any step plays the same prompts with the same seeds.
-    resumed, again = controller_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
-    assert resumed.step(3)["data/left_out"] == left_out[2]
-    assert again.played == pool.played[2:]
+    assert prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint).of_step(3) == drawn[2]
 
 
 def test_a_replacement_is_of_the_same_task(tmp_path: Path, tiny_checkpoint: Path) -> None:
     write_dataset(tmp_path, "rows", [LARGE, SMALL, LARGE])
     write_dataset(tmp_path, "others", [SMALL] * 3)
     config = config_of(tmp_path, [("rows", 0.5), ("others", 0.5)])
-    controller, pool = controller_of(config, tmp_path, tiny_checkpoint)
-    assert controller.step(1)["data/left_out"] > 0
-    (groups,) = pool.played
+    groups, left_out = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
+    assert left_out > 0
     assert sorted(group.task for group in groups) == ["others", "others", "rows", "rows"]
     assert [group.sample.id for group in groups if group.task == "rows"] == ["rows-1", "rows-1"]
 
@@ -122,9 +117,9 @@ def test_nothing_is_left_out_where_all_prompts_fit(
     tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path, "rows", [SMALL] * 4)
-    controller, pool = controller_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
-    assert controller.step(1)["data/left_out"] == 0
-    assert sorted(ids(pool.played[0])) == [f"rows-{index}" for index in range(4)]
+    groups, left_out = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint).of_step(1)
+    assert left_out == 0
+    assert sorted(ids(groups)) == [f"rows-{index}" for index in range(4)]
     assert not caplog.records
 
 
@@ -132,14 +127,13 @@ def test_a_dataset_of_which_no_prompt_fits_is_an_error_that_says_what_to_do(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     write_dataset(tmp_path, "rows", [LARGE] * 2)
-    controller, pool = controller_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
+    prompts = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
     with pytest.raises(
         DataError,
         match=rf"dataset rows: {REPLACEMENTS + 1} prompts .* row 'rows-\d', has 1613 tokens\. Raise"
         r" stages\.rl\.rollout\.max_length = 120, lower model\.max_pixels, or filter",
     ):
-        controller.step(1)
-    assert not pool.played
+        prompts.of_step(1)
 
 
 def test_an_evaluation_leaves_long_prompts_out_and_counts_them(

@@ -85,7 +85,7 @@ def test_outside_of_training_sigterm_ends_the_run_at_once() -> None:
 
 def test_training_is_asked_to_stop_and_then_the_run_ends(tmp_path: Path) -> None:
     run, steps = RunDir(tmp_path), []
-    with pytest.raises(RunStopped, match="the step under way was saved"), saving_on_sigterm(run):
+    with pytest.raises(RunStopped, match="what was learned is saved"), saving_on_sigterm(run):
         steps.append(steps_until_stopped(run))
     assert steps == [3]
     assert not stop_requested(run)

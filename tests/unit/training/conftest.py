@@ -32,7 +32,7 @@ def stage() -> RlStage:
             "prompts_per_step": GROUPS,
             "max_steps": 10,
             "learning_rate": 1e-3,
-            "per_device_batch_size": 4,
+            "rollout": {"max_length": 400, "max_new_tokens": 64},
         }
     )
 

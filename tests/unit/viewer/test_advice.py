@@ -20,8 +20,8 @@ def steps(learner_wait: float, engine_wait: float, count: int = 10) -> dict[int,
 @pytest.mark.parametrize(
     ("learner_wait", "engine_wait", "advice"),
     [
-        (4.0, 0.1, "Learners waited 40 % of the time for episodes, engines 1 % for permission to start more: add"
-         " engines (rollout.actors)"),
+        (4.0, 0.1, "Learners waited 40 % of the time for episodes, engines 1 % for permission to start more:"
+         " add engines (rollout.actors)"),
         (0.2, 5.0, "engines 50 % for permission to start more: add learners (num_workers)"),
         (3.0, 3.0, "raise rollout.max_staleness to 3"),
         (0.5, 0.5, "both are busy"),

@@ -1,30 +1,313 @@
+"""The controller with engines and learners that a test decides: order, faults, stops and limits."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from posttrain.training.on_policy.controller import step_or_repeat
+from posttrain.config import RlStage
+from posttrain.data.mixing import Mixture
+from posttrain.inference.pool import PoolError
+from posttrain.rollout.episode import Limits
+from posttrain.rollout.jobs import GroupJob, PlayedGroup
+from posttrain.rollout.play import PlayGroup
+from posttrain.run.directory import RunDir
+from posttrain.run.process import STOP
+from posttrain.training.on_policy.controller import Controller, Crew
+from posttrain.training.on_policy.in_flight import StepInFlight
 from posttrain.training.on_policy.learner import PolicyMismatch
+from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, run_paced
+from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
+from posttrain.types import RewardResult, Sample, Trajectory, text_message
+
+STEPS = 6
+PROMPTS = 4
 
 
-def run(faults: int) -> tuple[dict[str, float], list[str]]:
-    """A step that engine and learner disagree on `faults` times, and what happened in which order."""
-    events: list[str] = []
+@dataclass
+class Team:
+    """Engines, learners and publisher in one; keeps a list of what happened.
 
-    def step() -> dict[str, float]:
-        events.append("step")
-        if events.count("step") <= faults:
+    Attributes:
+        seconds: How long a group takes, by its sample; None is for ever.
+        faults: How many updates disagree with the engines.
+        serves: The version that engines serve whatever they are given; None is what they are given.
+        wrong_proofs: The version whose proof fails once.
+        events: What was done, in order.
+        learned: The samples of each update.
+    """
+
+    seconds: Callable[[str], float | None] = lambda sample: 0.0
+    faults: int = 0
+    actors: int = 1
+    serves: int | None = None
+    wrong_proofs: int = 0
+    version: int = 0
+    events: list[str] = field(default_factory=list)
+    learned: list[list[str]] = field(default_factory=list)
+
+    def submit(self, jobs: Sequence[PlayGroup]) -> list[Future[PlayedGroup]]:
+        self.events.append(f"play {jobs[0].group.sample.id}")
+        return [self._begin(job.group) for job in jobs]
+
+    def _begin(self, group: GroupJob) -> Future[PlayedGroup]:
+        future: Future[PlayedGroup] = Future()
+        seconds = self.seconds(group.sample.id)
+        if seconds is not None:
+            timer = threading.Timer(seconds, self._end, (group, future))
+            timer.daemon = True
+            timer.start()
+        return future
+
+    def _end(self, group: GroupJob, future: Future[PlayedGroup]) -> None:
+        version = self.version if self.serves is None else self.serves
+        members = [
+            Trajectory(
+                *(group.sample.id, group.task, group.group, episode, [1, 2], [False, True], [0.0, -0.5]),
+                versions=[-1, version],
+                approximate=[False] * 2,
+                reward=RewardResult(float(episode)),
+                stop_reason="answer",
+            )
+            for episode in range(group.size)
+        ]
+        if future.set_running_or_notify_cancel():
+            future.set_result(PlayedGroup(members, 0.0))
+
+    def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
+        return {group.group: 5 for group in groups}
+
+    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+        assert version == self.version
+        if self.faults:
+            self.faults -= 1
+            self.events.append("mismatch")
             raise PolicyMismatch("they differ")
+        self.events.append(f"learn {trajectories[0].sample_id}")
+        self.learned.append(sorted({trajectory.sample_id for trajectory in trajectories}))
         return {"loss": 1.0}
 
-    return step_or_repeat(step, lambda: events.append("publish")), events
+    def prove_by(self, trajectories: Sequence[Trajectory]) -> None:
+        self.proof = {trajectory.sample_id for trajectory in trajectories}
+
+    def publish(self, version: int) -> dict[str, float]:
+        self.events.append(f"publish {version}")
+        self.version = version
+        wrong = self.wrong_proofs == version
+        return {"time/publish": 0.5, "publish/repeated": float(wrong), "publish/proof_gap": 0.1 * version}
+
+    def write_checkpoint(self, directory: Path) -> None:
+        (directory / "learned.txt").write_text(str(len(self.learned)))
 
 
-def test_a_step_on_which_they_agree_is_taken_once():
-    assert run(0) == ({"loss": 1.0, "publish/repeated": 0.0}, ["step"])
+@dataclass
+class Log:
+    """Keeps metrics."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    on_row: Callable[[int], object] = lambda step: None
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append(dict(metrics))
+        self.on_row(step)
 
 
-def test_a_disagreement_is_healed_by_a_new_publish_and_told():
-    assert run(1) == ({"loss": 1.0, "publish/repeated": 1.0}, ["step", "publish", "step"])
+def stage_of(staleness: int = 0) -> RlStage:
+    return RlStage.model_validate(
+        {
+            "stage": "rl",
+            "algorithm": {"name": "sapo", "group_size": 2},
+            "tasks": [{"data": "rows", "rewards": [{"name": "answer_accuracy"}]}],
+            "prompts_per_step": PROMPTS,
+            "max_steps": STEPS,
+            "save_steps": 4,
+            "rollout": {"max_staleness": staleness},
+        }
+    )
 
 
-def test_a_second_disagreement_ends_the_run():
+def prompt(draw: int) -> str:
+    return f"{draw // PROMPTS + 1}.{draw % PROMPTS}"
+
+
+class InOrder(Mixture):
+    """Draws rows in their order, so that a sample's name says its step and its place."""
+
+    def index(self, draw: int) -> tuple[str, int]:
+        return "rows", draw
+
+
+def run(team: Team, run: RunDir, staleness: int = 0, log: Log | None = None, done: int = 0) -> Log:
+    """Run a stage from a step on."""
+    log, stage, versions = log or Log(), stage_of(staleness), count(1)
+    messages = (text_message("user", "?"),)
+    dataset: Any = [Sample(prompt(draw), messages) for draw in range(STEPS * PROMPTS)]
+    prompts = StepPrompts(InOrder({"rows": dataset}, {"rows": 1.0}, 0), stage, 0, team.prompt_tokens)
+    pool: Any = team
+    crew = Crew(pool, team, team, lambda: next(versions))
+    pacing = Pacing(staleness, done, STEPS)
+    controller = Controller(stage, run, crew, prompts, pacing, log)
+    try:
+        run_paced(pacing, controller, (PolicyMismatch, StalenessError))
+        controller.save()
+    finally:
+        controller.close()
+    return log
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def own_prompts(first: int = 1) -> list[list[str]]:
+    """The prompts of each step, from the first on."""
+    return [[f"{step}.{place}" for place in range(PROMPTS)] for step in range(first, STEPS + 1)]
+
+
+def test_in_turns_nothing_is_played_before_the_weights_that_play_it(folder: RunDir) -> None:
+    team = Team()
+    log = run(team, folder)
+    expected = [[f"publish {step}", f"play {step}.0", f"learn {step}.0"] for step in range(1, STEPS + 1)]
+    assert team.events == [event for step in expected for event in step]
+    assert team.learned == own_prompts()
+    assert [path.name for path in sorted(folder.stage_dir("rl").iterdir())] == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
+    for row in log.rows:
+        assert not [name for name in row if name.startswith("staleness/")]  # it is 0 by construction
+        assert row["publish/repeated"] == 0
+
+
+def test_slow_prompts_are_learned_in_their_own_steps_and_overlap_others(folder: RunDir) -> None:
+    """Half of the prompts are slow: they delay their own steps, and none is lost or learned twice."""
+    team = Team(lambda sample: 0.2 if sample.endswith(("1", "3")) else 0.0)
+    begun = time.monotonic()
+    log = run(team, folder, staleness=2)
+    assert time.monotonic() - begun < STEPS * 0.2  # in turns it takes that at the least
+    assert team.learned == own_prompts()
+    assert team.events[:4] == ["publish 1", "play 1.0", "play 2.0", "play 3.0"]
+    assert team.events.index("play 4.0") > team.events.index("publish 2")
+    assert max(row["staleness/max"] for row in log.rows) <= 2
+    assert sum(log.rows[-1][f"staleness/share_{age}"] for age in range(3)) == pytest.approx(1)
+
+
+def test_meters_tell_who_waited(folder: RunDir) -> None:
+    team = Team(lambda sample: 0.1)
+    log = run(team, folder)
+    for row in log.rows:
+        assert 0.1 <= row["time/learner_wait"] <= row["time/step"]
+        assert row["time/rollout"] >= 0.1
+        assert row["time/engine_wait"] <= row["time/step"] - 0.1 + 0.01
+
+
+def test_a_disagreement_is_healed_by_a_new_publish_and_told(folder: RunDir) -> None:
+    team = Team(faults=1)
+    log = run(team, folder, staleness=1)
+    assert team.events[:7] == [
+        *("publish 1", "play 1.0", "play 2.0", "mismatch", "publish 2", "play 1.0", "play 2.0")
+    ]
+    assert team.learned == own_prompts()
+    assert [row["publish/repeated"] for row in log.rows] == [1, 0, 0, 0, 0, 0]
+
+
+def test_what_is_played_while_a_proof_fails_is_played_again(folder: RunDir) -> None:
+    """An engine had other weights for a while: what was under way then may be theirs."""
+    team = Team(wrong_proofs=3)
+    log = run(team, folder, staleness=1)
+    third = team.events.index("publish 3")
+    assert team.events[third - 2 : third + 3] == [
+        *("play 3.0", "learn 2.0", "publish 3", "play 3.0", "play 4.0")
+    ]
+    assert team.learned == own_prompts()
+    assert [row["publish/repeated"] for row in log.rows] == [0, 1, 0, 0, 0, 0]
+    assert log.rows[1]["time/publish"] == 0.5
+    assert log.rows[1]["publish/proof_gap"] == pytest.approx(0.3)
+
+
+def test_a_second_disagreement_ends_the_run(folder: RunDir) -> None:
+    team = Team(faults=2)
     with pytest.raises(PolicyMismatch, match="they differ"):
-        run(2)
+        run(team, folder)
+    assert not team.learned
+
+
+def test_an_engine_that_serves_an_old_version_is_noticed(folder: RunDir) -> None:
+    """After the third step it samples from the first weights again, also when these are published anew."""
+    team, serving = Team(), Log()
+    serving.on_row = lambda step: setattr(team, "serves", 1) if step == 3 else None
+    with pytest.raises(StalenessError, match=r"step 4 has 8 tokens of version 1, .* the policy after step 0"):
+        run(team, folder, log=serving)
+    assert team.learned == own_prompts()[:3]
+
+
+def test_a_stop_while_episodes_run_saves_what_is_learned_and_resumes_with_them(folder: RunDir) -> None:
+    """A prompt that takes for ever when SIGTERM comes is learned after the resume, like all others."""
+    team = Team(lambda sample: None if sample == "4.2" else 0.0)
+    stop = threading.Timer(0.5, (folder.path / STOP).touch)
+    stop.start()
+    begun = time.monotonic()
+    run(team, folder, staleness=2)
+    assert time.monotonic() - begun < 5
+    assert team.learned == own_prompts()[:3]
+    newest = folder.newest_checkpoint("rl")
+    assert newest is not None
+    assert newest.name == "checkpoint-3"
+    (folder.path / STOP).unlink()
+    resumed = Team()
+    log = run(resumed, folder, staleness=2, done=3)
+    assert resumed.learned == own_prompts(first=4)
+    assert resumed.events[:4] == ["publish 1", "play 4.0", "play 5.0", "play 6.0"]
+    assert max(row["staleness/max"] for row in log.rows) <= 2
+
+
+def test_what_a_group_raises_ends_the_stage_and_gives_the_others_up(folder: RunDir) -> None:
+    futures: list[Future[PlayedGroup]] = []
+
+    class Failing(Team):
+        def submit(self, jobs: Sequence[PlayGroup]) -> list[Future[PlayedGroup]]:
+            futures.extend(super().submit(jobs))
+            futures[1].set_exception(PoolError("gave up after losing 4 workers"))
+            return futures[-len(jobs) :]
+
+    with pytest.raises(PoolError, match="gave up after losing 4"):
+        run(Failing(lambda sample: None), folder)
+    assert [future.cancelled() for future in futures] == [True, False, True, True]
+
+
+def test_groups_that_never_end_have_a_limit() -> None:
+    pool: Any = Team(lambda sample: None if sample == "b" else 0.0)
+    groups = [
+        GroupJob(index, "task", Sample(name, ()), 2, index) for index, name in enumerate(("a", "b", "c"))
+    ]
+    flight = StepInFlight(pool, EngineMeter(1), groups, Limits(5, 10), stall=0.6)
+    begun = time.monotonic()
+    with pytest.raises(
+        PoolError, match=r"none of 1 groups .* has ended in 1 s, .* sample 'b' \(task 'task'\)"
+    ):
+        flight.wait(lambda: False)
+    assert time.monotonic() - begun < 5
+
+
+def test_prompts_are_drawn_one_step_ahead_beside_what_else_goes_on() -> None:
+    drawn: list[int] = []
+    ahead = PromptsAhead(lambda step: (drawn.append(step), ([], step))[1], last=3)
+    try:
+        assert ahead.take(1) == ([], 1)
+        deadline = time.monotonic() + 5
+        while drawn != [1, 2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ahead.take(2) == ([], 2)
+        assert ahead.take(2) == ([], 2)  # once more, where a step is repeated
+        assert ahead.take(3) == ([], 3)
+    finally:
+        ahead.close()
+    assert sorted(drawn) == [1, 2, 2, 3]

@@ -21,10 +21,10 @@ from posttrain.data.mixing import Mixture
 from posttrain.media.images import save_image
 from posttrain.models.load import load_model
 from posttrain.models.lora import lora_config
-from posttrain.models.shared_images import IMAGE_INDEX
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.plugins import resolve
 from posttrain.quickstart import marker_scenes
+from posttrain.rendering.collation import IMAGE_INDEX
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.directory import RunDir
 from posttrain.training.supervised.dpo import (
