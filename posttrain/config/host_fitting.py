@@ -92,13 +92,11 @@ def _waiting(stage: StageConfig, load: RolloutLoad, host: Host) -> Iterator[Misf
 
 
 def _sent(config: RunConfig, processes: list[HostProcess], host: Host) -> Iterator[Misfit]:
-    """Yield why batches do not fit the object store, or this not the shared memory."""
+    """Yield why a batch does not fit the object store, or this not the shared memory."""
     store, key = config.cluster.object_store_mb * 2**20, ("cluster", "object_store_mb")
     sent = next((each.bytes for each in processes if each.name == OBJECT_STORE), 0.0)
     if sent > store and config.cluster.address is None:
-        reason = (
-            f"batches on their way take {amount(sent)}, and what exceeds {amount(store)} goes by the disk"
-        )
+        reason = f"a batch on its way takes {amount(sent)}, and what exceeds {amount(store)} goes by the disk"
         yield Misfit(key, reason, f"raise it to {math.ceil(sent / 2**20)}", False)
     if host.shared is not None and store > host.shared:
         reason = f"{amount(store)} are more than the {amount(host.shared)} that are free in /dev/shm"

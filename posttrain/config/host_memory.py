@@ -5,7 +5,7 @@
                            + tokens of these sequences + the process itself
     learner              = pixels within their room + the whole batch's tokens + the process itself
     driver               = tokens of all steps in flight + the process itself
-    object store         = a batch on its way to the learners, and as much on its way from the engines
+    object store         = a batch on its way to the learners (groups from the engines are there before it)
 
 On a CPU an engine also holds weights, keys and values, and a learner what `memory.py` says. The bytes of a
 token are those of Python's lists, measured; `scripts/bench_host_memory.py` compares the sums with processes.
@@ -177,7 +177,7 @@ def host_processes(
     if load.episodes:
         sent = load.episodes * (load.max_length * TOKEN_SENT + EPISODE)
         found.append(HostProcess("learner", stage.learners, _learner(config, stage, model, load, host)))
-        found.append(HostProcess(OBJECT_STORE, 1, {"batches on their way": 2.0 * sent}))
+        found.append(HostProcess(OBJECT_STORE, 1, {"a batch on its way": float(sent)}))
         if model is not None:  # the first learner gathers it before it writes it
             whole = float(model.width * model.shape.parameters)
             found.append(HostProcess("checkpoint that is written", 1, {"weights": whole}))

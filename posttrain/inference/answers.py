@@ -96,7 +96,7 @@ class AnswerQuestion:
             prompt = await aside(worker.rendering, _prompt, question, renderer.counting(), self.sampling)
             pictures.prefetch(prompt.images)
             await slot.granted
-            images = await worker.serving.images(slot, pictures, prompt.images)
+            images = await slot.images(pictures, prompt.images)
             done = await worker.serving.sample(slot, self._request(slot.next_id(), prompt, images))
         except (ImageError, ImageChangedError, RenderError) as error:
             return SampledAnswer(question.index, error=str(error))

@@ -18,10 +18,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from posttrain.inference.engine import Completion, Engine, EngineError, EngineImage, Request
-from posttrain.inference.images import DialogueImages
+from posttrain.inference.engine import Completion, Engine, EngineError, Request
 from posttrain.inference.slots import SLOTS_PER_PLACE, Slot, Slots
-from posttrain.types import TrajectoryImage
 
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -158,25 +156,6 @@ class Serving:
         except asyncio.CancelledError:
             self._drop(turn)
             raise
-
-    async def images(
-        self, slot: Slot, pictures: DialogueImages, images: Sequence[TrajectoryImage]
-    ) -> list[EngineImage]:
-        """Get the images of a sequence's next turn; called within a job, which releases them after it.
-
-        While they wait for room, which only the end of other turns can give, a lockstep does not wait for the
-        sequence. Where none has to wait, repetitions are equal bit for bit.
-
-        Raises:
-            ImageChangedError: If a file is not what was rendered.
-            ImageError: If a file cannot be read.
-        """
-        claim = pictures.acquire(images)
-        if not claim.granted.done():
-            slot.stand_aside()
-            claim.granted.add_done_callback(lambda _: slot.stand_in())
-            self._wake()
-        return await asyncio.wrap_future(claim.ready)
 
     def _main(self, make_engine: Callable[[], Engine], loaded: Future[Engine]) -> None:
         """Load the engine, and run the event loop until it is closed or fails."""

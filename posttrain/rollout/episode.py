@@ -277,7 +277,7 @@ class EpisodePlayer:
             EpisodeError: If one of them cannot be read.
         """
         try:
-            images = await self._serving.images(talk.slot, talk.pictures, rendered.images)
+            images = await talk.slot.images(talk.pictures, rendered.images)
         except (ImageError, ImageChangedError) as error:
             raise EpisodeError(
                 f"{_named(talk.job.sample, talk.job.task)} cannot be shown: {error}"
@@ -333,7 +333,7 @@ class EpisodePlayer:
         if found is None:
             return None
         asked = [*talk.images, *found.images]
-        return found, await self._serving.images(talk.slot, talk.pictures, asked)
+        return found, await talk.slot.images(talk.pictures, asked)
 
     def _observation(self, ledger: Trajectory, message: Message) -> _Observation | None:
         """Tokenise a reply; None if no token could be sampled after it."""
