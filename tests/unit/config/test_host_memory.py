@@ -23,7 +23,7 @@ LARGE = Host(2048.0 * GIB, 1024.0 * GIB)
 
 
 def run(stage: dict[str, Any], gpus: int = 8, **model: Any) -> RunConfig:
-    config = {"name_or_path": "Qwen/Qwen3-VL-8B-Instruct", "max_pixels": PIXELS} | model
+    config = {"name_or_path": "Qwen/Qwen3-VL-8B-Instruct"} | (model or {"max_pixels": PIXELS})
     return RunConfig.model_validate({"name": "r", "model": config, "stages": [stage]}).on(gpus)
 
 
@@ -47,10 +47,10 @@ def test_pixels_are_those_of_the_open_sequences_within_their_room() -> None:
 def test_images_are_bounded_by_the_length_of_an_episode_and_by_the_family() -> None:
     long = run(RL, max_pixels=None)
     assert parts(long, LARGE)["engine"]["pixels"] == 512 * 32768 * 32 * 32 * 3
-    older = run(RL, name_or_path="Qwen/Qwen2.5-VL-7B-Instruct", max_pixels=None)
+    older = run(RL, name_or_path="Qwen/Qwen2.5-VL-7B-Instruct")
     assert parts(older, LARGE)["engine"]["pixels"] == 512 * 32768 * 28 * 28 * 3
     plain = RL | {"tasks": [{"data": "a", "rewards": ["answer_accuracy"]}]}
-    text = run(plain, family="text", max_pixels=None)
+    text = run(plain, family="text")
     assert "pixels" not in parts(text, LARGE)["engine"]
     assert "pixels" not in parts(text, LARGE)["learner"]
 
