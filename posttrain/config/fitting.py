@@ -9,9 +9,17 @@ from pydantic import ValidationError
 
 from posttrain.config.document import Key
 from posttrain.config.learning import LearningStage
-from posttrain.config.memory import BYTES, CUDA_OVERHEAD, Memory, ModelLoad, engine_least, learner_memory
+from posttrain.config.memory import (
+    BYTES,
+    CUDA_OVERHEAD,
+    Memory,
+    ModelLoad,
+    adapters,
+    engine_least,
+    learner_memory,
+)
 from posttrain.config.model import ModelConfig
-from posttrain.config.rollout import RolloutConfig
+from posttrain.config.rollout import OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig
 from posttrain.config.shapes import Shape, model_shape
 from posttrain.config.stage import StageConfig
@@ -90,6 +98,11 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
         if stage.engines and stage.episodes is not None:
             least = engine_least(model, stage.episodes.max_length)
             text = f"{amount(least)} at the least, {amount(model.width * shape.parameters)} of them weights"
+            rank = stage.adapter_rank(config.use_gpu)
+            if rank and isinstance(stage.episodes, OnPolicyRolloutConfig):
+                versions = stage.episodes.adapter_versions
+                size = versions * model.width * adapters(shape, rank)
+                text += f"; {amount(size)} more for up to {versions} versions of the adapters"
             rows.append((f"{stage.name}: each of {stage.engines} engines", text))
     return rows
 

@@ -114,8 +114,8 @@ class RlStage(LearningStage):
         default=None,
         description="Largest gap between engine's and learner's log-probabilities before the run stops. If "
         "absent, 1e-4 for any token of a float32 model, and 0.05 in the mean of a bfloat16 model's, of which "
-        "no class of tokens (coordinates, other digits, tool markup, text) may have more than 1 % that differ "
-        "by ten times as much.",
+        "no class of tokens (coordinates, other digits, tool markup, text) may have more than 1 % that "
+        "differ by ten times as much.",
     )
 
     @property

@@ -85,6 +85,11 @@ class OnPolicyRolloutConfig(RolloutConfig):
         "and as an adapter on GPUs.",
     )
 
+    @property
+    def adapter_versions(self) -> int:
+        """Most versions of adapters in an engine: the newest, those of turns in flight, one being loaded."""
+        return self.max_staleness + 2
+
     @model_validator(mode="after")
     def _check_pacing(self) -> "OnPolicyRolloutConfig":
         if self.on_publish == "keep" and not self.max_staleness:

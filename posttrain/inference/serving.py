@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from posttrain.inference.engine import Completion, Engine, EngineError, Request
+from posttrain.inference.engine import Completion, Engine, Request
 from posttrain.inference.slots import SLOTS_PER_PLACE, Slot, Slots
 
 R = TypeVar("R")
@@ -115,7 +115,7 @@ class Serving:
             if self._ended:
                 for job in jobs:
                     job.close()
-                raise ServingError("the engine's thread has ended") from self.failure
+                raise self._ending()
             self._jobs |= dict.fromkeys(futures)
             self._loop.call_soon_threadsafe(self._start_jobs, jobs, futures)
         return futures
@@ -125,7 +125,7 @@ class Serving:
         future: Future[R] = Future()
         with self._lock:
             if self._ended:
-                raise ServingError("the engine's thread has ended") from self.failure
+                raise self._ending()
             self._commands.append((command, future))
             self._loop.call_soon_threadsafe(self._slots.changed.set)
         return future
@@ -145,7 +145,7 @@ class Serving:
         """Have a turn of a sequence sampled; called within a job.
 
         Raises:
-            EngineError: If the engine refused the request, or broke a promise while it was in flight.
+            Exception: If the engine refused the request.
         """
         turn = _Turn(slot, request, self._loop.create_future())
         self._asked.append(turn)
@@ -180,13 +180,17 @@ class Serving:
             self._ended = True
         for future in [*self._jobs, *(future for _, future in self._commands)]:
             if not future.done():
-                reason = ServingError(f"the engine's thread has ended: {self.failure!r}")
-                reason.__cause__ = self.failure
-                future.set_exception(reason)
+                future.set_exception(self._ending())
         self._after_step()
 
+    def _ending(self) -> ServingError:
+        """Make the error of whoever wants something of a thread that has ended."""
+        reason = ServingError(f"the engine's thread has ended: {self.failure!r}")
+        reason.__cause__ = self.failure
+        return reason
+
     async def _drive(self, engine: Engine, loaded: Future[Engine]) -> None:
-        """Make steps as long as there is something to sample; between them jobs go on."""
+        """Be the loop's main task: announce the engine, and make its steps."""
         self._loop = asyncio.get_running_loop()
         driving = asyncio.current_task()
         assert driving is not None
@@ -194,6 +198,15 @@ class Serving:
         self._capacity = engine.capacity
         self._slots = Slots(engine.capacity * (1 if self._lockstep else SLOTS_PER_PLACE))
         loaded.set_result(engine)
+        try:
+            await self._make_steps(engine)
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                self.failure = error  # before any job is cancelled because of it
+            raise
+
+    async def _make_steps(self, engine: Engine) -> None:
+        """Make steps as long as there is something to sample; between them jobs go on."""
         while True:
             await asyncio.sleep(0)  # jobs whose turns have come go on
             while self._commands:
@@ -229,9 +242,12 @@ class Serving:
     def _settle(self, task: asyncio.Task[R], future: Future[R]) -> None:
         """Hand a job's end to its future."""
         self._jobs.pop(future, None)
-        if task.cancelled():
+        if task.cancelled() and self.failure is None:
             future.cancel()
         if not future.set_running_or_notify_cancel():
+            return
+        if task.cancelled():
+            future.set_exception(self._ending())
             return
         error = task.exception()
         if error is None:
@@ -257,18 +273,9 @@ class Serving:
     def _step(self, engine: Engine) -> None:
         """Make a step, and hand out the turns that are finished.
 
-        An engine that broke a promise fails what was in flight; any other error ends the thread, since nobody
-        knows what state it left the engine in.
+        An error ends the thread: nobody knows what state it left the engine in, or what the engine sampled.
         """
-        try:
-            completions = engine.step()
-        except EngineError as error:
-            engine.abort()
-            failed, self._in_flight = self._in_flight, {}
-            for turn in failed.values():
-                self._answer(turn, error)
-            return
-        for completion in completions:
+        for completion in engine.step():
             turn = self._in_flight.pop(completion.id, None)
             if turn is not None:
                 self._answer(turn, completion)

@@ -1,6 +1,8 @@
 """Our settings of an engine in vLLM's words."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vllm import EngineArgs
@@ -13,6 +15,8 @@ from posttrain.inference.engine import EngineUse
 CPU_KV_CACHE_GB = 1.0
 #: Sequences that can be scored while the engine is full of requests.
 SCORING_SLOTS = 4
+#: Which of a CPU's cores each of an engine's processes takes.
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 #: The ranks for which vLLM's LoRA has kernels.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -59,8 +63,6 @@ def engine_arguments(
     if config.tensor_parallel_size > 1:
         arguments.tensor_parallel_size = config.tensor_parallel_size
         arguments.distributed_executor_backend = "mp"
-        if on_cpu:
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", _cores_of_ranks(config.tensor_parallel_size))
     if use.transfer is not None:
         arguments.weight_transfer_config = WeightTransferConfig(backend=use.transfer)
     if use.adapters is not None:
@@ -69,6 +71,22 @@ def engine_arguments(
         arguments.max_loras = arguments.max_cpu_loras = use.adapters.resident
         arguments.enable_tower_connector_lora = use.adapters.tower
     return arguments
+
+
+@contextmanager
+def cores_divided(ranks: int) -> Iterator[None]:
+    """Divide a CPU's cores among the ranks that an engine starts meanwhile, unless the user has done so.
+
+    vLLM itself divides NUMA nodes, and refuses an engine with more ranks than the machine has of these.
+    """
+    if ranks == 1 or BINDING in os.environ:
+        yield
+        return
+    os.environ[BINDING] = _cores_of_ranks(ranks)
+    try:
+        yield
+    finally:
+        del os.environ[BINDING]
 
 
 def _cores_of_ranks(ranks: int) -> str:

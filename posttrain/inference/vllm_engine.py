@@ -13,20 +13,19 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from vllm import LLMEngine
 from vllm.outputs import RequestOutput
 
 from posttrain.config import EngineConfig
 from posttrain.inference.engine import Completion, EngineError, EngineUse, Request, ScoreRequest
 from posttrain.inference.vllm_adapters import Adapter, Adapters
-from posttrain.inference.vllm_arguments import engine_arguments
+from posttrain.inference.vllm_arguments import cores_divided, engine_arguments
 from posttrain.inference.vllm_inputs import (
     prompt_of,
     sampling_parameters,
@@ -34,8 +33,8 @@ from posttrain.inference.vllm_inputs import (
     scoring_prompt,
 )
 from posttrain.inference.vllm_outputs import completion_of, scores_of
+from posttrain.inference.vllm_weights import ModelWeights
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
-from posttrain.inference.weight_transfer_engine import join_group, receive_tensors
 from posttrain.models.precision import keep_float32_exact
 
 #: vLLM's priorities, the smallest first.
@@ -99,27 +98,26 @@ class VllmEngine:
         if on_cpu:
             torch.compiler.set_stance("force_eager")
         arguments = engine_arguments(checkpoint, max_length, dtype, config, use, on_cpu=on_cpu)
-        self._engine = LLMEngine.from_engine_args(arguments)
+        with cores_divided(config.tensor_parallel_size if on_cpu else 1):
+            self._engine = LLMEngine.from_engine_args(arguments)
         self._engine.collective_rpc("compute_as_its_engine", args=(dtype == "float32",))
         self._on_cpu = on_cpu
         self._end_token_id = end_token_id
         self._bias = dict.fromkeys(banned_token_ids, float("-inf"))
-        self._tensor_names = _tensor_names(checkpoint)
+        self._weights = ModelWeights(self._engine, checkpoint, use.on_publish)
         self._use = use
         self._adapters = Adapters(self._engine, use.adapters)
         self._submitted: dict[str, _Submitted] = {}
         self._finished: list[Completion] = []  # while sequences were scored
         self._arrivals = count()
         self._capacity = config.max_num_seqs
-        self._half_loaded: int | None = None
         self._step_began: float | None = None
-        self._set_version(0)
 
     @property
     def version(self) -> int:
         """The policy version of the weights in use."""
         newest = self._adapters.newest
-        return self._base_version if newest is None else newest.version
+        return self._weights.version if newest is None else newest.version
 
     @property
     def capacity(self) -> int:
@@ -147,7 +145,7 @@ class VllmEngine:
         adapter = self._adapters.newest
         self._engine.add_request(
             request.id,
-            prompt_of(request, self._cache_salt),
+            prompt_of(request, self._weights.cache_salt),
             sampling_parameters(request, self._end_token_id, self._bias),
             arrival_time=next(self._arrivals),
             lora_request=adapter and adapter.request,
@@ -167,16 +165,12 @@ class VllmEngine:
             done += [self._completion(output) for output in self._advance()]
         return done
 
-    def abort(self, ids: Iterable[str] | None = None) -> None:
-        """Drop the requests with these ids, or every request that is in flight."""
-        dropped = list(self._submitted if ids is None else ids)
-        self._engine.abort_request(dropped)
-        for each in dropped:
-            self._submitted.pop(each, None)
-        self._finished = (
-            [] if ids is None else [each for each in self._finished if each.id not in set(dropped)]
-        )
-        self._adapters.unload_idle(self._adapters_in_use())
+    def abort(self) -> None:
+        """Drop every request that is in flight."""
+        self._engine.abort_request(list(self._submitted))
+        self._submitted.clear()
+        self._finished.clear()
+        self._adapters.unload_idle([])
 
     def load_weights(self, path: Path, version: int) -> None:
         """Load the weights of another checkpoint of the same model; requests in flight go on with them.
@@ -188,16 +182,8 @@ class VllmEngine:
         Raises:
             EngineError: If the checkpoint has other tensors than the model.
         """
-        names = _tensor_names(path)
-        self._tensor_names = self._tensor_names or names
-        if names != self._tensor_names or not names:
-            raise EngineError(
-                f"{path} does not hold the tensors of the model in use; missing or added:"
-                f" {', '.join(sorted(names ^ self._tensor_names)[:5]) or 'all'}"
-            )
-        self._replace_base(version)
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
-        self._serve_new_weights(version)
+        self._leave_adapters(version)
+        self._weights.load(path, version)
 
     @property
     def transfer_ranks(self) -> int:
@@ -206,18 +192,12 @@ class VllmEngine:
 
     def join_transfer(self, group: TransferGroup) -> None:
         """Connect every rank to the learners that will send weights; see `Engine.join_transfer`."""
-        join_group(self._engine, group)
+        self._weights.join(group)
 
     def receive_weights(self, manifest: Manifest, version: int) -> None:
         """Receive weights from the learners; requests in flight go on with them. See `Engine`."""
-        if self._tensor_names and (other := manifest.differences(self._tensor_names)):
-            raise EngineError(
-                "the learners send other tensors than those of the model in use; missing or added:"
-                f" {', '.join(other[:5])}"
-            )
-        self._replace_base(version)
-        receive_tensors(self._engine, manifest)
-        self._serve_new_weights(version)
+        self._leave_adapters(version)
+        self._weights.receive(manifest, version)
 
     def load_adapter(self, path: Path, version: int) -> int:
         """Load a LoRA adapter for all requests submitted from now on; one in flight ends under its own.
@@ -249,7 +229,7 @@ class VllmEngine:
             EngineError: If vLLM scored other tokens than were given, or if the weights came in part only.
         """
         waiting = {f"score {next(self._arrivals)}": index for index in range(len(sequences))}
-        prompts = [scoring_prompt(sequence, self._cache_salt) for sequence in sequences]
+        prompts = [scoring_prompt(sequence, self._weights.cache_salt) for sequence in sequences]
         lora = self._adapters.newest and self._adapters.newest.request
         scores: list[list[float]] = [[] for _ in sequences]
         try:
@@ -290,11 +270,7 @@ class VllmEngine:
 
     def _advance(self) -> list[RequestOutput]:
         """Make one step of vLLM's, and return what is finished."""
-        if self._half_loaded is not None:
-            raise EngineError(
-                f"the weights of version {self._half_loaded} came in part only:"
-                " load them again before anything is sampled"
-            )
+        self._weights.require_whole()
         self._step_began = time.monotonic()
         try:
             outputs = [output for output in self._engine.step() if isinstance(output, RequestOutput)]
@@ -306,37 +282,15 @@ class VllmEngine:
         """List the adapters of requests in flight."""
         return [submitted.adapter for submitted in self._submitted.values()]
 
-    def _replace_base(self, version: int) -> None:
-        """Begin to replace the model's weights; nothing is sampled until they are whole.
+    def _leave_adapters(self, version: int) -> None:
+        """Unload all adapters, because the model's weights that they are for will be replaced.
 
         Raises:
-            EngineError: If a request in flight uses an adapter of the weights that are to be replaced.
+            EngineError: If a request in flight uses one.
         """
         if any(self._adapters_in_use()):
             raise EngineError(f"version {version} would replace the weights under adapters in use")
         self._adapters.forget()
-        self._half_loaded = version
-
-    def _serve_new_weights(self, version: int) -> None:
-        """Have nothing computed by older weights be taken for the new ones', between two steps.
-
-        Running requests either start anew from the tokens that they have, or keep their keys and values. In
-        any case no other request takes these for its own: the caches of images are cleared, and prefixes are
-        shared within a version only.
-        """
-        self._engine.collective_rpc("repack_heads")
-        if self._use.on_publish == "recompute":
-            self._engine.reset_prefix_cache(reset_running_requests=True)  # or raises
-        self._engine.reset_mm_cache()
-        self._engine.reset_encoder_cache()
-        self._set_version(version)
-        self._half_loaded = None
-
-    def _set_version(self, version: int) -> None:
-        """Have what is sampled from now on bear a version."""
-        self._base_version = version
-        self._cache_salt = f"weights-{next(self._arrivals)}"
-        self._engine.set_weight_version(str(version))
 
     def _completion(self, output: RequestOutput) -> Completion:
         """Convert a finished output, and say what is approximate about it."""
@@ -350,12 +304,3 @@ class VllmEngine:
         # Conservative: a request that had not begun when the weights changed is no exception.
         approximate = [version != submitted.version for version in completion.versions]
         return replace(completion, approximate=approximate)
-
-
-def _tensor_names(checkpoint: Path) -> set[str]:
-    """List the tensors in a checkpoint's safetensors files; none for a Hugging Face id."""
-    names: set[str] = set()
-    for file in sorted(Path(checkpoint).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names.update(tensors.keys())
-    return names

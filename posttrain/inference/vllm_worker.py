@@ -59,11 +59,6 @@ class WorkerExtension:
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
 
-    def abandon_weight_update(self) -> None:
-        """End an update of the weights that broke off, so that another one can begin."""
-        self._weight_update_active = False  # vLLM's own
-        abandon_update(self._served_model())
-
     def loaded_adapter(self, number: int) -> LoadedAdapter:
         """Say which modules an adapter changes, and which of its tensors have no place in the model."""
         manager = self._lora_manager()
@@ -78,6 +73,11 @@ class WorkerExtension:
     def _lora_manager(self) -> Any:
         """Return vLLM's manager of this rank's adapters, which has no public accessor."""
         return self.model_runner.lora_manager._adapter_manager  # pyright: ignore[reportAttributeAccessIssue]
+
+    def abandon_weight_update(self) -> None:
+        """End an update of the weights that broke off, so that another one can begin."""
+        self._weight_update_active = False  # vLLM's own
+        abandon_update(self._served_model())
 
     def _served_model(self) -> nn.Module:
         """Return this rank's part of the model."""

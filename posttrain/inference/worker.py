@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from ray import ObjectRef
 
 from posttrain.config import EngineConfig, ModelConfig
-from posttrain.inference.adapters import AdapterFiles, AdapterFolder
+from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
 from posttrain.inference.images import EngineImages, engine_images
 from posttrain.inference.jobs import Job, Outcome, Report
@@ -101,7 +101,6 @@ class InferenceWorker:
     images: EngineImages
     rendering: ThreadPoolExecutor
     tools: ThreadPoolExecutor
-    _adapters: AdapterFolder | None = None
 
     def fetch(self, checkpoint: Path) -> None:
         """Download a model of the hub, unless it is here; a directory is.
@@ -162,8 +161,6 @@ class InferenceWorker:
         self.images.close()
         self.rendering.shutdown()
         self.tools.shutdown()
-        if self._adapters is not None:
-            self._adapters.close()
 
     def load_weights(self, path: Path, version: int) -> int:
         """Load a checkpoint's weights between two steps; return the version now served."""
@@ -189,9 +186,8 @@ class InferenceWorker:
     def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", version: int) -> int:
         """Load an adapter between two steps; see `Engine.load_adapter`. Ray passes the files themselves."""
         assert isinstance(files, AdapterFiles)
-        self._adapters = self._adapters or AdapterFolder()
-        path = self._adapters.write(files, version)
-        return self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
+        with files.on_disk() as path:
+            return self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
 
     def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
         """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""

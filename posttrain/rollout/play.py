@@ -62,7 +62,7 @@ class PlayGroup:
             for slot in slots:
                 slot.close()
         ended = time.perf_counter()
-        await aside(worker.rewards, worker.score, members, group.sample)
+        await aside(worker.rewards, worker.reward, members, group.sample)
         return PlayedGroup(members, time.perf_counter() - ended)
 
 

@@ -84,7 +84,7 @@ class RolloutWorker(InferenceWorker):
         super().close()
         self.rewards.shutdown()
 
-    def score(self, members: Sequence[Trajectory], sample: Sample) -> None:
+    def reward(self, members: Sequence[Trajectory], sample: Sample) -> None:
         """Score a finished group in one request; called in a thread of `rewards`.
 
         Raises:

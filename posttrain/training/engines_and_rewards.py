@@ -121,8 +121,7 @@ class EnginesAndRewards:
             return use
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]
         rank = max((stage.adapter_rank(self._config.use_gpu) for stage in stages), default=0)
-        # The newest, those that turns in flight began with, and one that is loaded before another goes.
-        adapters = AdapterSlots(rank, resident=rollout.max_staleness + 2) if rank else None
+        adapters = AdapterSlots(rank=rank, resident=rollout.adapter_versions) if rank else None
         return replace(use, on_publish=rollout.on_publish, adapters=adapters)
 
     def _start_rewards(self) -> RewardAccess:

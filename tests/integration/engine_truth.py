@@ -1,14 +1,17 @@
 """What an engine's tests compare with: transformers' log-probs of the same tokens and images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from posttrain.inference.engine import Completion, EngineImage, Request
 from posttrain.inference.images import engine_images
+from posttrain.inference.weight_transfer import Manifest, TensorInfo, open_sender
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Sample
 
@@ -72,6 +75,25 @@ def serve(
         done += engine.step()
         steps += 1
     return done
+
+
+def publish(engine: Any, checkpoint: Path, version: int) -> None:
+    """Have an engine receive a checkpoint's weights by transfer, from a thread of this process."""
+    weights = load_file(checkpoint / "model.safetensors")
+    described = (
+        TensorInfo(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+        for name, value in weights.items()
+    )
+    manifest = Manifest(tuple(described))
+    sender = open_sender("gloo", "127.0.0.1", 1 + engine.transfer_ranks)
+    with ThreadPoolExecutor(1) as thread:
+        joined = thread.submit(sender.join)
+        engine.join_transfer(sender.group.at(1))
+        joined.result()
+        sent = thread.submit(sender.send, manifest, iter(weights.items()))
+        engine.receive_weights(manifest, version)
+        sent.result()
+    sender.close()
 
 
 def gaps_by_version(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.inference.engine import EngineError, EngineUse, Request, ScoreRequest
@@ -19,6 +20,7 @@ from tests.integration.engine_truth import (
     gaps_by_version,
     logprobs_of,
     model_at,
+    publish,
     requests_of,
     serve,
 )
@@ -209,13 +211,66 @@ def test_text_models_follow_new_weights(
     kind: str, tied: bool, start_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     paths = {version: build_text(tmp_path / str(version), version, kind, tied) for version in (0, 1)}
-    engine = start_engine(paths[0], max_length=128)
+    engine = start_engine(paths[0], max_length=128, use=EngineUse(transfer="gloo"))
     sequence = ScoreRequest(token_ids=list(range(5, 40)))
-    for version in (0, 1, 0):
-        engine.load_weights(paths[version], version)
+    bring: list[tuple[Callable[..., None], int]] = [
+        (engine.load_weights, 1),
+        (functools.partial(publish, engine), 0),
+        (functools.partial(publish, engine), 1),
+        (engine.load_weights, 0),
+    ]
+    for how, version in bring:
+        how(paths[version], version)
         [own] = engine.score([sequence])
         learner = logprobs_of(model_at(paths[version], text=True), sequence.token_ids)
         assert (learner - torch.tensor(own)).abs().max() < TOLERANCE, version
     [done] = serve(engine, [Request(id="a", token_ids=[5, 6], max_tokens=8, temperature=1.0, seed=0)])
     learner = logprobs_of(model_at(paths[0], text=True), [5, 6, *done.token_ids])[1:]
     assert (learner - torch.tensor(done.logprobs)).abs().max() < TOLERANCE
+
+
+def test_images_are_seen_through_the_newest_tower(
+    start_engine: Callable[..., Any],
+    renderer: Renderer,
+    samples: list[Sample],
+    talker: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The language model stays as it is, so that only the cached output of the tower can be wrong."""
+    weights = load_file(talker / "model.safetensors")
+    torch.manual_seed(0)
+    for name, value in weights.items():
+        if ".visual." in name:
+            weights[name] = value + 0.1 * value.std() * torch.randn_like(value) if value.ndim > 1 else value
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((talker / "config.json").read_text())
+    models = {0: model_at(talker), 1: model_at(tmp_path)}
+    engine = start_engine(talker, use=EngineUse(transfer="gloo"))
+    asked = [
+        ScoreRequest(token_ids=[*request.token_ids, 5, 6, 7], images=request.images)
+        for request in requests_of(samples, renderer, 2)
+    ]
+
+    def gap(version: int) -> float:
+        found = engine.score(asked)
+        return max(
+            (torch.tensor(own) - learner).abs().max().item()
+            for own, each in zip(found, asked, strict=True)
+            for learner in [
+                logprobs_of(models[version], each.token_ids, each.images, renderer.image_token_id)
+            ]
+        )
+
+    assert gap(0) < TOLERANCE
+    engine.load_weights(tmp_path, 1)
+    assert gap(1) < TOLERANCE
+    assert gap(0) > 1e-3
+    publish(engine, talker, 0)
+    assert gap(0) < TOLERANCE
+    with monkeypatch.context() as broken:
+        broken.setattr(engine._engine, "reset_encoder_cache", lambda: None)
+        publish(engine, tmp_path, 1)
+        assert gap(1) > 1e-3, "a stale cache must be seen"
+    publish(engine, tmp_path, 1)
+    assert gap(1) < TOLERANCE

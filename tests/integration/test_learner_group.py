@@ -28,7 +28,7 @@ def test_two_ranks_learn_what_one_learns(
         group = LearnerGroup(model_config, settings, tiny_checkpoint, resume=False, use_gpu=False)
         try:
             metrics = group.update(trajectories)
-            group.write_weights(tmp_path / str(ranks))
+            group.write_checkpoint(tmp_path / str(ranks))
         finally:
             group.close()
         learned.append((metrics, load_file(tmp_path / str(ranks) / "model.safetensors")))

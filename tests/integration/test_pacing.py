@@ -1,7 +1,10 @@
 """The paced loop with real engines and learners: in turns the straight loop, ahead within its bound."""
 
+import json
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,8 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import StepPrompts
-from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import RewardInput, RewardResult, Sample
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
 
@@ -203,3 +206,57 @@ def test_in_turns_it_is_the_straight_loop_bit_for_bit_also_when_resumed(bench: B
             assert torch.equal(learned[name], tensor), name
     start = load_file(bench.start / "model.safetensors")
     assert not torch.equal(start["lm_head.weight"], weights["lm_head.weight"])
+
+
+#: Seconds that scoring takes for half of the scenes.
+SLOW_S = 0.7
+
+
+class SlowBrevity(Brevity):
+    """Takes its time for every other scene."""
+
+    def score(
+        self,
+        specs: Sequence[PluginSettings],
+        inputs: Sequence[RewardInput],
+        groups: Sequence[int] | None = None,
+    ) -> list[RewardResult]:
+        if inputs[0].ground_truth == "slow":
+            time.sleep(SLOW_S)
+        return super().score(specs, inputs, groups)
+
+
+@pytest.fixture
+def free_pool(ray_cluster: None, setup: RolloutSetup) -> Iterator[RolloutPool]:
+    """An engine that need not repeat bit for bit, beside a learner."""
+    rewards = RewardAccess("", "", SlowBrevity)
+    started = RolloutPool(
+        replace(setup, rewards=rewards, lockstep=False), actors=1, use_gpu=False, busy_beside=1
+    )
+    yield started
+    started.close()
+
+
+def test_ahead_slow_prompts_are_learned_in_equal_shares_within_the_bound(
+    free_pool: RolloutPool, samples: list[Sample], talker: Path, tmp_path: Path, soak: bool
+) -> None:
+    """Weights change while answers are under way, and a half of the prompts is slow: nothing is lost."""
+    marked = [
+        replace(sample, ground_truth="slow" if index % 2 else "fast") for index, sample in enumerate(samples)
+    ]
+    bench = Bench(free_pool, marked, talker, tmp_path)
+    steps = 24 if soak else 8
+    run = RunDir(tmp_path / "ahead")
+    rows = bench.paced(stage_of(steps, max_staleness=2), run)
+    assert [row["staleness/max"] <= 2 for row in rows] == [True] * steps
+    assert max(row["staleness/max"] for row in rows) >= 1  # engines did go ahead
+    played = [
+        json.loads(line)
+        for step in range(1, steps + 1)
+        for line in (run.path / "rollouts" / "rl" / f"step-{step}.jsonl").read_text().splitlines()
+    ]
+    shares = Counter(row["ground_truth"] for row in played)
+    assert shares == {"slow": steps * 4, "fast": steps * 4}  # two epochs of eight scenes at steps = 8
+    assert {row["step"]: None for row in played}.keys() == set(range(1, steps + 1))
+    waiting = sum(row["time/rollout"] for row in rows)
+    assert sum(row["time/step"] for row in rows) < waiting  # the rollouts of steps overlap

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,76 +10,29 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText
 
-from posttrain.config import ModelConfig, RlStage
 from posttrain.inference.engine import EngineUse
-from posttrain.inference.weights import PublishError, Weights, WeightsSuperseded
-from posttrain.inference.worker import EngineSetup, InferenceWorker
+from posttrain.inference.weights import PublishError, WeightsSuperseded
+from posttrain.inference.worker import InferenceWorker
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
-from posttrain.run.actors import Actor, kill_all
+from posttrain.run.actors import kill_all
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.proof import Proof, ProofFailed, prompt_sequences
-from posttrain.training.on_policy.publishing import LearnerLink, LearnerWeights, Publisher
+from posttrain.training.on_policy.publishing import LearnerLink, LearnerWeights
 from posttrain.types import Sample, Trajectory, text_message
-from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
-from tests.integration.faulty_engine import FAULT_FILE, STALL_S
+from tests.integration.faulty_engine import STALL_S
+from tests.integration.publish_parts import MODEL, Engines, learn, make_stage, publisher, start_engines
 
-TASK = {"data": "markers_train", "rewards": [{"name": "answer_accuracy"}]}
-MODEL = ModelConfig(dtype="float32", freeze_vision_tower=False)
 #: Seconds that a peer may stall in these tests; and those in which everything else must be over.
 LIMIT_S, SLACK_S = 3.0, 30.0
 
 
-def make_stage(**settings: Any) -> RlStage:
-    return RlStage.model_validate(
-        {
-            "stage": "rl",
-            "algorithm": {"name": "sapo", "group_size": 4, "mini_batches": 1},
-            "tasks": [TASK],
-            "prompts_per_step": 4,
-            "max_steps": 50,
-            "learning_rate": 1e-3,
-        }
-        | settings
-    )
-
-
-@dataclass
-class Engines:
-    """Workers as a pool has them; a fault is turned on for one of them by its file."""
-
-    workers: list[Actor[InferenceWorker]]
-    faults: list[Path]
-    published: list[Weights] = field(default_factory=list)
-
-    def publish(self, weights: Weights) -> None:
-        self.published.append(weights)
-        weights.bring(self.workers)
-
-    def score(self, sequences: Sequence[Trajectory]) -> list[list[list[float]]]:
-        calls = [worker.call(InferenceWorker.score, list(sequences)) for worker in self.workers]
-        return ray.get(calls, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def engines(ray_cluster: None, talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    setup = EngineSetup(
-        model=MODEL,
-        checkpoint=talker,
-        engine_config=ENGINE_CONFIG,
-        max_length=MAX_LENGTH,
-        use=EngineUse(transfer="gloo"),
-        engine="tests.integration.faulty_engine:FaultyEngine",
-    )
     faults = [tmp_path_factory.mktemp("faults") / str(index) for index in range(2)]
-    environment = {"OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    workers = [
-        Actor(InferenceWorker, use_gpu=False, environment=environment | {FAULT_FILE: str(path)}, watched=True)
-        for path in faults
-    ]
-    ray.get([worker.call(InferenceWorker.start, setup) for worker in workers], timeout=300)
-    yield Engines(workers, faults)
-    kill_all(workers)
+    engines = start_engines(talker, faults, EngineUse(transfer="gloo"))
+    yield engines
+    kill_all(engines.workers)
 
 
 @pytest.fixture
@@ -104,37 +56,6 @@ def sequences(samples: list[Sample], renderer: Renderer) -> list[Trajectory]:
     """Prompts with an image, and one of text alone."""
     question = Sample("text", (text_message("user", "How many markers are there?"),))
     return prompt_sequences([*samples[:3], question], renderer)
-
-
-def batch(sequences: Sequence[Trajectory], learners: LearnerGroup) -> list[Trajectory]:
-    """What an engine of the present weights would have sampled, half of it good and half bad."""
-    made = []
-    for group, (sequence, scores) in enumerate(zip(sequences, learners.score(sequences), strict=True)):
-        given = iter(scores)
-        logprobs = [next(given) if sampled else 0.0 for sampled in sequence.sampled]
-        for episode in range(4):
-            known = dict(vars(sequence), group=group, episode=episode, logprobs=logprobs)
-            versions = [0 if sampled else -1 for sampled in sequence.sampled]
-            approximate = [False] * len(versions)
-            advantage = 1.0 if episode % 2 else -0.5
-            made.append(
-                Trajectory(
-                    **known | {"versions": versions, "approximate": approximate, "advantage": advantage}
-                )
-            )
-    return made
-
-
-def learn(learners: LearnerGroup, sequences: Sequence[Trajectory]) -> None:
-    learners.update(batch(sequences, learners))
-
-
-def publisher(
-    learners: LearnerGroup, engines: Engines, sequences: Sequence[Trajectory], **settings: Any
-) -> Publisher:
-    made = Publisher(learners, engines, make_stage(**settings), "float32", use_gpu=False, adapters=False)
-    made.prove_by(sequences)
-    return made
 
 
 def test_ten_publishes_of_sharded_learners(
@@ -227,7 +148,7 @@ def test_an_engine_that_stalls_halfway_is_named_in_time_and_the_others_serve(
     healthy.faults[1].write_text("stalls")
     begun = time.monotonic()
     with pytest.raises(
-        PublishError, match="worker 1 did not answer within .* while receiving version 40"
+        PublishError, match=r"worker 1 did not answer within .* while receiving version 40"
     ) as lost:
         weights.bring(healthy.workers)
     assert time.monotonic() - begun < SLACK_S
@@ -249,10 +170,12 @@ def test_weights_that_the_learners_have_left_are_not_brought(
         weights.bring(healthy.workers[:1])
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
 def test_a_rate_of_next_to_nothing_leaves_weights_and_scores_as_they_are(
-    healthy: Engines, talker: Path, sequences: list[Trajectory], soak: bool
+    healthy: Engines, talker: Path, sequences: list[Trajectory], soak: bool, lora: dict[str, int] | None
 ) -> None:
-    stage = make_stage(learning_rate=1e-30)
+    """Also of adapters that are merged into the weights which travel."""
+    stage = make_stage(learning_rate=1e-30, lora=lora)
     learners = LearnerGroup(MODEL, stage, talker, resume=False, use_gpu=False)
     try:
         publishing = publisher(learners, healthy, sequences)
@@ -267,6 +190,25 @@ def test_a_rate_of_next_to_nothing_leaves_weights_and_scores_as_they_are(
         learners.close()
 
 
+def test_merged_adapters_arrive(healthy: Engines, talker: Path, sequences: list[Trajectory]) -> None:
+    stage = make_stage(lora={"rank": 4})
+    learners = LearnerGroup(MODEL, stage, talker, resume=False, use_gpu=False)
+    try:
+        publishing = publisher(learners, healthy, sequences)
+        publishing.publish(65)
+        before = healthy.score(sequences)
+        publishing.canary(66)
+        changed = healthy.score(sequences)
+        assert max(abs(a - b) for a, b in zip(changed[0][0], before[0][0], strict=True)) > 1e-3
+        publishing.publish(67)
+        assert healthy.score(sequences) == before
+        healthy.faults[0].write_text("withheld")
+        with pytest.raises(ProofFailed, match="inference worker 0 does not serve it"):
+            publishing.canary(68)
+    finally:
+        learners.close()
+
+
 def test_an_engine_that_dies_halfway_is_named_and_the_others_serve(
     healthy: Engines, learners: LearnerGroup, sequences: list[Trajectory]
 ) -> None:
@@ -276,7 +218,7 @@ def test_an_engine_that_dies_halfway_is_named_and_the_others_serve(
     weights = LearnerWeights(LearnerLink(learners, "gloo", timeout=LIMIT_S), learners, 70, proof)
     healthy.faults[1].write_text("dies")
     begun = time.monotonic()
-    with pytest.raises(PublishError, match="worker 1 died while receiving version 70") as lost:
+    with pytest.raises(PublishError, match=r"worker 1 died while receiving version 70") as lost:
         weights.bring(healthy.workers)
     assert time.monotonic() - begun < SLACK_S
     assert set(lost.value.reasons) == {1}

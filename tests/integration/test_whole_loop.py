@@ -242,6 +242,41 @@ def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undis
     assert "--resume" in output
 
 
+def test_a_terminated_rl_stage_saves_what_is_learned_and_goes_on_from_there(
+    recipe: Path, undisturbed: Path, tmp_path: Path, soak: bool
+):
+    if not soak:
+        pytest.skip("takes a minute; unit tests show the same without processes")
+    settings = yaml.safe_load((undisturbed / "resolved.json").read_text())
+    settings["model"]["name_or_path"] = str(undisturbed / "sft" / "checkpoint-8")
+    stage = settings["stages"][-1] | {"max_steps": 30, "save_steps": 30, "start_from": None}
+    settings["stages"] = [stage | {"rollout": stage["rollout"] | {"max_staleness": 2}}]
+    settings["evaluation"] = None
+    from_sft = recipe.parent / "terminated.yaml"
+    from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    process = start(from_sft, tmp_path)
+    second = tmp_path / "smallest" / "rollouts" / "rl" / "step-2.jsonl"
+    deadline = time.monotonic() + TIMEOUT
+    while not second.is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert process.returncode == 143, output
+    assert "what was learned is saved" in output
+    [checkpoint] = (tmp_path / "smallest" / "rl").glob("checkpoint-*")
+    learned = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 1 <= learned < 30
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    output = finish(start(from_sft, tmp_path, "--resume"))
+    assert "report:" in output, output
+    steps = rows(tmp_path / "smallest" / "metrics.jsonl")
+    assert [row["step"] for row in steps] == list(range(1, 31))
+    assert max(row["staleness/max"] for row in steps) <= 2
+
+
 def reward_servers(run: int) -> list[int]:
     """Processes below a run's that run `rewards serve`."""
     children = psutil.Process(run).children(recursive=True)

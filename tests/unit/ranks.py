@@ -1,4 +1,4 @@
-"""Two processes for what a second rank changes, and process groups of this process alone."""
+"""Processes for what more ranks change, and process groups of this process alone."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -12,21 +12,31 @@ from torch.multiprocessing.spawn import start_processes
 # Ranks are forked from a process that has loaded these and done nothing else: loading takes them seconds, and
 # one that is forked from a session that has run an engine deadlocks in its first operation.
 multiprocessing.set_forkserver_preload(
-    ["posttrain.training.supervised.dpo", "posttrain.training.supervised.sft"]
+    [
+        "posttrain.training.supervised.dpo",
+        "posttrain.training.supervised.sft",
+        "posttrain.training.on_policy.learner",
+    ]
 )
 
 
 def on_two_ranks(function: Callable[..., None], *arguments: Any) -> None:
-    """Call `function(rank, *arguments)` in two processes, and wait.
+    """Call `function(rank, *arguments)` in two processes; see `on_ranks`."""
+    on_ranks(2, function, *arguments)
+
+
+def on_ranks(count: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call `function(rank, *arguments)` in some processes, and wait.
 
     Args:
+        count: The number of processes.
         function: Of a module; it initialises the process group.
         arguments: What pickles.
 
     Raises:
-        ProcessRaisedException: If a rank raised; the other is stopped.
+        ProcessRaisedException: If a rank raised; the others are stopped.
     """
-    start_processes(function, arguments, nprocs=2, start_method="forkserver")
+    start_processes(function, arguments, nprocs=count, start_method="forkserver")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.run.node import listen, node_address, use_interface_of
 from posttrain.training.core.distributed import process_group_backend

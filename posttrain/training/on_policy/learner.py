@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from posttrain.config import ModelConfig, RlStage
@@ -37,7 +36,6 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.core.whole_weights import WholeWeights, adapter_tensors
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
 from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
@@ -236,16 +234,6 @@ class Learner:
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
         return self.policy.score(trajectories)
-
-    @property
-    def weights(self) -> WholeWeights:
-        """The present weights as engines take them; every rank iterates over them together."""
-        return WholeWeights(self.model)
-
-    def adapter_tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Gather the adapters under the names of PEFT's files; every rank calls this."""
-        assert isinstance(self.model, PeftModel)
-        return adapter_tensors(self.model, dtype)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from posttrain.config import ModelConfig, RlStage
 from posttrain.files.reading import seconds_to_read
@@ -194,11 +194,11 @@ class LearnerGroup:
 
     def begin_canary(self) -> int:
         """Give the adapters random values; return the number of adapted layers."""
-        return self._wait(self._every(LearnerActor.source, WeightSource.begin_canary), STEP_TIMEOUT)[0]
+        return self._changing(WeightSource.begin_canary)
 
     def end_canary(self) -> None:
         """Give the adapters their own values back."""
-        self._wait(self._every(LearnerActor.source, WeightSource.end_canary), STEP_TIMEOUT)
+        self._changing(WeightSource.end_canary)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
@@ -209,6 +209,13 @@ class LearnerGroup:
         with self._order:
             self._updates += 1  # nobody can have their weights any more
         kill_all(self._actors)
+
+    def _changing(self, method: Callable[[WeightSource], R]) -> R:
+        """Call a method of every rank's source that changes the weights; those before are then no more."""
+        with self._order:
+            self._updates += 1
+            calls = self._every(LearnerActor.source, method)
+        return self._wait(calls, STEP_TIMEOUT)[0]
 
     def _every(
         self, method: Callable[Concatenate[LearnerActor, P], R], *args: P.args, **kwargs: P.kwargs

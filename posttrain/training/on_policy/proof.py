@@ -5,6 +5,7 @@ outlived its weights all give other log-probs. The check of every batch would fi
 rollout has been sampled.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -65,7 +66,7 @@ class Proof:
         """Say what is wrong with an engine's log-probs; None if nothing is."""
         gaps = self.gaps(scores)
         measured = max(gaps.largest) if self.exact else gaps.mean
-        if measured <= self.tolerance:
+        if measured <= self.tolerance and not math.isnan(gaps.mean):
             return None
         images = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if each.images]
         texts = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if not each.images]

@@ -83,11 +83,8 @@ class LearnerLink:
 
     def _try(self, workers: Workers, version: int) -> dict[int, Exception]:
         """Send the weights to workers in one group; return the errors by place."""
-        if len(workers) != len(self._members) or any(
-            a is not b for a, b in zip(workers, self._members, strict=True)
-        ):
-            if errors := self._form(workers):
-                return errors
+        if [*map(id, workers)] != [*map(id, self._members)] and (errors := self._form(workers)):
+            return errors
         manifest = self._manifest = self._manifest or self._learners.manifest()
         receiving = {
             place: worker.call(InferenceWorker.receive_weights, manifest, version)

@@ -20,14 +20,15 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 #: where a limit cut it off, and the forms of tags and attributes.
 _PLACES = re.compile(
     rf"[\[(]\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*[\])]"
-    r"|\"?\b\w*(?:bbox|box|point|coordinate)\w*\"?\s*[:=]\s*[\[(][\[\]()\d\s.,-]*"
+    r"|\b\w*(?:bbox|box|point|coordinate)\w*\"?\s*[:=]\s*([\[(][\[\]()\d\s.,-]*)"
     r"|<(?:box|point)>[^<]*"
     r"|<\|box_start\|>[^<]*"
     rf"|\b[xy]\d?\s*=\s*\"{_NUMBER}\"",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)|<\|[^|<>]*\|>|</?(?:think|answer)>", re.DOTALL)
-_DIGIT = re.compile(r"\d")
+#: Numbers, but not those in names such as bbox_2d.
+_DIGITS = re.compile(r"(?<![A-Za-z_\d])\d+")
 
 
 class Decodes(Protocol):
@@ -68,10 +69,11 @@ class TokenClasses:
         turn = "".join(texts)
         ends = np.cumsum([len(text) for text in texts])
         starts = ends - [len(text) for text in texts]
-        has_digit = np.array([_DIGIT.search(text) is not None for text in texts])
-        classes = np.where(_touched(_MARKUP, turn, starts, ends), MARKUP, TEXT)
-        places = np.where(_touched(_PLACES, turn, starts, ends), COORDINATES, DIGITS)
-        return np.where(has_digit, places, classes).astype(np.int8)
+        markup, digits, places = (
+            _touched(pattern, turn, starts, ends) for pattern in (_MARKUP, _DIGITS, _PLACES)
+        )
+        numbers = np.where(places, COORDINATES, DIGITS)
+        return np.where(digits, numbers, np.where(markup, MARKUP, TEXT)).astype(np.int8)
 
     def _text(self, token: int) -> str:
         if token not in self._texts:
@@ -80,9 +82,10 @@ class TokenClasses:
 
 
 def _touched(pattern: re.Pattern[str], text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Tell which tokens, by the places of their characters, overlap a match of the pattern."""
+    """Tell which tokens, by their characters' places, overlap a match of a pattern, or of its group."""
     covered = np.zeros(len(text) + 1, np.int64)
     for match in pattern.finditer(text):
-        covered[match.start() : match.end()] = 1
+        start, end = match.span(match.lastindex or 0)
+        covered[start:end] = 1
     before = np.concatenate([[0], covered.cumsum()])
     return before[ends] > before[starts]

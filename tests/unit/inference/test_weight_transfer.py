@@ -86,7 +86,7 @@ def test_a_bucket_ends_once_it_is_full() -> None:
 def test_a_member_that_does_not_come_is_waited_for_a_limited_time() -> None:
     begun = time.monotonic()
     sender = open_sender("gloo", HERE, 2, timeout=1)
-    with pytest.raises(TransferError, match="not all 2 members of the weight transfer met at 127.0.0.1"):
+    with pytest.raises(TransferError, match=r"not all 2 members of the weight transfer met at 127\.0\.0\.1"):
         sender.join()
     assert time.monotonic() - begun < 10
 
