@@ -193,9 +193,8 @@ def own_bytes(pid: int) -> int:
 
 def store_bytes() -> int:
     """Return what objects take in the shared memory."""
-    line = next(
-        line for line in memory_summary(stats_only=True).splitlines() if "Plasma memory usage" in line
-    )
+    told = memory_summary(address=ray.get_runtime_context().gcs_address, stats_only=True)
+    line = next(line for line in told.splitlines() if "Plasma memory usage" in line)
     return int(float(line.split()[3]) * MIB)
 
 
