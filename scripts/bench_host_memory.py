@@ -29,7 +29,9 @@ from PIL import Image
 from ray._private.internal_api import memory_summary
 
 from posttrain.config import EngineConfig, ModelConfig, RunConfig
-from posttrain.config.host_memory import CPU_CACHE, Host, host_processes
+from posttrain.config.fitting import model_load
+from posttrain.config.host_memory import OBJECT_STORE, Host, host_processes
+from posttrain.config.shapes import model_shape
 from posttrain.doctor.machine import memory_bytes
 from posttrain.inference.engine import Completion, Request
 from posttrain.joints import Environment, EnvironmentReply, PluginSettings, Tool
@@ -49,6 +51,11 @@ MIB = 2**20
 #: Growth that is allowed from the third step to the last, as a part of the estimate.
 GROWTH = 0.1
 LOOK = "look"
+#: Pixels of a token of the tiny model, whose patches are 8 × 8.
+TOKEN_PIXELS = 16**2
+#: What is measured, and what of its estimate is not there: the model.
+MEASURED = ("the run itself", "engine", "learner", OBJECT_STORE)
+NOT_HERE = ("weights and cache", "training", "patches")
 
 
 class LookingEngine:
@@ -158,10 +165,15 @@ class Settings:
     steps: int
     room: float
 
-    def run_config(self) -> RunConfig:
+    @property
+    def max_length(self) -> int:
+        """Most tokens of an episode: an image in each turn, and a few words."""
+        return (self.turns + 1) * (self.pixels // TOKEN_PIXELS + 64)
+
+    def run_config(self, checkpoint: Path) -> RunConfig:
         """Return the run whose memory is estimated."""
         rollout = {
-            "max_length": 64 + (self.turns + 1) * (self.pixels // 1024 + 64),
+            "max_length": self.max_length,
             "max_new_tokens": 16,
             "engine": {"max_num_seqs": self.places, "image_memory_gb": self.room},
         }
@@ -171,7 +183,12 @@ class Settings:
             "rollout": rollout,
             "algorithm": {"name": "sapo", "group_size": self.group_size, "mini_batches": 1},
         }
-        model = {"name_or_path": "tiny", "family": "qwen3_vl", "max_pixels": self.pixels, "dtype": "float32"}
+        model = {
+            "name_or_path": str(checkpoint),
+            "family": "qwen3_vl",
+            "max_pixels": self.pixels,
+            "dtype": "float32",
+        }
         cluster_of = {"num_gpus": 0}
         return RunConfig.model_validate(
             {"name": "looks", "model": model, "cluster": cluster_of, "stages": [rl]}
@@ -204,7 +221,7 @@ def measure(settings: Settings, folder: Path) -> tuple[dict[str, list[int]], dic
     build_tiny("qwen3_vl", checkpoint)
     write_images(images, settings.images, settings.pixels)
     files = sorted(images.iterdir())
-    config = settings.run_config()
+    config = settings.run_config(checkpoint)
     stage = config.stages[0]
     assert stage.episodes is not None
     setup = RolloutSetup(
@@ -219,9 +236,15 @@ def measure(settings: Settings, folder: Path) -> tuple[dict[str, list[int]], dic
         make_environment=make_looking,
     )
     host = Host(float(memory_bytes()))
-    bounds = {each.name: each.bytes for each in host_processes(config, stage, None, host)}
-    # This engine has no model.
-    bounds["engine"] -= CPU_CACHE
+    shape = model_shape(config.model)
+    assert shape is not None
+    processes = host_processes(config, stage, model_load(config.model, shape), host)
+    # Nothing is computed here, and no checkpoint is written.
+    bounds = {
+        each.name: sum(size for part, size in each.parts.items() if part not in NOT_HERE)
+        for each in processes
+        if each.name in MEASURED
+    }
     pool = RolloutPool(setup, actors=1, use_gpu=False)
     learner = Actor(PixelLearner, use_gpu=False)
     ray.get(learner.call(PixelLearner.start, checkpoint, config.model))
@@ -261,17 +284,10 @@ def play(
                 seed=step,
             )
         )
-    limits = Limits(16, pool_length(settings))
+    limits = Limits(16, settings.max_length)
     trajectories = pool.rollout(groups, limits).trajectories
     batch = ray.put(trajectories)
     ray.get(learner.call(PixelLearner.update, batch))  # pyright: ignore[reportArgumentType]
-
-
-def pool_length(settings: Settings) -> int:
-    """Return the most tokens of an episode."""
-    rollout = settings.run_config().stages[0].episodes
-    assert rollout is not None
-    return rollout.max_length
 
 
 def pid_of(actor: Actor[Any]) -> int:
@@ -312,7 +328,7 @@ def main() -> None:
     options = parse()
     names = ("groups", "group_size", "turns", "pixels", "images", "places", "steps", "room")
     settings = Settings(**{name: getattr(options, name) for name in names})
-    store = max(256, settings.groups * settings.group_size * pool_length(settings) * 60 // MIB)
+    store = max(256, 60 * settings.groups * settings.group_size * settings.max_length // MIB)
     with (
         tempfile.TemporaryDirectory() as folder,
         cluster(num_cpus=2, num_gpus=0, object_store_mb=store, address=None),

@@ -37,8 +37,8 @@ EPISODE = 32 * 1024
 PROCESS, CUDA_PROCESS = 1.0 * GIB, 4.0 * GIB
 #: Name of the memory that processes share for what they send each other.
 OBJECT_STORE = "object store"
-#: What decoding an image takes, times its pixels resized, until these are made.
-DECODING = 4
+#: What decoding an image takes, times its pixels resized, until these are made: resizing computes in float32.
+DECODING = 12
 #: Threads that decode in a process, at the most.
 DECODERS = 8
 #: Least tokens of an engine's step; the images of one step become patches together.

@@ -96,8 +96,9 @@ class AnswerQuestion:
             prompt = await aside(worker.rendering, _prompt, question, renderer.counting(), self.sampling)
             pictures.prefetch(prompt.images)
             await slot.granted
-            images = await slot.images(pictures, prompt.images)
-            done = await worker.serving.sample(slot, self._request(slot.next_id(), prompt, images))
+            request = self._request(slot.next_id(), prompt, await slot.images(pictures, prompt.images))
+            done = await worker.serving.sample(slot, request)
+            del request  # and its pixels with it
         except (ImageError, ImageChangedError, RenderError) as error:
             return SampledAnswer(question.index, error=str(error))
         finally:

@@ -9,6 +9,8 @@ ends by itself and makes room: nothing waits for ever, however small the room is
 """
 
 import collections
+import contextlib
+import ctypes
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
@@ -27,6 +29,10 @@ from posttrain.rendering.pixels import (
 )
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import ImageRef, TrajectoryImage
+
+#: Bytes of dropped pixels, at the least, after which the C library is told to give memory back to the system:
+#: by itself it keeps ten times what is in use, in holes between what other threads hold.
+TRIMMED = 64 * 2**20
 
 
 @dataclass(eq=False)
@@ -104,7 +110,7 @@ class EngineImages:
         self._queue: collections.deque[Claim] = collections.deque()
         self._dialogues: Counter[Version] = Counter()
         self._hashes = FileHashes()
-        self._bytes = self._peak = self._granted = 0
+        self._bytes = self._peak = self._granted = self._dropped = 0
 
     @property
     def nbytes(self) -> int:
@@ -233,7 +239,13 @@ class EngineImages:
                 self._drop(file)
 
     def _drop(self, file: Version) -> None:
-        self._bytes -= self._entries.pop(file).nbytes
+        """Drop an image; now and then, have what was dropped given back to the system; the lock is held."""
+        nbytes = self._entries.pop(file).nbytes
+        self._bytes -= nbytes
+        self._dropped += nbytes
+        if self._pool is not None and self._dropped > max(TRIMMED, self._max_bytes // 4):
+            self._dropped = 0
+            self._pool.submit(_give_memory_back)
 
     def _load(self, ref: ImageRef, nbytes: int) -> Pixels:
         """Decode an image, in a thread; raise ImageChangedError if it is not the one that was rendered."""
@@ -251,15 +263,19 @@ class EngineImages:
         for claim in claims:
             if claim.granted.set_running_or_notify_cancel():
                 claim.granted.set_result(None)
+            # Futures keep their callbacks: these must not keep a claim, and with it pixels, when it is ready.
+            holder = [claim]
             for entry in claim.entries.values():
-                entry.made.add_done_callback(lambda _, claim=claim: self._one_loaded(claim))
+                entry.made.add_done_callback(lambda _, holder=holder: self._one_loaded(holder))
 
-    def _one_loaded(self, claim: Claim) -> None:
+    def _one_loaded(self, holder: list[Claim]) -> None:
         """Note that one image of a claim is loaded, or cannot be; after the last one the claim is ready."""
         with self._lock:
+            [claim] = holder
             claim.left -= 1
             if claim.left:
                 return
+            holder.clear()
             self._drop_useless(claim.entries)
         if not claim.ready.set_running_or_notify_cancel():
             return
@@ -301,8 +317,8 @@ class DialogueImages:
     def prefetch(self, images: Sequence[TrajectoryImage]) -> None:
         """Have images loaded that will be asked for soon, as far as there is room; nothing is held."""
         if not self._closed:
-            claim = self._images.ask(images, self._shown)
-            claim.ready.add_done_callback(lambda _: self._images.give_back(claim))
+            holder = [self._images.ask(images, self._shown)]
+            holder[0].ready.add_done_callback(lambda _: self._images.give_back(holder.pop()))
 
     def release(self) -> None:
         """Say that no request has the images any more; the dialogue may ask for them again."""
@@ -324,6 +340,12 @@ def with_hashes(images: Sequence[TrajectoryImage], shown: Sequence[EngineImage])
         TrajectoryImage(ImageRef(image.ref.path, seen.sha256), image.offset, image.num_tokens)
         for image, seen in zip(images, shown, strict=True)
     ]
+
+
+def _give_memory_back() -> None:
+    """Have the C library return free memory to the system, where it is glibc."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _file_of(ref: ImageRef) -> Version:

@@ -229,6 +229,7 @@ class EpisodePlayer:
             for turn in itertools.count():
                 request = self._request(job, turn, ledger, images, slot.next_id())
                 completion = await self._serving.sample(slot, request)
+                del request, images  # or their pixels would stay while a tool is at work
                 talk.pictures.release()
                 text, reply = await aside(self._tools, self._answer, partner, completion)
                 append_turn(ledger, completion, text_message("assistant", text))

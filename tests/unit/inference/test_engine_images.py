@@ -1,8 +1,10 @@
 """Images enter an engine once, never take more than their room, and whoever waits for room gets it."""
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -213,6 +215,30 @@ def test_turns_of_many_threads_end_within_any_room(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert images.waiting == 0
+
+
+def test_pixels_are_freed_with_their_last_user_and_not_by_the_collector(
+    make_images: Callable[[float], EngineImages], pictures: Callable[[int], TrajectoryImage]
+) -> None:
+    """Futures keep their callbacks: a cycle through one of them would hold pixels beyond the bound."""
+    images = make_images(8)
+    gc.collect()
+    gc.disable()
+    try:
+        left: list[weakref.ref[torch.Tensor]] = []
+        for start in range(0, 12, 3):
+            dialogue = images.open()
+            dialogue.prefetch([pictures(start)])
+            shown = dialogue.acquire([pictures(start + more) for more in range(3)]).ready.result(WAIT)
+            left += [weakref.ref(each.pixels) for each in shown]
+            del shown
+            dialogue.close()
+        deadline = time.monotonic() + WAIT
+        while any(pixels() is not None for pixels in left) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert [pixels() for pixels in left] == [None] * 12
+    finally:
+        gc.enable()
 
 
 def test_closing_ends_those_who_wait(
