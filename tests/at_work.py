@@ -17,10 +17,12 @@ PATIENCE_S = 120.0
 
 
 @contextmanager
-def at_work(engine: Any, renderer: Renderer, lockstep: bool = True) -> Iterator[InferenceWorker]:
+def at_work(
+    engine: Any, renderer: Renderer, lockstep: bool = True, image_bytes: int | None = None
+) -> Iterator[InferenceWorker]:
     """A worker with this engine, which may be used again afterwards."""
     worker = InferenceWorker()
-    worker.serve(renderer, lambda: engine, lockstep=lockstep)
+    worker.serve(renderer, lambda: engine, lockstep=lockstep, image_bytes=image_bytes)
     try:
         yield worker
     finally:
@@ -41,10 +43,14 @@ def do(worker: InferenceWorker, jobs: Sequence[Job[Any, Any]]) -> list[Any]:
 
 
 def answer_all(
-    engine: Any, renderer: Renderer, questions: Sequence[Question], sampling: AnswerSampling
+    engine: Any,
+    renderer: Renderer,
+    questions: Sequence[Question],
+    sampling: AnswerSampling,
+    image_bytes: int | None = None,
 ) -> list[SampledAnswer]:
     """Answer questions, in their order."""
-    with at_work(engine, renderer) as worker:
+    with at_work(engine, renderer, image_bytes=image_bytes) as worker:
         return do(worker, [AnswerQuestion(question, sampling) for question in questions])
 
 
@@ -71,6 +77,8 @@ class PlayEpisodes:
                 for episode, slot in zip(self.episodes, slots, strict=True)
             )
         finally:
+            for player in players.values():
+                player.close()
             for slot in slots:
                 slot.close()
 
@@ -82,7 +90,8 @@ def play(
     episodes: Sequence[EpisodeJob],
     limits: Limits,
     lockstep: bool = True,
+    image_bytes: int | None = None,
 ) -> list[Trajectory]:
     """Play episodes; return their trajectories in their order."""
-    with at_work(engine, renderer, lockstep) as worker:
+    with at_work(engine, renderer, lockstep, image_bytes) as worker:
         return do(worker, [PlayEpisodes(environments, episodes, limits)])[0]

@@ -193,6 +193,11 @@ class RlStage(LearningStage):
         return self.num_workers if self.rollout.max_staleness else 0
 
     @property
+    def episodes_in_flight(self) -> tuple[int, int]:
+        """Episodes of a step, and steps whose episodes exist at the same time."""
+        return self.episodes_per_step, 1 + self.rollout.max_staleness
+
+    @property
     def episodes_per_step(self) -> int:
         """Episodes of a rollout batch."""
         return self.prompts_per_step * self.algorithm.group_size

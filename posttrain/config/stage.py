@@ -174,6 +174,11 @@ class StageConfig(Section):
         return 0
 
     @property
+    def episodes_in_flight(self) -> tuple[int, int]:
+        """Episodes of a step, and steps whose episodes exist at the same time; (0, 0) without such steps."""
+        return 0, 0
+
+    @property
     def episodes(self) -> RolloutConfig | None:
         """How the stage generates episodes; None if it generates none."""
         return None

@@ -1,13 +1,12 @@
 """Sample one answer to each of many dialogues."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.inference.engine import Request, TopTokens
-from posttrain.inference.images import engine_images
+from posttrain.inference.engine import EngineImage, Request, TopTokens
 from posttrain.inference.serving import aside
 from posttrain.inference.worker import InferenceWorker
 from posttrain.media.images import ImageError
-from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
@@ -91,34 +90,37 @@ class AnswerQuestion:
     async def __call__(self, worker: InferenceWorker) -> SampledAnswer:
         """Return the answer; a question that cannot be shown to the model gets an `error`."""
         question, renderer = self.question, worker.renderer
-        slot = worker.serving.slot()
+        slot, pictures = worker.serving.slot(), worker.images.open()
         try:
             await slot.near
-            prompt = await aside(worker.rendering, _prepare, question, renderer, self.sampling)
+            prompt = await aside(worker.rendering, _prompt, question, renderer.counting(), self.sampling)
+            pictures.prefetch(prompt.images)
             await slot.granted
-            request = await aside(
-                worker.rendering, _request, question, prompt, renderer, self.sampling, slot.next_id()
-            )
+            request = self._request(slot.next_id(), prompt, await slot.images(pictures, prompt.images))
             done = await worker.serving.sample(slot, request)
+            del request  # and its pixels with it
         except (ImageError, ImageChangedError, RenderError) as error:
             return SampledAnswer(question.index, error=str(error))
         finally:
+            pictures.close()
             slot.close()
         text = await aside(worker.tools, renderer.decode, done.token_ids)
         cut = done.finish_reason == "length"
         return SampledAnswer(question.index, text, tuple(done.token_ids), cut, done.top)
 
-
-def _prepare(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Rendered:
-    """Render a question by the headers of its images, and have these prepared in threads.
-
-    Raises:
-        RenderError: If it cannot be rendered, or leaves no room for an answer.
-        ImageError: If an image cannot be read.
-    """
-    prompt = _prompt(question, renderer.counting(), sampling)
-    prepare([prompt], renderer)
-    return prompt
+    def _request(self, request_id: str, prompt: Rendered, images: Sequence[EngineImage]) -> Request:
+        """Make the engine's request for the question."""
+        sampling = self.sampling
+        return Request(
+            id=request_id,
+            token_ids=tuple(prompt.token_ids),
+            images=images,
+            max_tokens=min(sampling.max_new_tokens, sampling.max_length - len(prompt.token_ids)),
+            temperature=sampling.temperature,
+            seed=self.question.seed,
+            top_p=sampling.top_p,
+            top_logprobs=sampling.top_logprobs,
+        )
 
 
 def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) -> Rendered:
@@ -136,25 +138,3 @@ def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) ->
             f"{len(prompt.token_ids)} tokens leave no room for an answer in {sampling.max_length}"
         )
     return prompt
-
-
-def _request(
-    question: Question, prompt: Rendered, renderer: Renderer, sampling: AnswerSampling, request_id: str
-) -> Request:
-    """Make the engine's request for a question.
-
-    Raises:
-        ImageChangedError: If an image has changed since the question was rendered.
-        ImageError: If an image cannot be read.
-    """
-    room = sampling.max_length - len(prompt.token_ids)
-    return Request(
-        id=request_id,
-        token_ids=tuple(prompt.token_ids),
-        images=engine_images(prompt.images, renderer),
-        max_tokens=min(sampling.max_new_tokens, room),
-        temperature=sampling.temperature,
-        seed=question.seed,
-        top_p=sampling.top_p,
-        top_logprobs=sampling.top_logprobs,
-    )

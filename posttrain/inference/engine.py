@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
+from posttrain.rendering.pixel_making import ImagePatches
 
 
 class EngineError(RuntimeError):
@@ -57,19 +58,23 @@ class EngineUse:
 class EngineImage:
     """An image as the vision tower takes it, and the place of its placeholder tokens.
 
+    Its pixels are an eighth of the patches in float32, so patches are made when the tower is about to run.
+
     Attributes:
         sha256: Hash of the original pixels; the engine runs the vision tower once per hash.
-        pixel_values: [patches, values per patch] from the checkpoint's own image processor.
+        pixels: [3, height, width] bytes, resized by the checkpoint's own image processor.
         grid_thw: [3] number of patches along time, height and width.
         offset: Index of its first placeholder in the request's tokens.
         num_tokens: Number of its placeholders.
+        patches: Makes [patches, values per patch] of such pixels.
     """
 
     sha256: str
-    pixel_values: torch.Tensor
+    pixels: torch.Tensor
     grid_thw: torch.Tensor
     offset: int
     num_tokens: int
+    patches: ImagePatches
 
 
 @dataclass(frozen=True, kw_only=True)

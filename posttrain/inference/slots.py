@@ -3,6 +3,11 @@
 import asyncio
 import collections
 import itertools
+from collections.abc import Sequence
+
+from posttrain.inference.engine import EngineImage
+from posttrain.inference.images import DialogueImages
+from posttrain.types import TrajectoryImage
 
 #: Prompts that are rendered before an engine has room for them, so that threads load their images meanwhile.
 PROMPTS_AHEAD = 16
@@ -31,6 +36,24 @@ class Slot:
     def next_id(self) -> str:
         """Make an id for the sequence's next request."""
         return f"{self.number}-{next(self._turns)}"
+
+    async def images(self, pictures: DialogueImages, images: Sequence[TrajectoryImage]) -> list[EngineImage]:
+        """Get the images of the sequence's next turn, which its job releases after it.
+
+        While they wait for room, which only the turns of others can give, a lockstep does not wait for the
+        sequence. Where none has to wait, repetitions are equal bit for bit.
+
+        Raises:
+            ImageChangedError: If a file is not what was rendered.
+            ImageError: If a file cannot be read.
+        """
+        claim = pictures.acquire(images)
+        if claim.ready.done():
+            return claim.ready.result()
+        if not claim.granted.done():
+            self._slots.step_aside()
+            claim.granted.add_done_callback(lambda _: self._slots.step_back())
+        return await asyncio.wrap_future(claim.ready)
 
     def close(self) -> None:
         """Give the slot to the next sequence; may be called again."""
@@ -67,6 +90,15 @@ class Slots:
         self._waiting.append(slot)
         self._grant()
         return slot
+
+    def step_aside(self) -> None:
+        """Note that a sequence waits for what only the turns of others can give it."""
+        self.outside -= 1
+        self.changed.set()
+
+    def step_back(self) -> None:
+        """Note that it waits for that no more."""
+        self.outside += 1
 
     def release(self, slot: Slot) -> None:
         """Give a slot to the next sequence; see `Slot.close`."""

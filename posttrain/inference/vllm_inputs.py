@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from transformers import BatchFeature
 from vllm import SamplingParams
 from vllm.inputs import MultiModalInput, TokensInput, tokens_input
 from vllm.inputs import mm_input as multimodal_input
 from vllm.multimodal.inputs import (
-    MultiModalFieldConfig,
+    MultiModalBatchedField,
+    MultiModalFieldElem,
     MultiModalKwargsItem,
     MultiModalKwargsItems,
     PlaceholderRange,
@@ -15,6 +15,7 @@ from vllm.multimodal.inputs import (
 from vllm.sampling_params import RequestOutputKind
 
 from posttrain.inference.engine import EngineError, EngineImage, Request, ScoreRequest
+from posttrain.inference.vllm_pixels import PixelsField
 
 
 def prompt_of(request: Request | ScoreRequest, cache_salt: str) -> TokensInput | MultiModalInput:
@@ -91,14 +92,10 @@ def scoring_parameters(last_token_id: int) -> SamplingParams:
 
 
 def _item(image: EngineImage) -> MultiModalKwargsItem:
-    """Make vLLM's form of an image; its pixels are not copied, so that requests share them with the cache."""
-    fields = {
-        "pixel_values": MultiModalFieldConfig.flat("image", [slice(len(image.pixel_values))]),
-        "image_grid_thw": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
-    }
-    values = {"pixel_values": image.pixel_values, "image_grid_thw": image.grid_thw[None]}
-    [item] = MultiModalKwargsItems.from_hf_inputs(BatchFeature(values), fields)["image"]
-    return item
+    """Make vLLM's form of an image; its pixels are not copied, so that requests share them."""
+    pixels = MultiModalFieldElem(image.pixels, PixelsField(patches=image.patches))
+    grid = MultiModalFieldElem(image.grid_thw, MultiModalBatchedField(keep_on_cpu=True))
+    return MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
 
 
 def _placeholders(image: EngineImage) -> PlaceholderRange:

@@ -16,12 +16,13 @@ from ray import ObjectRef
 from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
-from posttrain.inference.images import engine_images
+from posttrain.inference.images import EngineImages, engine_images
 from posttrain.inference.jobs import Job, Outcome, Report
 from posttrain.inference.serving import Serving
 from posttrain.inference.slots import SLOTS_PER_PLACE
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
+from posttrain.rendering.pixel_limits import pixel_limits
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Trajectory
 
@@ -90,12 +91,14 @@ class InferenceWorker:
     Attributes:
         serving: The engine at work.
         renderer: The renderer of the checkpoint; used in the one thread of `rendering`, but for decoding.
-        rendering: The thread that renders dialogues and loads images.
+        images: The pixels of the images in the engine's requests.
+        rendering: The thread that renders dialogues.
         tools: Threads for what may take long, such as tools: one for each sequence that has a slot.
     """
 
     serving: Serving
     renderer: Renderer
+    images: EngineImages
     rendering: ThreadPoolExecutor
     tools: ThreadPoolExecutor
     _checkpoint: Path | None = None  # whose weights the engine serves, if it is one
@@ -122,12 +125,32 @@ class InferenceWorker:
         """
         self._checkpoint = setup.checkpoint
         renderer = Renderer.from_config(setup.checkpoint, setup.model)
-        self.serve(renderer, partial(_load, setup, renderer), lockstep=setup.lockstep)
+        room = setup.engine_config.image_memory_gb
+        nbytes = None if room is None else int(room * 2**30)
+        self.serve(renderer, partial(_load, setup, renderer), lockstep=setup.lockstep, image_bytes=nbytes)
         return self._generate(WARM_UP_ANSWERS, WARM_UP_TOKENS, temperature=1.0)
 
-    def serve(self, renderer: Renderer, make_engine: Callable[[], Engine], *, lockstep: bool) -> None:
-        """Set an engine to work, with the threads beside it; return once it is loaded."""
+    def serve(
+        self,
+        renderer: Renderer,
+        make_engine: Callable[[], Engine],
+        *,
+        lockstep: bool,
+        image_bytes: int | None = None,
+    ) -> None:
+        """Set an engine to work, with the threads beside it; return once it is loaded.
+
+        Args:
+            renderer: The renderer of the checkpoint that it serves.
+            make_engine: Loads it.
+            lockstep: Whether steps wait until every sequence has asked for its turn.
+            image_bytes: Most bytes of pixels; this engine's part of what pixels may take here if None.
+        """
+        limits = pixel_limits()
         self.renderer = renderer
+        self.images = EngineImages(
+            renderer, limits.max_bytes if image_bytes is None else image_bytes, limits.threads
+        )
         self._desk = _Desk()
         self.serving = Serving(make_engine, lockstep=lockstep, after_step=self._tell_room)
         self.rendering = ThreadPoolExecutor(1, thread_name_prefix="rendering")
@@ -137,6 +160,7 @@ class InferenceWorker:
     def close(self) -> None:
         """Cancel every job, and end the threads; only a worker without a process of its own needs it."""
         self.serving.close()
+        self.images.close()
         self.rendering.shutdown()
         self.tools.shutdown()
 

@@ -11,6 +11,7 @@ from posttrain.config.run import RunConfig
 from posttrain.config.shapes import model_shape
 from posttrain.gpus import visible_gpus
 from posttrain.preflight.findings import Examination
+from posttrain.preflight.host import examine_host
 
 _NUM_GPUS = ("cluster", "num_gpus")
 _REMEDY = "POSTTRAIN_ENGINE={} scripts/setup.sh, or set cluster.num_gpus to "
@@ -41,6 +42,7 @@ def examine_devices(look: Examination, named: Cards | None) -> RunConfig:
     if named is None and not joins:
         _examine_builds(look, settled, there=cards.count > 0)
     look.findings.memory = memory_rows(settled)
+    examine_host(look, settled, named)
     if settled.use_gpu and cards.memory is not None:
         _examine_memory(look, settled, cards.memory, cards.count)
     return settled

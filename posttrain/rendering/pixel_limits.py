@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from posttrain.config.host_memory import SHARE_OF_PIXELS
 from posttrain.doctor.machine import memory_bytes, usable_cores
 
 #: Variable that tells an engine how many there are; ranks that train have the launcher's LOCAL_WORLD_SIZE.
 RANKS_HERE = "POSTTRAIN_RANKS_HERE"
-#: Part of the machine's memory that may hold pixels, shared by the ranks on it.
-SHARE_OF_MEMORY = 1 / 8
 #: Most threads of a process that prepare pixels: decoding keeps up with a GPU by fewer.
 MOST_THREADS = 8
 #: Part of the pixels that may be prepared before they are asked for; the rest are those used last.
@@ -45,7 +44,7 @@ def pixel_limits() -> PixelLimits:
     ranks = _ranks_here()
     busy = 1 if torch.cuda.is_available() else torch.get_num_threads()
     idle = int(usable_cores() / ranks) - busy
-    return PixelLimits(int(memory_bytes() * SHARE_OF_MEMORY / ranks), max(0, min(MOST_THREADS, idle)))
+    return PixelLimits(int(memory_bytes() * SHARE_OF_PIXELS / ranks), max(0, min(MOST_THREADS, idle)))
 
 
 def _ranks_here() -> int:

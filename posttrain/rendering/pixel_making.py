@@ -1,10 +1,12 @@
 """From the file of an image or video to the patches of the vision tower.
 
 The work is cut in two. What needs the file (decoding, hashing, resizing) is done on the CPU by any thread, so
-that everyone sees the same pixels; the result has 8 bits a value. Normalising and cutting into patches makes
-twice as many values, of 2 or 4 bytes; it is done where the model is.
+that everyone sees the same pixels; the result has 8 bits a value, and is what is kept. Normalising and
+cutting into patches makes twice as many values, of 2 or 4 bytes, so 8 times as much in float32; it is done
+where the model is, when the vision tower is about to run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +25,59 @@ PATCHES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
+class ImagePatches:
+    """Makes the patches of images from their resized bytes; it can be sent to another process.
+
+    Attributes:
+        image_processor: The checkpoint's own.
+        dtype: Type of the patches.
+    """
+
+    image_processor: ImageProcessor
+    dtype: torch.dtype
+
+    def __call__(self, images: Sequence[torch.Tensor], device: torch.device | str) -> torch.Tensor:
+        """Cut resized images, each [3, height, width] bytes, into patches, then normalise these.
+
+        The processor does it the other way round, in twice the time: it moves floats instead of bytes. The
+        values are the same, since each is normalised by itself.
+
+        Returns:
+            [patches of all images, values per patch] on the device.
+        """
+        processor, device = self.image_processor, torch.device(device)
+        side, copies = processor.patch_size, processor.temporal_patch_size
+        count = sum(image.shape[1] * image.shape[2] for image in images) // side**2
+        made = torch.empty((count, CHANNELS, copies, side, side), dtype=self.dtype, device=device)
+        start = 0
+        for image in images:
+            cut, _, _ = processor.patchify(
+                image.to(device)[None],
+                patch_size=side,
+                merge_size=processor.merge_size,
+                temporal_patch_size=1,
+            )
+            for piece in cut.view(-1, CHANNELS, side, side).split(
+                PATCHES_AT_ONCE if device.type == "cpu" else count
+            ):
+                made[start : start + len(piece)] = processor.rescale_and_normalize(
+                    piece,
+                    do_rescale=processor.do_rescale,
+                    rescale_factor=processor.rescale_factor,
+                    do_normalize=processor.do_normalize,
+                    image_mean=tuple(processor.image_mean),
+                    image_std=tuple(processor.image_std),
+                )[:, :, None]
+                start += len(piece)
+        return made.flatten(1)
+
+
+@dataclass(frozen=True)
 class Pixels:
     """A pre-processed image or video, which must not be changed because it is shared.
 
     Attributes:
-        values: For a model on the CPU the patches, [patches, values per patch] `pixel_values` or
-            `pixel_values_videos`; for one on a GPU the resized bytes, [3, height, width] of an image and
-            [frames, 3, height, width] of a video.
+        values: The resized bytes: [3, height, width] of an image, [frames, 3, height, width] of a video.
         grid_thw: [3] number of patches along time, height and width.
         sha256: Hash of an image's original pixels, or of a video's files.
         seconds_per_grid: Seconds from one pair of a video's frames to the next.
@@ -43,6 +91,9 @@ class Pixels:
 
 class PixelMaker:
     """Makes the pixels of images and videos as the checkpoint's own processors do; any thread may call it.
+
+    Attributes:
+        image_patches: Makes the patches of images from their resized bytes.
 
     Args:
         image_processor: The checkpoint's own.
@@ -63,6 +114,7 @@ class PixelMaker:
         self._frames = frames
         self._device = torch.device(device)
         self._dtype = dtype
+        self.image_patches = ImagePatches(image_processor, dtype)
 
     def on(self, device: torch.device | str) -> "PixelMaker":
         """Return one that makes patches on another device."""
@@ -84,11 +136,13 @@ class PixelMaker:
         return (width, height), (sides[1], sides[0])
 
     def nbytes(self, tokens: int) -> int:
-        """Return the bytes of the `Pixels` that a number of placeholder tokens stands for."""
+        """Return the bytes of an image's `Pixels` that a number of placeholder tokens stands for."""
         processor = self._image_processor
-        patches = tokens * processor.merge_size**2
-        values = CHANNELS * processor.temporal_patch_size * processor.patch_size**2
-        return patches * values * (self._dtype.itemsize if self._device.type == "cpu" else 1)
+        return tokens * processor.merge_size**2 * CHANNELS * processor.patch_size**2
+
+    def video_nbytes(self, tokens: int) -> int:
+        """Return the bytes of a video's `Pixels`; a token of it stands for several frames."""
+        return self.nbytes(tokens) * self._image_processor.temporal_patch_size
 
     def image(self, path: str) -> Pixels:
         """Decode, hash and resize an image.
@@ -104,7 +158,7 @@ class PixelMaker:
             factor=processor.patch_size * processor.merge_size,
         )[0]
         height, width = (side // processor.patch_size for side in resized.shape[1:])
-        return self._kept_form(Pixels(resized, torch.tensor([1, height, width]), pixel_hash(image)))
+        return Pixels(resized, torch.tensor([1, height, width]), pixel_hash(image))
 
     def video(self, ref: VideoRef, sha256: str) -> Pixels:
         """Sample, decode and resize a video whose hash is known.
@@ -114,43 +168,10 @@ class PixelMaker:
         """
         plan = self._frames.plan(ref)
         frames = self._frames.resized(ref, plan)
-        return self._kept_form(Pixels(frames, plan.grid_thw, sha256, plan.seconds_per_grid))
+        return Pixels(frames, plan.grid_thw, sha256, plan.seconds_per_grid)
 
     def patches(self, pixels: Pixels) -> torch.Tensor:
         """Return [patches, values per patch] of pixels that this object has made, on the device."""
-        if pixels.values.dtype != torch.uint8:
-            return pixels.values
         if pixels.values.dim() == 4:
             return self._frames.patches(pixels.values, self._device).to(self._dtype)
-        return self._image_patches(pixels.values.to(self._device))
-
-    def _image_patches(self, resized: torch.Tensor) -> torch.Tensor:
-        """Cut a resized image [3, height, width] into patches, then normalise these.
-
-        The processor does it the other way round, in twice the time: it moves floats instead of bytes. The
-        values are the same, since each is normalised by itself.
-        """
-        processor = self._image_processor
-        side, copies = processor.patch_size, processor.temporal_patch_size
-        cut, _, _ = processor.patchify(
-            resized[None], patch_size=side, merge_size=processor.merge_size, temporal_patch_size=1
-        )
-        cut = cut.view(-1, CHANNELS, side, side)
-        made = torch.empty((len(cut), CHANNELS, copies, side, side), dtype=self._dtype, device=self._device)
-        rows = PATCHES_AT_ONCE if self._device.type == "cpu" else len(cut)
-        for start in range(0, len(cut), rows):
-            made[start : start + rows] = processor.rescale_and_normalize(
-                cut[start : start + rows],
-                do_rescale=processor.do_rescale,
-                rescale_factor=processor.rescale_factor,
-                do_normalize=processor.do_normalize,
-                image_mean=tuple(processor.image_mean),
-                image_std=tuple(processor.image_std),
-            )[:, :, None]
-        return made.flatten(1)
-
-    def _kept_form(self, pixels: Pixels) -> Pixels:
-        """Return pixels as they are kept on the host: all done, if the model is there too."""
-        if self._device.type != "cpu":
-            return pixels
-        return Pixels(self.patches(pixels), pixels.grid_thw, pixels.sha256, pixels.seconds_per_grid)
+        return self.image_patches([pixels.values], self._device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,10 +49,56 @@ class MeasuredVideo(VideoRef):
     version: Version = ()
 
 
+class FileHashes:
+    """The hashes of files that have been read, by which a file that changes is noticed; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Version, str] = OrderedDict()
+
+    def get(self, version: Version) -> str:
+        """Return the hash of files in a version; "" while it is unknown."""
+        with self._lock:
+            return self._known.get(version, "")
+
+    def note(self, version: Version, sha256: str) -> None:
+        """Note the hash of files, and forget the one that was noted first if there are many."""
+        with self._lock:
+            self._known[version] = sha256
+            if len(self._known) > HASHES_KEPT:
+                self._known.popitem(last=False)
+
+    def expected(self, ref: ImageRef | VideoRef, path: str, now: Version) -> str:
+        """Return the hash that a file must have; "" if it may have any.
+
+        Args:
+            ref: An image or a video, perhaps one whose size was read before.
+            path: Its first file.
+            now: The version in which its files are.
+
+        Raises:
+            ImageChangedError: If it has changed since it was measured, and nothing tells whether its content
+                has.
+        """
+        measured = ref.version if isinstance(ref, MeasuredImage | MeasuredVideo) else now
+        if ref.sha256 or measured == now:
+            return ref.sha256
+        known = self.get(measured)
+        if not known:
+            raise ImageChangedError(
+                f"{path}: the file has changed since its size was read; leave the files of a dataset as they"
+                " are while a stage uses them, and start the stage again"
+            )
+        return known
+
+
 class PixelCache:
-    """The one place where images and videos are loaded; it keeps those used most recently.
+    """The one place where a model in training has its images and videos loaded; it keeps the last used.
 
     One thread uses it. Others, its own, make what is planned by `prepare`.
+
+    Attributes:
+        maker: Decodes and resizes.
 
     Example:
         maker = PixelMaker(processor.image_processor, VideoFrames(processor, VideoSettings()))
@@ -66,12 +113,12 @@ class PixelCache:
             maker: Decodes and resizes.
             limits: Most bytes to keep, and threads that prepare pixels.
         """
-        self._maker = maker
+        self.maker = maker
         self._ahead = Ahead[object, Pixels](limits.bytes_ahead, limits.threads)
         self._max_bytes = limits.max_bytes - (limits.bytes_ahead if limits.threads else 0)
         self._bytes = 0
         self._kept: OrderedDict[object, Pixels] = OrderedDict()
-        self._hashes: OrderedDict[Version, str] = OrderedDict()
+        self._hashes = FileHashes()
 
     @property
     def nbytes(self) -> int:
@@ -89,16 +136,16 @@ class PixelCache:
         """
         wanted = []
         for image, tokens in images:
-            version = _version(image.path)
-            if (image.sha256 or self._hashes.get(version, "")) not in self._kept:
-                make = functools.partial(self._maker.image, image.path)
-                wanted.append((version, self._maker.nbytes(tokens), make))
+            version = file_version(image.path)
+            if (image.sha256 or self._hashes.get(version)) not in self._kept:
+                make = functools.partial(self.maker.image, image.path)
+                wanted.append((version, self.maker.nbytes(tokens), make))
         for video, tokens in videos:
             with contextlib.suppress(VideoError):  # of files that cannot be listed; `load_video` says so
                 version = _version_of(video)
-                if (self._hashes.get(version, ""), _shown(video)) not in self._kept:
+                if (self._hashes.get(version), _shown(video)) not in self._kept:
                     make = functools.partial(self._make_video, video)
-                    wanted.append(((version, _shown(video)), self._maker.nbytes(tokens), make))
+                    wanted.append(((version, _shown(video)), self.maker.video_nbytes(tokens), make))
         self._ahead.plan(wanted)
 
     def load(self, ref: ImageRef) -> Pixels:
@@ -108,16 +155,14 @@ class PixelCache:
             ImageChangedError: If the reference has a hash and the file's pixels have another.
             ImageError: If the file cannot be read as an image.
         """
-        version = _version(ref.path)
+        version = file_version(ref.path)
         made = self._ahead.take(version)
-        expected = ref.sha256
-        if isinstance(ref, MeasuredImage):
-            expected = self._expected(ref.path, ref.sha256, ref.version, version)
-        sha256 = expected or self._hashes.get(version, "")
+        expected = self._hashes.expected(ref, ref.path, version)
+        sha256 = expected or self._hashes.get(version)
         if sha256 not in self._kept:
-            made = made or self._maker.image(ref.path)
-            self._remember(version, made.sha256)
-            _check_unchanged(ref.path, made.sha256, expected)
+            made = made or self.maker.image(ref.path)
+            self._hashes.note(version, made.sha256)
+            check_unchanged(ref.path, made.sha256, expected)
             sha256 = made.sha256
             self._keep(sha256, made)
         self._kept.move_to_end(sha256)
@@ -133,10 +178,10 @@ class PixelCache:
         version = _version_of(ref)
         made = self._ahead.take((version, _shown(ref)))
         if made is not None:
-            self._remember(version, made.sha256)
+            self._hashes.note(version, made.sha256)
         key = (self.hash_video(ref), _shown(ref))
         if key not in self._kept:
-            self._keep(key, made or self._maker.video(ref, key[0]))
+            self._keep(key, made or self.maker.video(ref, key[0]))
         self._kept.move_to_end(key)
         return self._kept[key]
 
@@ -148,17 +193,17 @@ class PixelCache:
             VideoError: If a file cannot be read.
         """
         version = _version_of(ref)
-        expected = ref.sha256
-        if isinstance(ref, MeasuredVideo):
-            expected = self._expected(ref.paths[0], ref.sha256, ref.version, version)
-        if version not in self._hashes:
-            self._remember(version, video_hash(ref))
-        _check_unchanged(ref.paths[0], self._hashes[version], expected)
-        return self._hashes[version]
+        expected = self._hashes.expected(ref, ref.paths[0], version)
+        sha256 = self._hashes.get(version)
+        if not sha256:
+            sha256 = video_hash(ref)
+            self._hashes.note(version, sha256)
+        check_unchanged(ref.paths[0], sha256, expected)
+        return sha256
 
     def patches(self, pixels: Pixels) -> torch.Tensor:
         """Return the patches of loaded pixels; see `PixelMaker.patches`."""
-        return self._maker.patches(pixels)
+        return self.maker.patches(pixels)
 
     def size(self, ref: ImageRef) -> tuple[ImageRef, int]:
         """Return an image with its hash, and its number of patches; the pixels are loaded for this."""
@@ -171,28 +216,7 @@ class PixelCache:
 
     def _make_video(self, ref: VideoRef) -> Pixels:
         """Read and hash a video, in a thread."""
-        return self._maker.video(ref, video_hash(ref))
-
-    def _expected(self, path: str, sha256: str, measured: Version, now: Version) -> str:
-        """Return the hash that a file must have which was measured before; "" if it may have any.
-
-        Raises:
-            ImageChangedError: If it has changed since, and nothing tells whether its content has.
-        """
-        if sha256 or measured == now:
-            return sha256
-        if measured not in self._hashes:
-            raise ImageChangedError(
-                f"{path}: the file has changed since its size was read; leave the files of a dataset as they"
-                " are while a stage uses them, and start the stage again"
-            )
-        return self._hashes[measured]
-
-    def _remember(self, version: Version, sha256: str) -> None:
-        """Note the hash of files, and forget the one that was noted first if there are many."""
-        self._hashes[version] = sha256
-        if len(self._hashes) > HASHES_KEPT:
-            self._hashes.popitem(last=False)
+        return self.maker.video(ref, video_hash(ref))
 
     def _keep(self, key: object, pixels: Pixels) -> None:
         """Put pixels into the cache, and drop what was not used for longest."""
@@ -220,7 +244,7 @@ class HeaderSizes:
         Raises:
             ImageError: If the image cannot be read.
         """
-        version = _version(ref.path)
+        version = file_version(ref.path)
         # It does not matter whether the image is to be turned by 90°: the number of patches is the same.
         width, height = image_size(ref.path)
         return MeasuredImage(ref.path, ref.sha256, version), self._maker.num_patches(width, height)
@@ -230,7 +254,7 @@ class HeaderSizes:
         return MeasuredVideo(ref.paths, ref.sha256, *_shown(ref), version=_version_of(ref))
 
 
-def _check_unchanged(path: str, found: str, expected: str) -> None:
+def check_unchanged(path: str, found: str, expected: str) -> None:
     """Refuse a file whose hash is not the expected one; an empty one is not compared."""
     if expected and found != expected:
         raise ImageChangedError(
@@ -244,11 +268,11 @@ def _shown(ref: VideoRef) -> tuple[float | None, float | None, float, float | No
     return (ref.fps, ref.frame_rate, ref.start, ref.end)
 
 
-def _version(*paths: str) -> Version:
+def file_version(*paths: str) -> Version:
     """Return the paths and times of last change of files, by which rewritten ones are noticed."""
     return tuple((path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0) for path in paths)
 
 
 def _version_of(ref: VideoRef) -> Version:
     """Return the version of a video's files; raises VideoError if they cannot be listed."""
-    return _version(*video_files(ref))
+    return file_version(*video_files(ref))

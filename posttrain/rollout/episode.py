@@ -9,16 +9,15 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
-from posttrain.inference.images import engine_images
+from posttrain.inference.images import DialogueImages, with_hashes
 from posttrain.inference.serving import aside
 from posttrain.inference.slots import Slot
 from posttrain.inference.worker import InferenceWorker
 from posttrain.joints import Environment
 from posttrain.media.images import ImageError
-from posttrain.rendering.collation import prepare
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
@@ -136,12 +135,10 @@ class _Prompt:
     Attributes:
         messages: What it shows.
         rendered: Its tokens.
-        images: Its images as the engine takes them.
     """
 
     messages: tuple[Message, ...]
     rendered: Rendered
-    images: list[EngineImage]
 
 
 @dataclass(frozen=True)
@@ -151,12 +148,31 @@ class _Observation:
     Attributes:
         message: What it shows.
         rendered: Its tokens.
-        images: Its images as the engine takes them, with their places in the whole dialogue.
+        images: Its images, with their places in the whole dialogue.
     """
 
     message: Message
     rendered: Rendered
-    images: list[EngineImage]
+    images: list[TrajectoryImage]
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """An episode under way.
+
+    Attributes:
+        job: The episode.
+        slot: Its place in the order of sequences.
+        pictures: Its images in the engine.
+        ledger: Its ledger.
+        images: The images shown so far, as they were rendered: perhaps without hashes.
+    """
+
+    job: EpisodeJob
+    slot: Slot
+    pictures: DialogueImages
+    ledger: Trajectory
+    images: list[TrajectoryImage] = field(default_factory=list)
 
 
 class EpisodePlayer:
@@ -169,7 +185,9 @@ class EpisodePlayer:
     """
 
     def __init__(self, worker: InferenceWorker, task: TaskEnvironments, limits: Limits) -> None:
-        self._serving, self._renderer = worker.serving, worker.renderer
+        self._serving, self._images = worker.serving, worker.images
+        self._renderer = worker.renderer.counting()  # pixels are loaded for the engine alone
+        self._pictures = worker.images.open()
         self._tools, self._rendering = worker.tools, worker.rendering
         self._task = task
         self._limits = limits
@@ -178,6 +196,10 @@ class EpisodePlayer:
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
         self._rendering.submit(self._prepare, sample)
+
+    def close(self) -> None:
+        """Say that every episode of the group is over."""
+        self._pictures.close()
 
     async def play(self, job: EpisodeJob, slot: Slot) -> Trajectory:
         """Play an episode to its end.
@@ -206,29 +228,32 @@ class EpisodePlayer:
         if prompt is None or prompt.messages != messages:
             prompt = await aside(self._rendering, self._render_prompt, job, messages)
         ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
-        append_prompt(ledger, prompt.rendered, messages)
-        images = list(prompt.images)
-        for turn in itertools.count():
-            request = self._request(job, turn, ledger, images, slot.next_id())
-            completion = await self._serving.sample(slot, request)
-            reply = await aside(self._tools, self._take_turn, partner, ledger, completion)
-            if reply is None:
-                break
-            observed = await aside(self._rendering, self._observe, ledger, reply)
-            if observed is None:
-                await aside(self._tools, self._finish, partner, ledger, "max_tokens")
-                break
-            append_observation(ledger, observed.rendered, observed.message)
-            images += observed.images
+        talk = _Talk(job, slot, self._images.open(), ledger)
+        try:
+            images = await self._begin(talk, prompt)
+            for turn in itertools.count():
+                request = self._request(job, turn, ledger, images, slot.next_id())
+                completion = await self._serving.sample(slot, request)
+                del request, images  # or their pixels would stay while a tool is at work
+                talk.pictures.release()
+                reply = await aside(self._tools, self._take_turn, partner, ledger, completion)
+                if reply is None:
+                    break
+                images = await self._observe(talk, reply)
+                if images is None:
+                    await aside(self._tools, self._finish, partner, ledger, "max_tokens")
+                    break
+        finally:
+            talk.pictures.close()
         return ledger
 
     def _prepare(self, sample: Sample) -> None:
         """Plan the loading of a prompt's images."""
         with contextlib.suppress(ValueError):  # `play` says what is wrong with a prompt
-            prepare([self._renderer.counting().render(sample.messages)], self._renderer)
+            self._pictures.prefetch(self._renderer.render(sample.messages).images)
 
     def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> _Prompt:
-        """Tokenise a prompt and load its images, once for all episodes to which it is shown.
+        """Tokenise a prompt, once for all episodes to which it is shown.
 
         Raises:
             EpisodeError: If it cannot be shown or is too long.
@@ -241,8 +266,26 @@ class EpisodePlayer:
                     f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
                     " lower model.max_pixels"
                 )
-            self._prompt = _Prompt(messages, rendered, engine_images(rendered.images, self._renderer))
+            self._prompt = _Prompt(messages, rendered)
         return self._prompt
+
+    async def _begin(self, talk: _Talk, prompt: _Prompt) -> list[EngineImage]:
+        """Begin the ledger with the prompt; return its images as the engine takes them.
+
+        Raises:
+            EpisodeError: If one of them cannot be read.
+        """
+        rendered = prompt.rendered
+        try:
+            images = await talk.slot.images(talk.pictures, rendered.images)
+        except (ImageError, ImageChangedError) as error:
+            raise EpisodeError(
+                f"{_named(talk.job.sample, talk.job.task)} cannot be shown: {error}"
+            ) from error
+        hashed = with_hashes(rendered.images, images)
+        append_prompt(talk.ledger, replace(rendered, images=hashed), prompt.messages)
+        talk.images.extend(rendered.images)
+        return images
 
     def _request(
         self, job: EpisodeJob, turn: int, ledger: Trajectory, images: list[EngineImage], request_id: str
@@ -276,25 +319,44 @@ class EpisodePlayer:
         ledger.stop_reason = stop_reason
         check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
 
-    def _observe(self, ledger: Trajectory, message: Message) -> _Observation | None:
-        """Tokenise a reply, text and images together; None if no token could be sampled after it.
+    async def _observe(self, talk: _Talk, message: Message) -> list[EngineImage] | None:
+        """Append a reply, text and images together, unless no token could be sampled after it.
 
         A reply that cannot be shown is replaced, because a tool must not end the rollout.
+
+        Returns:
+            All images of the dialogue as the engine takes them; None if the reply was not appended.
         """
         try:
-            _refuse_videos([message])
-            found = self._observation(ledger, message)
-        except (ImageError, RenderError) as error:
-            logger.warning("sample %s: a tool's reply cannot be shown: %s", ledger.sample_id, error)
-            found = self._observation(ledger, _UNREADABLE)
-        full = len(ledger.token_ids) + len(found.rendered.token_ids) >= self._limits.max_length
-        return None if full else found
+            shown = await self._show(talk, message)
+        except (ImageError, ImageChangedError, RenderError) as error:
+            logger.warning("sample %s: a tool's reply cannot be shown: %s", talk.ledger.sample_id, error)
+            talk.pictures.release()
+            shown = await self._show(talk, _UNREADABLE)
+        if shown is None:
+            return None
+        found, images = shown
+        hashed = with_hashes(found.rendered.images, images[len(talk.images) :])
+        append_observation(talk.ledger, replace(found.rendered, images=hashed), found.message)
+        talk.images.extend(found.images)
+        return images
 
-    def _observation(self, ledger: Trajectory, message: Message) -> _Observation:
-        """Tokenise a reply and load its images."""
+    async def _show(self, talk: _Talk, message: Message) -> tuple[_Observation, list[EngineImage]] | None:
+        """Tokenise a reply, and load its images beside those before; None if there is no room after it."""
+        found = await aside(self._rendering, self._observation, talk.ledger, message)
+        if found is None:
+            return None
+        asked = [*talk.images, *found.images]
+        return found, await talk.slot.images(talk.pictures, asked)
+
+    def _observation(self, ledger: Trajectory, message: Message) -> _Observation | None:
+        """Tokenise a reply; None if no token could be sampled after it."""
+        _refuse_videos([message])
         rendered, start = self._renderer.observation(message), len(ledger.token_ids)
+        if start + len(rendered.token_ids) >= self._limits.max_length:
+            return None
         shown = [TrajectoryImage(each.ref, start + each.offset, each.num_tokens) for each in rendered.images]
-        return _Observation(message, rendered, engine_images(shown, self._renderer))
+        return _Observation(message, rendered, shown)
 
 
 def prompt_tokens(

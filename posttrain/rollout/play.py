@@ -47,9 +47,9 @@ class PlayGroup:
         """
         group = self.group
         slots = [worker.serving.slot() for _ in range(group.size)]
+        player = EpisodePlayer(worker, worker.environments[group.task], self.limits)
         try:
             await slots[0].near
-            player = EpisodePlayer(worker, worker.environments[group.task], self.limits)
             player.prepare(group.sample)
             seeds = [stable_seed(group.seed, index) for index in range(group.size)]
             jobs = [
@@ -58,6 +58,7 @@ class PlayGroup:
             ]
             members = await all_or_first_failure(map(player.play, jobs, slots))
         finally:
+            player.close()
             for slot in slots:
                 slot.close()
         ended = time.perf_counter()

@@ -33,7 +33,7 @@ def logprobs_of(
     ids = torch.tensor([list(token_ids)])
     shown: dict[str, torch.Tensor] = {}
     if images:
-        shown["pixel_values"] = torch.cat([image.pixel_values for image in images])
+        shown["pixel_values"] = images[0].patches([image.pixels for image in images], "cpu")
         shown["image_grid_thw"] = torch.stack([image.grid_thw for image in images])
         shown["mm_token_type_ids"] = (ids == image_token_id).int()
     logits = model(input_ids=ids, **shown).logits[0, :-1]

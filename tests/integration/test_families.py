@@ -18,7 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from posttrain.cli.chat import Chat
 from posttrain.config import EngineConfig, RunConfig
 from posttrain.data.formats import write_canonical
-from posttrain.inference.engine import AdapterSlots, EngineImage, EngineUse, Request
+from posttrain.inference.engine import AdapterSlots, EngineUse, Request
+from posttrain.inference.images import engine_images
 from posttrain.media.images import save_image
 from posttrain.models.export import export
 from posttrain.models.lora import base_of, is_adapter
@@ -216,8 +217,7 @@ def vllm_samples(
     if not soak:
         pytest.skip("starting an engine takes half a minute: --soak")
     renderer = trained.renderer
-    images = [[(each.ref.sha256, *renderer.pixels(each.ref), each.offset, each.num_tokens)
-               for each in prompt.images] for prompt in prompts]  # fmt: skip
+    images = [engine_images(prompt.images, renderer) for prompt in prompts]
     asked = [(prompt.token_ids, shown) for prompt, shown in zip(prompts, images, strict=True)]
     torch.save((asked, renderer.end_token_id, renderer.banned_token_ids), tmp_path / "asked.pt")
 
@@ -270,11 +270,10 @@ def sample(folder: Path, checkpoint: Path, adapter: Path | None = None) -> None:
     if adapter is not None:
         engine.load_adapter(adapter, 1)
     for number, (ids, images) in enumerate(asked):
-        shown = [EngineImage(*image) for image in images]
         for seed in range(3):
             name = f"{number}-{seed}"
             request = Request(
-                id=name, token_ids=ids, images=shown, max_tokens=SAMPLED, temperature=1.0, seed=seed
+                id=name, token_ids=ids, images=images, max_tokens=SAMPLED, temperature=1.0, seed=seed
             )
             engine.submit(request)
     done = []

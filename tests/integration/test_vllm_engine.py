@@ -210,14 +210,15 @@ def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: lis
     from posttrain.inference.vllm_inputs import prompt_of  # noqa: PLC0415 (loads for seconds)
 
     rendered = [renderer.render(sample.messages, add_generation_prompt=True) for sample in samples[:2]]
-    kept = [renderer.media.load(image.ref).values for each in rendered for image in each.images]
+    refs = [image.ref for each in rendered for image in each.images]
     for _ in range(2):
         images = [image for each in rendered for image in engine_images(each.images, renderer)]
         request = Request(id="a", token_ids=[1], images=images, max_tokens=1, temperature=1.0, seed=0)
         prompt: Any = prompt_of(request, "")
-        for item, image, values in zip(prompt["mm_kwargs"]["image"], images, kept, strict=True):
-            assert item["pixel_values"].data.data_ptr() == values.data_ptr()
-            assert torch.equal(item["pixel_values"].data, values)
+        for item, image, ref in zip(prompt["mm_kwargs"]["image"], images, refs, strict=True):
+            elem = item["pixel_values"]
+            assert elem.data.data_ptr() == renderer.media.load(ref).values.data_ptr()
+            assert torch.equal(elem.field.reduce_data([elem, elem]), renderer.pixels(ref)[0].repeat(2, 1))
             assert torch.equal(item["image_grid_thw"].data, image.grid_thw)
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from posttrain.config import ConfigError, Document, build_run
+from posttrain.config.host_memory import Host
 from posttrain.first_party import PLUGINS
 from posttrain.preflight.examination import Findings, examine
 
@@ -66,3 +67,9 @@ def look(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
             return Findings(error.problems)
 
     return examined
+
+
+@pytest.fixture(autouse=True)
+def large_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose memory holds every run; who looks at it sets another."""
+    monkeypatch.setattr("posttrain.preflight.host.host_here", lambda: Host(2.0**41, 2.0**40))

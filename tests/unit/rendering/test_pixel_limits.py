@@ -29,7 +29,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 def test_memory_is_shared_by_the_ranks_of_the_host(host, monkeypatch):
     whole = limits_here().max_bytes
-    assert whole == 64 * GIB * pixel_limits.SHARE_OF_MEMORY
+    assert whole == 64 * GIB * pixel_limits.SHARE_OF_PIXELS
     for name in ("LOCAL_WORLD_SIZE", RANKS_HERE):
         monkeypatch.setenv(name, "8")
         assert limits_here().max_bytes == whole // 8
@@ -49,9 +49,9 @@ def test_a_control_groups_limit_counts(host, own, file):
     limit = host / "groups" / file
     limit.parent.mkdir(parents=True)
     limit.write_text(f"{8 * GIB}\n")
-    assert limits_here().max_bytes == 8 * GIB * pixel_limits.SHARE_OF_MEMORY
+    assert limits_here().max_bytes == 8 * GIB * pixel_limits.SHARE_OF_PIXELS
     limit.write_text("max\n")
-    assert limits_here().max_bytes == 64 * GIB * pixel_limits.SHARE_OF_MEMORY
+    assert limits_here().max_bytes == 64 * GIB * pixel_limits.SHARE_OF_PIXELS
 
 
 def test_only_cores_that_the_model_leaves_prepare_pixels(host, monkeypatch):

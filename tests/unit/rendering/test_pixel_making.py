@@ -1,5 +1,6 @@
 """The pixels of images are those of the checkpoint's own processor, for a model of any type and place."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from posttrain.models.backbone import vision_backbone
 from posttrain.models.load import load_model
 from posttrain.quickstart.tiny import TinyType, build_tiny
 from posttrain.rendering.collation import collate
-from posttrain.rendering.pixel_making import PixelMaker
+from posttrain.rendering.pixel_making import ImagePatches, PixelMaker
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
 from posttrain.types import Block, ImageRef, Message, VideoRef, text_message
@@ -39,29 +40,40 @@ def test_patches_are_the_processors(
         processor: Any = Qwen2VLImageProcessor(patch_size=patch, size=limits, **settings)
         expected = processor(images=[Image.open(path)], return_tensors="pt")
         frames = VideoFrames(processors["qwen2_vl"], VideoSettings())
-        made = PixelMaker(processor, frames, dtype=dtype).image(path)
-        assert torch.equal(made.values, expected["pixel_values"].to(dtype))
+        maker = PixelMaker(processor, frames, dtype=dtype)
+        made = maker.image(path)
+        assert torch.equal(maker.patches(made), expected["pixel_values"].to(dtype))
         assert torch.equal(made.grid_thw, expected["image_grid_thw"][0])
 
 
+def test_patches_of_several_images_follow_one_another(processors: dict[str, Any], tmp_path: Path) -> None:
+    processor = processors["qwen3_vl"].image_processor
+    maker = PixelMaker(processor, VideoFrames(processors["qwen3_vl"], VideoSettings()))
+    sizes = [(150, 100), (64, 300), (700, 31)]
+    paths = [picture(tmp_path / f"{width}.png", width, height) for width, height in sizes]
+    made = [maker.image(path) for path in paths]
+    expected = processor(images=[Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]
+    sent: ImagePatches = pickle.loads(pickle.dumps(maker.image_patches))
+    assert torch.equal(sent([pixels.values for pixels in made], "cpu"), expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bytes_are_kept_for_a_model_elsewhere_and_become_the_same_patches(
+def test_bytes_are_kept_and_become_patches_where_the_model_is(
     processors: dict[str, Any], tmp_path: Path, clips: list[VideoRef], family: Any
 ) -> None:
     frames = VideoFrames(processors[family], VideoSettings())
     here = PixelMaker(processors[family].image_processor, frames, dtype=torch.bfloat16)
     elsewhere = here.on("meta")
     path = picture(tmp_path / "a.png", 150, 100)
-    for ours, theirs in (
-        (elsewhere.image(path), here.image(path)),
-        (elsewhere.video(clips[0], "hash"), here.video(clips[0], "hash")),
+    merged = processors[family].image_processor.merge_size ** 2
+    for made, nbytes in (
+        (elsewhere.image(path), here.nbytes),
+        (elsewhere.video(clips[0], "hash"), here.video_nbytes),
     ):
-        assert ours.values.dtype == torch.uint8
-        assert ours.values.device.type == "cpu"
-        assert 4 * ours.values.nbytes <= 2 * theirs.values.nbytes
-        assert torch.equal(here.patches(ours), theirs.values)
-        assert torch.equal(ours.grid_thw, theirs.grid_thw)
-    assert elsewhere.patches(elsewhere.image(path)).shape == here.image(path).values.shape
+        assert (made.values.dtype, made.values.device.type) == (torch.uint8, "cpu")
+        assert made.values.nbytes == nbytes(int(made.grid_thw.prod()) // merged)
+        assert len(here.patches(made)) == made.grid_thw.prod()
+    assert elsewhere.patches(elsewhere.image(path)).shape == here.patches(here.image(path)).shape
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Images of prompts are loaded once, in threads before an engine has room for them, and shared."""
+"""Images are loaded once, in threads and before an engine has room for their prompts, and wait for room."""
 
 import dataclasses
 import threading
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from posttrain.inference.answers import AnswerSampling, Question
 from posttrain.inference.engine import stable_seed
 from posttrain.media import images
-from posttrain.rendering.pixel_limits import PixelLimits
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
-from posttrain.types import Block, ImageRef, Message, Sample, Trajectory
+from posttrain.types import Block, ImageRef, Message, Sample
 from tests.at_work import answer_all, play
 
 COUNT = 24
@@ -36,10 +36,6 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def renderer_of(renderer: Renderer, threads: int) -> Renderer:
-    return Renderer(renderer.processor, "qwen3_vl", PixelLimits(2**28, threads))
-
-
 def questions(folder: Path) -> list[Question]:
     made = []
     for number in range(COUNT):
@@ -50,21 +46,20 @@ def questions(folder: Path) -> list[Question]:
     return made
 
 
-def test_answers_are_those_without_threads(
+def test_answers_are_those_of_any_room(
     engine: Any, renderer: Renderer, tmp_path: Path, threads: list[str]
 ) -> None:
     asked, sampling = questions(tmp_path), AnswerSampling(max_new_tokens=8, max_length=400)
     engine.say = lambda request: str(request.seed % 10)
-    plain = answer_all(engine, renderer_of(renderer, 0), asked, sampling)
-    assert len(threads) == COUNT
-    assert set(threads) == {"rendering_0"}
+    plain = answer_all(engine, renderer, asked, sampling)
     first = [(request.token_ids, [image.sha256 for image in request.images]) for request in engine.seen]
-    threads.clear()
-    engine.seen.clear()
-    assert answer_all(engine, renderer_of(renderer, 2), asked, sampling) == plain
-    assert [(r.token_ids, [image.sha256 for image in r.images]) for r in engine.seen] == first
     assert len(threads) == COUNT
-    assert any(name.startswith("pixels") for name in threads)
+    assert all(name.startswith("images") for name in threads)
+    engine.seen.clear()
+    cramped = answer_all(engine, renderer, asked, sampling, image_bytes=1)  # for one at a time
+    assert sorted(cramped, key=lambda each: each.index) == sorted(plain, key=lambda each: each.index)
+    found = [(request.token_ids, [image.sha256 for image in request.images]) for request in engine.seen]
+    assert sorted(found) == sorted(first)
 
 
 def test_a_damaged_image_is_its_questions_error(engine: Any, renderer: Renderer, tmp_path: Path) -> None:
@@ -72,21 +67,23 @@ def test_a_damaged_image_is_its_questions_error(engine: Any, renderer: Renderer,
     (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:300])
     (tmp_path / "9.png").write_bytes(b"nothing")
     engine.say = lambda request: "yes"
-    for count in (0, 2):
+    for room in (None, 1):
         sampling = AnswerSampling(max_new_tokens=8, max_length=400)
-        found = answer_all(engine, renderer_of(renderer, count), asked, sampling)
+        found = answer_all(engine, renderer, asked, sampling, room)
         errors = {answer.index: answer.error for answer in found if answer.error}
         assert errors.keys() == {7, 9}
         assert all(f"{index}.png" in error for index, error in errors.items())
         assert len(found) == COUNT
 
 
-def test_episodes_are_those_without_threads_and_share_their_images(
+@pytest.mark.parametrize("lockstep", [True, False])
+def test_episodes_share_their_images_and_are_those_of_any_room(
     engine: Any,
     renderer: Renderer,
     zoom_task: dict[str, TaskEnvironments],
     make_sample: Callable[[int], Sample],
     threads: list[str],
+    lockstep: bool,
 ) -> None:
     jobs = [
         EpisodeJob(sample, "markers", group, index, stable_seed(0, group, index))
@@ -94,20 +91,17 @@ def test_episodes_are_those_without_threads_and_share_their_images(
         for index in range(4)
     ]
     threads.clear()
-    engine.say = lambda request: str(request.seed % 10)
-    found: list[list[Trajectory]] = []
-    for count in (0, 2):
-        engine.seen.clear()
-        threads.clear()
-        shown = renderer_of(renderer, count)
-        found.append(play(engine, shown, zoom_task, jobs, Limits(100, 1000)))
-        assert len(threads) == 6  # one for each group, whose episodes share the pixels
-        places: dict[str, set[int]] = {}
-        for request in engine.seen:
-            for image in request.images:
-                places.setdefault(image.sha256, set()).add(image.pixel_values.data_ptr())
-        assert len(places) == 6
-        assert all(len(pointers) == 1 for pointers in places.values())
-    assert any(name.startswith("pixels") for name in threads)
-    first, second = ([dataclasses.asdict(each) for each in each_run] for each_run in found)
-    assert first == second
+    limits = Limits(100, 1000)
+    wide = play(engine, renderer, zoom_task, jobs, limits, lockstep)
+    shown = [image for request in engine.seen for image in request.images]
+    prompts = {each.images[0].ref.sha256 for each in wide}
+    crops = {image.ref.sha256 for each in wide for image in each.images} - prompts
+    assert {image.sha256 for image in shown} == prompts | crops
+    # A prompt's image stays as long as its group is played; a crop goes with its episode.
+    loaded = [name for name in threads if name.startswith("images")]
+    assert 6 + len(crops) <= len(loaded) <= 6 + len(jobs)
+    pixels: dict[str, torch.Tensor] = {image.sha256: image.pixels for image in shown}
+    assert all(image.pixels is pixels[image.sha256] for image in shown if image.sha256 in prompts)
+    for room in (1, max(each.nbytes for each in pixels.values()) * 3):
+        narrow = play(engine, renderer, zoom_task, jobs, limits, lockstep, room)
+        assert [dataclasses.asdict(each) for each in narrow] == [dataclasses.asdict(each) for each in wide]
