@@ -147,8 +147,10 @@ class RewardServer(Protocol):
 class RewardServerStarter(Protocol):
     """Starts a reward server."""
 
-    def __call__(self, references: Sequence[str], *, token: str, base_dir: Path, log: Path) -> RewardServer:
-        """Start a server of these rewards and no others; its output goes to `log`."""
+    def __call__(
+        self, references: Sequence[str], *, token: str, base_dir: Path, log: Path, host: str
+    ) -> RewardServer:
+        """Start a server of these rewards and no others at an address; its output goes to `log`."""
         ...
 
 

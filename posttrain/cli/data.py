@@ -10,7 +10,7 @@ from pathlib import Path
 from posttrain.cli.commands import add_command
 from posttrain.config import load_dataset_config
 from posttrain.config.curation import curation_names, load_curation
-from posttrain.data.cache import cached_folder, default_cache
+from posttrain.files.cache import cached_folder, default_cache
 
 INSPECT = """\
 Writes an HTML page with samples token by token, what is learned from them, their images, how long they are,

@@ -13,6 +13,7 @@ from posttrain.cli.commands import add_command, load_checked
 from posttrain.cli.data import add_verbs as add_data_verbs
 from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
+from posttrain.cli.submit import add_submit
 from posttrain.config import ConfigError, Document, build_run, read_run, recipe_names
 from posttrain.config.memory import Cards, card_memory
 
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check everything, start nothing")
 
+    add_submit(commands)
     _add_validate(
         add_command(commands, "validate", validate_command, "check a run without starting it", VALIDATE)
     )

@@ -280,6 +280,8 @@ class CurationConfig(Section):
             used |= {name} if name is not None else set()
         if idle := sorted(self.endpoints.keys() - used):
             raise MisfitError(f"endpoints.{idle[0]}", "no step asks it", "name it in a step, or remove it")
+        if "placement" in self.cluster.model_fields_set:
+            raise MisfitError("cluster.placement", "a curation has engines and no learners", "remove it")
         if "cluster" in self.model_fields_set and not self.has_checkpoints:
             raise MisfitError(
                 "cluster", "no endpoint is a `checkpoint`, so there are no engines", "remove it"

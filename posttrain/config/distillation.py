@@ -218,9 +218,9 @@ class DistillationStage(SupervisedStage):
                 "checkpoint",
             )
         # A teacher's engines are gone before the student trains.
-        if around.gpus and self.generation.actors > around.gpus:
-            takers = f"{self.generation.actors}"
-            raise MisfitError("generation.actors", *too_few_gpus(takers, around.gpus))
+        actors, each = self.generation.actors, self.generation.engine.tensor_parallel_size
+        if around.gpus and actors * each > around.gpus:
+            raise MisfitError("generation.actors", *too_few_gpus(f"{actors}", around.gpus, each))
         super().check_in_run(around)
 
     @model_validator(mode="after")

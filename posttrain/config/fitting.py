@@ -1,7 +1,7 @@
 """Whether the processes of a run fit their GPUs, and the cheapest ways to make them fit."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from posttrain.config.learning import LearningStage
 from posttrain.config.memory import (
     BYTES,
     CUDA_OVERHEAD,
+    ENGINE_ASLEEP,
     Memory,
     ModelLoad,
     adapters,
@@ -96,25 +97,36 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
             text = _parts(learner_memory(model, load), load.tokens)
             rows.append((f"{stage.name}: each of {stage.learners} learner processes", text))
         if stage.engines and stage.episodes is not None:
-            least = engine_least(model, stage.episodes.max_length)
-            text = f"{amount(least)} at the least, {amount(model.width * shape.parameters)} of them weights"
+            each = stage.episodes.engine.tensor_parallel_size
+            least = engine_least(model, stage.episodes.max_length, each)
+            weights = amount(model.width * shape.parameters / each)
+            text = f"{amount(least)} at the least, {weights} of them weights"
             rank = stage.adapter_rank(config.use_gpu)
             if rank and isinstance(stage.episodes, OnPolicyRolloutConfig):
                 versions = stage.episodes.adapter_versions
                 size = versions * model.width * adapters(shape, rank)
                 text += f"; {amount(size)} more for up to {versions} versions of the adapters"
-            rows.append((f"{stage.name}: each of {stage.engines} engines", text))
+            spans = f", on each of its {each} GPUs" if each > 1 else ""
+            rows.append((f"{stage.name}: each of {stage.engines} engines{spans}", text))
     return rows
 
 
-def stage_misfits(model: ModelLoad, stage: StageConfig, card: float, gpus: int) -> list[Misfit]:
+def stage_misfits(
+    model: ModelLoad, stage: StageConfig, card: float, gpus: int, shared: bool = False
+) -> list[Misfit]:
     """Return why processes of a stage do not fit a GPU; the arguments are those of `learner_misfit`."""
     rollout = stage.episodes if stage.engines else None
-    engine = None if rollout is None else engine_misfit(model, rollout, card, ("rollout",))
-    return [misfit for misfit in (learner_misfit(model, stage, card, gpus), engine) if misfit is not None]
+    found = [learner_misfit(model, stage, card, gpus, shared and rollout is not None)]
+    if rollout is not None:
+        found.append(engine_misfit(model, rollout, card, ("rollout",)))
+        if shared:
+            found.append(_beside_learner(model, stage, rollout, card))
+    return [misfit for misfit in found if misfit is not None]
 
 
-def learner_misfit(model: ModelLoad, stage: StageConfig, card: float, gpus: int) -> Misfit | None:
+def learner_misfit(
+    model: ModelLoad, stage: StageConfig, card: float, gpus: int, shared: bool = False
+) -> Misfit | None:
     """Return why a learner of a stage does not fit a GPU; None if it does, or is of no known size.
 
     Args:
@@ -122,8 +134,9 @@ def learner_misfit(model: ModelLoad, stage: StageConfig, card: float, gpus: int)
         stage: The stage, as it is on GPUs.
         card: Bytes of a GPU.
         gpus: Number of GPUs; a way out takes no more.
+        shared: Whether an engine sleeps on the learner's GPU meanwhile.
     """
-    load, limit = stage.load(), card - CUDA_OVERHEAD
+    load, limit = stage.load(), card - CUDA_OVERHEAD - (ENGINE_ASLEEP if shared else 0)
     if load is None or not isinstance(stage, LearningStage):
         return None
     memory = learner_memory(model, load)
@@ -131,7 +144,7 @@ def learner_misfit(model: ModelLoad, stage: StageConfig, card: float, gpus: int)
         return None
     certain = memory.least > limit
     reason = f"a learner takes {_parts(memory, load.tokens)}; a GPU has {amount(limit)} for it"
-    ways = _ways_out(model, stage, limit, gpus)
+    ways = _ways_out(model, stage, limit, gpus, shared)
     remedy = "; or ".join(f"{way.text} ({amount(way.peak)})" for way in ways)
     return Misfit((), reason, remedy or "take larger GPUs, or more of them", certain)
 
@@ -145,18 +158,40 @@ def engine_misfit(model: ModelLoad, rollout: RolloutConfig, card: float, key: Ke
         card: Bytes of a GPU.
         key: Path of the section of its settings.
     """
-    share = rollout.engine.gpu_memory_utilization
-    weights, least = model.width * model.shape.parameters, engine_least(model, rollout.max_length)
+    share, spans = rollout.engine.gpu_memory_utilization, rollout.engine.tensor_parallel_size
+    weights = model.width * model.shape.parameters / spans
+    least = engine_least(model, rollout.max_length, spans)
     if least <= share * card:
         return None
     reason = (
-        f"an engine takes {amount(least)} for weights ({amount(weights)}) and one episode of"
-        f" {rollout.max_length:,} tokens, and gpu_memory_utilization = {share:g} of a GPU is"
-        f" {amount(share * card)}"
+        f"an engine takes {amount(least)}{' of each GPU' if spans > 1 else ''} for weights"
+        f" ({amount(weights)}) and one episode of {rollout.max_length:,} tokens, and gpu_memory_utilization ="
+        f" {share:g} of a GPU is {amount(share * card)}"
     )
     wanted = least / card
     higher = f"raise gpu_memory_utilization to {wanted + 0.01:.2f}" if wanted < 0.95 else "take larger GPUs"
-    return Misfit((*key, "engine"), reason, f"{higher}, or lower max_length", weights > share * card)
+    remedy = f"{higher}, or lower max_length, or raise tensor_parallel_size"
+    return Misfit((*key, "engine"), reason, remedy, weights > share * card)
+
+
+def _beside_learner(
+    model: ModelLoad, stage: StageConfig, rollout: RolloutConfig, card: float
+) -> Misfit | None:
+    """Return why an engine that is awake has no room beside a learner that waits on the same GPU."""
+    load = stage.load()
+    if load is None:
+        return None
+    waiting = learner_memory(model, load).least + CUDA_OVERHEAD
+    share = rollout.engine.gpu_memory_utilization
+    if share * card + waiting <= card:
+        return None
+    reason = (
+        f"engines and learners share their GPUs: an engine takes gpu_memory_utilization = {share:g} of one,"
+        f" {amount(share * card)}, and a learner that waits keeps {amount(waiting)}"
+    )
+    most = 1 - waiting / card
+    lower = f"lower it to {int(100 * most) / 100:g}" if most > 0.01 else "take larger GPUs, or more of them"
+    return Misfit(("rollout", "engine", "gpu_memory_utilization"), reason, lower, certain=True)
 
 
 def _parts(memory: Memory, tokens: int) -> str:
@@ -170,7 +205,7 @@ def _parts(memory: Memory, tokens: int) -> str:
     )
 
 
-def _ways_out(model: ModelLoad, stage: LearningStage, limit: float, gpus: int) -> list[_Way]:
+def _ways_out(model: ModelLoad, stage: LearningStage, limit: float, gpus: int, shared: bool) -> list[_Way]:
     """Find the cheapest changes after which a learner fits: single ones, then two and three together."""
     found: list[tuple[set[str], _Way]] = []
     sizes = (1, 2, 3)
@@ -179,7 +214,7 @@ def _ways_out(model: ModelLoad, stage: LearningStage, limit: float, gpus: int) -
         fewer = [way.stage.batch_tokens for others, way in found if others < keys]
         if len(found) == WAYS or max(fewer, default=0) >= stage.batch_tokens:
             continue
-        way = _first_that_fits(model, stage, limit, gpus, changes)
+        way = _first_that_fits(model, stage, limit, changes, lambda stage: stage.gpus(shared) <= gpus)
         # With more changes than need be, more of the tokens should be left.
         if way is not None and way.stage.batch_tokens > max(fewer, default=0):
             found.append((keys, way))
@@ -190,13 +225,12 @@ def _first_that_fits(
     model: ModelLoad,
     stage: LearningStage,
     limit: float,
-    gpus: int,
     changes: tuple[tuple[str, tuple[object, ...]], ...],
+    there_are_gpus: Callable[[LearningStage], bool],
 ) -> _Way | None:
     for values in itertools.product(*(values for _, values in changes)):
         way = _changed(model, stage, {key: value for (key, _), value in zip(changes, values, strict=True)})
-        takes = 0 if way is None else way.stage.num_workers + way.stage.engines
-        if way is not None and way.peak <= limit and takes <= gpus:
+        if way is not None and way.peak <= limit and there_are_gpus(way.stage):
             return way
     return None
 

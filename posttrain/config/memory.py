@@ -8,6 +8,7 @@ The bytes of a token follow from what autograd keeps of transformers' layers, op
 on real layers they agree within a percent. The rest is checked by `scripts/bench_memory.py`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ CHUNK = 512
 CUDA_OVERHEAD = 1.5 * 2**30
 #: The same of an engine, with its activations and CUDA graphs.
 ENGINE_OVERHEAD = 3.0 * 2**30
+#: What an engine keeps of a GPU while it sleeps: CUDA's context, NCCL's buffers and CUDA graphs.
+ENGINE_ASLEEP = 2.0 * 2**30
 
 
 @dataclass(frozen=True)
@@ -270,8 +273,17 @@ def _gathered(model: ModelLoad, load: LearnerLoad) -> tuple[float, float]:
     return model.width * _ends(model.shape), 2 * model.width * model.shape.layer
 
 
-def engine_least(model: ModelLoad, max_length: int) -> float:
-    """Return what an engine needs to serve one sequence: weights, its keys and values, and what passes."""
+def engine_least(model: ModelLoad, max_length: int, gpus: int = 1) -> float:
+    """Return what an engine needs of each GPU to serve one sequence.
+
+    These are weights, keys and values, and what passes. Of several GPUs each has its part of the heads; heads
+    of keys that are fewer than the GPUs are held more than once.
+
+    Args:
+        model: The model that it serves.
+        max_length: Tokens of the sequence.
+        gpus: Number of GPUs that it spans.
+    """
     shape = model.shape
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * model.width
-    return model.width * shape.parameters + cache * max_length + ENGINE_OVERHEAD
+    cache = 2 * shape.layers * math.ceil(shape.kv_heads / gpus) * shape.head_dim * model.width
+    return model.width * shape.parameters / gpus + cache * max_length + ENGINE_OVERHEAD

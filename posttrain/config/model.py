@@ -207,5 +207,18 @@ class ClusterConfig(Section):
         default=256, ge=80, description="Shared memory for a local cluster's objects, in MiB."
     )
     address: str | None = Field(
-        default=None, description="Address of a running Ray cluster; a local one is started if absent."
+        default=None,
+        description="Address of a running Ray cluster: `auto`, or host:port; a local one starts if absent.",
+    )
+    placement: Literal["separate", "shared"] = Field(
+        default="separate",
+        description="Whether the engines and the learners of an rl stage have GPUs of their own, or share "
+        "one set: then they take turns, and the engines sleep and give their memory back while the learners "
+        "work.",
+    )
+    environment: list[str] = Field(
+        default_factory=list,
+        description="Names of environment variables that the processes on every node of a joined cluster "
+        "get, besides HF_*, NCCL_*, GLOO_*, VLLM_*, POSTTRAIN_CACHE and those of proxies. Whoever sees the "
+        "cluster's dashboard sees their values.",
     )

@@ -18,7 +18,7 @@ from posttrain.config.base import (
 from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.rollout import OnPolicyRolloutConfig
-from posttrain.config.stage import TaskUse
+from posttrain.config.stage import Surroundings, TaskUse
 from posttrain.config.tasks import RlTask
 
 
@@ -142,6 +142,17 @@ class RlStage(LearningStage):
     def episodes(self) -> OnPolicyRolloutConfig:
         """How the stage generates episodes."""
         return self.rollout
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check also that the engines are not to play while they sleep."""
+        super().check_in_run(around)
+        if around.shared and self.rollout.max_staleness:
+            raise MisfitError(
+                "rollout.max_staleness",
+                "with cluster.placement: shared the engines sleep while the learners work, and cannot play "
+                "the next steps' prompts meanwhile",
+                "remove it, or remove cluster.placement",
+            )
 
     def tasks_played(self) -> list[TaskUse]:
         """List the tasks that are learned."""

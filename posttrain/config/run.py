@@ -183,9 +183,10 @@ class RunConfig(Section):
 
     def _check_in_run(self) -> "RunConfig":
         """Check what only the whole run can tell, and the GPUs if their number is known."""
-        actors, offered = self.evaluation_rollout.actors, self.cluster.num_gpus
-        if self.evaluation is not None and offered and actors > offered:
-            raise MisfitError("evaluation.rollout.actors", *too_few_gpus(f"{actors}", offered))
+        rollout, offered = self.evaluation_rollout, self.cluster.num_gpus
+        each = rollout.engine.tensor_parallel_size
+        if self.evaluation is not None and offered and rollout.actors * each > offered:
+            raise MisfitError("evaluation.rollout.actors", *too_few_gpus(f"{rollout.actors}", offered, each))
         for index, stage in enumerate(self.stages):
             try:
                 stage.check_in_run(self._surroundings(index))
@@ -201,6 +202,7 @@ class RunConfig(Section):
             dtype=self.model.dtype,
             cpus=self.cluster.num_cpus if self.cluster.address is None else None,
             gpus=self.cluster.num_gpus,
+            shared=self.cluster.placement == "shared",
             measured_before=self._measured(self.origins.get(stage.name, "")),
             measured_after=self._measured(stage.name),
         )

@@ -113,6 +113,7 @@ class Surroundings:
         dtype: The type that the run's model computes in.
         cpus: Cores that the run's cluster offers; None where it offers all of a machine, or is joined.
         gpus: GPUs that the run uses, 0 on a CPU; None where that is not known yet.
+        shared: Whether learners and engines share their GPUs.
         measured_before: Evaluation tasks that are measured on the checkpoint the stage starts from.
         measured_after: Evaluation tasks that are measured on the stage's own checkpoint.
     """
@@ -122,14 +123,21 @@ class Surroundings:
     dtype: str
     cpus: int | None
     gpus: int | None
+    shared: bool
     measured_before: frozenset[str]
     measured_after: frozenset[str]
 
 
-def too_few_gpus(takers: str, gpus: int) -> tuple[str, str]:
-    """Return reason and remedy where processes take one GPU each, and there are fewer."""
+def too_few_gpus(takers: str, gpus: int, each: int = 1) -> tuple[str, str]:
+    """Return reason and remedy where processes take more GPUs than there are.
+
+    Args:
+        takers: The processes.
+        gpus: How many GPUs there are.
+        each: How many a process takes.
+    """
     return (
-        f"{takers} take one GPU each, and cluster.num_gpus is {gpus}",
+        f"{takers} take {'one GPU' if each == 1 else f'{each} GPUs'} each, and cluster.num_gpus is {gpus}",
         "lower it, raise cluster.num_gpus, or set that to 0 to run on the CPU",
     )
 
@@ -182,6 +190,15 @@ class StageConfig(Section):
     def episodes(self) -> RolloutConfig | None:
         """How the stage generates episodes; None if it generates none."""
         return None
+
+    def gpus(self, shared: bool) -> int:
+        """Return how many GPUs learners and engines take together.
+
+        Args:
+            shared: Whether they share them.
+        """
+        engines = 0 if self.episodes is None else self.engines * self.episodes.engine.tensor_parallel_size
+        return max(self.learners, engines) if shared else self.learners + engines
 
     def origin(self, before: str) -> str | None:
         """Return whose checkpoint the stage starts from: a stage's name, `base`, or None for a new model.
@@ -265,7 +282,22 @@ class TrainingStage(StageConfig):
                 f"{self.cores} workers take one core each, and cluster.num_cpus is {around.cpus}",
                 "lower it, or raise cluster.num_cpus",
             )
-        if around.gpus and self.num_workers + self.engines > around.gpus:
-            engines = f" + {self.engines} rollout.actors" if self.engines else ""
-            takers = f"{self.num_workers} num_workers{engines}"
-            raise MisfitError("num_workers", *too_few_gpus(takers, around.gpus))
+        taken = self.gpus(around.shared)
+        if around.gpus and taken > around.gpus:
+            raise MisfitError("num_workers", *self._too_few_gpus(taken, around.gpus))
+        if around.shared and self.engines and taken > self.gpus(False) - self.learners:
+            raise MisfitError(
+                "num_workers",
+                f"with cluster.placement: shared a learner has the GPU of an engine, and {self.num_workers}"
+                f" learners are more than the {self.gpus(False) - self.learners} GPUs of the engines",
+                "raise rollout.actors: the engines sleep while the learners work",
+            )
+
+    def _too_few_gpus(self, taken: int, gpus: int) -> tuple[str, str]:
+        engines = f" + {self.engines} rollout.actors" if self.engines else ""
+        each = 1 if self.episodes is None else self.episodes.engine.tensor_parallel_size
+        if each == 1:
+            return too_few_gpus(f"{self.num_workers} num_workers{engines}", gpus)
+        _, remedy = too_few_gpus("", gpus)
+        takers = f"{self.num_workers} num_workers{engines} × {each} engine.tensor_parallel_size"
+        return f"{takers} take {taken} GPUs, and cluster.num_gpus is {gpus}", remedy

@@ -88,7 +88,7 @@ class EngineModels:
         if self._pool is None or entry != self._served:
             self._close_pool()
             if not ray.is_initialized():
-                gpus = self._stack.enter_context(cluster(**self._settings.model_dump()))
+                gpus = self._stack.enter_context(cluster(**self._settings.model_dump(exclude={"placement"})))
                 self._use_gpu = gpus > 0
             setup = EngineSetup(
                 model=entry.as_model,

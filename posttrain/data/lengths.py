@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from posttrain.data.cache import cached_folder
 from posttrain.data.formats import DataError
+from posttrain.files.cache import cached_folder
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.types import Sample

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from posttrain.data.cache import cached_folder
 from posttrain.data.dataset import Dataset
 from posttrain.data.row_index import FORMAT
+from posttrain.files.cache import cached_folder
 from posttrain.files.durable import sync
 from posttrain.files.progress import progress_bar
 from posttrain.types import Sample

@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 from posttrain.config import DatasetConfig, load_dataset_config, missing_variable
 from posttrain.config.data import Use
-from posttrain.data.cache import cached_folder, default_cache
 from posttrain.data.dataset import BrokenRow, Dataset, file_version
 from posttrain.data.formats import REWRITTEN, DataError
 from posttrain.data.lengths import TokenCounter, token_lengths
@@ -22,6 +21,7 @@ from posttrain.data.prepared import DATA, PLACES, Source, locate, prepare, read_
 from posttrain.data.renderable import RowCheck, without_unrenderable
 from posttrain.data.row_index import RowIndex
 from posttrain.data.sealing import sealed_index
+from posttrain.files.cache import cached_folder, default_cache
 from posttrain.files.durable import DiskFull, sync
 from posttrain.joints import Generator
 from posttrain.plugins import resolve

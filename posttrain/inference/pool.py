@@ -17,6 +17,7 @@ from posttrain.inference.weights import PublishError, Weights, WeightsSuperseded
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.rendering.pixel_limits import RANKS_HERE
 from posttrain.run.actors import Actor, kill_all
+from posttrain.run.placement import Place
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +35,7 @@ class InferencePool:
         setup: What each worker is made from.
         actors: Number of workers.
         use_gpu: Whether each takes a GPU; else they divide the cores between them.
+        places: Where each worker lives; None leaves that to Ray.
         busy_beside: Number of processes that compute at the same time on the same machine, one core each.
         timeouts: Limits of every wait; the usual ones if None.
         max_restarts: How many workers that hold a job may be lost before the job fails; and how many in one
@@ -56,6 +58,7 @@ class InferencePool:
         *,
         actors: int,
         use_gpu: bool,
+        places: Sequence[Place] | None = None,
         busy_beside: int = 0,
         timeouts: Timeouts | None = None,
         max_restarts: int = 3,
@@ -77,7 +80,7 @@ class InferencePool:
         self._weights: Weights | None = None
         self._dispatcher = Dispatcher(
             setup,
-            [make_actor] * actors,
+            [partial(make_actor, place=place) for place in places or [None] * actors],
             self._serve,
             timeouts=self._timeouts,
             max_restarts=max_restarts,

@@ -5,7 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,8 @@ from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.plugins import resolve
 from posttrain.rendering.pixel_limits import pixel_limits
 from posttrain.rendering.rendering import Renderer
+from posttrain.run.home import fetch_files, fetch_folder
+from posttrain.run.placement import place_of_process
 from posttrain.types import Trajectory
 
 #: Files of a model on the hub that renderer and engine read.
@@ -106,10 +108,10 @@ class InferenceWorker:
     def fetch(self, checkpoint: Path) -> None:
         """Download a model of the hub, unless it is here; a directory is.
 
-        This is apart from `start`, whose time is limited: how long a download takes, nobody knows. One that
-        gets no further raises by itself.
+        One that lies on the run's home node alone is fetched from there. This is apart from `start`, whose
+        time is limited: how long a download takes, nobody knows. One that gets no further raises by itself.
         """
-        if not checkpoint.is_dir():
+        if not fetch_folder(checkpoint).is_dir():
             snapshot_download(str(checkpoint), allow_patterns=list(FETCHED))
 
     def start(self, setup: EngineSetup) -> int:
@@ -124,6 +126,7 @@ class InferenceWorker:
             The version served.
         """
         self._checkpoint = setup.checkpoint
+        setup = replace(setup, checkpoint=fetch_folder(setup.checkpoint))
         renderer = Renderer.from_config(setup.checkpoint, setup.model)
         room = setup.engine_config.image_memory_gb
         nbytes = None if room is None else int(room * 2**30)
@@ -166,9 +169,10 @@ class InferenceWorker:
 
     def load_weights(self, path: Path, version: int) -> int:
         """Load a checkpoint's weights between two steps; return the version now served."""
+        here = fetch_folder(path)
 
         def load(engine: Engine) -> int:
-            engine.load_weights(path, version)
+            engine.load_weights(here, version)
             return engine.version
 
         served = self.serving.call(load).result()
@@ -206,6 +210,8 @@ class InferenceWorker:
         """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
         assert isinstance(trajectories, list)
 
+        fetch_files(Path(image.ref.path) for each in trajectories for image in each.images)
+
         def requests() -> list[ScoreRequest]:
             return [
                 ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
@@ -214,6 +220,18 @@ class InferenceWorker:
 
         asked = self.rendering.submit(requests).result()
         return self.serving.call(lambda engine: engine.score(asked)).result()
+
+    def place(self) -> str:
+        """Tell on which node, and on which of its GPUs, the worker lives."""
+        return place_of_process()
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to others, until `wake`; nothing may be in flight."""
+        self.serving.call(lambda engine: engine.sleep()).result()
+
+    def wake(self) -> None:
+        """Take the GPU's memory back."""
+        self.serving.call(lambda engine: engine.wake()).result()
 
     def probe(self) -> int:
         """Prove that the engine works; return the version that it serves.

@@ -56,7 +56,7 @@ def _examine_memory(look: Examination, config: RunConfig, card: float, gpus: int
     model = model_load(config.model, shape)
     found: list[tuple[str, Key, Misfit]] = []
     for index, stage in enumerate(config.stages):
-        misfits = stage_misfits(model, stage, card, gpus)
+        misfits = stage_misfits(model, stage, card, gpus, shared=config.cluster.placement == "shared")
         found += [(stage.name, ("stages", index, *misfit.key), misfit) for misfit in misfits]
     if config.evaluation is not None and not any(stage.engines for stage in config.stages):
         misfit = engine_misfit(model, config.evaluation_rollout, card, ("rollout",))

@@ -19,8 +19,8 @@ from posttrain import __version__
 from posttrain.config import ModelConfig
 from posttrain.config.data import Use
 from posttrain.config.model import base_model, infer_family
-from posttrain.data.cache import default_cache
 from posttrain.data.uses import prompt_of
+from posttrain.files.cache import default_cache
 from posttrain.files.durable import write_atomic
 from posttrain.plugins import declared
 from posttrain.rendering.tools import tool_specs

@@ -10,6 +10,7 @@ from posttrain.inference.worker import EngineSetup, InferenceWorker
 from posttrain.joints import Environment, EnvironmentFactory, RewardClient, RewardClientFactory, ToolLoader
 from posttrain.messages import without_thinking
 from posttrain.rollout.episode import TaskEnvironments
+from posttrain.run.home import send_home
 from posttrain.types import RewardInput, Sample, Trajectory
 
 #: Groups that are scored at the same time.
@@ -77,6 +78,7 @@ class RolloutWorker(InferenceWorker):
         self.rewards = ThreadPoolExecutor(REWARD_THREADS, thread_name_prefix="rewards")
         self._specs = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
         self._client = _client(setup.rewards)
+        self._image_dir = setup.image_dir.absolute()
         return super().start(setup)
 
     def close(self) -> None:
@@ -87,9 +89,13 @@ class RolloutWorker(InferenceWorker):
     def reward(self, members: Sequence[Trajectory], sample: Sample) -> None:
         """Score a finished group in one request; called in a thread of `rewards`.
 
+        The images of its tools come to the run's home node first, where rewards see them.
+
         Raises:
             Exception: The reward client's error if its server does not answer; it says what to do.
         """
+        images = (Path(image.ref.path) for member in members for image in member.images)
+        send_home(path for path in images if path.parent == self._image_dir)
         specs = self._specs[members[0].task]
         if self._client is None or not specs:
             return

@@ -12,6 +12,8 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
+from posttrain.run.placement import Place
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ class Actor(Generic[T]):
         kind: The object's class.
         *arguments: Those of the class.
         use_gpu: Whether the process takes a GPU.
+        place: Where it lives, and how many GPUs it takes there in place of one; None leaves that to Ray.
         environment: Environment variables of the process, beside those of the cluster.
         watched: Whether methods can be called by `watch`. Methods then run in a thread that is not the
             process's main thread.
@@ -49,16 +52,20 @@ class Actor(Generic[T]):
         kind: type[T],
         *arguments: object,
         use_gpu: bool,
+        place: Place | None = None,
         environment: Mapping[str, str] | None = None,
         watched: bool = False,
     ) -> None:
         remote = ray.remote
         if watched:
             remote = ray.remote(concurrency_groups={WATCH: WATCHERS})  # pyright: ignore[reportCallIssue]
+        place = place or Place(gpus=int(use_gpu))
+        variables = {**(environment or {}), **place.environment}
         made = remote(kind).options(
             num_cpus=0,
-            num_gpus=1 if use_gpu else 0,
-            runtime_env={"env_vars": dict(environment)} if environment else None,
+            num_gpus=place.gpus,
+            scheduling_strategy=place.strategy,
+            runtime_env={"env_vars": variables} if variables else None,
         )
         handle = made.remote(*arguments)
         assert isinstance(handle, ActorHandle)

@@ -4,13 +4,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import ray
 
 from posttrain.gpus import VISIBLE, visible_gpus
+from posttrain.run.home import serving_home
 
 #: Threads that wait by sleeping. Spinning ones ran up to ten times slower when a machine gave less
 #: than whole cores. One thread a process: stages take more cores by taking more workers.
@@ -25,8 +26,21 @@ WORKER_ENVIRONMENT = {
 }
 #: For processes that use GPUs: rows of changing lengths would leave holes in the memory of a full card.
 GPU_ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+#: Variables of this process that the processes on every node of a joined cluster get, by the beginnings of
+#: their names: of the Hugging Face hub (its token too), of NCCL and gloo, of vLLM, and those of proxies.
+FORWARDED = ("HF_", "NCCL_", "GLOO_", "TORCH_NCCL_", "VLLM_", "POSTTRAIN_CACHE", "HTTP_PROXY", "HTTPS_PROXY")
+FORWARDED += ("NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 #: For processes that are not to use GPUs: Ray leaves them visible to whoever takes none of them.
 CPU_ENVIRONMENT = {VISIBLE: ""}
+
+
+#: What a cluster asks of everybody who joins it.
+_HOW_TO_JOIN = (
+    "Look whether it runs there (`ray status`), and whether it is the same version of Ray. A cluster beyond"
+    " this machine asks for its token: make one by `ray get-auth-token --generate`, copy ~/.ray/auth_token to"
+    " every node and to this machine (or set RAY_AUTH_TOKEN), and set RAY_AUTH_MODE=token for `ray start` and"
+    " here"
+)
 
 
 class ClusterError(RuntimeError):
@@ -35,7 +49,12 @@ class ClusterError(RuntimeError):
 
 @contextmanager
 def cluster(
-    *, num_cpus: int | None, num_gpus: int | None, object_store_mb: int, address: str | None
+    *,
+    num_cpus: int | None,
+    num_gpus: int | None,
+    object_store_mb: int,
+    address: str | None,
+    environment: Sequence[str] = (),
 ) -> Iterator[int]:
     """Start a local Ray cluster, or join one, for the length of a `with` block; yield how many GPUs to use.
 
@@ -45,14 +64,17 @@ def cluster(
         num_cpus: Cores to announce to Ray; all of the machine's where None.
         num_gpus: GPUs to use; where None, those that this process sees, or that the joined cluster has.
         object_store_mb: Shared memory for objects in flight, in MiB.
-        address: An existing cluster's address; None starts one on this machine, on loopback.
+        address: An existing cluster's address; None starts one on this machine.
+        environment: Names of variables that a joined cluster's processes get besides `FORWARDED`.
 
     Raises:
-        ClusterError: If Ray does not start, or the cluster has fewer GPUs; the message says what to look at.
+        ClusterError: If Ray does not start, a variable is not set, or the cluster has fewer GPUs; the message
+            says what to look at.
     """
     if num_gpus is None and not address:
         num_gpus = len(visible_gpus())
-    start = partial(_join, address) if address else partial(_start, num_cpus, num_gpus, object_store_mb)
+    told = forwarded(environment) if address else {}
+    start = partial(_join, address, told) if address else partial(_start, num_cpus, num_gpus, object_store_mb)
     with ExitStack() as stack:
         stack.enter_context(_running(start, worker_environment(num_gpus)))
         offered = _offered(num_gpus)
@@ -61,12 +83,30 @@ def cluster(
         ):  # joined, to find that there is none: whatever there is, is hidden
             stack.pop_all().close()
             stack.enter_context(_running(start, worker_environment(0)))
+        if address:
+            stack.enter_context(serving_home())
         yield offered
 
 
 def worker_environment(num_gpus: int | None) -> dict[str, str]:
     """Return the environment variables of a run's processes; None is a number that is not known yet."""
     return WORKER_ENVIRONMENT | (CPU_ENVIRONMENT if num_gpus == 0 else GPU_ENVIRONMENT)
+
+
+def forwarded(names: Sequence[str] = ()) -> dict[str, str]:
+    """Return the variables of this process that go to the processes on every node.
+
+    Args:
+        names: Of variables besides those of `FORWARDED`.
+
+    Raises:
+        ClusterError: If one of the names is not set here.
+    """
+    if missing := [name for name in names if name not in os.environ]:
+        raise ClusterError(
+            f"cluster.environment names {missing[0]}, which is not set here: set it, or remove the name"
+        )
+    return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) or name in names}
 
 
 @contextmanager
@@ -80,6 +120,8 @@ def _running(start: Callable[[dict[str, str]], None], environment: dict[str, str
         handler = signal.getsignal(signal.SIGTERM)
         try:
             start(environment)
+        except ClusterError:
+            raise
         except Exception as error:  # Ray raises the bare class where its processes do not come up in time
             raise ClusterError(
                 f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a"
@@ -111,14 +153,23 @@ def _start(
     )
 
 
-def _join(address: str, environment: dict[str, str]) -> None:
-    """Join a cluster, whose processes are told the environment."""
-    ray.init(
-        address=address,
-        runtime_env={"env_vars": environment},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+def _join(address: str, told: dict[str, str], environment: dict[str, str]) -> None:
+    """Join a cluster, whose processes are told the environment.
+
+    Raises:
+        ClusterError: If it cannot be joined.
+    """
+    # Variables of a job that `posttrain submit` started are this process's own, and mean the same again.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": told | environment},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:
+        raise ClusterError(f"the cluster at {address} cannot be joined ({error}). {_HOW_TO_JOIN}") from error
 
 
 @contextmanager

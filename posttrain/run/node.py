@@ -1,4 +1,4 @@
-"""The node of the Ray cluster that a process runs on: where other nodes reach it, and through what interface."""
+"""The node of the Ray cluster that a process runs on: where others reach it, and through what interface."""
 
 import ipaddress
 import os
@@ -22,8 +22,8 @@ class NodeError(RuntimeError):
 def node_address() -> str:
     """Return the address at which all processes of the cluster reach this node.
 
-    It is loopback where the cluster is this machine alone, so that nothing can be reached from elsewhere; else
-    the node's address as Ray knows it.
+    It is loopback where the cluster is this machine alone, so that nothing can be reached from elsewhere;
+    else the node's address as Ray knows it.
     """
     if not ray.is_initialized() or sum(node["Alive"] for node in ray.nodes()) <= 1:
         return LOOPBACK
@@ -49,8 +49,8 @@ def listen(address: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise NodeError(
-            f"cannot listen at {address}, which Ray takes for the address of {socket.gethostname()} ({error}):"
-            " start Ray there with --node-ip-address, an address of that machine which the others reach"
+            f"cannot listen at {address}, which Ray takes for the address of {socket.gethostname()}"
+            f" ({error}): start Ray there with --node-ip-address, one of its own that the others reach"
         ) from error
     return listener
 
@@ -63,10 +63,9 @@ def interface_of(address: str) -> str:
     """
     wanted = ipaddress.ip_address(address)
     for name, entries in psutil.net_if_addrs().items():
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                if ipaddress.ip_address(entry.address.partition("%")[0]) == wanted:
-                    return name
+        known = [each.address for each in entries if each.family in (socket.AF_INET, socket.AF_INET6)]
+        if any(ipaddress.ip_address(each.partition("%")[0]) == wanted for each in known):
+            return name
     raise NodeError(
         f"no network interface of {socket.gethostname()} has {address}, the address that Ray knows it by:"
         f" start Ray there with --node-ip-address, or set {' and '.join(INTERFACE_VARIABLES)}"

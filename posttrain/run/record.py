@@ -5,6 +5,8 @@ of posttrain wrote can still be viewed, and its checkpoints exported.
 """
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from posttrain.run.json_fields import integer, mapping, number, numbers, objects
 RESOLVED = "resolved.json"
 #: In a stage's folder: what it adapts, if not all of the model is trained.
 ADAPTERS = "adapters.json"
+#: In a stage's folder: on which nodes and GPUs its processes were, by what they did.
+PLACES_FILE = "places.json"
 #: The model that a run starts from, among the names of what a stage can start from.
 BASE = "base"
 #: Kinds of stages that make a new model, and so start from none.
@@ -222,3 +226,24 @@ def _task(task: JsonObject) -> TaskRecord:
             for reward in rewards
         },
     )
+
+
+def record_places(stage_dir: Path, places: Mapping[str, Sequence[str]]) -> str:
+    """Write where a stage's processes are, for its report; return it as a line.
+
+    Args:
+        stage_dir: The stage's folder.
+        places: By what they do (`learners`), where each of them is.
+    """
+    write_atomic(stage_dir / PLACES_FILE, json.dumps(places, indent=2) + "\n")
+    return places_line(places)
+
+
+def places_line(places: Mapping[str, Sequence[str]]) -> str:
+    """Tell in one line where processes are."""
+    counted = {what: Counter(each) for what, each in places.items()}
+    told = {
+        what: ", ".join(f"{place} × {number}" if number > 1 else place for place, number in each.items())
+        for what, each in counted.items()
+    }
+    return "; ".join(f"{what} on {where}" for what, where in told.items())

@@ -17,6 +17,8 @@ from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.directory import RunDir
+from posttrain.run.node import node_address
+from posttrain.run.placement import Placement
 
 
 class EnginesAndRewards:
@@ -26,6 +28,9 @@ class EnginesAndRewards:
         config: The run's settings.
         run: The run's directory.
         plugins: Rewards and tools.
+
+    Attributes:
+        placement: Where engines and learners live.
 
     Example:
         with EnginesAndRewards(config, run, plugins) as services:
@@ -38,6 +43,7 @@ class EnginesAndRewards:
         self._plugins = plugins
         self._tasks = [use.task for use in config.tasks()]
         self._stack = ExitStack()
+        self.placement = Placement(use_gpu=config.use_gpu, sharing=config.cluster.placement)
         self._rewards: RewardAccess | None = None
         self._pool: RolloutPool | None = None
         self._kind: tuple[RolloutConfig, str] | None = None
@@ -81,6 +87,7 @@ class EnginesAndRewards:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+            self.placement.release()
 
     def _start_pool(self, checkpoint: Path, rollout: RolloutConfig, origin: str) -> RolloutPool:
         # Another model than the run's own answers questions, which nothing scores.
@@ -107,16 +114,20 @@ class EnginesAndRewards:
             # On a GPU the last bits depend on more than the batch, as they do where weights change in flight.
             lockstep=not (config.use_gpu or overlapping),
         )
+        places = self.placement.engines(rollout.actors, rollout.engine.tensor_parallel_size)
         return RolloutPool(
             setup,
             actors=rollout.actors,
             use_gpu=config.use_gpu,
+            places=places,
             busy_beside=0 if config.use_gpu else overlapping,
         )
 
     def _engine_use(self, rollout: RolloutConfig) -> EngineUse:
         """Return what becomes of the engines of these settings, beside sampling."""
-        use = EngineUse(transfer="nccl" if self._config.use_gpu else "gloo")
+        shared = self._config.use_gpu and self._config.cluster.placement == "shared"
+        nccl = self._config.use_gpu and not shared  # which takes no two ranks on one GPU
+        use = EngineUse(transfer="nccl" if nccl else "gloo", sleeps=shared)
         if not isinstance(rollout, OnPolicyRolloutConfig):
             return use
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]
@@ -125,12 +136,15 @@ class EnginesAndRewards:
         return replace(use, on_publish=rollout.on_publish, adapters=adapters)
 
     def _start_rewards(self) -> RewardAccess:
-        """Start a reward server in a process of its own, which serves the run's rewards and no others."""
+        """Start a reward server in a process of its own, which serves the run's rewards and no others.
+
+        It listens where the engines of every node reach it, and nowhere else.
+        """
         references = sorted({reward.name for task in self._tasks for reward in task.rewards})
         token = secrets.token_urlsafe(24)
         log = self._run.path / "reward-server.log"
         server = self._plugins.start_reward_server(
-            references, token=token, base_dir=Path(self._config.base_dir), log=log
+            references, token=token, base_dir=Path(self._config.base_dir), log=log, host=node_address()
         )
         self._stack.callback(server.close)
         return RewardAccess(

@@ -24,6 +24,7 @@ from posttrain.run.process import ending_on_sigterm, working_on
 from posttrain.training.data_check import check_run_data
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 from posttrain.training.run_at_work import RunAtWork, StageRunnerFactory, standalone, step_in_name
+from posttrain.training.shared_data import check_shared_data
 from posttrain.viewer import write_report
 
 
@@ -49,8 +50,10 @@ def run(config: RunConfig, *, resume: bool = False, allow_changes: bool = False)
     with working_on(RunDir.of(config).path), ending_on_sigterm():
         directory = RunDir.create(config, resume=resume, allow_changes=allow_changes)
         check_run_data(config, directory)
-        with cluster(**config.cluster.model_dump()) as gpus:
+        with cluster(**config.cluster.model_dump(exclude={"placement"})) as gpus:
             settled = config.on(gpus)
+            if config.cluster.address:
+                check_shared_data(settled)
             card = cards_here().memory if settled.use_gpu and not config.cluster.address else None
             with EnginesAndRewards(settled, directory, PLUGINS) as services:
                 execute(RunAtWork(settled, directory, services, PLUGINS, card=card))
@@ -94,7 +97,8 @@ def check_memory(work: RunAtWork, stage: StageConfig) -> None:
     if shape is None or work.card is None:
         return
     model, gpus = model_load(work.config.model, shape), work.config.cluster.num_gpus or 0
-    for misfit in stage_misfits(model, stage, work.card, gpus):
+    shared = work.config.cluster.placement == "shared"
+    for misfit in stage_misfits(model, stage, work.card, gpus, shared):
         if misfit.certain:
             raise DoesNotFit(f"{stage.name}: {misfit.reason} → {misfit.remedy}")
         print(f"{stage.name} may not fit: {misfit.reason} → {misfit.remedy}", flush=True)

@@ -11,6 +11,7 @@ from posttrain.joints import Plugins
 from posttrain.models.lora import is_adapter, write_merged
 from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.run.directory import CHECKPOINT_NAME, RunDir, save_checkpoint, step_of
+from posttrain.run.record import record_places
 from posttrain.run.rows import EvaluationRow
 from posttrain.training.engines_and_rewards import EnginesAndRewards
 
@@ -40,9 +41,25 @@ class RunAtWork:
         """Whether workers and engines take GPUs."""
         return self.config.use_gpu
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether engines and learners are on the same GPUs, and take turns."""
+        return self.use_gpu and self.config.cluster.placement == "shared"
+
     def start_of(self, stage: StageConfig) -> Path | None:
         """Return the checkpoint that a stage starts from; None if it makes a new model."""
         return self.checkpoints.get(self.config.origins.get(stage.name, ""))
+
+    def record_places(self, stage: StageConfig, **places: Sequence[str]) -> None:
+        """Record where the processes of a stage are, and print it where there is more than one node or GPU.
+
+        Args:
+            stage: The stage.
+            **places: By what they do, where each of them is.
+        """
+        told = record_places(self.run.stage_dir(stage.name), places)
+        if len({place for each in places.values() for place in each}) > 1:
+            print(f"{stage.name}: {told}", flush=True)
 
     def evaluate(self, name: str, checkpoint: Path, called: str = "") -> None:
         """Measure a checkpoint on its evaluation tasks, unless that has been done.

@@ -15,7 +15,7 @@ import yaml
 
 from posttrain.files.strict_json import JsonObject
 from posttrain.run.json_fields import mapping
-from posttrain.run.record import ADAPTERS, RESOLVED, AdaptersRecord, RunRecord
+from posttrain.run.record import ADAPTERS, PLACES_FILE, RESOLVED, AdaptersRecord, RunRecord, places_line
 from posttrain.run.rows import (
     EVALUATION,
     METRICS,
@@ -69,6 +69,7 @@ class RunContents:
         on_the_way: The rows of earlier steps, in their order.
         funnels: By stage, the `funnel.json` of its curation.
         adapters: By stage, what it adapted.
+        places: By stage, on which nodes and GPUs its processes were.
         candidates: For the trajectory cards.
         step_files: By stage, then by step: where the step's episodes are recorded, relative to the directory.
         evaluation_files: The same of evaluations, by the file's name without `.jsonl`.
@@ -84,6 +85,7 @@ class RunContents:
     on_the_way: list[EvaluationRow] = field(default_factory=list)
     funnels: dict[str, JsonObject] = field(default_factory=dict)
     adapters: dict[str, AdaptersRecord] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     step_files: dict[str, dict[int, str]] = field(default_factory=dict)
     evaluation_files: dict[str, str] = field(default_factory=dict)
@@ -114,6 +116,9 @@ def read_contents(run: Path) -> RunContents:
             continue
         if path.is_file():
             found.funnels[stage.name] = _mapping(found, str(path.relative_to(run)))
+        if where := _mapping(found, f"{stage.name}/{PLACES_FILE}"):
+            lists = {name: each for name, each in where.items() if isinstance(each, list)}
+            found.places[stage.name] = places_line({name: [*map(str, each)] for name, each in lists.items()})
         if (adapters := AdaptersRecord.read(run / stage.name / ADAPTERS)) is not None:
             found.adapters[stage.name] = adapters
     _add_rollouts(found)

@@ -198,4 +198,5 @@ def environment_facts(run: RunContents) -> list[tuple[str, str]]:
     versions = mapping(run.environment.get("packages"))
     found = {name: value for name, value in run.environment.items() if not isinstance(value, dict | list)}
     found |= {name: versions[name] for name in PACKAGES if name in versions}
+    found |= {f"{stage} ran with": where for stage, where in run.places.items()}
     return [(visible(str(name)), visible(shortened(str(value), 200))) for name, value in found.items()]

@@ -50,8 +50,9 @@ def start_server(
     base_dir: Path | None = None,
     log: Path | None = None,
     timeout: float = 120.0,
+    host: str = "127.0.0.1",
 ) -> RewardServer:
-    """Start `posttrain rewards serve` on a free port of loopback and wait until it answers.
+    """Start `posttrain rewards serve` on a free port of an address and wait until it answers.
 
     The server ends with this process, however that ends. It has a session of its own, so Ctrl-C ends the run
     first and the run can still be saved.
@@ -62,6 +63,7 @@ def start_server(
         base_dir: Folder against which file references are resolved.
         log: File that the server's output is appended to; None for this process's.
         timeout: Seconds to wait for it.
+        host: Address to listen on, one of this machine's; every request needs the token.
 
     Raises:
         RewardServerUnavailable: If it ended or did not answer in time, with the end of its log.
@@ -70,7 +72,7 @@ def start_server(
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         url_file = Path(directory) / "url"
         command = [sys.executable, "-m", "posttrain.cli", "rewards", "serve", *references]
-        command += ["--port", "0", "--url-file", str(url_file)]
+        command += ["--host", host, "--port", "0", "--url-file", str(url_file)]
         command += ["--base-dir", str((base_dir or Path()).absolute())]
         command += ["--image-root", "/"]  # it has this process's rights, and only this process has the token
         output = stack.enter_context(log.open("ab")) if log else None

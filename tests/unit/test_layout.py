@@ -48,8 +48,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "vllm": ("posttrain.inference",),
     "ray": (
         *("posttrain.run.cluster", "posttrain.run.actors", "posttrain.run.node", "posttrain.run.placement"),
-        *("posttrain.run.node_files", "posttrain.inference", "posttrain.training"),
+        *("posttrain.run.home", "posttrain.run.shared_files", "posttrain.inference", "posttrain.training"),
         *("posttrain.curation.engines", "posttrain.doctor", "rewards.serving.replicas"),
+        "posttrain.cli.submit",
     ),
     "trl": ("posttrain.training.supervised",),
     "fastapi": ("rewards.serving",),

@@ -13,7 +13,9 @@ as that would have.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -22,6 +24,7 @@ from posttrain.config import RlStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
+from posttrain.inference.worker import InferenceWorker
 from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
@@ -57,6 +60,7 @@ from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessEr
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
 
@@ -89,6 +93,7 @@ class OnPolicyRunner:
             *(work.config.model, stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
+            placement=work.services.placement,
             seed=work.config.seed,
         )
         publisher = Publisher(
@@ -96,15 +101,18 @@ class OnPolicyRunner:
             pool,
             stage,
             work.config.model.dtype,
-            use_gpu=work.use_gpu,
+            use_gpu=work.use_gpu and not work.shares_gpus,  # NCCL takes no two ranks on one GPU
             adapters_of=origin if adapters else None,
         )
+        engines = pool.on_each(InferenceWorker.place)
+        work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
         prompts = stage_prompts(work.config, stage, pool, start)
-        crew = Crew(pool, learners, publisher, work.services.next_version)
+        learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
+        crew = Crew(pool, learners, publisher, work.services.next_version, learning)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -183,12 +191,14 @@ class Crew:
         learners: The learners.
         publisher: Brings weights from the one to the other.
         next_version: Returns a version that was never used.
+        learning: What an update happens within (see `engines_asleep`).
     """
 
     pool: EpisodePool
     learners: Learners
     publisher: PublishesWeights
     next_version: Callable[[], int]
+    learning: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -283,7 +293,8 @@ class Controller:
         name = f"{self._stage.name}/step-{step}"
         write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
-        self._row |= self._crew.learners.update(learnable, self._version)
+        with self._crew.learning():
+            self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by(trajectories)
 
     def publish(self) -> int:

@@ -21,6 +21,8 @@ from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
 from posttrain.inference.weights import WeightsSuperseded
 from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
+from posttrain.run.home import fetch_files, fetch_folder, writing_home
+from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
 from posttrain.training.on_policy.learner import Learner
@@ -80,7 +82,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
+        self._learner = Learner(config, stage, fetch_folder(checkpoint), resume, self._device, seed)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -88,6 +90,7 @@ class LearnerActor:
     ) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         assert isinstance(trajectories, list)
+        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
         return self._learner.update(trajectories, version)
 
     def source(
@@ -99,15 +102,26 @@ class LearnerActor:
     def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
         """Compute log-probs; see `Learner.score`."""
         assert isinstance(trajectories, list)
+        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
         return self._learner.score(trajectories)
 
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return prompt_sequences(samples, self._learner.renderer)
 
+    def place(self) -> str:
+        """Tell on which node, and on which of its GPUs, the learner lives."""
+        return place_of_process()
+
+    def free_memory(self) -> None:
+        """Give the GPU's memory back that the last update computed with."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def write_checkpoint(self, directory: Path) -> None:
-        """Write a checkpoint; see `Learner.write_checkpoint`."""
-        self._learner.write_checkpoint(directory)
+        """Write a checkpoint; see `Learner.write_checkpoint`. It is there on the home node afterwards."""
+        with writing_home(directory):
+            self._learner.write_checkpoint(directory)
 
 
 class LearnerGroup:
@@ -119,6 +133,7 @@ class LearnerGroup:
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own.
         use_gpu: Whether each learner takes a GPU.
+        placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
     """
 
@@ -130,12 +145,18 @@ class LearnerGroup:
         *,
         resume: bool,
         use_gpu: bool,
+        placement: Placement | None = None,
         seed: int = 0,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
         self._updates = 0
-        self._actors = [Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu) for index in range(count)]
+        self._placement = placement
+        places = placement.learners(count) if placement is not None else [None] * count
+        self._actors = [
+            Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
+            for index, place in enumerate(places)
+        ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
             actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed)
@@ -215,6 +236,14 @@ class LearnerGroup:
         """Give the adapters their own values back."""
         self._changing(WeightSource.end_canary)
 
+    def places(self) -> list[str]:
+        """Tell where each learner lives, by rank."""
+        return self._wait(self._every(LearnerActor.place), STEP_TIMEOUT)
+
+    def free_memory(self) -> None:
+        """Give the GPUs' memory back that the last update computed with."""
+        self._wait(self._every(LearnerActor.free_memory), STEP_TIMEOUT)
+
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
         self._wait(self._every(LearnerActor.write_checkpoint, directory), STEP_TIMEOUT)
@@ -224,6 +253,8 @@ class LearnerGroup:
         with self._order:
             self._updates += 1  # nobody can have their weights any more
         kill_all(self._actors)
+        if self._placement is not None:
+            self._placement.release_learners()
 
     def _changing(self, method: Callable[[WeightSource], R]) -> R:
         """Call a method of every rank's source that changes the weights; those before are then no more."""

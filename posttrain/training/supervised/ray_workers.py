@@ -2,20 +2,48 @@
 
 import logging
 import pkgutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from posttrain.config import StageConfig
+from posttrain.run.node import node_address, use_interface_of
 from posttrain.training.core.distributed import process_group_backend
 from posttrain.training.stage_job import StageJob
 
 
 class StageFailed(RuntimeError):
     """A stage's workers failed; the message is the first failed worker's own."""
+
+
+class _OnInterface(_TorchBackend):
+    """Ray Train's process group, whose ranks meet on the interfaces that their nodes are known by."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Name the interface in every worker, then make the process group."""
+        worker_group.execute(_choose_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _Meeting(TorchConfig):
+    """What Ray Train makes the process group from."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """The backend."""
+        return _OnInterface
+
+
+def _choose_interface() -> None:
+    use_interface_of(node_address())
 
 
 def run_workers(
@@ -38,14 +66,20 @@ def run_workers(
         scratch: Folder for Ray Train's own bookkeeping.
 
     Raises:
-        StageFailed: If a worker raised; the others are stopped.
+        StageFailed: If a worker raised; the others are stopped. Or if there will never be a core for each.
     """
+    cores = int(ray.cluster_resources().get("CPU", 0))
+    if not use_gpu and num_workers > cores:
+        raise StageFailed(
+            f"{num_workers} num_workers take one core each, and the cluster has {cores}: lower it, or give"
+            " Ray more (`ray start --num-cpus`)"
+        )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     trainer = TorchTrainer(
         _call,
         train_loop_config={"function": function, "job": job},
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(backend=process_group_backend(use_gpu), timeout_s=600),
+        torch_config=_Meeting(backend=process_group_backend(use_gpu), timeout_s=600),
         run_config=RunConfig(
             name="ray-train",
             storage_path=str(scratch.resolve()),

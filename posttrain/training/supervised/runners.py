@@ -19,6 +19,7 @@ from posttrain.run.process import saving_on_sigterm
 from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import showing_progress
 from posttrain.training.run_at_work import RunAtWork, standalone, step_in_name
+from posttrain.training.shared_data import check_shared_folders
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.ray_workers import run_workers
 from posttrain.training.supervised.stage_curation import curated_dataset
@@ -71,6 +72,8 @@ class WorkersRunner(Generic[S]):
         """Run the workers once; on GPUs the engines are ended first, to make room for them."""
         if self.work.use_gpu:
             self.work.services.close_pool()
+        if self.work.config.cluster.address:
+            check_shared_folders(self.work.run, self.stage)
         with saving_on_sigterm(self.work.run):
             run_workers(
                 self.worker,

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from posttrain.config import RunConfig, load_run
 from posttrain.config.base import MisfitError
-from posttrain.run import actors
+from posttrain.run import actors, placement
 from posttrain.run import cluster as clusters
 from posttrain.training import engines_and_rewards, pipeline
 from posttrain.training.on_policy import learner_group
@@ -41,8 +42,10 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
 
         monkeypatch.setattr(clusters.ray, "init", init)
         monkeypatch.setattr(clusters.ray, "shutdown", lambda: None)
+        monkeypatch.setattr(clusters, "serving_home", nullcontext)
         monkeypatch.setattr(clusters.ray, "cluster_resources", lambda: {"GPU": seen.offered})
         monkeypatch.setattr(pipeline, "check_run_data", lambda *_: None)
+        monkeypatch.setattr(pipeline, "check_shared_data", lambda _: None)
         monkeypatch.setattr(pipeline, "execute", execute)
         monkeypatch.setattr(pipeline, "write_report", lambda path: path)
         pipeline.run(load_run("quickstart", [f"output_dir={tmp_path}", *overrides]))
@@ -132,7 +135,10 @@ def engines_of(work: RunAtWork, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(engines_and_rewards, "RolloutPool", lambda *_, **settings: given.update(settings))
     monkeypatch.setattr(engines_and_rewards.EnginesAndRewards, "_start_rewards", lambda _: None)
     services = engines_and_rewards.EnginesAndRewards(work.config, work.run, work.plugins)
+    node = placement.Node("0", "127.0.0.1", 2, work.config.cluster.num_gpus or 0)
+    monkeypatch.setattr(placement, "nodes", lambda: [node])
     services._start_pool(Path("Qwen3-VL"), work.config.evaluation_rollout, "")
+    assert [place.gpus for place in given["places"]] == [int(work.use_gpu)]
     return given["use_gpu"]
 
 

@@ -1,7 +1,9 @@
 import json
 
+from posttrain.run.record import record_places
 from posttrain.run.rows import MetricsRow
 from posttrain.viewer.records import MAX_STEPS, read_contents
+from posttrain.viewer.summary import environment_facts
 
 
 def test_only_finite_numbers_are_figures(tmp_path):
@@ -38,3 +40,12 @@ def test_figures_of_one_step_logged_apart_are_merged(tmp_path):
 def test_first_and_last_steps_are_read_in_order_of_their_numbers(finished_run):
     read = {(each.phase, each.row.step) for each in read_contents(finished_run).candidates}
     assert read == {("first", 1), ("first", 2), ("last", 59), ("last", 60), ("evaluation", 0)}
+
+
+def test_the_report_says_where_processes_were(finished_run):
+    places = {"learners": ["10.0.0.1 (GPU 0)", "10.0.0.1 (GPU 1)"], "engines": ["10.0.0.2"] * 2}
+    (finished_run / "rl").mkdir(exist_ok=True)
+    record_places(finished_run / "rl", places)
+    read = read_contents(finished_run)
+    assert read.places == {"rl": "learners on 10.0.0.1 (GPU 0), 10.0.0.1 (GPU 1); engines on 10.0.0.2 × 2"}
+    assert ("rl ran with", read.places["rl"]) in environment_facts(read)
