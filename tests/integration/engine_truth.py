@@ -85,7 +85,7 @@ def publish(engine: Any, checkpoint: Path, version: int) -> None:
         for name, value in weights.items()
     )
     manifest = Manifest(tuple(described))
-    sender = open_sender("gloo", "127.0.0.1", 1 + engine.transfer_ranks)
+    sender = open_sender("gloo", "127.0.0.1", 1 + engine.transfer_ranks, timeout=30)
     with ThreadPoolExecutor(1) as thread:
         joined = thread.submit(sender.join)
         engine.join_transfer(sender.group.at(1))

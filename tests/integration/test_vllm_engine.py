@@ -17,6 +17,7 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
 from posttrain.types import EnvironmentReply, Message, Sample, Trajectory
 from tests.at_work import play
+from tests.integration.engine_truth import serve
 from tools_env.environment import ToolEnvironment
 from tools_env.zoom import ImageZoomIn
 
@@ -176,6 +177,17 @@ def test_ids_in_flight_are_unique(vllm_engine: Any) -> None:
         vllm_engine.submit(Request(id="a", token_ids=[5], max_tokens=3, temperature=1.0, seed=1))
     vllm_engine.abort()
     assert not vllm_engine.busy
+
+
+def test_an_engine_sleeps_only_when_nothing_is_in_flight(vllm_engine: Any) -> None:
+    request = Request(id="a", token_ids=[5, 6, 7], max_tokens=3, temperature=1.0, seed=1)
+    vllm_engine.submit(request)
+    with pytest.raises(EngineError, match="cannot sleep: 1 requests are in flight"):
+        vllm_engine.sleep()
+    [before] = serve(vllm_engine, [])
+    vllm_engine.sleep()
+    vllm_engine.wake()
+    assert serve(vllm_engine, [request]) == [before]
 
 
 def test_weights_of_another_model_are_refused_by_name(vllm_engine: Any, talker: Path, tmp_path: Path) -> None:
