@@ -44,7 +44,7 @@ from typing import Any
 import benchmark
 import torch
 from bench_rl_logprobs import logprobs
-from bench_rl_tasks import TASKS, prepare
+from bench_rl_tasks import LEARNERS, TASKS, prepare
 from bench_rl_turns import Side
 from tqdm import tqdm
 
@@ -82,6 +82,8 @@ def ratios(name: str, found: Sequence[float]) -> Figures:
 def start(stack: ExitStack, side: str, task: str, folder: Path, *options: str) -> Side:
     """Start a side of a task; its output goes beside its data."""
     command = [str(SCRIPTS / f"bench_rl_{side}.py"), *options, task, str(folder)]
+    if side == "trl":
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={LEARNERS}", *command]
     return stack.enter_context(Side(f"{side}, {task}", command, folder / f"{side}.log"))
 
 
