@@ -147,16 +147,18 @@ class _TokenLogprobs(torch.autograd.Function):
         head = weight.to(hidden.dtype)
         for rows in _chunks(len(hidden), chunk_size):
             logits = _logits(hidden[rows], head)
-            normalizer = logits.logsumexp(1)
-            normalizers[rows] = normalizer
-            # The entropy as logsumexp − Σ p z would be a difference of large logits.
-            logs = logits.sub_(normalizer[:, None])
-            logprobs[rows] = logs.gather(1, targets[rows, None]).squeeze(1)
-            of_candidates[rows] = logs.gather(1, candidates[rows])
-            mass[rows] = logs[:, watched].exp().sum(1)
-            entropy[rows] = -logs.exp().mul_(logs).sum(1)
+            largest = logits.amax(1)
+            below = logits.sub_(largest[:, None])  # z − max z, never above 0
+            shares = below.exp()
+            total = shares.sum(1)
+            normalizers[rows] = largest + total.log()
+            logprobs[rows] = below.gather(1, targets[rows, None]).squeeze(1) - total.log()
+            of_candidates[rows] = below.gather(1, candidates[rows]) - total.log()[:, None]
+            mass[rows] = shares[:, watched].sum(1) / total
+            # H = log Σ exp(below) − Σ p · below: neither is below 0, so nothing is lost as they are added.
+            entropy[rows] = total.log() - shares.mul_(below).sum(1) / total
             if candidates.shape[1]:
-                rest[rows] = logs.scatter_(1, candidates[rows], -torch.inf).logsumexp(1)
+                rest[rows] = below.scatter_(1, candidates[rows], -torch.inf).logsumexp(1) - total.log()
         ctx.save_for_backward(hidden, weight, targets, candidates, normalizers, entropy, rest)
         ctx.mark_non_differentiable(mass)
         return logprobs, entropy, of_candidates, rest, mass
