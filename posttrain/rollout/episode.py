@@ -7,7 +7,6 @@ the seed of each turn is its own.
 import contextlib
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,8 +21,8 @@ from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
+from posttrain.rollout.partner import Partner
 from posttrain.types import (
-    EnvironmentReply,
     Message,
     Sample,
     ToolSpec,
@@ -90,42 +89,6 @@ class Limits:
     def leave_room(self, prompt_tokens: int) -> bool:
         """Tell whether an answer to a prompt of so many tokens can be sampled."""
         return prompt_tokens < self.max_length
-
-
-class _Partner:
-    """An episode's environment, used by one thread at a time, and closed once whatever happens.
-
-    Attributes:
-        closed: Whether it has been closed.
-    """
-
-    def __init__(self, create: Callable[[], Environment]) -> None:
-        self._create = create
-        self._environment: Environment | None = None
-        self.closed = False
-        self._lock = threading.Lock()
-
-    def start(self, sample: Sample) -> tuple[Message, ...]:
-        """Open the environment; return the messages before the model's first turn."""
-        with self._lock:
-            if self.closed:  # by an episode that was cancelled before this began
-                return ()
-            self._environment = self._create()
-            return self._environment.start(sample)
-
-    def step(self, text: str) -> EnvironmentReply:
-        """Let the environment answer a turn."""
-        with self._lock:
-            if self._environment is None or self.closed:
-                return EnvironmentReply(None, (), done=True)
-            return self._environment.step(text)
-
-    def close(self) -> None:
-        """Close the environment, if it was opened."""
-        with self._lock:
-            if self._environment is not None and not self.closed:
-                self._environment.close()
-            self.closed = True
 
 
 @dataclass(frozen=True)
@@ -212,7 +175,7 @@ class EpisodePlayer:
             EpisodeError: If the prompt cannot be rendered or leaves no room for an answer.
             LedgerError: If the trajectory breaks an invariant.
         """
-        partner = _Partner(self._task.create)
+        partner = Partner(self._task.create)
         try:
             await slot.granted
             return await self._dialogue(job, slot, partner)
@@ -221,7 +184,7 @@ class EpisodePlayer:
             if not partner.closed:  # the episode failed or was cancelled
                 await aside(self._tools, partner.close)
 
-    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: _Partner) -> Trajectory:
+    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner) -> Trajectory:
         """Let model and environment take turns until the episode is over."""
         messages = await aside(self._tools, partner.start, job.sample)
         prompt = self._prompt
@@ -301,7 +264,7 @@ class EpisodePlayer:
             seed=stable_seed(job.seed, turn),
         )
 
-    def _take_turn(self, partner: _Partner, ledger: Trajectory, completion: Completion) -> Message | None:
+    def _take_turn(self, partner: Partner, ledger: Trajectory, completion: Completion) -> Message | None:
         """Append a turn, and let the environment answer it; return what is shown next, None at the end."""
         text = self._renderer.decode(completion.token_ids)
         append_turn(ledger, completion, text_message("assistant", text))
@@ -313,7 +276,7 @@ class EpisodePlayer:
             return self._finish(partner, ledger, "max_turns" if reply.calls else "answer")
         return reply.message
 
-    def _finish(self, partner: _Partner, ledger: Trajectory, stop_reason: str) -> None:
+    def _finish(self, partner: Partner, ledger: Trajectory, stop_reason: str) -> None:
         """Close an episode, and check its ledger."""
         partner.close()
         ledger.stop_reason = stop_reason

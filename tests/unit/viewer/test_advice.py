@@ -12,7 +12,11 @@ def steps(learner_wait: float, engine_wait: float, count: int = 10) -> dict[int,
     rows = {}
     for step in range(1, count + 1):
         learner, engine = ends.get(step, (learner_wait, engine_wait))
-        figures = {"time/step": 10.0, "time/learner_wait": learner, "time/engine_wait": engine}
+        figures: dict[str, float | None] = {
+            "time/step": 10.0,
+            "time/learner_wait": learner,
+            "time/engine_wait": engine,
+        }
         rows[step] = MetricsRow("rl", step, None, figures)
     return rows
 

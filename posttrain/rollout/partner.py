@@ -1,0 +1,43 @@
+"""The environment of an episode, which threads of their own open, ask and close."""
+
+import threading
+from collections.abc import Callable
+
+from posttrain.joints import Environment
+from posttrain.types import EnvironmentReply, Message, Sample
+
+
+class Partner:
+    """An episode's environment, used by one thread at a time, and closed once whatever happens.
+
+    Attributes:
+        closed: Whether it has been closed.
+    """
+
+    def __init__(self, create: Callable[[], Environment]) -> None:
+        self._create = create
+        self._environment: Environment | None = None
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        """Open the environment; return the messages before the model's first turn."""
+        with self._lock:
+            if self.closed:  # by an episode that was cancelled before this began
+                return ()
+            self._environment = self._create()
+            return self._environment.start(sample)
+
+    def step(self, text: str) -> EnvironmentReply:
+        """Let the environment answer a turn."""
+        with self._lock:
+            if self._environment is None or self.closed:
+                return EnvironmentReply(None, (), done=True)
+            return self._environment.step(text)
+
+    def close(self) -> None:
+        """Close the environment, if it was opened."""
+        with self._lock:
+            if self._environment is not None and not self.closed:
+                self._environment.close()
+            self.closed = True
