@@ -282,15 +282,15 @@ class TrainingStage(StageConfig):
                 f"{self.cores} workers take one core each, and cluster.num_cpus is {around.cpus}",
                 "lower it, or raise cluster.num_cpus",
             )
-        taken = self.gpus(around.shared)
+        taken, taken_by_engines = self.gpus(around.shared), self.gpus(shared=False) - self.learners
         if around.gpus and taken > around.gpus:
             raise MisfitError("num_workers", *self._too_few_gpus(taken, around.gpus))
-        if around.shared and self.engines and taken > self.gpus(False) - self.learners:
+        if around.shared and around.gpus != 0 and self.engines and self.learners != taken_by_engines:
             raise MisfitError(
                 "num_workers",
-                f"with cluster.placement: shared a learner has the GPU of an engine, and {self.num_workers}"
-                f" learners are more than the {self.gpus(False) - self.learners} GPUs of the engines",
-                "raise rollout.actors: the engines sleep while the learners work",
+                "with cluster.placement: shared an engine takes its weights from the learner on its GPU, and "
+                f"{self.num_workers} learners are not as many as the {taken_by_engines} GPUs of the engines",
+                f"set it to {taken_by_engines}, or change rollout.actors: engines sleep while learners work",
             )
 
     def _too_few_gpus(self, taken: int, gpus: int) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from posttrain.config import OnPolicyRolloutConfig, RolloutConfig, RunConfig
 from posttrain.config.model import infer_family
 from posttrain.inference.engine import AdapterSlots, EngineUse
+from posttrain.inference.weight_transfer import TransferGroup
 from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
@@ -126,8 +127,7 @@ class EnginesAndRewards:
     def _engine_use(self, rollout: RolloutConfig) -> EngineUse:
         """Return what becomes of the engines of these settings, beside sampling."""
         shared = self._config.use_gpu and self._config.cluster.placement == "shared"
-        nccl = self._config.use_gpu and not shared  # which takes no two ranks on one GPU
-        use = EngineUse(transfer="nccl" if nccl else "gloo", sleeps=shared)
+        use = EngineUse(transfer=TransferGroup.backend_for(self._config.use_gpu, shared), sleeps=shared)
         if not isinstance(rollout, OnPolicyRolloutConfig):
             return use
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]

@@ -101,7 +101,8 @@ class OnPolicyRunner:
             pool,
             stage,
             work.config.model.dtype,
-            use_gpu=work.use_gpu and not work.shares_gpus,  # NCCL takes no two ranks on one GPU
+            use_gpu=work.use_gpu,
+            shared=work.shares_gpus,
             adapters_of=origin if adapters else None,
         )
         engines = pool.on_each(InferenceWorker.place)

@@ -31,7 +31,7 @@ def run_of(
 
 @pytest.mark.parametrize(
     ("counts", "separate", "shared"),
-    [((2, 2, 1), 4, 2), ((2, 4, 1), 6, 4), ((4, 1, 4), 8, 4), ((8, 2, 4), 16, 8)],
+    [((2, 2, 1), 4, 2), ((4, 4, 1), 8, 4), ((4, 1, 4), 8, 4), ((8, 2, 4), 16, 8)],
 )
 def test_gpus_are_counted_by_placement(counts: tuple[int, int, int], separate: int, shared: int) -> None:
     for placement, number in (("separate", separate), ("shared", shared)):
@@ -41,8 +41,10 @@ def test_gpus_are_counted_by_placement(counts: tuple[int, int, int], separate: i
 
 
 def test_shared_gpus_are_those_of_engines_that_sleep() -> None:
-    with pytest.raises(ValueError, match="2 learners are more than the 1 GPUs of the engines"):
+    with pytest.raises(ValueError, match="2 learners are not as many as the 1 GPUs of the engines"):
         run_of("shared", num_workers=2)
+    with pytest.raises(ValueError, match="2 learners are not as many as the 4 GPUs of the engines"):
+        run_of("shared", num_workers=2, actors=4)
     with pytest.raises(ValueError, match="cannot play the next steps' prompts meanwhile"):
         run_of("shared", max_staleness=1)
 
