@@ -225,9 +225,11 @@ def head_pass(model: ModelLoad, load: LearnerLoad) -> float:
     shape, width = model.shape, model.width
     logits = min(CHUNK, load.tokens) * shape.vocabulary
     hidden = width * load.tokens * shape.hidden
+    forward = 8 * logits
     if load.lora is not None:
-        return hidden + 12 * logits
-    return hidden + max(12 * logits + 4 * shape.embedding, (4 + width) * (logits + shape.embedding))
+        return hidden + forward
+    copied = width if width < 4 else 0  # gradients are computed in the model's type, and added up in float32
+    return hidden + max(forward, (4 + copied) * (logits + shape.embedding))
 
 
 def layer_pass(model: ModelLoad, load: LearnerLoad) -> float:

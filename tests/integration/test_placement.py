@@ -24,6 +24,12 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # a run without GPUs has hidden them from here on
+        yield from started()
+
+
+def started() -> Iterator[None]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 4})
     try:
         nodes.add_node(num_cpus=1, num_gpus=4)
