@@ -158,6 +158,10 @@ class Learners(Protocol):
         """Learn from a step's episodes with the weights that are served as a version; return metrics."""
         ...
 
+    def check(self) -> None:
+        """Raise an error if a learner has died; return at once."""
+        ...
+
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint with its training state."""
         ...
@@ -264,7 +268,7 @@ class Controller:
     def collect(self, step: int) -> PlayedStep | None:
         """Wait for a step's episodes; return None where the run is asked to stop."""
         flight, begun = self._in_flight[step], time.perf_counter()
-        played = flight.wait(lambda: stop_requested(self._run))
+        played = flight.wait(self._stopping)
         self._row[TIME_LEARNER_WAIT] += time.perf_counter() - begun
         if played is None:
             return None
@@ -275,6 +279,11 @@ class Controller:
             DATA_LEFT_OUT: float(self._left_out.pop(step)),
         }
         return PlayedStep(in_order(played), flight.groups, metrics)
+
+    def _stopping(self) -> bool:
+        """Tell whether the run is asked to stop; raise an error if what it waits for could not be learned."""
+        self._crew.learners.check()
+        return stop_requested(self._run)
 
     def learn(self, step: int, played: PlayedStep) -> None:
         """Compare a step's episodes within their groups, record them, and have the learners learn.

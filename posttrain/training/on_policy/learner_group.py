@@ -151,6 +151,7 @@ class LearnerGroup:
         count = stage.num_workers
         self._order = threading.RLock()
         self._updates = 0
+        self._looks: list[ObjectRef[str]] = []
         self._placement = placement
         places = placement.learners(count) if placement is not None else [None] * count
         self._actors = [
@@ -191,6 +192,17 @@ class LearnerGroup:
             self._updates += 1
             calls = self._every(LearnerActor.update, batch, version)
         return self._wait(calls, STEP_TIMEOUT)[0]
+
+    def check(self) -> None:
+        """Notice a learner that died while nobody waits for it; return at once.
+
+        Raises:
+            LearnerFailed: If one has died.
+        """
+        # Not by `_every`: while weights are brought to a new engine, no other call may be made in order.
+        looks = self._looks or [actor.call(LearnerActor.place) for actor in self._actors]
+        answered, self._looks = ray.wait(looks, num_returns=len(looks), timeout=0)
+        self._wait(answered, STEP_TIMEOUT)
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of sampled tokens under the present weights; see `Learner.score`."""

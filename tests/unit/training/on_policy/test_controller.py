@@ -22,6 +22,7 @@ from posttrain.run.process import STOP
 from posttrain.training.on_policy.controller import Controller, Crew
 from posttrain.training.on_policy.in_flight import StepInFlight
 from posttrain.training.on_policy.learner import PolicyMismatch
+from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.types import RewardResult, Sample, Trajectory, text_message
@@ -39,6 +40,7 @@ class Team:
         faults: How many updates disagree with the engines.
         serves: The version that engines serve whatever they are given; None is what they are given.
         wrong_proofs: The version whose proof fails once.
+        learner_dies: When a learner dies, by the monotonic clock; 0 is never.
         events: What was done, in order.
         learned: The samples of each update.
     """
@@ -48,6 +50,7 @@ class Team:
     actors: int = 1
     serves: int | None = None
     wrong_proofs: int = 0
+    learner_dies: float = 0.0
     version: int = 0
     events: list[str] = field(default_factory=list)
     learned: list[list[str]] = field(default_factory=list)
@@ -101,6 +104,10 @@ class Team:
         self.version = version
         wrong = self.wrong_proofs == version
         return {"time/publish": 0.5, "publish/repeated": float(wrong), "publish/proof_gap": 0.1 * version}
+
+    def check(self) -> None:
+        if self.learner_dies and time.monotonic() > self.learner_dies:
+            raise LearnerFailed("a learner's process died")
 
     def write_checkpoint(self, directory: Path) -> None:
         (directory / "learned.txt").write_text(str(len(self.learned)))
@@ -280,6 +287,15 @@ def test_what_a_group_raises_ends_the_stage_and_gives_the_others_up(folder: RunD
     with pytest.raises(PoolError, match="gave up after losing 4"):
         run(Failing(lambda sample: None), folder)
     assert [future.cancelled() for future in futures] == [True, False, True, True]
+
+
+def test_a_learner_that_dies_while_engines_work_is_noticed_before_they_end(folder: RunDir) -> None:
+    begun = time.monotonic()
+    team = Team(lambda sample: None if sample == "3.1" else 0.0, learner_dies=begun + 0.5)
+    with pytest.raises(LearnerFailed, match="died"):
+        run(team, folder, staleness=2)
+    assert time.monotonic() - begun < 5
+    assert team.learned == own_prompts()[:2]
 
 
 def test_groups_that_never_end_have_a_limit() -> None:

@@ -1,0 +1,98 @@
+"""SIGKILL of engines, learner, reward server and driver: each prompt is learned in its own step."""
+
+import random
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.disturbed_run import HANG_S, STEPS, Attempt, Kill, learned_prompts, write_recipe
+
+pytestmark = pytest.mark.slow
+
+LORA = {"lora": {"rank": 4, "alpha": 8}, "rollout": {"publish": "adapter"}}
+#: Stages, and how many kills each gets with `--soak`; without it only the one of `QUIET` is killed.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "in turns": ({}, 20),
+    "in turns, adapters": (LORA, 20),
+    "ahead": ({"rollout": {"max_staleness": 2}}, 20),
+    "ahead, adapters": (LORA | {"rollout": {"publish": "adapter", "max_staleness": 2}}, 20),
+    "ahead, two engines": ({"rollout": {"max_staleness": 2, "actors": 2}}, 20),
+}
+QUIET = {"ahead": ["engine", "learner"]}
+KINDS = ["engine", "engines", "learner", "rewards", "driver"]
+#: Seconds that a run may take to its first step, for lack of anything to compare it with.
+LONGEST_START_S = 240.0
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing disturbed.
+
+    Attributes:
+        learned: What it learned.
+        longest: The longest time without anything new.
+    """
+
+    learned: Counter[tuple[int, str]]
+    longest: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The plain loop; neither adapters nor staleness may change what is learned when."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), talker)
+    attempt = Attempt(recipe, resume=False, patience=LONGEST_START_S)
+    try:
+        assert attempt.finish() == 0, attempt.output
+        return Whole(learned_prompts(recipe.parent / "run"), attempt.longest)
+    finally:
+        attempt.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_run_learns_what_the_undisturbed_one_does(
+    name: str, undisturbed: Whole, talker: Path, tmp_path: Path, soak: bool
+) -> None:
+    """A run is killed and resumed until it gets through; then the next run is."""
+    settings, trials = CASES[name]
+    chance = random.Random(name)
+    kinds = [chance.choice(KINDS) for _ in range(trials)] if soak else list(QUIET.get(name, []))
+    if not kinds:
+        pytest.skip("with --soak")
+    number = 0
+    while kinds:
+        recipe = write_recipe(tmp_path / str(number), talker, **settings)
+        kinds = killed_until_it_ends(recipe, kinds, chance, undisturbed.longest + HANG_S)
+        assert learned_prompts(recipe.parent / "run") == undisturbed.learned
+        shutil.rmtree(recipe.parent)
+        number += 1
+
+
+def killed_until_it_ends(recipe: Path, kinds: list[str], chance: random.Random, patience: float) -> list[str]:
+    """Run a recipe, and kill parts of it at random moments; return the kills that are left."""
+    left, code, attempts = list(kinds), -1, 0
+    while code:
+        attempt = Attempt(recipe, resume=(recipe.parent / "run").exists(), patience=patience)
+        attempts += 1
+        try:
+            killed, ends = [], False
+            while left and not ends and attempts < 4:
+                kill = Kill(left[0], attempt.learned + chance.randrange(STEPS // 4), chance.random() / 2)
+                if not attempt.disturb(kill):
+                    break
+                killed.append(left.pop(0))
+                ends = kill.ends_the_run
+            code = attempt.finish()
+            if code:
+                assert ends, f"after {killed}: {attempt.output}"
+                # A server that dies while it starts has not begun what could be gone on with.
+                told = "--resume" in attempt.output or "server ended at once" in attempt.output
+                assert told or killed[-1] == "driver", attempt.output
+                assert code == (-9 if killed[-1] == "driver" else 2), attempt.output
+        finally:
+            attempt.close()
+    return left
