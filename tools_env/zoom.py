@@ -1,6 +1,10 @@
 """The published zoom tool: look at a part of an image at the resolution of its file."""
 
 import math
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from pathlib import Path
 
 from PIL import Image
 
@@ -8,7 +12,7 @@ from posttrain.media.images import MAX_ASPECT_RATIO, ImageError, check_size, ope
 from posttrain.types import Box, Frame, ImageRef, ToolSpec
 from tools_env.sdk import Arguments, ToolError, ToolResult
 
-#: An image of more pixels is decoded again at every zoom: at 3 bytes each this is what a tool may hold.
+#: Most pixels of decoded images that a tool holds, at 3 bytes each, beside the image in use.
 MAX_KEPT_PIXELS = 1 << 24
 
 _FRAME_TEXTS: dict[Frame, str] = {
@@ -43,7 +47,7 @@ class ImageZoomIn:
             raise ValueError(f"min_side must be at least 1, got {min_side}")
         self._frame: Frame = frame
         self._min_side = min_side
-        self._kept: tuple[ImageRef, Image.Image] | None = None
+        self._decoded = _DecodedImages()
         box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {_FRAME_TEXTS[frame]}."
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
         self.spec = ToolSpec(
@@ -67,19 +71,11 @@ class ImageZoomIn:
             ToolError: If there is no such image, or the box is not inside it.
         """
         try:
-            image = self._open(images[self._index(arguments["img_idx"], len(images))])
+            image = self._decoded.open(images[self._index(arguments["img_idx"], len(images))].path)
         except ImageError as error:
             raise ToolError(f"image {arguments['img_idx']} cannot be opened") from error
         crop = image.crop(self._region(arguments["bbox_2d"], image.size))
         return ToolResult(f"Image {len(images)}", (crop,))
-
-    def _open(self, ref: ImageRef) -> Image.Image:
-        """Decode an image; the last one is kept, since a group of rollouts looks into the same."""
-        kept = self._kept
-        if kept is None or kept[0] != ref:
-            kept = (ref, open_image(ref.path))
-            self._kept = kept if ref.sha256 and math.prod(kept[1].size) <= MAX_KEPT_PIXELS else None
-        return kept[1]
 
     def _index(self, value: float, count: int) -> int:
         if value not in range(count):
@@ -119,3 +115,53 @@ def _grow(start: float, end: float, least: int, limit: int) -> tuple[int, int]:
         shift = max(0, -first) - max(0, last - limit)
         first, last = first + shift, last + shift
     return max(0, first), min(limit, last)
+
+
+class _DecodedImages:
+    """The images that were opened last, each decoded once: the episodes of a group look into the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, int, int], Future[Image.Image]] = OrderedDict()
+
+    def open(self, path: str) -> Image.Image:
+        """Decode a file; where another thread is at it, wait for that one.
+
+        Raises:
+            ImageError: If it cannot be used.
+        """
+        file = _state_of(path)
+        with self._lock:
+            found = self._kept.get(file)
+            decoding = found or Future()
+            self._kept[file] = decoding
+            self._kept.move_to_end(file)
+        if found is None:
+            self._decode(file, decoding)
+        return decoding.result()
+
+    def _decode(self, file: tuple[str, int, int], decoding: "Future[Image.Image]") -> None:
+        """Decode a file, and drop the oldest of those that are too many."""
+        try:
+            decoding.set_result(open_image(file[0]))
+        except Exception as error:
+            decoding.set_exception(error)
+        with self._lock:
+            if decoding.exception() is not None:
+                self._kept.pop(file, None)
+            ready = [(each, future.result()) for each, future in self._kept.items() if future.done()]
+            pixels = sum(math.prod(image.size) for _, image in ready)
+            for each, image in ready:
+                if pixels <= MAX_KEPT_PIXELS:
+                    break
+                pixels -= math.prod(image.size)
+                del self._kept[each]
+
+
+def _state_of(path: str) -> tuple[str, int, int]:
+    """Return a file's path, size and time of last change, by which a rewritten one is noticed."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        raise ImageError(f"image {path[-200:]!r} cannot be used: {error.strerror}") from error
+    return path, found.st_size, found.st_mtime_ns

@@ -143,7 +143,7 @@ def test_an_engine_that_stalls_halfway_is_named_in_time_and_the_others_serve(
     monkeypatch.setattr("posttrain.training.on_policy.publishing.GRACE_S", 1.0)
     learn(learners, sequences)
     link = LearnerLink(learners, "gloo", timeout=LIMIT_S)
-    proof = Proof(sequences, learners.score(sequences), 1e-4, exact=True)
+    proof = Proof(sequences, learners.score, 1e-4, exact=True)
     weights = LearnerWeights(link, learners, 40, proof)
     healthy.faults[1].write_text("stalls")
     begun = time.monotonic()
@@ -214,7 +214,7 @@ def test_an_engine_that_dies_halfway_is_named_and_the_others_serve(
 ) -> None:
     """The last test, since nobody replaces the engine."""
     learn(learners, sequences)
-    proof = Proof(sequences, learners.score(sequences), 1e-4, exact=True)
+    proof = Proof(sequences, learners.score, 1e-4, exact=True)
     weights = LearnerWeights(LearnerLink(learners, "gloo", timeout=LIMIT_S), learners, 70, proof)
     healthy.faults[1].write_text("dies")
     begun = time.monotonic()

@@ -6,8 +6,9 @@ rollout has been sampled.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import fmean
 
 from posttrain.rendering.rendering import Renderer
@@ -40,21 +41,29 @@ class Proof:
 
     Attributes:
         sequences: The sequences.
-        expected: The learners' log-probs of the sampled tokens of each.
+        score: Has the learners compute the log-probs of the sampled tokens of each.
         tolerance: Largest gap that rounding explains.
         exact: Whether it holds for every token (float32), or for the mean (bfloat16).
     """
 
     sequences: list[Trajectory]
-    expected: list[list[float]]
+    score: Callable[[Sequence[Trajectory]], list[list[float]]]
     tolerance: float
     exact: bool
+
+    @cached_property
+    def _expected(self) -> list[list[float]]:
+        return self.score(self.sequences)
+
+    def ask_learners(self) -> None:
+        """Have the learners compute what is expected, with the published weights, unless they have."""
+        _ = self._expected
 
     def gaps(self, scores: Sequence[Sequence[float]]) -> Gaps:
         """Compare an engine's log-probs, of all tokens but the first of each sequence, with the learners'."""
         largest: list[float] = []
         every: list[float] = []
-        for sequence, expected, scored in zip(self.sequences, self.expected, scores, strict=True):
+        for sequence, expected, scored in zip(self.sequences, self._expected, scores, strict=True):
             places = [place for place, is_sampled in enumerate(sequence.sampled[1:]) if is_sampled]
             sampled = [scored[place] for place in places]
             found = [abs(value - wanted) for value, wanted in zip(sampled, expected, strict=True)]

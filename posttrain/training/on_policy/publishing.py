@@ -219,6 +219,7 @@ class _Proved:
             for place, worker in enumerate(workers)
             if place not in lost
         }
+        self.proof.ask_learners()  # while the engines are at it
         scores, errors = _answers(asked, 2 * GRACE_S, "scoring the proof of what it serves")
         lost |= {place: str(error) for place, error in errors.items()}
         self.seconds += time.monotonic() - begun
@@ -347,15 +348,16 @@ class Publisher:
             ProofFailed: If an engine does not serve them although they were published twice.
         """
         begun = time.monotonic()
-        expected = self._learners.score(self._sequences) if self._sequences else []
-        scored = time.monotonic()
-        proof = Proof(self._sequences, expected, self._tolerance, self._exact) if expected else None
+        proof = None
+        if self._sequences:
+            proof = Proof(self._sequences, self._learners.score, self._tolerance, self._exact)
         weights = self._weights(version, proof)
         self._pool.publish(weights)
-        proving = scored - begun + weights.seconds
+        if proof is not None:
+            proof.ask_learners()  # for an engine that starts once they have gone on; all others are proved
         return {
-            TIME_PUBLISH: time.monotonic() - begun - proving,
-            TIME_PROOF: proving,
+            TIME_PUBLISH: time.monotonic() - begun - weights.seconds,
+            TIME_PROOF: weights.seconds,
             PUBLISH_PROOF_GAP: weights.gap,
             PUBLISH_REPEATED: float(weights.repeated),
         }

@@ -1,4 +1,6 @@
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from posttrain.media.images import check_size, save_image
+from posttrain.media.images import check_size, open_image, save_image
 from posttrain.types import ImageRef
 from tools_env import ImageZoomIn, ToolError
 
@@ -141,7 +143,22 @@ def test_every_crop_covers_its_box_and_stays_inside(
     assert top + crop.height >= min(200, y2 * 0.2) - 1e-6
 
 
-def test_the_last_image_stays_decoded_where_its_pixels_are_known(scene: ImageRef, tmp_path: Path):
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were decoded."""
+    names: list[str] = []
+    begun = threading.Event()
+
+    def slowly(path: str) -> Image.Image:
+        names.append(Path(path).name)
+        begun.wait(0.05)
+        return open_image(path)
+
+    monkeypatch.setattr("tools_env.zoom.open_image", slowly)
+    return names
+
+
+def test_a_file_is_decoded_once_for_all_threads_until_it_changes(scene: ImageRef, tmp_path: Path, opened):
     other = save_image(Image.new("RGB", (400, 200), "white"), tmp_path / "other")
     zoom_in = ImageZoomIn()
 
@@ -152,24 +169,27 @@ def test_the_last_image_stays_decoded_where_its_pixels_are_known(scene: ImageRef
         crop.paste("white", (0, 0, *crop.size))  # a crop is its own
         return first
 
+    white = (255 + 256 * 255, 255)
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(first_pixel, [scene] * 8)) == {(0, 0)}
+        assert set(threads.map(first_pixel, [scene] * 8, [other] * 8)) == {white}
     assert first_pixel(scene) == (0, 0)
+    assert sorted(opened) == sorted([Path(scene.path).name, Path(other.path).name])
+    Path(scene.path).write_bytes(Path(other.path).read_bytes())
+    assert first_pixel(scene) == white
+    Path(scene.path).write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(ToolError, match="cannot be opened"):
+            first_pixel(scene)
     Path(scene.path).unlink()
-    assert first_pixel(scene) == (0, 0)
-    assert first_pixel(scene, other) == (255 + 256 * 255, 255)
     with pytest.raises(ToolError, match="cannot be opened"):
         first_pixel(scene)
-    unknown = ImageRef(other.path)
-    assert first_pixel(unknown) == (255 + 256 * 255, 255)
-    Path(other.path).unlink()
-    with pytest.raises(ToolError, match="cannot be opened"):
-        first_pixel(unknown)
+    assert len(opened) == 5
 
 
-def test_large_images_are_not_kept(scene: ImageRef, monkeypatch: pytest.MonkeyPatch):
+def test_images_beyond_the_limit_are_dropped(scene: ImageRef, opened, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tools_env.zoom.MAX_KEPT_PIXELS", 400 * 200 - 1)
     zoom_in = ImageZoomIn()
-    call = {"bbox_2d": [0, 0, 1000, 1000], "label": "marker", "img_idx": 0}
-    zoom_in(call, [scene])
-    Path(scene.path).unlink()
-    with pytest.raises(ToolError, match="cannot be opened"):
-        zoom_in(call, [scene])
+    for _ in range(2):
+        zoom_in({"bbox_2d": [0, 0, 1000, 1000], "label": "marker", "img_idx": 0}, [scene])
+    assert len(opened) == 2

@@ -41,7 +41,7 @@ def test_a_proof_stays_short() -> None:
 @pytest.fixture
 def proof() -> Proof:
     picture, text = sequence(6, image=True), sequence(5, episode=1)
-    return Proof([picture, text], [[-1.0] * 4, [-2.0] * 3], tolerance=1e-3, exact=True)
+    return Proof([picture, text], lambda _: [[-1.0] * 4, [-2.0] * 3], tolerance=1e-3, exact=True)
 
 
 #: What an engine returns: log-probs of all tokens but the first, of which the learners compare the sampled.
