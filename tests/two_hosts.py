@@ -128,6 +128,8 @@ def two_hosts(
     see = f"mount --make-rprivate / && mount --bind {shared} {SHARED} && mount --bind {ROOT} {CODE}"
     see += " && mount -t tmpfs none /dev/shm"
     see += " && mount -t tmpfs none /tmp && mkdir -p /tmp/home"
+    if ROOT.is_relative_to("/tmp"):  # the interpreter, too, may lie there
+        see += f" && mkdir -p {ROOT} && mount --bind {CODE} {ROOT}"
     without = "".join(f" && mount -t tmpfs none {SHARED / name}" for name in hidden)
     environment = {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:

@@ -48,6 +48,24 @@ def is_all_linear(targets: Sequence[str] | str | None) -> bool:
     return one is None or (isinstance(one, str) and one.lower() == ALL_LINEAR)
 
 
+def reaches_vision(
+    linear: Collection[str], targets: Sequence[str] | str | None, frozen: Collection[Part]
+) -> bool:
+    """Tell whether layers of the vision side get adapters, which only an expression can give them.
+
+    Args:
+        linear: Names of all linear layers of the model; where there are none, whatever may be reached is.
+        targets: As `lora.target_modules` has them.
+        frozen: Parts that stay as they are.
+    """
+    trained = {part for part in _FREEZERS if part not in frozen}
+    if not isinstance(targets, str) or is_all_linear(targets):
+        return False
+    if not linear:
+        return bool(trained)
+    return any(part_of(name) in trained for name in linear if re.fullmatch(targets, name))
+
+
 def misread(target: str) -> str:
     """Return what to write for a string that is no use as a regular expression; "" if it may be.
 

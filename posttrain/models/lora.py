@@ -121,21 +121,30 @@ def is_adapter(checkpoint: Path | str) -> bool:
     return (Path(checkpoint) / ADAPTER_CONFIG).is_file()
 
 
-def base_of(adapter: Path) -> str:
+def base_named_by(adapter: Path) -> str:
     """Read which model a checkpoint's adapters belong to: a directory, or a Hugging Face id.
+
+    Raises:
+        LoraError: If the adapters' configuration cannot be read.
+    """
+    path = adapter / ADAPTER_CONFIG
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LoraError(f"{path}: the name of the base model cannot be read ({error!r})") from error
+
+
+def base_of(adapter: Path) -> str:
+    """Return what `base_named_by` reads, if it is there.
 
     Raises:
         LoraError: If the adapters' configuration cannot be read, or names a directory that is not there.
     """
-    path = adapter / ADAPTER_CONFIG
-    try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
-        raise LoraError(f"{path}: the name of the base model cannot be read ({error!r})") from error
+    base = base_named_by(adapter)
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise LoraError(
-            f"{path}: base_model_name_or_path is {base}, which is not there; if the run was moved, write the"
-            " directory's new path"
+            f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path is {base}, which is not there; if the run"
+            " was moved, write the directory's new path"
         )
     return base
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posttrain.config.lora import LoraConfig
 from posttrain.config.lora_targets import Part, TargetError, chosen_layers
-from posttrain.config.model import base_model, infer_family
+from posttrain.config.model import ModelConfig, base_model, infer_family
 from posttrain.preflight.findings import Examination
 
 #: Longest header of a file of weights that is read.
@@ -35,11 +35,7 @@ def examine_adapters(look: Examination) -> None:
     base = Path(base_model(model.name_or_path))
     sees_images = (model.family or infer_family(model.name_or_path)) != "text"
     linear = linear_weights(base, sees_images)
-    frozen: set[Part] = set()
-    if model.freeze_vision_tower:
-        frozen.add("vision tower")
-    if model.freeze_merger:
-        frozen.add("merger")
+    frozen = frozen_by(model)
     for index, stage in enumerate(look.config.stages):
         lora: LoraConfig | None = getattr(stage, "lora", None)  # stages that train nothing have none
         targets = None if lora is None else lora.target_modules
@@ -49,6 +45,12 @@ def examine_adapters(look: Examination) -> None:
             chosen_layers(linear or _QWEN, targets, frozen)
         except TargetError as error:
             look.problem(("stages", index, "lora", "target_modules"), str(error))
+
+
+def frozen_by(model: ModelConfig) -> set[Part]:
+    """Return the parts of the vision side that a run's settings keep as they are."""
+    frozen: dict[Part, bool] = {"vision tower": model.freeze_vision_tower, "merger": model.freeze_merger}
+    return {part for part, kept in frozen.items() if kept}
 
 
 def linear_weights(checkpoint: Path, sees_images: bool) -> list[str]:

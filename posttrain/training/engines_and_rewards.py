@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from posttrain.config import OnPolicyRolloutConfig, RolloutConfig, RunConfig
+from posttrain.config import LoraConfig, OnPolicyRolloutConfig, RolloutConfig, RunConfig, StageConfig
+from posttrain.config.lora_targets import reaches_vision
 from posttrain.config.model import infer_family
 from posttrain.inference.engine import AdapterSlots, EngineUse
 from posttrain.inference.weight_transfer import TransferGroup
 from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import Plugins
+from posttrain.preflight.adapters import frozen_by, linear_weights
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.directory import RunDir
@@ -111,7 +113,7 @@ class EnginesAndRewards:
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
-            use=self._engine_use(rollout),
+            use=self._engine_use(rollout, checkpoint),
             # On a GPU the last bits depend on more than the batch, as they do where weights change in flight.
             lockstep=not (config.use_gpu or overlapping),
         )
@@ -124,16 +126,28 @@ class EnginesAndRewards:
             busy_beside=0 if config.use_gpu else overlapping,
         )
 
-    def _engine_use(self, rollout: RolloutConfig) -> EngineUse:
-        """Return what becomes of the engines of these settings, beside sampling."""
+    def _engine_use(self, rollout: RolloutConfig, checkpoint: Path) -> EngineUse:
+        """Return what becomes of the engines that start with a checkpoint, beside sampling."""
         shared = self._config.use_gpu and self._config.cluster.placement == "shared"
         use = EngineUse(transfer=TransferGroup.backend_for(self._config.use_gpu, shared), sleeps=shared)
         if not isinstance(rollout, OnPolicyRolloutConfig):
             return use
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]
         rank = max((stage.adapter_rank(self._config.use_gpu) for stage in stages), default=0)
-        adapters = AdapterSlots(rank=rank, resident=rollout.adapter_versions) if rank else None
+        if not rank:
+            return replace(use, on_publish=rollout.on_publish)
+        tower = any(self._adapts_vision(stage, checkpoint) for stage in stages)
+        adapters = AdapterSlots(rank=rank, resident=rollout.adapter_versions, tower=tower)
         return replace(use, on_publish=rollout.on_publish, adapters=adapters)
+
+    def _adapts_vision(self, stage: StageConfig, checkpoint: Path) -> bool:
+        """Tell whether a stage's adapters change what engines see of images."""
+        model = self._config.model
+        lora: LoraConfig | None = getattr(stage, "lora", None)  # stages that train nothing have none
+        if lora is None or (model.family or infer_family(checkpoint)) == "text":
+            return False
+        linear = linear_weights(checkpoint, sees_images=True)
+        return reaches_vision(linear, lora.target_modules, frozen_by(model))
 
     def _start_rewards(self) -> RewardAccess:
         """Start a reward server in a process of its own, which serves the run's rewards and no others.

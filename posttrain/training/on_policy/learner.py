@@ -92,7 +92,7 @@ class Learner:
             stage.max_grad_norm,
         )
         if resume:
-            self.updates.restore(load_state(checkpoint, self.model, self.updates.optimizer))
+            self.updates.restore(load_state(self.policy.checkpoint, self.model, self.updates.optimizer))
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""

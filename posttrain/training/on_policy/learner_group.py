@@ -21,7 +21,7 @@ from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
 from posttrain.inference.weights import WeightsSuperseded
 from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
-from posttrain.run.home import fetch_files, fetch_folder, writing_home
+from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
@@ -82,7 +82,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, fetch_folder(checkpoint), resume, self._device, seed)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
         self._source = WeightSource(self._learner.model)
 
     def update(

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from posttrain.config import ModelConfig, RlStage
 from posttrain.data.packing import pack
 from posttrain.models.load import loaded_type
-from posttrain.models.lora import base_of, is_adapter, with_lora
+from posttrain.models.lora import base_named_by, is_adapter, with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.rendering.collation import RopeIndex, collate_packed
 from posttrain.rendering.rendering import Renderer
+from posttrain.run.home import fetch_folder
 from posttrain.training.core.distributed import barrier
 from posttrain.training.core.policy import load_policy
 from posttrain.training.core.sharding import shard
@@ -30,13 +31,15 @@ class PackedPolicy:
     Args:
         model_config: How to load and freeze the model.
         stage: The rl stage's settings.
-        checkpoint: A model's weights; or adapters of this stage, whose base is loaded as well.
+        checkpoint: A model's weights; or adapters of this stage, whose base is loaded as well. On other nodes
+            than the run's own both are fetched from there.
         device: Where to compute.
         seed: Seed of the first matrix of each new adapter.
 
     Attributes:
         model: The model, sharded.
         renderer: The renderer of the checkpoint.
+        checkpoint: Where the checkpoint can be read on this node.
     """
 
     def __init__(
@@ -49,11 +52,15 @@ class PackedPolicy:
     ) -> None:
         self._device = device
         self._capacity = stage.batch_tokens
-        weights = Path(base_of(checkpoint)) if is_adapter(checkpoint) else checkpoint
+        self.checkpoint = fetch_folder(checkpoint)
+        base = Path(base_named_by(self.checkpoint)) if is_adapter(self.checkpoint) else checkpoint
+        weights = fetch_folder(base)
         self.renderer = Renderer.from_config(weights, model_config).on(device)
         self._banned = torch.tensor(self.renderer.banned_token_ids, device=device)
         quantization = stage.lora.quantization if stage.lora is not None else None
         model = load_policy(model_config, weights, quantization)
+        # Adapters are written with the name of their base, which whoever reads them at home has to find.
+        model.name_or_path = model.config._name_or_path = str(base)
         # Looked up here, since adapters and FSDP2 hide it; a text model has none.
         self._rope_index: RopeIndex | None = getattr(model.base_model, "get_rope_index", None)
         add_supervised_head(model)
@@ -63,8 +70,8 @@ class PackedPolicy:
         self.model: PreTrainedModel | PeftModel = model
         if stage.lora is not None:
             self.model = with_lora(model, stage.lora, seed)
-            if is_adapter(checkpoint):
-                set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
+            if is_adapter(self.checkpoint):
+                set_peft_model_state_dict(self.model, load_peft_weights(str(self.checkpoint), device="cpu"))
         barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
         shard(self.model, stage.sharding, device, masters=stage.float32_masters)
         self.model.train()  # nothing drops out; and bitsandbytes packs quantised weights otherwise

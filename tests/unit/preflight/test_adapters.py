@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.config.lora_targets import Part, reaches_vision
 from posttrain.models.load import load_model
 from posttrain.models.lora import linear_layers
 from posttrain.preflight.adapters import linear_weights
@@ -77,3 +78,25 @@ def test_expressions_are_tried_on_the_names_in_the_files(
 def test_files_that_cannot_be_read_name_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     assert linear_weights(tmp_path, sees_images=True) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "frozen", "here", "reaches"),
+    [
+        (r".*\.(qkv|q_proj)", set(), True, True),
+        (r".*\.(qkv|q_proj)", {"merger"}, True, True),
+        (r".*\.(qkv|q_proj)", {"vision tower"}, True, False),
+        (r".*merger.*", {"vision tower"}, True, True),
+        (r".*language_model.*", set(), True, False),
+        (r".*language_model.*", {"vision tower"}, False, True),  # its names are not known
+        (r".*\.(qkv|q_proj)", {"vision tower", "merger"}, False, False),
+        ("all-linear", set(), False, False),
+        (["q_proj"], set(), False, False),
+        (None, set(), True, False),
+    ],
+)
+def test_only_expressions_reach_the_vision_side(
+    tiny_checkpoint: Path, targets: Any, frozen: set[Part], here: bool, reaches: bool
+) -> None:
+    linear = linear_weights(tiny_checkpoint, sees_images=True) if here else []
+    assert reaches_vision(linear, targets, frozen) == reaches

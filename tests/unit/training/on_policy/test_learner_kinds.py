@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from posttrain.config import ModelConfig, RlStage
-from posttrain.models.lora import base_of, is_adapter, load_merged
+from posttrain.models.lora import base_named_by, base_of, is_adapter, load_merged
 from posttrain.rendering.rendering import Renderer
+from posttrain.training.on_policy import packed_policy
 from posttrain.training.on_policy.agreement import PolicyMismatch
 from posttrain.training.on_policy.learner import Learner
 from posttrain.types import Trajectory, text_message
@@ -247,3 +248,27 @@ def test_importance_weights_compare_the_present_policy_with_the_one_that_sampled
         losses[gap] = learner.update(sampled, version=5)["loss"]
     assert losses[0.5] == pytest.approx(losses[0.0] * math.exp(0.5), rel=1e-3)
     assert losses[5.0] == pytest.approx(losses[0.0] * 2.0, rel=1e-3)
+
+
+def test_adapters_learned_away_from_home_name_their_base_as_it_is_at_home(
+    make: Callable[..., Learner],
+    text_checkpoint: Path,
+    episodes: list[Trajectory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rank on another node reads copies; the paths at home are not there."""
+    home = tmp_path / "home" / "runs" / "sft"
+    copies = {home: text_checkpoint}
+    monkeypatch.setattr(packed_policy, "fetch_folder", lambda folder: copies.get(folder, folder))
+    learner = make(home, lora={"rank": 4})
+    learner.update(sample(learner, episodes))
+    learner.write_checkpoint(tmp_path / "copied")
+    assert base_named_by(tmp_path / "copied") == str(home)
+    assert str(text_checkpoint) not in (tmp_path / "copied" / "README.md").read_text()
+    written = tmp_path / "home" / "runs" / "rl"
+    copies[written] = tmp_path / "copied"
+    resumed = make(written, resume=True, lora={"rank": 4})
+    assert resumed.score(episodes) == learner.score(episodes)
+    assert resumed.updates.figures() == learner.updates.figures()
+    assert resumed.score(episodes) != make(home, lora={"rank": 4}).score(episodes)
