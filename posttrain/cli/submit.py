@@ -50,7 +50,7 @@ RECIPE = "run.yaml"
 #: Seconds that a job has for its checkpoint when it is told to stop.
 STOP_S = 600
 #: Seconds in which a cluster that has just started can take jobs, and what it says until then.
-AGENT_S, _NO_AGENT = 60.0, "No available agent"
+AGENT_S, _NO_AGENT = 180.0, "No available agent"
 
 
 class SubmitError(RuntimeError):
@@ -148,8 +148,11 @@ def stage(document: Document, folder: Path, source: str) -> None:
     declared = folder / "posttrain-submitted.dist-info"
     declared.mkdir()
     distribution = importlib.metadata.distribution("posttrain")
-    for name in ("METADATA", "entry_points.txt"):
-        (declared / name).write_text(distribution.read_text(name) or "", encoding="utf-8")
+    # In a checkout it may be an egg-info, whose file has another name.
+    (declared / "METADATA").write_text(str(distribution.metadata), encoding="utf-8")
+    (declared / "entry_points.txt").write_text(
+        distribution.read_text("entry_points.txt") or "", encoding="utf-8"
+    )
 
 
 def _beside(base: Path) -> list[Path]:

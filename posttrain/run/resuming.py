@@ -19,7 +19,8 @@ MAX_CHANGES_LISTED = 12
 
 def environment() -> JsonObject:
     """Return what a run records of where it runs: layout, Python, machine and packages."""
-    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    found = importlib.metadata.distributions()
+    packages = {dist.metadata["Name"]: dist.version for dist in found if "Name" in dist.metadata}
     return {
         "layout": LAYOUT,
         "python": platform.python_version(),
