@@ -258,5 +258,3 @@ def test_ahead_slow_prompts_are_learned_in_equal_shares_within_the_bound(
     shares = Counter(row["ground_truth"] for row in played)
     assert shares == {"slow": steps * 4, "fast": steps * 4}  # two epochs of eight scenes at steps = 8
     assert {row["step"]: None for row in played}.keys() == set(range(1, steps + 1))
-    # In turns learners wait as long as a rollout takes; here most of it was over when they came for it.
-    assert sum(row["time/learner_wait"] for row in rows) < 0.8 * sum(row["time/rollout"] for row in rows)
