@@ -66,19 +66,7 @@ class Dispatcher:
             keeper.begin()
 
     def submit(self, jobs: Sequence[Job[Any, R]]) -> list[Future[R]]:
-        """Have jobs done, those given first before others.
-
-        Args:
-            jobs: They are pickled, and may be done again where a worker is lost.
-
-        Returns:
-            A future for each, which has the job's result or the exception that it raised, or a PoolError once
-            `max_restarts` workers were lost with the job. Cancelling it cancels the job.
-
-        Raises:
-            PoolError: If the pool is closed.
-            Exception: What kept a worker from starting.
-        """
+        """Have jobs done, those given first before others; see `InferencePool.submit`."""
         futures: list[Future[R]] = [Future() for _ in jobs]
         with self.lock:
             self.check()
