@@ -7,6 +7,7 @@ few sequences as the learners do.
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -164,7 +165,7 @@ def _answers(
     return answers, errors
 
 
-class _Proved:
+class _Proved(ABC):
     """Weights that workers take and then prove to serve.
 
     Attributes:
@@ -199,9 +200,9 @@ class _Proved:
         if lost:
             raise PublishError(lost)
 
+    @abstractmethod
     def _deliver(self, workers: Workers) -> dict[int, str]:
         """Give the weights to workers; return what became of those that did not take them, by place."""
-        raise NotImplementedError
 
     def _prove(self, workers: Workers, lost: dict[int, str]) -> dict[int, str]:
         """Have workers score the proof's sequences; return what is wrong, by place.
