@@ -134,7 +134,8 @@ for n in range(3, 300):
     "/proc of others": """
 for name in ('environ', 'mem', 'maps', 'root/etc/passwd'):
     tries(lambda: open(f'/proc/self/{name}', 'rb').read(1))
-for pid in (parent, victim, os.getppid(), *range(1, 500)):
+own = int(os.readlink('/proc/self'))  # its own standard input stays open to it, by whatever name
+for pid in {parent, victim, os.getppid(), *range(1, 500)} - {own}:
     for name in ('environ', 'cmdline', 'mem', 'maps', 'fd/0', 'fd/1', 'root/etc/passwd', 'cwd'):
         tries(lambda: open(f'/proc/{pid}/{name}', 'rb').read(1))
     tries(lambda: os.listdir(f'/proc/{pid}/fd'))
