@@ -29,7 +29,8 @@ def assign_advantages(trajectories: Sequence[Trajectory]) -> AdvantageCounts:
     """Set every trajectory's `advantage`: (R − mean) / (std + 1e-4) within its group.
 
     The standard deviation is the sample's (n − 1), as in TRL's GRPO. An episode whose reward failed gets
-    None: it is neither learnt from nor part of the mean (an error is never a zero).
+    None: it is neither learnt from nor part of the mean (an error is never a zero). So does an episode that
+    the world failed, which is no error of a reward.
 
     Args:
         trajectories: Whole groups, scored; they are changed.
@@ -47,7 +48,7 @@ def assign_advantages(trajectories: Sequence[Trajectory]) -> AdvantageCounts:
             trajectory.advantage = None
             if trajectory.reward is not None and trajectory.reward.total is not None:
                 scored.append((trajectory, trajectory.reward.total))
-        errors += len(members) - len(scored)
+        errors += sum(not trajectory.failed for trajectory in members) - len(scored)
         if len(scored) < 2:
             dropped_groups += 1
             continue
