@@ -1,5 +1,6 @@
 """Environments by users: a partner in the dialogue that has a state, and rewards from it."""
 
+import inspect
 import math
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -57,6 +58,11 @@ class Environment(Session):
 
 class LoadedGame(SessionClass):
     """What a task's `environment` stands for."""
+
+    @property
+    def summary(self) -> str:
+        """Its docstring."""
+        return inspect.getdoc(self._made_of) or ""
 
     def session(self) -> Environment:
         """Make the environment of one episode."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from posttrain.plugins import PluginError, resolve
+from posttrain.plugins import PluginError, declared, is_declared_name, resolve
 from posttrain.types import ToolSpec
 from tools_env.games import Environment, LoadedGame
 from tools_env.sdk import Tool, ToolReference
@@ -43,6 +43,18 @@ def load_game(reference: ToolReference, base_dir: Path | None = None) -> LoadedG
         return LoadedGame(found, params)
     except (TypeError, ValueError) as error:
         raise PluginError(f"environment {name}: params {params} do not fit: {error}") from error
+
+
+def is_environment(reference: str, base_dir: Path | None = None) -> bool:
+    """Tell whether a reference leads to an environment, and not to a tool.
+
+    Raises:
+        PluginError: If it leads nowhere.
+    """
+    if is_declared_name(reference) and reference in declared(ENVIRONMENTS):
+        return True
+    found = resolve(reference, TOOLS, object, base_dir)
+    return isinstance(found, type) and issubclass(found, Environment)
 
 
 def _load(reference: ToolReference, base_dir: Path | None) -> list[AnyTool]:

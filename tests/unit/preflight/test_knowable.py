@@ -74,38 +74,6 @@ def test_rows_that_the_stage_cannot_use(look, stage, key, reason):
     assert reason in message
 
 
-GAME = """
-from tools_env import Environment, tool
-
-
-class Game(Environment):
-    def __init__(self, level=1):
-        self.level = level
-
-    @tool
-    def image_zoom_in_tool(self) -> str:
-        \"\"\"Act.\"\"\"
-        return ""
-"""
-
-
-@pytest.mark.parametrize(
-    ("keys", "reason"),
-    [
-        ({}, ""),
-        ({"environment": {"name": "game.py:Game", "params": {"levl": 1}}}, "params {'levl': 1} do not fit"),
-        ({"environment": "game.py:Gam"}, "did you mean 'Game'?"),
-        ({"tools": ["image_zoom_in"]}, "two tools call themselves 'image_zoom_in_tool'"),
-    ],
-)
-def test_an_environment_is_tried_before_the_run(look, folder, keys, reason):
-    (folder / "game.py").write_text(GAME)
-    task = {"environment": "game.py:Game", "max_turns": 3, "rewards": ["environment.won"]} | keys
-    problems = look(rl(**task)).problems
-    assert len(problems) == bool(reason)
-    assert not reason or reason in str(problems[0])
-
-
 @pytest.mark.parametrize(("share", "sound"), [(0.5, True), (0.1, False)])
 def test_a_row_with_an_unknown_tool_counts_as_a_broken_one(look, folder, share, sound):
     path = folder / "datasets_cfg" / "mistooled.jsonl"
