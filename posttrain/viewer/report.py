@@ -4,8 +4,6 @@ What a model wrote is hostile text on this page. The template escapes everything
 policy lets the browser run the page's own script only, by its hash, and load nothing from anywhere.
 """
 
-import base64
-import hashlib
 from pathlib import Path
 
 from markupsafe import Markup
@@ -15,6 +13,7 @@ from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
 from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.episodes import PAGE, source_hash, write_episodes
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
@@ -31,7 +30,7 @@ class ReportError(ValueError):
 
 
 def write_report(run: Path) -> Path:
-    """Write `<run>/report.html`, replacing an earlier one.
+    """Write `<run>/report.html`, replacing an earlier one, and `episodes.html` beside it.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
@@ -54,16 +53,24 @@ def write_report(run: Path) -> Path:
             f"{run} holds no run: none of {', '.join(RUN_FILES)} is there. Give the directory that"
             " `posttrain run` printed, usually runs/<name>"
         )
-    return write_page(run / "report.html", render(read_contents(run)))
+    contents = read_contents(run)
+    return write_page(run / "report.html", render(contents, write_episodes(contents)))
 
 
-def render(run: RunContents) -> str:
-    """Return the page's HTML."""
+def render(run: RunContents, episodes: int = 0) -> str:
+    """Return the page's HTML.
+
+    Args:
+        run: What it shows.
+        episodes: How many the page beside it shows (see `write_episodes`); 0 where there is none.
+    """
     script = (HERE / "report.js").read_text("utf-8")
     return page(
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
-        script_hash=_source_hash(script),
+        script_hash=source_hash(script),
+        episodes=episodes,
+        episodes_page=PAGE,
         **_content(run),
     )
 
@@ -98,8 +105,3 @@ def _content(run: RunContents) -> dict[str, object]:
         "environment": environment_facts(run),
         "unreadable": sorted(run.unreadable.items()),
     }
-
-
-def _source_hash(script: str) -> str:
-    """Return what a content security policy calls an inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
