@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Sequence
 
+from posttrain.run.estimates import Estimate
 from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EvaluationRow
 
@@ -23,7 +24,8 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
         rows: In the order in which they were measured; a figure that is missing shows as a dash.
 
     Returns:
-        Lines joined by newlines, without a final one; a sentence where there are no rows.
+        Lines joined by newlines, without a final one; a sentence where there are no rows. Under a row stand
+        its parts: pass@k where prompts have several answers, and the accuracy by difficulty.
 
     Example:
         task       after  accuracy  95 % interval    n  0 %                                 100 %
@@ -36,6 +38,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
     for task in dict.fromkeys(row.task for row in rows):
         for index, row in enumerate(row for row in rows if row.task == task):
             lines.append((task if index == 0 else "", *_cells(row)))
+            lines += (("", *_part_cells(name, part)) for name, part in row.parts.items())
     return _laid_out(lines, numeric=(2, 3, 4))
 
 
@@ -76,7 +79,16 @@ def _cells(row: EvaluationRow) -> tuple[str, str, str, str, str]:
     interval = "–" if low is None or high is None else f"{100 * low:.1f} – {100 * high:.1f}"
     share = "–" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
     n = "–" if row.n is None else str(row.n)
+    if row.samples_per_prompt > 1:
+        n += f" × {row.samples_per_prompt}"
     return row.stage, share, interval, n, _track(row.accuracy, low, high)
+
+
+def _part_cells(name: str, part: Estimate) -> tuple[str, str, str, str, str]:
+    """Return the line of a part of a row: pass@k, or the prompts of a bin of difficulty."""
+    interval = f"{100 * part.low:.1f} – {100 * part.high:.1f}"
+    track = _track(part.value, part.low, part.high)
+    return f"  {name}", f"{100 * part.value:.1f} %", interval, str(part.n), track
 
 
 def _track(accuracy: float | None, low: float | None, high: float | None) -> str:
