@@ -74,7 +74,7 @@ class RunAtWork:
         for task in self.config.tasks_after(name):
             if (called, task.name, step) in done:
                 continue
-            pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
+            pool = self.services.pool_with(checkpoint, self.config.measuring_rollout(name))
             check = RenderCheck(KnownRenderer(checkpoint, self.config.model), "episodes")
             row = evaluate_task(pool, self.config, task, self.run, called, step, check)
             print(

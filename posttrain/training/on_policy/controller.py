@@ -94,7 +94,7 @@ class OnPolicyRunner:
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
-            seed=work.config.seed,
+            seed=work.config.seed_of(stage),
         )
         publisher = Publisher(
             learners,
@@ -147,8 +147,8 @@ def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoi
         task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
         for task in stage.tasks
     }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
-    return StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), pool.prompt_tokens)
 
 
 class Learners(Protocol):
