@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Sequence
 
+from posttrain.evaluation.paired import Paired
 from posttrain.run.estimates import Estimate
 from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EvaluationRow
@@ -40,6 +41,37 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> str:
             lines.append((task if index == 0 else "", *_cells(row)))
             lines += (("", *_part_cells(name, part)) for name, part in row.parts.items())
     return _laid_out(lines, numeric=(2, 3, 4))
+
+
+def paired_table(rows: Sequence[tuple[str, str, str, Paired]]) -> str:
+    """Lay out comparisons for a terminal.
+
+    Args:
+        rows: Task, what is compared, with what, and the comparison.
+
+    Example:
+        task       first  second  accuracy    then  points  95 % interval        p  gained  lost    n
+        with_tool  sft    rl        33.0 %  70.0 %   +37.0  +31.6 – +42.1  < 0.001     170    22  400
+    """
+    lines = [
+        ["task", "first", "second", "accuracy", "then", "points", "95 % interval", "p", "gained", "lost", "n"]
+    ]
+    for task, first, second, pair in rows:
+        shares = [f"{100 * share:.1f} %" for share in (pair.first, pair.second)]
+        change, low, high = (signed(100 * value) for value in (pair.difference, pair.low, pair.high))
+        counts = [str(len(pair.gained)), str(len(pair.lost)), str(pair.n)]
+        lines.append([task, first, second, *shares, change, f"{low} – {high}", p_text(pair.p), *counts])
+    return _laid_out(lines, numeric=range(3, 11))
+
+
+def signed(points: float) -> str:
+    """Write a difference in points with its sign."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """Write a p-value."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def rewards_table(rows: Sequence[EvaluationRow]) -> str:
