@@ -6,6 +6,7 @@ policy lets the browser run the page's own script only, by its hash, and load no
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -15,6 +16,7 @@ from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
 from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.comparison_page import without_cells, write_comparisons
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
@@ -31,7 +33,7 @@ class ReportError(ValueError):
 
 
 def write_report(run: Path) -> Path:
-    """Write `<run>/report.html`, replacing an earlier one.
+    """Write `<run>/report.html`, replacing an earlier one, and a page, picture and table of each comparison.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
@@ -54,16 +56,24 @@ def write_report(run: Path) -> Path:
             f"{run} holds no run: none of {', '.join(RUN_FILES)} is there. Give the directory that"
             " `posttrain run` printed, usually runs/<name>"
         )
-    return write_page(run / "report.html", render(read_contents(run)))
+    contents = read_contents(run)
+    pages = write_comparisons(contents)
+    return write_page(run / "report.html", render(without_cells(contents), pages))
 
 
-def render(run: RunContents) -> str:
-    """Return the page's HTML."""
+def render(run: RunContents, comparisons: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the page's HTML.
+
+    Args:
+        run: What it shows.
+        comparisons: Name and page of each comparison of the run.
+    """
     script = (HERE / "report.js").read_text("utf-8")
     return page(
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
         script_hash=_source_hash(script),
+        comparisons=comparisons,
         **_content(run),
     )
 
