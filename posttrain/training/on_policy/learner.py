@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.config import ModelConfig, RlStage
+from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
@@ -51,7 +51,7 @@ class Learner:
 
     Args:
         model_config: How to load and freeze the model.
-        stage: The rl stage's settings.
+        stage: The stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
@@ -67,7 +67,7 @@ class Learner:
     def __init__(
         self,
         model_config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         resume: bool,
         device: torch.device = CPU,
@@ -78,7 +78,9 @@ class Learner:
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
+        assert stage.algorithm is not None
         self.objective: Objective = objective_of(stage.algorithm)
+        self._importance_cap = stage.algorithm.importance_cap
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -96,8 +98,8 @@ class Learner:
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
-        total = self.stage.max_steps * self.stage.algorithm.mini_batches
-        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.algorithm.mini_batches
+        total = self.stage.max_steps * self.stage.updates_per_step
+        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.updates_per_step
         if update < warmup:
             return (update + 1) / warmup
         progress = (update - warmup) / max(1, total - warmup)
@@ -121,7 +123,7 @@ class Learner:
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         if not trajectories:
-            return {UPDATE_SKIPPED: float(self.stage.algorithm.mini_batches)}
+            return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
         shares = self._shares(trajectories)
         prepare([each for share in shares for row in share.rows for each in row.trajectories], self.renderer)
@@ -146,7 +148,7 @@ class Learner:
         """Split a batch into mini-batches, and take this rank's share of each."""
         end = self.renderer.end_token_id
         filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-        parts = mini_batches(trajectories, self.stage.algorithm.mini_batches)
+        parts = mini_batches(trajectories, self.stage.updates_per_step)
         return [share_of(part, self.stage.batch_tokens, filler, rank(), world_size()) for part in parts]
 
     def _sampled_by(self, row: Row, present: int) -> SampledBy:
@@ -207,7 +209,7 @@ class Learner:
                 sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
                 num_sequences=share.sequences,
                 importance_weights=truncated_importance_weights(
-                    old, sampled_by.logprobs, self.stage.algorithm.importance_cap
+                    old, sampled_by.logprobs, self._importance_cap
                 ),
             )
             loss, piece = self.objective.loss(tokens)

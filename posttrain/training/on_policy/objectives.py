@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import AlgorithmConfig
-from posttrain.config.rl import Grpo, Gspo, Sapo
+from posttrain.config.objectives import Grpo, Gspo, Sapo
 from posttrain.objectives.packed import SampledTokens
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
