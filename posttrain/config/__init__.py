@@ -17,7 +17,8 @@ from posttrain.config.loader import (
 )
 from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
-from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
+from posttrain.config.objectives import AlgorithmConfig, Grpo, Gspo, Sapo
+from posttrain.config.rl import RlStage
 from posttrain.config.rollout import EngineConfig, OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
 from posttrain.config.sft import LossConfig, SftStage, SupervisedStage
