@@ -17,7 +17,7 @@ from posttrain.config.loader import (
 )
 from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
-from posttrain.config.objectives import AlgorithmConfig, Grpo, Gspo, Sapo
+from posttrain.config.objectives import AlgorithmConfig, Cispo, Grpo, Gspo, ReferenceKl, Sapo
 from posttrain.config.on_policy import OnPolicyStage
 from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
 from posttrain.config.rl import RlStage
@@ -30,6 +30,7 @@ from posttrain.config.tiny_model import TinyModelStage
 
 __all__ = [
     "AlgorithmConfig",
+    "Cispo",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
@@ -52,6 +53,7 @@ __all__ = [
     "OnPolicyStage",
     "PluginRef",
     "Problem",
+    "ReferenceKl",
     "RewardRef",
     "RlStage",
     "RlTask",
