@@ -4,6 +4,7 @@ What a model wrote is hostile text on this page. The template escapes everything
 policy lets the browser run the page's own script only, by its hash, and load nothing from anywhere.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
 from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.comparison_page import without_cells, write_comparisons
 from posttrain.viewer.episodes import PAGE, source_hash, write_episodes
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
@@ -30,7 +32,7 @@ class ReportError(ValueError):
 
 
 def write_report(run: Path) -> Path:
-    """Write `<run>/report.html`, replacing an earlier one, and `episodes.html` beside it.
+    """Write `<run>/report.html`, replacing an earlier one, and beside it `episodes.html` and its comparisons.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
@@ -54,14 +56,17 @@ def write_report(run: Path) -> Path:
             " `posttrain run` printed, usually runs/<name>"
         )
     contents = read_contents(run)
-    return write_page(run / "report.html", render(contents, write_episodes(contents)))
+    comparisons = write_comparisons(contents)
+    episodes = write_episodes(contents)
+    return write_page(run / "report.html", render(without_cells(contents), comparisons, episodes))
 
 
-def render(run: RunContents, episodes: int = 0) -> str:
+def render(run: RunContents, comparisons: Sequence[tuple[str, str]] = (), episodes: int = 0) -> str:
     """Return the page's HTML.
 
     Args:
         run: What it shows.
+        comparisons: Name and page of each comparison of the run.
         episodes: How many the page beside it shows (see `write_episodes`); 0 where there is none.
     """
     script = (HERE / "report.js").read_text("utf-8")
@@ -69,6 +74,7 @@ def render(run: RunContents, episodes: int = 0) -> str:
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
         script_hash=source_hash(script),
+        comparisons=comparisons,
         episodes=episodes,
         episodes_page=PAGE,
         **_content(run),

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from posttrain.config import RlStage, RunConfig
+from posttrain.config import OnPolicyStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
@@ -68,18 +68,18 @@ from posttrain.types import Trajectory
 
 
 class OnPolicyRunner:
-    """Runs an rl stage: starts the learners, publishes their weights after each step, saves and stops.
+    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
 
     Args:
         work: The run.
         stage: The stage's settings.
     """
 
-    def __init__(self, work: RunAtWork, stage: RlStage) -> None:
+    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
         self._work, self._stage = work, stage
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: an rl stage measures nothing by itself."""
+        """Return nothing: such a stage measures nothing by itself."""
         return []
 
     def run(self) -> Path:
@@ -96,7 +96,7 @@ class OnPolicyRunner:
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
-            seed=work.config.seed,
+            seed=work.config.seed_of(stage),
         )
         publisher = Publisher(
             learners,
@@ -136,7 +136,9 @@ class OnPolicyRunner:
         return final
 
 
-def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoint: Path) -> StepPrompts:
+def stage_prompts(
+    config: RunConfig, stage: OnPolicyStage, pool: EpisodePool, checkpoint: Path
+) -> StepPrompts:
     """Open the data of a stage, and return the prompts of its steps.
 
     Args:
@@ -150,8 +152,8 @@ def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoi
         task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
         for task in stage.tasks
     }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
-    return StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), pool.prompt_tokens)
 
 
 class Learners(Protocol):
@@ -240,7 +242,7 @@ class Controller:
 
     def __init__(
         self,
-        stage: RlStage,
+        stage: OnPolicyStage,
         run: RunDir,
         crew: Crew,
         prompts: StepPrompts,
