@@ -110,6 +110,7 @@ class EnginesAndRewards:
             tasks=tasks,
             image_dir=self._run.path / "images",
             load_tools=self._plugins.load_tools,
+            load_game=self._plugins.load_game,
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),

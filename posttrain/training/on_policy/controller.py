@@ -30,6 +30,7 @@ from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
+from posttrain.rollout.world import check_world, failure_metrics
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
@@ -298,6 +299,7 @@ class Controller:
         Raises:
             StalenessError: If an engine served other weights than it was given.
             PolicyMismatch: If engine and learner disagree on the log-probs of present weights.
+            WorldFailing: If tools or environments failed too many of them.
         """
         trajectories = played.trajectories
         ages = self._pacing.ages(
@@ -311,10 +313,11 @@ class Controller:
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
         if self._crew.token_bytes is not None:
             write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        check_world(trajectories, self._stage.rollout.max_failed_share, name)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
-        self._crew.publisher.prove_by(trajectories)
+        self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -365,7 +368,12 @@ class Controller:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
+    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens.
+
+    Those that the world failed are counted, and in no mean.
+    """
+    failures = failure_metrics(trajectories)
+    trajectories = [each for each in trajectories if not each.failed] or trajectories
     rewards: dict[str, list[float]] = {}  # by metric name
     for trajectory in trajectories:
         verdict = trajectory.reward
@@ -378,6 +386,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts)
     calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
     turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
     return {
+        **failures,
         **{name: fmean(values) for name, values in rewards.items()},
         REWARD_ERRORS: float(counts.errors),
         ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
