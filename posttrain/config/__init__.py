@@ -19,6 +19,7 @@ from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
 from posttrain.config.objectives import AlgorithmConfig, Cispo, Grpo, Gspo, ReferenceKl, Sapo
 from posttrain.config.on_policy import OnPolicyStage
+from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import EngineConfig, OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
@@ -47,6 +48,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "OnPolicyDistillationStage",
     "OnPolicyRolloutConfig",
     "OnPolicyStage",
     "PluginRef",
