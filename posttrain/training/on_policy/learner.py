@@ -170,7 +170,7 @@ class Learner:
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
-                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
                 sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
@@ -187,15 +187,22 @@ class Learner:
         capacity, counting = self.stage.batch_tokens, self.objective
         return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
-    def _sampled_by(self, row: Row, present: int) -> SampledBy:
-        """Collect what the engine said of the sampled tokens of a row."""
+    def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
+        """Collect what the engine said of the sampled tokens of a row.
+
+        At another temperature than 1 an engine's log-probs are those of the distribution without the banned
+        tokens, whose probability is told: they are made those of the whole one, as at 1.
+        """
         sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
         versions, approximate, logprobs = (
             np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
             for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
         )
+        engine = torch.from_numpy(logprobs).float().to(self.device)
+        if self.stage.rollout.temperature != 1:
+            engine += torch.log1p(-banned)
         return SampledBy(
-            logprobs=torch.from_numpy(logprobs).float().to(self.device),
+            logprobs=engine,
             classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
             older=versions < present,
             approximate=approximate,
@@ -206,7 +213,7 @@ class Learner:
         """Compute the log-probs of a row before the first update of a step."""
         logprobs, _, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -233,7 +240,7 @@ class Learner:
             if not row.counts:
                 (0 * logprobs.sum()).backward()
                 continue
-            sampled_by = self._sampled_by(row, step.present)
+            sampled_by = self._sampled_by(row, step.present, banned)
             if old_logprobs is None:
                 step.agreement.add(logprobs, banned, sampled_by)
             old = logprobs.detach() if old_logprobs is None else old_logprobs[number]

@@ -1,6 +1,7 @@
 """Advantages are relative to the group, and errors are left out of it."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def compared(**settings: Any) -> Grpo:
 REWARDS = [RewardSpec("answer"), RewardSpec("calls", 0.3), RewardSpec("overlong", 0.5)]
 
 
-def judged(group: int, values: list[tuple[float | None, float, float]]) -> list[Trajectory]:
+def judged(group: int, values: Sequence[tuple[float | None, float, float]]) -> list[Trajectory]:
     """Episodes with an outcome, a bonus and a penalty each."""
     made = []
     for index, (outcome, bonus, penalty) in enumerate(values):
