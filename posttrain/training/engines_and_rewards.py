@@ -133,6 +133,7 @@ class EnginesAndRewards:
         use = EngineUse(transfer=TransferGroup.backend_for(self._config.use_gpu, shared), sleeps=shared)
         if not isinstance(rollout, OnPolicyRolloutConfig):
             return use
+        use = replace(use, tempered=rollout.temperature != 1)
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]
         rank = max((stage.adapter_rank(self._config.use_gpu) for stage in stages), default=0)
         if not rank:

@@ -34,6 +34,7 @@ from posttrain.rollout.world import check_world, failure_metrics
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
+    ADVANTAGE_SHAPED_GROUPS,
     ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
     EPISODE_TOKENS,
@@ -98,6 +99,7 @@ class OnPolicyRunner:
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
+            origin=origin,
         )
         publisher = Publisher(
             learners,
@@ -251,7 +253,9 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        self._limits = Limits(
+            stage.rollout.max_new_tokens, stage.rollout.max_length, temperature=stage.rollout.temperature
+        )
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -305,7 +309,7 @@ class Controller:
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        self._row |= played.metrics | rollout_metrics(trajectories, assign_advantages(trajectories))
+        self._row |= played.metrics | self._compare(trajectories)
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
@@ -318,6 +322,11 @@ class Controller:
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Compare a step's episodes within their groups; return what there is to say of them."""
+        rewards = {task.name: task.rewards for task in self._stage.tasks}
+        return rollout_metrics(trajectories, assign_advantages(trajectories, rewards, self._stage.algorithm))
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -391,6 +400,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts)
         REWARD_ERRORS: float(counts.errors),
         ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
         ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
+        ADVANTAGE_SHAPED_GROUPS: float(counts.shaped_groups),
         EPISODE_TOOL_CALLS: fmean(calls),
         EPISODE_TURNS: fmean(turns),
         EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
