@@ -19,7 +19,7 @@ from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.rollout import OnPolicyRolloutConfig
 from posttrain.config.stage import Surroundings, TaskUse
-from posttrain.config.tasks import RlTask
+from posttrain.config.tasks import RlTask, check_lengths
 
 
 class _Algorithm(Section):
@@ -223,6 +223,7 @@ class RlStage(LearningStage):
                 )
             ratios[task.name] = task.ratio
         check_shares("tasks", ratios)
+        check_lengths("tasks", self.tasks, self.rollout)
         parts = self.algorithm.mini_batches
         if self.prompts_per_step % parts:
             raise MisfitError(
