@@ -6,6 +6,7 @@ numbers, a sum, three numbers in order, and a word spelled backwards. `write` is
 """
 
 import hashlib
+import itertools
 import json
 import random
 import string
@@ -18,6 +19,8 @@ from posttrain.files.strict_json import Json, JsonObject
 
 Kind = Literal["larger", "sum", "sort", "backwards"]
 Split = Literal["train", "test"]
+#: Draws for each question that is wanted, before there are too few that differ.
+DRAWS = 20
 #: One question in so many is held out; which ones depends on the question alone, whatever the seed.
 HELD_OUT = 8
 SYSTEM = "Answer."
@@ -60,7 +63,7 @@ def _word(rng: random.Random) -> list[str]:
 _TASKS: dict[Kind, _Task] = {
     "larger": _Task(_numbers(2, 999), lambda asked: [max(asked, key=int)], True, ("12", "305"), "larger: {}"),
     "sum": _Task(
-        _numbers(2, 50), lambda asked: [str(sum(map(int, asked)))], True, ("12", "30"), "{} =", " + "
+        _numbers(2, 30), lambda asked: [str(sum(map(int, asked)))], True, ("12", "3"), "{} =", " + "
     ),
     "sort": _Task(_numbers(3, 99), lambda asked: sorted(asked, key=int), True, ("12", "30", "7"), "sort: {}"),
     "backwards": _Task(_word, lambda asked: asked[::-1], False, tuple("nut"), "backwards: {}", " "),
@@ -82,7 +85,7 @@ def questions(kind: Kind, split: Split, seed: int) -> Iterator[tuple[str, list[s
 
 
 def write(directory: Path, *, kind: Kind, split: Split, count: int, seed: int = 0) -> None:
-    """Write `count` questions of a kind to `directory/data.jsonl`.
+    """Write `count` different questions of a kind to `directory/data.jsonl`.
 
     Args:
         directory: An existing, empty folder.
@@ -92,16 +95,19 @@ def write(directory: Path, *, kind: Kind, split: Split, count: int, seed: int = 
         seed: Seed of the questions.
 
     Raises:
-        ValueError: If there is no such kind or split.
+        ValueError: If there is no such kind or split, or there are not so many questions.
     """
     if kind not in get_args(Kind) or split not in get_args(Split):
         raise ValueError(f"kind {kind!r} with split {split!r}: take {get_args(Kind)} and {get_args(Split)}")
-    task, drawn = _TASKS[kind], questions(kind, split, seed)
+    task, drawn = _TASKS[kind], dict(itertools.islice(questions(kind, split, seed), DRAWS * count))
+    if len(drawn) < count:
+        raise ValueError(
+            f"count {count}: there are {len(drawn)} questions of kind {kind!r} in split {split!r}"
+        )
     shown = [*task.example]
     example = (_asked(kind, shown), task.joint.join(task.solve(shown)))
     with (directory / "data.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(count):
-            question, parts = next(drawn)
+        for number, (question, parts) in enumerate(itertools.islice(drawn.items(), count)):
             turns = [("system", SYSTEM), ("user", example[0]), ("assistant", example[1]), ("user", question)]
             messages: list[Json] = [{"role": role, "content": text} for role, text in turns]
             # Of things in order a reward compares the list, of anything else the text.

@@ -30,6 +30,7 @@ def solved(kind: str, question: str) -> str:
 def test_the_right_answer_earns_full_marks_and_others_do_not(tmp_path: Path, kind: text_tasks.Kind) -> None:
     text_tasks.write(tmp_path, kind=kind, split="train", count=50)
     samples = list(read_canonical(tmp_path / "data.jsonl"))
+    assert len({sample.messages[-1].text for sample in samples}) == 50
     reward = load_reward("ordering" if kind == "sort" else "answer_accuracy")
     for sample, other in itertools.pairwise(samples):
         _, example, shown, asked = sample.messages
@@ -59,9 +60,11 @@ def test_no_held_out_question_is_trained_on_in_any_order(kind: text_tasks.Kind) 
     assert held != known("test", 1, 50)
 
 
-def test_another_kind_or_split_is_refused(tmp_path: Path) -> None:
+def test_what_there_is_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kind 'product'"):
         text_tasks.write(tmp_path, kind="product", split="train", count=1)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"there are \d+ questions of kind 'sum' in split 'test'"):
+        text_tasks.write(tmp_path, kind="sum", split="test", count=500)
     with pytest.raises(ValueError, match="split 'sft'"):
         text_tasks.write(tmp_path, kind="sum", split="sft", count=1)  # pyright: ignore
 
@@ -69,5 +72,5 @@ def test_another_kind_or_split_is_refused(tmp_path: Path) -> None:
 def test_rows_are_the_same_for_every_run(tmp_path: Path) -> None:
     text_tasks.write(tmp_path, kind="sum", split="test", count=1, seed=0)
     [row] = map(json.loads, (tmp_path / "data.jsonl").read_text().splitlines())
-    assert [message["content"] for message in row["messages"][:3]] == ["Answer.", "12 + 30 =", "42"]
-    assert row["messages"][3]["content"] == "25 + 1 ="
+    assert [message["content"] for message in row["messages"][:3]] == ["Answer.", "12 + 3 =", "15"]
+    assert row["messages"][3]["content"] == "29 + 3 ="
