@@ -19,7 +19,7 @@ def played(tasks: dict[str, list[list[float | None]]]) -> list[Trajectory]:
         number = len({each.group for each in made})
         for group, rewards in enumerate(groups, number):
             for episode, reward in enumerate(rewards):
-                values = {} if reward is None else {"right": reward}
+                values: dict[str, float | None] = {} if reward is None else {"right": reward}
                 verdict = RewardResult(total=reward, values=values)
                 stop = "max_tokens" if task == "point" else "answer"
                 made.append(Trajectory("s", task, group, episode, reward=verdict, stop_reason=stop))
