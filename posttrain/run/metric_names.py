@@ -49,6 +49,10 @@ EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"
 #: Share of the episodes that ended at a limit instead of with an answer.
 EPISODE_TRUNCATED = "episode/truncated"
+#: Share of the episodes that the world failed, which teach nothing; and how often a tool or an environment
+#: failed, retries included: this, and its name.
+EPISODE_FAILED = "episode/failed"
+TOOL_FAILURES = "tool_failures/"
 
 ENTROPY = "entropy"
 #: Share of the tokens whose ratio was clipped.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from posttrain.rollout.world import failure_metrics
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
     ADVANTAGE_ZERO_GROUPS,
@@ -22,15 +23,23 @@ from posttrain.types import Trajectory
 def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
     """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens; all of it by task.
 
+    Those that the world failed are counted, and in no mean.
+
     Args:
         trajectories: The episodes, compared within their groups.
         counts: What the comparison counted.
     """
-    metrics = _means(trajectories) | {
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-    }
+    failures = failure_metrics(trajectories)
+    trajectories = [each for each in trajectories if not each.failed] or trajectories
+    metrics = (
+        failures
+        | _means(trajectories)
+        | {
+            REWARD_ERRORS: float(counts.errors),
+            ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
+            ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
+        }
+    )
     tasks: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         tasks.setdefault(trajectory.task, []).append(trajectory)

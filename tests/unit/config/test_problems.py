@@ -99,3 +99,10 @@ def test_lengths_of_a_task_stay_within_the_rollout(task: dict, key: str, remedy:
     message = refusal(stages=[RL], evaluation=evaluation)
     assert f"evaluation.{key}" in message
     assert remedy in message
+
+
+def test_rewards_of_an_environment_need_one() -> None:
+    task = {"data": "rows", "rewards": ["answer_accuracy", "environment.won"]}
+    message = refusal(stages=[RL | {"tasks": [task]}])
+    assert "'environment.won' is of an environment, and the task has none" in message
+    assert "name the `environment`" in message

@@ -46,3 +46,11 @@ def test_the_order_of_the_batch_changes_nothing() -> None:
     first = [t.advantage for t in batch]
     assign_advantages(batch[::-1])
     assert [t.advantage for t in batch] == first
+
+
+def test_an_episode_that_the_world_failed_is_no_error_of_a_reward() -> None:
+    batch = scored(0, [0.0, 1.0])
+    batch.append(Trajectory("s", "t", 0, 2, stop_reason="error"))
+    assert assign_advantages(batch) == AdvantageCounts(zero_groups=0, dropped_groups=0, errors=0)
+    assert batch[2].advantage is None
+    assert batch[0].advantage == pytest.approx(-0.70701, abs=1e-5)
