@@ -35,7 +35,8 @@ HELD_OUT_PREFERENCE_MARGINS = HELD_OUT + PREFERENCE_MARGINS
 #: Share of a training stage's own checks that are right: this, and the name of the check.
 ACCURACY = "accuracy/"
 
-#: Mean of a reward over the scored episodes of a step: this, and the reward's name.
+#: Mean of a reward over the scored episodes of a step: this, and the reward's name. Where a stage has several
+#: tasks, these, `episode/…` and the silent groups are also told of each (see `of_task`).
 REWARD = "reward/"
 REWARD_MEAN = "reward/mean"
 #: Episodes of which a reward failed.
@@ -116,3 +117,9 @@ TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
 TIME_LEARNER_WAIT = "time/learner_wait"
 TIME_ENGINE_WAIT = "time/engine_wait"
+
+
+def of_task(name: str, task: str) -> str:
+    """Return the name of a figure of one task, such as `reward/markers/mean` of `reward/mean`."""
+    about, _, what = name.partition("/")
+    return f"{about}/{task}/{what}"

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage, RunConfig
@@ -30,22 +29,12 @@ from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
-from posttrain.rollout.world import check_world, failure_metrics
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
-    ADVANTAGE_DROPPED_GROUPS,
-    ADVANTAGE_SHAPED_GROUPS,
-    ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
-    EPISODE_TOKENS,
-    EPISODE_TOOL_CALLS,
-    EPISODE_TRUNCATED,
-    EPISODE_TURNS,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
-    REWARD,
-    REWARD_ERRORS,
-    REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -63,7 +52,8 @@ from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.publishing import Publisher
-from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
@@ -253,9 +243,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(
-            stage.rollout.max_new_tokens, stage.rollout.max_length, temperature=stage.rollout.temperature
-        )
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -374,35 +363,3 @@ class Controller:
         """Give up what is under way."""
         self.discard()
         self._prompts.close()
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens.
-
-    Those that the world failed are counted, and in no mean.
-    """
-    failures = failure_metrics(trajectories)
-    trajectories = [each for each in trajectories if not each.failed] or trajectories
-    rewards: dict[str, list[float]] = {}  # by metric name
-    for trajectory in trajectories:
-        verdict = trajectory.reward
-        if verdict is None or verdict.total is None:
-            continue
-        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
-        for name, value in verdict.values.items():
-            if value is not None:
-                rewards.setdefault(REWARD + name, []).append(value)
-    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
-    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
-    return {
-        **failures,
-        **{name: fmean(values) for name, values in rewards.items()},
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-        ADVANTAGE_SHAPED_GROUPS: float(counts.shaped_groups),
-        EPISODE_TOOL_CALLS: fmean(calls),
-        EPISODE_TURNS: fmean(turns),
-        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
-    }
