@@ -11,6 +11,7 @@ from posttrain.config.distillation import DistillationStage
 from posttrain.config.dpo import DpoStage
 from posttrain.config.learning import LearningStage
 from posttrain.config.model import ClusterConfig, ModelConfig, infer_family
+from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage
@@ -19,7 +20,8 @@ from posttrain.config.tasks import EvalTask, EvaluationConfig, TaskConfig
 from posttrain.config.tiny_model import TinyModelStage
 
 Stage = Annotated[
-    TinyModelStage | SftStage | DistillationStage | DpoStage | RlStage, Field(discriminator="stage")
+    TinyModelStage | SftStage | DistillationStage | DpoStage | RlStage | OnPolicyDistillationStage,
+    Field(discriminator="stage"),
 ]
 
 #: Names that no stage may take: folders of a run's directory, and words of `evaluation.stages`.
@@ -104,7 +106,8 @@ class RunConfig(Section):
     def tasks(self) -> Iterator[TaskUse]:
         """Yield every task, of stages and of the evaluation, with its path in the run."""
         for index, stage in enumerate(self.stages):
-            yield from (TaskUse(("stages", index, *use.key), use.task) for use in stage.tasks_played())
+            for use in stage.tasks_played():
+                yield dataclasses.replace(use, key=("stages", index, *use.key))
         if self.evaluation is not None:
             for number, task in enumerate(self.evaluation.tasks):
                 yield TaskUse(("evaluation", "tasks", number), task)
@@ -121,7 +124,7 @@ class RunConfig(Section):
                     use, key=("stages", index, *use.key), refused={**unseen, **use.refused}
                 )
         for task in self.tasks():
-            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", unseen)
+            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", {**unseen, **task.refused})
 
     def tasks_after(self, stage: str) -> list[EvalTask]:
         """Return the tasks on which the final checkpoint of a stage (or `base`) is measured."""

@@ -61,6 +61,8 @@ class TaskConfig(Section):
         tools = [tool.name for tool in self.tools]
         if repeated := next((name for name in tools if tools.count(name) > 1), None):
             raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if not self.rewards:  # where that is no error of the field
+            return self
         if fault := reward_list_fault(self.rewards):
             raise MisfitError("rewards", *fault)
         if all(reward.weight == 0 for reward in self.rewards):
@@ -73,6 +75,14 @@ class RlTask(TaskConfig):
 
     ratio: PositiveFloat = Field(
         default=1.0, le=1, description="Share of the task's prompts in every batch; the ratios sum to 1."
+    )
+
+
+class DistillationTask(RlTask):
+    """A task on whose episodes the policy learns from a teacher."""
+
+    rewards: list[RewardRef] = Field(
+        default_factory=list, description="Rewards that are measured; none if absent."
     )
 
 

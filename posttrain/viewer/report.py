@@ -4,8 +4,6 @@ What a model wrote is hostile text on this page. The template escapes everything
 policy lets the browser run the page's own script only, by its hash, and load nothing from anywhere.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.comparison_page import without_cells, write_comparisons
+from posttrain.viewer.episodes import PAGE, source_hash, write_episodes
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
@@ -33,7 +32,7 @@ class ReportError(ValueError):
 
 
 def write_report(run: Path) -> Path:
-    """Write `<run>/report.html`, replacing an earlier one, and a page, picture and table of each comparison.
+    """Write `<run>/report.html`, replacing an earlier one, and beside it `episodes.html` and its comparisons.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
@@ -57,23 +56,27 @@ def write_report(run: Path) -> Path:
             " `posttrain run` printed, usually runs/<name>"
         )
     contents = read_contents(run)
-    pages = write_comparisons(contents)
-    return write_page(run / "report.html", render(without_cells(contents), pages))
+    comparisons = write_comparisons(contents)
+    episodes = write_episodes(contents)
+    return write_page(run / "report.html", render(without_cells(contents), comparisons, episodes))
 
 
-def render(run: RunContents, comparisons: Sequence[tuple[str, str]] = ()) -> str:
+def render(run: RunContents, comparisons: Sequence[tuple[str, str]] = (), episodes: int = 0) -> str:
     """Return the page's HTML.
 
     Args:
         run: What it shows.
         comparisons: Name and page of each comparison of the run.
+        episodes: How many the page beside it shows (see `write_episodes`); 0 where there is none.
     """
     script = (HERE / "report.js").read_text("utf-8")
     return page(
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
-        script_hash=_source_hash(script),
+        script_hash=source_hash(script),
         comparisons=comparisons,
+        episodes=episodes,
+        episodes_page=PAGE,
         **_content(run),
     )
 
@@ -108,8 +111,3 @@ def _content(run: RunContents) -> dict[str, object]:
         "environment": environment_facts(run),
         "unreadable": sorted(run.unreadable.items()),
     }
-
-
-def _source_hash(script: str) -> str:
-    """Return what a content security policy calls an inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

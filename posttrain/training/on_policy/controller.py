@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from posttrain.config import RlStage, RunConfig
+from posttrain.config import OnPolicyStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
@@ -29,6 +29,7 @@ from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
+from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
@@ -51,6 +52,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
+from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
@@ -66,18 +68,18 @@ from posttrain.types import Trajectory
 
 
 class OnPolicyRunner:
-    """Runs an rl stage: starts the learners, publishes their weights after each step, saves and stops.
+    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
 
     Args:
         work: The run.
         stage: The stage's settings.
     """
 
-    def __init__(self, work: RunAtWork, stage: RlStage) -> None:
+    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
         self._work, self._stage = work, stage
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: an rl stage measures nothing by itself."""
+        """Return nothing: such a stage measures nothing by itself."""
         return []
 
     def run(self) -> Path:
@@ -113,7 +115,8 @@ class OnPolicyRunner:
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
         prompts = stage_prompts(work.config, stage, pool, start)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning)
+        sizes = TokenBytes.of_checkpoint(start)
+        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -133,7 +136,9 @@ class OnPolicyRunner:
         return final
 
 
-def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoint: Path) -> StepPrompts:
+def stage_prompts(
+    config: RunConfig, stage: OnPolicyStage, pool: EpisodePool, checkpoint: Path
+) -> StepPrompts:
     """Open the data of a stage, and return the prompts of its steps.
 
     Args:
@@ -197,6 +202,7 @@ class Crew:
         publisher: Brings weights from the one to the other.
         next_version: Returns a version that was never used.
         learning: What an update happens within (see `engines_asleep`).
+        token_bytes: Sizes of the tokens, by which their figures are recorded; if absent they are not.
     """
 
     pool: EpisodePool
@@ -204,6 +210,7 @@ class Crew:
     publisher: PublishesWeights
     next_version: Callable[[], int]
     learning: Callable[[], AbstractContextManager[None]] = nullcontext
+    token_bytes: TokenBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,7 @@ class Controller:
 
     def __init__(
         self,
-        stage: RlStage,
+        stage: OnPolicyStage,
         run: RunDir,
         crew: Crew,
         prompts: StepPrompts,
@@ -301,7 +308,9 @@ class Controller:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
-        write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
