@@ -145,9 +145,13 @@ class Comparison:
         """Settings by what they have in common but for the colour."""
         found: dict[str, list[Setting]] = {}
         for setting in self.settings:
-            rest = ", ".join(value for key, value in setting.values.items() if key != self.colour)
+            rest = self.told_apart(setting.values, self.colour)
             found.setdefault(rest, []).append(setting)
         return list(found.items())
+
+    def told_apart(self, values: Mapping[str, str], but: str) -> str:
+        """Write values in one line, without those that all settings have and one other key."""
+        return ", ".join(value for key, value in values.items() if key != but and self.labels[key][1:])
 
     def hue(self, setting: Setting) -> int:
         """Return the number of a setting's colour."""
@@ -200,7 +204,7 @@ class Comparison:
                     continue
                 found = self._difference(first, second, task)
                 if found is not None:
-                    told = ", ".join(common.values())
+                    told = self.told_apart(common, key)
                     yield Difference(key, told, first.values[key], second.values[key], *found)
 
     def _difference(
