@@ -157,7 +157,8 @@ class EpisodePlayer:
 
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
-        self._rendering.submit(self._prepare, sample)
+        if any(message.images for message in sample.messages):
+            self._rendering.submit(self._prepare, sample)
 
     def close(self) -> None:
         """Say that every episode of the group is over."""
