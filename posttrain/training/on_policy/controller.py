@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage, RunConfig
@@ -30,20 +29,12 @@ from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
-    ADVANTAGE_DROPPED_GROUPS,
-    ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
-    EPISODE_TOKENS,
-    EPISODE_TOOL_CALLS,
-    EPISODE_TRUNCATED,
-    EPISODE_TURNS,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
-    REWARD,
-    REWARD_ERRORS,
-    REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -61,7 +52,8 @@ from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.publishing import Publisher
-from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
@@ -97,6 +89,7 @@ class OnPolicyRunner:
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
+            origin=origin,
         )
         publisher = Publisher(
             learners,
@@ -250,7 +243,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -298,12 +292,13 @@ class Controller:
         Raises:
             StalenessError: If an engine served other weights than it was given.
             PolicyMismatch: If engine and learner disagree on the log-probs of present weights.
+            WorldFailing: If tools or environments failed too many of them.
         """
         trajectories = played.trajectories
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        self._row |= played.metrics | rollout_metrics(trajectories, assign_advantages(trajectories))
+        self._row |= played.metrics | self._compare(trajectories)
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
@@ -311,10 +306,16 @@ class Controller:
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
         if self._crew.token_bytes is not None:
             write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        check_world(trajectories, self._stage.rollout.max_failed_share, name)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
-        self._crew.publisher.prove_by(trajectories)
+        self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Compare a step's episodes within their groups; return what there is to say of them."""
+        rewards = {task.name: task.rewards for task in self._stage.tasks}
+        return rollout_metrics(trajectories, assign_advantages(trajectories, rewards, self._stage.algorithm))
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -362,28 +363,3 @@ class Controller:
         """Give up what is under way."""
         self.discard()
         self._prompts.close()
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
-    rewards: dict[str, list[float]] = {}  # by metric name
-    for trajectory in trajectories:
-        verdict = trajectory.reward
-        if verdict is None or verdict.total is None:
-            continue
-        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
-        for name, value in verdict.values.items():
-            if value is not None:
-                rewards.setdefault(REWARD + name, []).append(value)
-    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
-    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
-    return {
-        **{name: fmean(values) for name, values in rewards.items()},
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-        EPISODE_TOOL_CALLS: fmean(calls),
-        EPISODE_TURNS: fmean(turns),
-        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
-    }

@@ -4,19 +4,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.config import RlStage
+from posttrain.config import RewardRef, RlStage, RlTask, RolloutConfig
 from posttrain.data.mixing import Mixture
 from posttrain.inference.pool import PoolError
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
+from posttrain.rollout.world import WorldFailing
 from posttrain.run.directory import RunDir
 from posttrain.run.process import STOP
 from posttrain.training.on_policy.controller import Controller, Crew
@@ -25,7 +26,7 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
-from posttrain.types import RewardResult, Sample, Trajectory, text_message
+from posttrain.types import RewardResult, Sample, ToolFailure, Trajectory, text_message
 
 STEPS = 6
 PROMPTS = 4
@@ -41,6 +42,7 @@ class Team:
         serves: The version that engines serve whatever they are given; None is what they are given.
         wrong_proofs: The version whose proof fails once.
         learner_dies: When a learner dies, by the monotonic clock; 0 is never.
+        fails: Whether the world fails the first episode of a group, by its sample.
         events: What was done, in order.
         learned: The samples of each update.
     """
@@ -51,6 +53,7 @@ class Team:
     serves: int | None = None
     wrong_proofs: int = 0
     learner_dies: float = 0.0
+    fails: Callable[[str], bool] = lambda sample: False
     version: int = 0
     events: list[str] = field(default_factory=list)
     learned: list[list[str]] = field(default_factory=list)
@@ -80,6 +83,13 @@ class Team:
             )
             for episode in range(group.size)
         ]
+        if self.fails(group.sample.id):
+            members[0] = replace(
+                members[0],
+                stop_reason="error",
+                reward=None,
+                failures=[ToolFailure("search", "no answer")] * 2,
+            )
         if future.set_running_or_notify_cancel():
             future.set_result(PlayedGroup(members, 0.0))
 
@@ -239,6 +249,17 @@ def test_what_is_played_while_a_proof_fails_is_played_again(folder: RunDir) -> N
     assert log.rows[1]["publish/proof_gap"] == pytest.approx(0.3)
 
 
+def test_what_the_world_failed_is_not_learned_and_too_much_of_it_ends_the_run(folder: RunDir) -> None:
+    log = run(Team(fails=lambda sample: sample == "2.1"), folder)
+    assert [row["episode/failed"] for row in log.rows] == [0, 1 / 8, 0, 0, 0, 0]
+    assert log.rows[1]["tool_failures/search"] == 2
+    assert log.rows[1]["reward/errors"] == 0
+    team = Team(fails=lambda sample: sample in ("3.0", "3.2"))
+    with pytest.raises(WorldFailing, match=r"rl/step-3: 2 of 8 episodes.*'search', most often: no answer"):
+        run(team, folder)
+    assert team.learned[-1] == [prompt(draw) for draw in range(PROMPTS, 2 * PROMPTS)]
+
+
 def test_a_second_disagreement_ends_the_run(folder: RunDir) -> None:
     team = Team(faults=2)
     with pytest.raises(PolicyMismatch, match="they differ"):
@@ -303,13 +324,33 @@ def test_groups_that_never_end_have_a_limit() -> None:
     groups = [
         GroupJob(index, "task", Sample(name, ()), 2, index) for index, name in enumerate(("a", "b", "c"))
     ]
-    flight = StepInFlight(pool, EngineMeter(1), groups, Limits(5, 10), stall=0.6)
+    flight = StepInFlight(pool, EngineMeter(1), groups, {"task": Limits(5, 10)}, stall=0.6)
     begun = time.monotonic()
     with pytest.raises(
         PoolError, match=r"none of 1 groups .* has ended in 1 s, .* sample 'b' \(task 'task'\)"
     ):
         flight.wait(lambda: False)
     assert time.monotonic() - begun < 5
+
+
+def test_every_group_is_played_within_the_limits_of_its_task() -> None:
+    class Pool(Team):
+        def submit(self, jobs: Sequence[PlayGroup]) -> list[Future[PlayedGroup]]:
+            played.update({job.group.task: job.limits for job in jobs})
+            return super().submit(jobs)
+
+    played: dict[str, Limits] = {}
+    rewards = [RewardRef(name="answer_accuracy")]
+    rollout = RolloutConfig(max_new_tokens=64, max_length=256)
+    tasks = [
+        RlTask(data="long", rewards=rewards),
+        RlTask(data="short", rewards=rewards, max_new_tokens=4, max_length=32),
+    ]
+    limits = {task.name: Limits.of_task(task, rollout) for task in tasks}
+    groups = [GroupJob(index, task.name, Sample("a", ()), 2, index) for index, task in enumerate(tasks)]
+    pool: Any = Pool()
+    assert StepInFlight(pool, EngineMeter(1), groups, limits).wait(lambda: False)
+    assert played == {"long": Limits(64, 256), "short": Limits(4, 32)}
 
 
 def test_prompts_are_drawn_one_step_ahead_beside_what_else_goes_on() -> None:
