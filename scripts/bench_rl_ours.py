@@ -48,6 +48,7 @@ def settings(task: Task, folder: Path, staleness: int, one_core: bool) -> dict[s
         "save_steps": 10_000,
         "num_workers": 1 if one_core else LEARNERS,
         "rollout": {
+            "actors": 1 if one_core else task.engines,
             "max_new_tokens": task.max_new_tokens,
             "max_length": task.max_length,
             "engine": {"kv_cache_gb": 0.5, "max_num_seqs": 128},
@@ -87,12 +88,12 @@ class Gate(Tracker):
     @classmethod
     def write(
         cls, run: RunDir, name: str, trajectories: Sequence[Trajectory], *rest: Any, **kept: Any
-    ) -> None:
+    ) -> Path:
         """Keep the trajectories of a step, and write the run's records of them."""
         cls._sampled += sum(sum(each.sampled) for each in trajectories)
         cls._tokens += sum(len(each.token_ids) for each in trajectories)
         cls._newest = trajectories
-        write_trajectories(run, name, trajectories, *rest, **kept)
+        return write_trajectories(run, name, trajectories, *rest, **kept)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Note a step; after the last one of a turn, wait for the next turn."""

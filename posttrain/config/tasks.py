@@ -1,5 +1,7 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
+from collections.abc import Sequence
+
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
@@ -46,7 +48,39 @@ class TaskConfig(Section):
         default=1,
         description="Most turns of the model in an episode; above 1 only with tools or an environment.",
     )
+    max_new_tokens: Positive | None = Field(
+        default=None,
+        description="Most tokens of one turn of the model on this task, within the rollout's, which hold if "
+        "absent.",
+    )
+    max_length: Positive | None = Field(
+        default=None,
+        description="Most tokens of an episode of this task, within the rollout's, which hold if absent.",
+    )
     rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
+
+    def lengths_in(self, rollout: RolloutConfig) -> tuple[int, int]:
+        """Return the most tokens of a turn and of an episode of this task.
+
+        Raises:
+            MisfitError: If the task's own lengths do not fit the rollout, by the key within the task.
+        """
+        for key in ("max_new_tokens", "max_length"):
+            own, most = getattr(self, key), getattr(rollout, key)
+            if own is not None and own > most:
+                raise MisfitError(
+                    key,
+                    f"{own} is more than rollout.{key} = {most}, within which every task stays",
+                    f"lower it, or raise rollout.{key}",
+                )
+        turn, episode = self.max_new_tokens or rollout.max_new_tokens, self.max_length or rollout.max_length
+        if turn >= episode:
+            raise MisfitError(
+                "max_new_tokens" if self.max_new_tokens else "max_length",
+                f"one turn of {turn} tokens leaves no room for a prompt in max_length = {episode}",
+                "set max_new_tokens lower, or raise max_length",
+            )
+        return turn, episode
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +105,8 @@ class TaskConfig(Section):
         tools = [tool.name for tool in self.tools]
         if repeated := next((name for name in tools if tools.count(name) > 1), None):
             raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if not self.rewards:  # where that is no error of the field
+            return self
         if fault := reward_list_fault(self.rewards):
             raise MisfitError("rewards", *fault)
         if all(reward.weight == 0 for reward in self.rewards):
@@ -82,7 +118,18 @@ class RlTask(TaskConfig):
     """A task that the policy learns from."""
 
     ratio: PositiveFloat = Field(
-        default=1.0, le=1, description="Share of the task's prompts in every batch; the ratios sum to 1."
+        default=1.0,
+        le=1,
+        description="Share of the task's prompts in every batch, exact where that is a whole number "
+        "of prompts; the ratios sum to 1.",
+    )
+
+
+class DistillationTask(RlTask):
+    """A task on whose episodes the policy learns from a teacher."""
+
+    rewards: list[RewardRef] = Field(
+        default_factory=list, description="Rewards that are measured; none if absent."
     )
 
 
@@ -96,11 +143,50 @@ class EvalTask(TaskConfig):
     )
     num_samples: Positive = Field(default=256, description="Number of prompts, from the dataset's beginning.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature; 0 is greedy.")
+    samples_per_prompt: Positive = Field(
+        default=1,
+        description="Answers to each prompt. Of several, the accuracy is their mean (mean@k), and the chance "
+        "that one of k is right (pass@k) is told beside it; they need a temperature above 0.",
+    )
+    difficulty_column: str = Field(
+        default="pass_rate",
+        min_length=1,
+        description="Column of the rows that says how hard a prompt is: where rows have it, accuracies are "
+        "also told by its bins. pass_rate is what a curation by that filter writes.",
+    )
     stages: list[Name] = Field(
         default_factory=lambda: ["all"],
         min_length=1,
         description="Stages after which this task is measured, of those in evaluation.stages, or [all].",
     )
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> "EvalTask":
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise MisfitError(
+                "samples_per_prompt",
+                f"at temperature 0 all {self.samples_per_prompt} answers to a prompt are the same one",
+                "set temperature: 1.0, or remove it",
+            )
+        return self
+
+
+def check_lengths(key: str, tasks: Sequence[TaskConfig], rollout: RolloutConfig) -> None:
+    """Refuse lengths of tasks that do not fit the rollout in which they are played.
+
+    Args:
+        key: Of the list of tasks.
+        tasks: All that are played.
+        rollout: Where.
+
+    Raises:
+        MisfitError: With the path of the first that does not.
+    """
+    for number, task in enumerate(tasks):
+        try:
+            task.lengths_in(rollout)
+        except MisfitError as misfit:
+            raise MisfitError(f"{key}[{number}].{misfit.key}", misfit.reason, misfit.remedy) from None
 
 
 class EvaluationConfig(Section):

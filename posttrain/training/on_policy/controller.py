@@ -17,10 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
-from posttrain.config import RlStage, RunConfig
+from posttrain.config import OnPolicyStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
@@ -29,21 +28,13 @@ from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
-from posttrain.rollout.world import check_world, failure_metrics
+from posttrain.rollout.token_figures import TokenBytes, token_figures
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
-    ADVANTAGE_DROPPED_GROUPS,
-    ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
-    EPISODE_TOKENS,
-    EPISODE_TOOL_CALLS,
-    EPISODE_TRUNCATED,
-    EPISODE_TURNS,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
-    REWARD,
-    REWARD_ERRORS,
-    REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -52,6 +43,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
+from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
@@ -60,25 +52,26 @@ from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.publishing import Publisher
-from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
 
 
 class OnPolicyRunner:
-    """Runs an rl stage: starts the learners, publishes their weights after each step, saves and stops.
+    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
 
     Args:
         work: The run.
         stage: The stage's settings.
     """
 
-    def __init__(self, work: RunAtWork, stage: RlStage) -> None:
+    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
         self._work, self._stage = work, stage
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: an rl stage measures nothing by itself."""
+        """Return nothing: such a stage measures nothing by itself."""
         return []
 
     def run(self) -> Path:
@@ -95,7 +88,8 @@ class OnPolicyRunner:
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
-            seed=work.config.seed,
+            seed=work.config.seed_of(stage),
+            origin=origin,
         )
         publisher = Publisher(
             learners,
@@ -114,7 +108,8 @@ class OnPolicyRunner:
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
         prompts = stage_prompts(work.config, stage, pool, start)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning)
+        sizes = TokenBytes.of_checkpoint(start)
+        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -134,7 +129,9 @@ class OnPolicyRunner:
         return final
 
 
-def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoint: Path) -> StepPrompts:
+def stage_prompts(
+    config: RunConfig, stage: OnPolicyStage, pool: EpisodePool, checkpoint: Path
+) -> StepPrompts:
     """Open the data of a stage, and return the prompts of its steps.
 
     Args:
@@ -148,8 +145,8 @@ def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoi
         task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
         for task in stage.tasks
     }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
-    return StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), pool.prompt_tokens)
 
 
 class Learners(Protocol):
@@ -198,6 +195,7 @@ class Crew:
         publisher: Brings weights from the one to the other.
         next_version: Returns a version that was never used.
         learning: What an update happens within (see `engines_asleep`).
+        token_bytes: Sizes of the tokens, by which their figures are recorded; if absent they are not.
     """
 
     pool: EpisodePool
@@ -205,6 +203,7 @@ class Crew:
     publisher: PublishesWeights
     next_version: Callable[[], int]
     learning: Callable[[], AbstractContextManager[None]] = nullcontext
+    token_bytes: TokenBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ class Controller:
 
     def __init__(
         self,
-        stage: RlStage,
+        stage: OnPolicyStage,
         run: RunDir,
         crew: Crew,
         prompts: StepPrompts,
@@ -244,7 +243,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -298,17 +298,24 @@ class Controller:
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        self._row |= played.metrics | rollout_metrics(trajectories, assign_advantages(trajectories))
+        self._row |= played.metrics | self._compare(trajectories)
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
-        write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
         check_world(trajectories, self._stage.rollout.max_failed_share, name)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Compare a step's episodes within their groups; return what there is to say of them."""
+        rewards = {task.name: task.rewards for task in self._stage.tasks}
+        return rollout_metrics(trajectories, assign_advantages(trajectories, rewards, self._stage.algorithm))
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -356,34 +363,3 @@ class Controller:
         """Give up what is under way."""
         self.discard()
         self._prompts.close()
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens.
-
-    Those that the world failed are counted, and in no mean.
-    """
-    failures = failure_metrics(trajectories)
-    trajectories = [each for each in trajectories if not each.failed] or trajectories
-    rewards: dict[str, list[float]] = {}  # by metric name
-    for trajectory in trajectories:
-        verdict = trajectory.reward
-        if verdict is None or verdict.total is None:
-            continue
-        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
-        for name, value in verdict.values.items():
-            if value is not None:
-                rewards.setdefault(REWARD + name, []).append(value)
-    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
-    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
-    return {
-        **failures,
-        **{name: fmean(values) for name, values in rewards.items()},
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-        EPISODE_TOOL_CALLS: fmean(calls),
-        EPISODE_TURNS: fmean(turns),
-        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
-    }

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.config import ModelConfig, RlStage
-from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
+from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_importance_weights
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
     ENTROPY,
+    EPISODE_MASKED,
     GRAD_NORM,
     KL_OLD_NEW,
     LEARNING_RATE,
@@ -37,9 +38,10 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
+from posttrain.training.on_policy.frozen_policy import FrozenPolicy
+from posttrain.training.on_policy.objectives import LearnedRow, Piece, normalizer_of, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
-from posttrain.training.on_policy.rows import Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
@@ -51,11 +53,12 @@ class Learner:
 
     Args:
         model_config: How to load and freeze the model.
-        stage: The rl stage's settings.
+        stage: The stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
+        origin: The weights that the stage started from, for a reference; the checkpoint if absent.
 
     Attributes:
         policy: The policy that is trained.
@@ -67,18 +70,23 @@ class Learner:
     def __init__(
         self,
         model_config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
+        origin: Path | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
-        self.objective: Objective = objective_of(stage.algorithm)
+        assert stage.algorithm is not None
+        self.objective = objective_of(stage.algorithm)
+        self._importance_cap = stage.algorithm.importance_cap
+        self._per_sequence = stage.algorithm.loss_normalization == "sequence"
+        self._reference = self._load_reference(model_config, origin or checkpoint)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -94,10 +102,18 @@ class Learner:
         if resume:
             self.updates.restore(load_state(self.policy.checkpoint, self.model, self.updates.optimizer))
 
+    def _load_reference(self, model_config: ModelConfig, origin: Path) -> FrozenPolicy | None:
+        """Load what the policy is to stay near, where the stage has that."""
+        if not self.stage.has_reference:
+            return None
+        if self.stage.lora is not None:
+            return FrozenPolicy.base_of(self.policy)
+        return FrozenPolicy.load(model_config, self.stage, origin, self.device)
+
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
-        total = self.stage.max_steps * self.stage.algorithm.mini_batches
-        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.algorithm.mini_batches
+        total = self.stage.max_steps * self.stage.updates_per_step
+        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.updates_per_step
         if update < warmup:
             return (update + 1) / warmup
         progress = (update - warmup) / max(1, total - warmup)
@@ -121,7 +137,7 @@ class Learner:
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         if not trajectories:
-            return {UPDATE_SKIPPED: float(self.stage.algorithm.mini_batches)}
+            return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
         shares = self._shares(trajectories)
         prepare([each for share in shares for row in share.rows for each in row.trajectories], self.renderer)
@@ -137,27 +153,56 @@ class Learner:
             if learned and share is learned[0]:
                 metrics = self._agreed(step)
             norms.append(self.updates.step())
-        metrics |= self._summary(norms, step.pieces)
+        if not learned:
+            metrics = self._measured(trajectories, step)
+        metrics |= self._summary(norms, step)
+        if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
+            metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
+    @torch.no_grad()
+    def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
+        """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        for row in share.rows[:1]:
+            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
+            if row.counts:
+                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+                sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
+        total, count = sum_over_ranks(sums).tolist()
+        return self._agreed(step) | ({ENTROPY: total / count} if count else {})
+
+    def _filler(self) -> Trajectory:
+        """Make what a rank runs where others have a row more."""
+        end = self.renderer.end_token_id
+        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        end = self.renderer.end_token_id
-        filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-        parts = mini_batches(trajectories, self.stage.algorithm.mini_batches)
-        return [share_of(part, self.stage.batch_tokens, filler, rank(), world_size()) for part in parts]
+        filler = self._filler()
+        parts = mini_batches(trajectories, self.stage.updates_per_step)
+        capacity, counting = self.stage.batch_tokens, self.objective
+        return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
-    def _sampled_by(self, row: Row, present: int) -> SampledBy:
-        """Collect what the engine said of the sampled tokens of a row."""
+    def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
+        """Collect what the engine said of the sampled tokens of a row.
+
+        At another temperature than 1 an engine's log-probs are those of the distribution without the banned
+        tokens, whose probability is told: they are made those of the whole one, as at 1.
+        """
         sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
         versions, approximate, logprobs = (
             np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
             for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
         )
+        engine = torch.from_numpy(logprobs).float().to(self.device)
+        if self.stage.rollout.temperature != 1:
+            engine += torch.log1p(-banned)
         return SampledBy(
-            logprobs=torch.from_numpy(logprobs).float().to(self.device),
+            logprobs=engine,
             classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
             older=versions < present,
             approximate=approximate,
@@ -168,7 +213,7 @@ class Learner:
         """Compute the log-probs of a row before the first update of a step."""
         logprobs, _, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -190,11 +235,12 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
+            reference = self._reference and self._reference.logprobs(row.trajectories)
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if not row.counts:
                 (0 * logprobs.sum()).backward()
                 continue
-            sampled_by = self._sampled_by(row, step.present)
+            sampled_by = self._sampled_by(row, step.present, banned)
             if old_logprobs is None:
                 step.agreement.add(logprobs, banned, sampled_by)
             old = logprobs.detach() if old_logprobs is None else old_logprobs[number]
@@ -205,19 +251,22 @@ class Learner:
                 old_logprobs=old,
                 advantages=advantages.repeat_interleave(lengths),
                 sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-                num_sequences=share.sequences,
+                normalizer=normalizer_of(self.stage, share),
                 importance_weights=truncated_importance_weights(
-                    old, sampled_by.logprobs, self.stage.algorithm.importance_cap
+                    old, sampled_by.logprobs, self._importance_cap
                 ),
+                per_sequence=self._per_sequence,
             )
-            loss, piece = self.objective.loss(tokens)
+            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens, reference))
             loss.backward()
-            step.pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
+            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+            step.rows.append(told | ratio_metrics(tokens.log_ratios))
+            step.pieces.append(pieces)
 
-    def _summary(self, norms: list[float], pieces: list[Piece]) -> dict[str, float]:
+    def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
         """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
         names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
-        sums = [sum(piece[name].item() for piece in pieces) for name in names]
+        sums = [sum(row[name].item() for row in step.rows) for name in names]
         sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         total = dict(zip(names, sums, strict=True))
         finite = [norm for norm in norms if math.isfinite(norm)]
@@ -228,7 +277,7 @@ class Learner:
         }
         if tokens := total["num_tokens"]:  # no group had a signal otherwise
             metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
-            metrics |= self.objective.metrics(pieces, tokens)
+            metrics |= self.objective.metrics(step.pieces, tokens)
         return metrics
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
@@ -251,10 +300,12 @@ class _Step:
         present: The policy version of the weights before the step's first update.
 
     Attributes:
-        pieces: The sums of each row of this rank.
+        rows: The sums of each row of this rank.
+        pieces: What the terms of the loss told of each row.
     """
 
     def __init__(self, agreement: Agreement, present: int) -> None:
         self.agreement = agreement
         self.present = present
-        self.pieces: list[Piece] = []
+        self.rows: list[Piece] = []
+        self.pieces: list[list[Piece]] = []

@@ -14,7 +14,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from posttrain.config import ModelConfig, RlStage
+from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
@@ -67,12 +67,13 @@ class LearnerActor:
         self,
         place: Rendezvous,
         config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         resume: bool,
         seed: int,
+        origin: Path,
     ) -> None:
-        """Join the group and load the checkpoint."""
+        """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
             keep_float32_exact()
         if self._of > 1:
@@ -82,7 +83,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -129,30 +130,33 @@ class LearnerGroup:
 
     Args:
         config: How to load and freeze the model.
-        stage: The RL stage's settings.
+        stage: The stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own.
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
+        origin: The weights that the stage started from; the checkpoint if absent.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         *,
         resume: bool,
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
+        origin: Path | None = None,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
         self._updates = 0
         self._looks: list[ObjectRef[str]] = []
         self._placement = placement
+        self._whole = stage.sharding == "none"  # each rank holds all weights
         places = placement.learners(count) if placement is not None else [None] * count
         self._actors = [
             Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
@@ -160,7 +164,9 @@ class LearnerGroup:
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed)
+            actor.call(
+                LearnerActor.start, place, config, stage, checkpoint, resume, seed, origin or checkpoint
+            )
             for actor in self._actors
         ]
         self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
@@ -207,6 +213,8 @@ class LearnerGroup:
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of sampled tokens under the present weights; see `Learner.score`."""
         batch = ray.put(list(trajectories))
+        if self._whole:
+            return self._first(LearnerActor.score, batch)
         return self._wait(self._every(LearnerActor.score, batch), STEP_TIMEOUT)[0]
 
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:

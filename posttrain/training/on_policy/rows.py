@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 from posttrain.data.packing import pack
 from posttrain.types import Trajectory
@@ -37,12 +38,14 @@ class Share:
     Attributes:
         rows: The rows, as many as every other rank has, since they exchange weights and gradients with each.
             What a rank has too few of is made up by rows that do not count.
-        sequences: Number of trajectories of the mini-batch over all ranks, those without signal included
-            (the normaliser).
+        sequences: Number of trajectories of the mini-batch over all ranks, those without signal included.
+        tokens: Number of their sampled tokens, without those of masked ones. Either may be the normaliser of
+            a loss.
     """
 
     rows: list[Row]
     sequences: int
+    tokens: int
 
 
 def mini_batches(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
@@ -58,20 +61,58 @@ def mini_batches(trajectories: Sequence[Trajectory], parts: int) -> list[list[Tr
     return [[each for each in trajectories if place[each.group] == part] for part in range(count)]
 
 
-def with_signal(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return the trajectories of groups whose advantages are not all zero, group by group.
+class Counting(Protocol):
+    """What is learned from, and what is left out (see `Objective`)."""
 
-    The others have a gradient of zero: they count in the normaliser, and nothing of them is computed.
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell whether something is learned from an episode."""
+        ...
+
+    def masked(self, episode: Trajectory) -> bool:
+        """Tell whether nothing is ever learned from an episode, whatever its group is."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Every:
+    """Counts every episode."""
+
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell that something is to be computed of it."""
+        return True
+
+    def masked(self, episode: Trajectory) -> bool:
+        """Tell that it is not left out."""
+        return False
+
+
+ALL = _Every()
+
+
+def with_signal(trajectories: Sequence[Trajectory], counting: Counting) -> list[Trajectory]:
+    """Return the trajectories of groups of which one teaches something, group by group.
+
+    The others have a gradient of zero: they count in the normaliser, and nothing of them is computed. Nor is
+    anything of masked ones.
+
+    Args:
+        trajectories: A mini-batch.
+        counting: Says which are which.
     """
-    telling = {each.group for each in trajectories if each.advantage != 0}
+    seen = [each for each in trajectories if not counting.masked(each)]
+    telling = {each.group for each in seen if counting.teaches(each)}
     return sorted(
-        (each for each in trajectories if each.group in telling),
-        key=lambda each: (each.group, each.episode),
+        (each for each in seen if each.group in telling), key=lambda each: (each.group, each.episode)
     )
 
 
 def share_of(
-    trajectories: Sequence[Trajectory], capacity: int, filler: Trajectory, index: int, of: int
+    trajectories: Sequence[Trajectory],
+    capacity: int,
+    filler: Trajectory,
+    index: int,
+    of: int,
+    counting: Counting,
 ) -> Share:
     """Deal the trajectories of a mini-batch that teach something into packed rows, and the rows to ranks.
 
@@ -84,10 +125,12 @@ def share_of(
         filler: What a rank runs where it has a row less than others.
         index: The rank.
         of: Number of ranks.
+        counting: Says what teaches something, and what is masked.
     """
-    learned = with_signal(trajectories)
+    learned = with_signal(trajectories, counting)
+    tokens = sum(sum(each.sampled) for each in trajectories if not counting.masked(each))
     if not learned:
-        return Share([], len(trajectories))
+        return Share([], len(trajectories), tokens)
     total = sum(len(each.token_ids) for each in learned)
     capacity = max(capacity, *(len(each.token_ids) for each in learned))
     largest = capacity if of == 1 else min(capacity, math.ceil(total / of / PIECES_PER_RANK))
@@ -96,7 +139,9 @@ def share_of(
     # Empty pieces, because every rank needs its rows.
     dealt = pack(lengths + [0] * (-len(lengths) % of), capacity, of)[index]
     rows = [[each for place in row if place < len(pieces) for each in pieces[place]] for row in dealt]
-    return Share([Row(row) if row else Row([filler], counts=False) for row in rows], len(trajectories))
+    return Share(
+        [Row(row) if row else Row([filler], counts=False) for row in rows], len(trajectories), tokens
+    )
 
 
 def _together(trajectory: Trajectory) -> tuple[int, int]:

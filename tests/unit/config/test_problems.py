@@ -22,7 +22,7 @@ def test_a_missing_tag_is_told_the_choices_of_its_union() -> None:
     message = refusal(stages=[{"max_steps": 1}])
     assert "stages[0].stage: is required → choose tiny_model, sft, distillation, dpo or rl" in message
     message = refusal(stages=[RL | {"algorithm": {"group_size": 4}}])
-    assert "stages[0].algorithm.name: is required → choose sapo, grpo or gspo" in message
+    assert "stages[0].algorithm.name: is required → choose sapo, grpo, gspo or cispo" in message
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,28 @@ def test_a_pattern_is_told_by_its_meaning() -> None:
 )
 def test_the_keys_of_earlier_versions(stage: dict, remedy: str) -> None:
     assert remedy in refusal(stages=[stage])
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "remedy"),
+    [
+        ({"max_new_tokens": 65}, "tasks[1].max_new_tokens", "lower it, or raise rollout.max_new_tokens"),
+        ({"max_length": 300}, "tasks[1].max_length", "lower it, or raise rollout.max_length"),
+        ({"max_length": 64}, "tasks[1].max_length", "set max_new_tokens lower, or raise max_length"),
+        ({"max_new_tokens": 40, "max_length": 40}, "tasks[1].max_new_tokens", "raise max_length"),
+    ],
+)
+def test_lengths_of_a_task_stay_within_the_rollout(task: dict, key: str, remedy: str) -> None:
+    rollout = {"max_new_tokens": 64, "max_length": 256}
+    other = TASK | {"name": "other"}
+    both = [TASK | {"ratio": 0.5}, other | {"ratio": 0.5} | task]
+    message = refusal(stages=[RL | {"tasks": both, "rollout": rollout}])
+    assert f"stages[0].{key}" in message
+    assert remedy in message
+    evaluation = {"tasks": [TASK | {"name": "first"}, other | task], "rollout": rollout}
+    message = refusal(stages=[RL], evaluation=evaluation)
+    assert f"evaluation.{key}" in message
+    assert remedy in message
 
 
 def test_rewards_of_an_environment_need_one() -> None:
