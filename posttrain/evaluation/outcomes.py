@@ -83,6 +83,8 @@ def read_outcomes(run: Path, record: RunRecord, stage: str, task: str) -> dict[s
     judge = record.judges.get(task, "answer_accuracy")
     found: dict[str, Outcome] = {}
     for row in read_rows(path, EpisodeRow):
+        if row.stop_reason == "error":  # the world failed it, and the evaluation left it out
+            continue
         verdict = None if row.reward is None else row.reward.values.get(judge)
         if verdict is None:
             raise OutcomesError(f"{path}: an answer to prompt {row.sample_id!r} has no {judge}")

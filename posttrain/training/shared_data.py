@@ -27,7 +27,8 @@ def check_shared_data(config: RunConfig) -> None:
     for use in config.tasks():
         rows = load_samples(use.task.data, config.base_dir, use="episodes", look_again=False)
         needed[f"the images of dataset {use.task.data}"] = _images(rows)
-        files = [tool.name.partition(":")[0] for tool in use.task.tools if ".py:" in tool.name]
+        named = [*use.task.tools, *([use.task.environment] if use.task.environment is not None else ())]
+        files = [plugin.name.partition(":")[0] for plugin in named if ".py:" in plugin.name]
         tools = [Path(config.base_dir, file).absolute() for file in files]
         needed[f"the tools of task {use.task.name}"] = tools
     check_shared(needed)
