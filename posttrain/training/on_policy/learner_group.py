@@ -71,6 +71,7 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
+        teacher: Path | None,
     ) -> None:
         """Join the group and load the checkpoint."""
         if config.dtype == "float32":
@@ -82,7 +83,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, teacher)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -108,6 +109,12 @@ class LearnerActor:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return prompt_sequences(samples, self._learner.renderer)
+
+    def check_teacher(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> None:
+        """Prove the teacher's way; see `Learner.check_teacher`."""
+        assert isinstance(trajectories, list)
+        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
+        self._learner.check_teacher(trajectories)
 
     def place(self) -> str:
         """Tell on which node, and on which of its GPUs, the learner lives."""
@@ -135,6 +142,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
+        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
     """
 
     def __init__(
@@ -147,6 +155,7 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
+        teacher: Path | None = None,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
@@ -160,10 +169,11 @@ class LearnerGroup:
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed)
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, teacher)
             for actor in self._actors
         ]
-        self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
+        reading = seconds_to_read(checkpoint) + (0 if teacher is None else seconds_to_read(teacher))
+        self._wait(begun, START_TIMEOUT + reading)
 
     @property
     def updates(self) -> int:
@@ -212,6 +222,10 @@ class LearnerGroup:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return self._first(LearnerActor.prompt_sequences, samples)
+
+    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove by a few sequences that the teacher's way is the student's; see `Learner.check_teacher`."""
+        self._wait(self._every(LearnerActor.check_teacher, ray.put(list(trajectories))), STEP_TIMEOUT)
 
     def manifest(self) -> Manifest:
         """Describe the weights that `send_weights` sends."""

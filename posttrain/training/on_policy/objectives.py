@@ -27,10 +27,14 @@ class LearnedRow:
     Attributes:
         trajectories: The episodes, one after another.
         tokens: Their sampled tokens; `tokens.mean` is the normalised mean of a value of each.
+        teacher_logprobs: [T] a teacher's log-probs of these tokens, if there is a teacher.
+        divergences: [T] the divergences from it over the whole vocabulary, with gradient.
     """
 
     trajectories: Sequence[Trajectory]
     tokens: SampledTokens
+    teacher_logprobs: Tensor | None = None
+    divergences: Tensor | None = None
 
 
 class Term(Protocol):
@@ -121,6 +125,38 @@ class ClippedTerm:
         return {CLIP_FRACTION: sum_over_ranks(torch.tensor(clipped, dtype=torch.float64)).item() / num_tokens}
 
 
-def objective_of(algorithm: AlgorithmConfig) -> Objective:
-    """Make the objective that a stage's settings name."""
-    return Objective([SapoTerm(algorithm) if isinstance(algorithm, Sapo) else ClippedTerm(algorithm)])
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term times a factor; its metrics are the term's own."""
+
+    term: Term
+    factor: float
+
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell whether the term learns from an episode."""
+        return self.term.teaches(episode)
+
+    def loss(self, row: LearnedRow) -> tuple[Tensor, Piece]:
+        """Compute a row's share of the term, times the factor."""
+        share, piece = self.term.loss(row)
+        return self.factor * share, piece
+
+    def metrics(self, pieces: Sequence[Piece], num_tokens: float) -> dict[str, float]:
+        """Make the term's own metrics."""
+        return self.term.metrics(pieces, num_tokens)
+
+
+def objective_of(
+    algorithm: AlgorithmConfig | None, factor: float = 1.0, beside: Sequence[Term] = ()
+) -> Objective:
+    """Make the objective that a stage's settings name.
+
+    Args:
+        algorithm: What learns from rewards, if anything does.
+        factor: Its weight.
+        beside: Other terms, with weight 1.
+    """
+    if algorithm is None:
+        return Objective(beside)
+    policy = SapoTerm(algorithm) if isinstance(algorithm, Sapo) else ClippedTerm(algorithm)
+    return Objective([policy if factor == 1 else WeightedTerm(policy, factor), *beside])
