@@ -43,15 +43,22 @@ REWARD_ERRORS = "reward/errors"
 #: Groups whose episodes all scored alike, and groups that were dropped.
 ADVANTAGE_ZERO_GROUPS = "advantage/zero_groups"
 ADVANTAGE_DROPPED_GROUPS = "advantage/dropped_groups"
+#: Groups whose episodes all had the same outcome, the first reward, and scored unlike in other rewards alone.
+ADVANTAGE_SHAPED_GROUPS = "advantage/shaped_groups"
 EPISODE_TOOL_CALLS = "episode/tool_calls"
 EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"
 #: Share of the episodes that ended at a limit instead of with an answer.
 EPISODE_TRUNCATED = "episode/truncated"
+#: Episodes that were left out of the loss since they ended at a limit.
+EPISODE_MASKED = "episode/masked"
 
 ENTROPY = "entropy"
-#: Share of the tokens whose ratio was clipped.
+#: Share of the tokens whose ratio was clipped; of those, below, above, and at negative advantages above.
 CLIP_FRACTION = "clip_fraction"
+CLIP_FRACTION_LOW = "clip_fraction/low"
+CLIP_FRACTION_HIGH = "clip_fraction/high"
+CLIP_FRACTION_DUAL = "clip_fraction/dual"
 #: Estimates of KL divergences, in nats a token.
 KL = "kl/"
 KL_TEACHER = "kl/teacher"
@@ -60,6 +67,8 @@ DIVERGENCE = "divergence/"
 DIVERGENCE_TEACHER = "divergence/teacher"
 KL_ENGINE_LEARNER = "kl/engine_learner"
 KL_OLD_NEW = "kl/old_new"
+#: From the policy to the weights that the stage started with.
+KL_REFERENCE = "kl/reference"
 #: |engine's − learner's log-prob| of the tokens that the learner's present weights sampled.
 LOGPROB_GAP = "logprob_gap/"
 LOGPROB_GAP_MAX = "logprob_gap/max"

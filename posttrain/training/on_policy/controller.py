@@ -32,6 +32,7 @@ from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
+    ADVANTAGE_SHAPED_GROUPS,
     ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
     EPISODE_TOKENS,
@@ -53,6 +54,7 @@ from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -91,14 +93,13 @@ class OnPolicyRunner:
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        teacher = find_teacher(work, stage, origin)
         learners = LearnerGroup(
             *(trained_model(work.config.model, stage, start), stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed,
-            teacher=teacher,
+            beside=Beside(origin, find_teacher(work, stage, origin)),
         )
         publisher = Publisher(
             learners,
@@ -304,8 +305,7 @@ class Controller:
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        rewarded = [each for each in trajectories if each.task in self._stage.rewarded]
-        self._row |= played.metrics | rollout_metrics(trajectories, assign_advantages(rewarded))
+        self._row |= played.metrics | self._compare(trajectories)
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
@@ -316,6 +316,13 @@ class Controller:
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by(trajectories)
+
+    def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Compare a step's episodes within their groups; return what there is to say of them."""
+        rewards = {task.name: task.rewards for task in self._stage.tasks}
+        rewarded = [each for each in trajectories if rewards[each.task]]
+        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
+        return rollout_metrics(trajectories, counts)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -383,6 +390,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts)
         REWARD_ERRORS: float(counts.errors),
         ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
         ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
+        ADVANTAGE_SHAPED_GROUPS: float(counts.shaped_groups),
         EPISODE_TOOL_CALLS: fmean(calls),
         EPISODE_TURNS: fmean(turns),
         EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),

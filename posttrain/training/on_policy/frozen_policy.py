@@ -25,6 +25,19 @@ from posttrain.types import Trajectory
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The frozen models that a stage may need beside its policy.
+
+    Attributes:
+        origin: The weights that the stage started from, which a reference has.
+        teacher: A teacher's weights, or an adapter of the policy's own base; None without a teacher.
+    """
+
+    origin: Path
+    teacher: Path | None = None
+
+
+@dataclass(frozen=True)
 class LastStates:
     """What a model's distributions at some places follow from.
 

@@ -12,6 +12,7 @@ the first need a pass of their own, since the policy has moved when their turn c
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
     ENTROPY,
+    EPISODE_MASKED,
     GRAD_NORM,
     KL_OLD_NEW,
     LEARNING_RATE,
@@ -39,10 +41,11 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, Term, objective_of
+from posttrain.training.on_policy.frozen_policy import Beside, FrozenPolicy
+from posttrain.training.on_policy.objectives import LearnedRow, Piece, Term, normalizer_of, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
-from posttrain.training.on_policy.rows import Row, Share, mini_batches, share_of
-from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Taught, Teacher, TeacherTerm, load_teacher
+from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Teacher, TeacherTerm, load_teacher
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
@@ -63,7 +66,7 @@ class Learner:
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
-        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
 
     Attributes:
         policy: The policy that is trained.
@@ -80,10 +83,11 @@ class Learner:
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
-        teacher: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
+        teacher = None if beside is None else beside.teacher
         others = {TEACHER_ADAPTER: teacher} if teacher is not None and is_adapter(teacher) else {}
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
@@ -95,6 +99,8 @@ class Learner:
         taught: list[Term] = [] if teacher is None else [TeacherTerm()]
         self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
         self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
+        self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
+        self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -109,6 +115,14 @@ class Learner:
         )
         if resume:
             self.updates.restore(load_state(self.policy.checkpoint, self.model, self.updates.optimizer))
+
+    def _load_reference(self, model_config: ModelConfig, origin: Path) -> FrozenPolicy | None:
+        """Load what the policy is to stay near, where the stage has that."""
+        if not self.stage.has_reference:
+            return None
+        if self.stage.lora is not None:
+            return FrozenPolicy.base_of(self.policy)
+        return FrozenPolicy.load(model_config, self.stage, origin, self.device)
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
@@ -153,20 +167,41 @@ class Learner:
             if learned and share is learned[0]:
                 metrics = self._agreed(step)
             norms.append(self.updates.step())
+        if not learned:
+            metrics = self._measured(trajectories, step)
         metrics |= self._summary(norms, step)
+        if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
+            metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
         if self.teacher is not None:
             metrics[TIME_TEACHER] = self.teacher.take_seconds()
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
+    @torch.no_grad()
+    def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
+        """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        for row in share.rows[:1]:
+            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
+            if row.counts:
+                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+                sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
+        total, count = sum_over_ranks(sums).tolist()
+        return self._agreed(step) | ({ENTROPY: total / count} if count else {})
+
+    def _filler(self) -> Trajectory:
+        """Make what a rank runs where others have a row more."""
+        end = self.renderer.end_token_id
+        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        end = self.renderer.end_token_id
-        filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+        filler = self._filler()
         parts = mini_batches(trajectories, self.stage.updates_per_step)
-        capacity, teaches = self.stage.batch_tokens, self.objective.teaches
-        return [share_of(part, capacity, filler, rank(), world_size(), teaches) for part in parts]
+        capacity, counting = self.stage.batch_tokens, self.objective
+        return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
     def _sampled_by(self, row: Row, present: int) -> SampledBy:
         """Collect what the engine said of the sampled tokens of a row."""
@@ -209,34 +244,28 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
+            reference = self._reference and self._reference.logprobs(row.trajectories)
             old = None if old_logprobs is None else old_logprobs[number]
-            if self.teacher is None:
-                self._learn(row, share, old, step, None)
-                continue
-            with self.teacher.of(row.trajectories) as taught:
-                self._learn(row, share, old, step, taught)
-
-    def _learn(
-        self, row: Row, share: Share, old_logprobs: Tensor | None, step: "_Step", taught: Taught | None
-    ) -> None:
-        """Run a row forward and backward; see `_backward`."""
-        beside = _nothing if taught is None else taught.divergence
-        (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(row.trajectories, beside)
-        if not row.counts:
-            (0 * logprobs.sum()).backward()
-            return
-        sampled_by = self._sampled_by(row, step.present)
-        if old_logprobs is None:
-            step.agreement.add(logprobs, banned, sampled_by)
-        tokens = self._tokens(row, share, logprobs, old_logprobs, sampled_by)
-        teacher_logprobs = None if taught is None else taught.logprobs
-        loss, pieces = self.objective.loss(
-            LearnedRow(row.trajectories, tokens, teacher_logprobs, divergences)
-        )
-        loss.backward()
-        told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
-        step.rows.append(told | ratio_metrics(tokens.log_ratios))
-        step.pieces.append(pieces)
+            with nullcontext() if self.teacher is None else self.teacher.of(row.trajectories) as taught:
+                beside = _nothing if taught is None else taught.divergence
+                (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(
+                    row.trajectories, beside
+                )
+                if not row.counts:
+                    (0 * logprobs.sum()).backward()
+                    continue
+                sampled_by = self._sampled_by(row, step.present)
+                if old is None:
+                    step.agreement.add(logprobs, banned, sampled_by)
+                tokens = self._tokens(row, share, logprobs, old, sampled_by)
+                of_teacher = taught and taught.logprobs
+                loss, pieces = self.objective.loss(
+                    LearnedRow(row.trajectories, tokens, reference, of_teacher, divergences)
+                )
+                loss.backward()
+            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+            step.rows.append(told | ratio_metrics(tokens.log_ratios))
+            step.pieces.append(pieces)
 
     def _tokens(
         self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, sampled_by: SampledBy
@@ -245,15 +274,14 @@ class Learner:
         old = logprobs.detach() if old_logprobs is None else old_logprobs
         lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
         advantages = torch.tensor([each.advantage or 0.0 for each in row.trajectories], device=self.device)
-        by_sequence = self.stage.algorithm is not None
         return SampledTokens(
             logprobs=logprobs,
             old_logprobs=old,
             advantages=advantages.repeat_interleave(lengths),
             sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-            normalizer=share.sequences if by_sequence else share.tokens,
+            normalizer=normalizer_of(self.stage, share),
             importance_weights=truncated_importance_weights(old, sampled_by.logprobs, self._importance_cap),
-            per_sequence=by_sequence,
+            per_sequence=self._per_sequence,
         )
 
     def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:

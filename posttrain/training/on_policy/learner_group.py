@@ -25,6 +25,7 @@ from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.proof import prompt_sequences
 from posttrain.training.on_policy.sending import WeightSource
@@ -71,9 +72,9 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
-        teacher: Path | None,
+        beside: Beside,
     ) -> None:
-        """Join the group and load the checkpoint."""
+        """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
             keep_float32_exact()
         if self._of > 1:
@@ -83,7 +84,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, teacher)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, beside)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -142,7 +143,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
-        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
-        teacher: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         count = stage.num_workers
+        beside = beside or Beside(checkpoint)
         self._order = threading.RLock()
         self._updates = 0
         self._looks: list[ObjectRef[str]] = []
@@ -169,10 +171,12 @@ class LearnerGroup:
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, teacher)
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
             for actor in self._actors
         ]
-        reading = seconds_to_read(checkpoint) + (0 if teacher is None else seconds_to_read(teacher))
+        reading = seconds_to_read(checkpoint)
+        if beside.teacher is not None:
+            reading += seconds_to_read(beside.teacher)
         self._wait(begun, START_TIMEOUT + reading)
 
     @property

@@ -16,7 +16,7 @@ from posttrain.config.problems import parse_key
 from posttrain.config.schema import sections_of
 
 DATA = {"mixture": {"pairs": 1.0}}
-ALGORITHMS = ("sapo", "grpo", "gspo")
+ALGORITHMS = ("sapo", "grpo", "gspo", "cispo")
 
 
 def keys(section: type[BaseModel]) -> Iterator[str]:
@@ -238,6 +238,6 @@ def test_a_stage_is_not_sent_to_the_key_of_another_stage_of_the_run() -> None:
         build_run(Document(RUN | {"stages": stages}, "run.yaml"))
     hints = {problem.key: problem.remedy for problem in caught.value.problems}
     assert hints["stages[1].algorithm.beta"].startswith("only dpo stages have it")
-    assert hints["stages[1].algorithm.kl_coef"].startswith("rl stages have no KL term")
+    assert hints["stages[1].algorithm.kl_coef"].startswith("it is called kl.coefficient")
     assert hints["stages[2].loss.beta"].startswith("only dpo stages have it")
     assert "belongs in" not in hints["stages[2].group_size"]

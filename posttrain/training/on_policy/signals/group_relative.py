@@ -57,7 +57,7 @@ class _Group:
 def assign_advantages(
     trajectories: Sequence[Trajectory],
     tasks: TaskRewards | None = None,
-    algorithm: AlgorithmConfig = Sapo(name="sapo"),  # noqa: B008 (frozen)
+    algorithm: AlgorithmConfig | None = None,
 ) -> AdvantageCounts:
     """Set every trajectory's `advantage`: (R − baseline) / (deviation + 1e-4) within its group.
 
@@ -72,12 +72,13 @@ def assign_advantages(
     Args:
         trajectories: Whole groups, scored; they are changed.
         tasks: The rewards of each task; of one without any the totals alone are compared.
-        algorithm: How rewards are compared.
+        algorithm: How rewards are compared; as SAPO's defaults say if None.
 
     Source:
         DeepSeekMath (arXiv 2402.03300), section 4.1.2; SAPO (arXiv 2511.20347) uses the same. Without
         division: Dr. GRPO (arXiv 2503.20783), section 3.1. Leave one out: RLOO (arXiv 2402.14740), eq. 7.
     """
+    algorithm = algorithm or Sapo(name="sapo")
     groups: dict[int, list[Trajectory]] = {}
     for trajectory in trajectories:
         groups.setdefault(trajectory.group, []).append(trajectory)
