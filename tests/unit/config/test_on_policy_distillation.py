@@ -1,7 +1,5 @@
-"""The `on_policy_distillation` stage: one teacher, rewards by weight, and keys that say nothing are refused."""
+"""The `on_policy_distillation` stage: one teacher, rewards by weight, and what is refused."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
