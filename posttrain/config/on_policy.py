@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -82,6 +82,31 @@ class OnPolicyStage(LearningStage, ABC):
         """Optimiser steps on each rollout batch, which is split into as many mini-batches."""
 
     @property
+    def rewarded(self) -> set[str]:
+        """Names of the tasks that have rewards."""
+        return {task.name for task in self.tasks if task.rewards}
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The teacher: a checkpoint, an earlier stage, or base; None without one."""
+        return None
+
+    @property
+    def divergence_beta(self) -> float:
+        """Kind of the divergence from a teacher, if there is one (see `DivergenceConfig`)."""
+        return 0.0
+
+    @property
+    def reward_factor(self) -> float:
+        """Factor of the loss that learns from rewards."""
+        return 1.0
+
+    @property
+    def language_model_alone(self) -> bool:
+        """Whether nothing of the vision side is trained."""
+        return False
+
+    @property
     def cores(self) -> int:
         """Number of cores that the learners wait for: none, since they take turns with the engines."""
         return 0
@@ -105,6 +130,11 @@ class OnPolicyStage(LearningStage, ABC):
         """Most tokens that the policy can sample in an episode."""
         turns = max(task.max_turns for task in self.tasks)
         return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
+
+    @property
+    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
+        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
+        return "token" if self.algorithm is None else self.algorithm.loss_normalization
 
     @property
     def has_reference(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.models.lora import is_adapter
 from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_importance_weights
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
@@ -29,6 +30,7 @@ from posttrain.run.metric_names import (
     LEARNING_RATE,
     LOSS,
     TIME_LEARNER,
+    TIME_TEACHER,
     UPDATE_SKIPPED,
 )
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
@@ -39,13 +41,18 @@ from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
 from posttrain.training.on_policy.frozen_policy import FrozenPolicy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, normalizer_of, objective_of
+from posttrain.training.on_policy.objectives import LearnedRow, Piece, Term, normalizer_of, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Taught, Teacher, TeacherTerm, load_teacher
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
 CPU = torch.device("cpu")
+
+
+def _nothing(hidden: Tensor, weight: Tensor) -> None:
+    """Compute nothing beside the log-probs."""
 
 
 class Learner:
@@ -59,6 +66,7 @@ class Learner:
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
         origin: The weights that the stage started from, for a reference; the checkpoint if absent.
+        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
 
     Attributes:
         policy: The policy that is trained.
@@ -76,16 +84,21 @@ class Learner:
         device: torch.device = CPU,
         seed: int = 0,
         origin: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
-        self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
+        others = {TEACHER_ADAPTER: teacher} if teacher is not None and is_adapter(teacher) else {}
+        self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
-        assert stage.algorithm is not None
-        self.objective = objective_of(stage.algorithm)
-        self._importance_cap = stage.algorithm.importance_cap
-        self._per_sequence = stage.algorithm.loss_normalization == "sequence"
+        self.teacher: Teacher | None = None
+        if teacher is not None:
+            frozen = load_teacher(model_config, stage, self.policy, teacher, device)
+            self.teacher = Teacher(frozen, stage.divergence_beta, device)
+        taught: list[Term] = [] if teacher is None else [TeacherTerm()]
+        self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
+        self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
         self._reference = self._load_reference(model_config, origin or checkpoint)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
@@ -124,8 +137,8 @@ class Learner:
         """Learn from a rollout batch, one optimiser step for each mini-batch; first compare with the engine.
 
         Args:
-            trajectories: The whole batch, the same on every rank; all have an advantage. If it is empty
-                (because every reward failed, say) the policy stays as it is.
+            trajectories: The whole batch, the same on every rank; without a teacher all have an
+                advantage. If it is empty (because every reward failed, say) the policy stays as it is.
             version: The policy version of the present weights. Tokens of older versions are no fault of the
                 engine, and reported apart. If absent it is the newest version in the batch.
 
@@ -159,6 +172,8 @@ class Learner:
         if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
             metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
+        if self.teacher is not None:
+            metrics[TIME_TEACHER] = self.teacher.take_seconds()
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
@@ -235,33 +250,51 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
-            reference = self._reference and self._reference.logprobs(row.trajectories)
-            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
-            if not row.counts:
-                (0 * logprobs.sum()).backward()
+            old = None if old_logprobs is None else old_logprobs[number]
+            if self.teacher is None:
+                self._learn(row, share, old, step, None)
                 continue
-            sampled_by = self._sampled_by(row, step.present, banned)
-            if old_logprobs is None:
-                step.agreement.add(logprobs, banned, sampled_by)
-            old = logprobs.detach() if old_logprobs is None else old_logprobs[number]
-            lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
-            advantages = torch.tensor([each.advantage for each in row.trajectories], device=self.device)
-            tokens = SampledTokens(
-                logprobs=logprobs,
-                old_logprobs=old,
-                advantages=advantages.repeat_interleave(lengths),
-                sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-                normalizer=normalizer_of(self.stage, share),
-                importance_weights=truncated_importance_weights(
-                    old, sampled_by.logprobs, self._importance_cap
-                ),
-                per_sequence=self._per_sequence,
-            )
-            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens, reference))
-            loss.backward()
-            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
-            step.rows.append(told | ratio_metrics(tokens.log_ratios))
-            step.pieces.append(pieces)
+            with self.teacher.of(row.trajectories) as taught:
+                self._learn(row, share, old, step, taught)
+
+    def _learn(
+        self, row: Row, share: Share, old_logprobs: Tensor | None, step: "_Step", taught: Taught | None
+    ) -> None:
+        """Run a row forward and backward; see `_backward`."""
+        beside = _nothing if taught is None else taught.divergence
+        reference = self._reference and self._reference.logprobs(row.trajectories)
+        (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(row.trajectories, beside)
+        if not row.counts:
+            (0 * logprobs.sum()).backward()
+            return
+        sampled_by = self._sampled_by(row, step.present, banned)
+        if old_logprobs is None:
+            step.agreement.add(logprobs, banned, sampled_by)
+        tokens = self._tokens(row, share, logprobs, old_logprobs, sampled_by)
+        teacher_logprobs = None if taught is None else taught.logprobs
+        told = LearnedRow(row.trajectories, tokens, reference, teacher_logprobs, divergences)
+        loss, pieces = self.objective.loss(told)
+        loss.backward()
+        sums = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+        step.rows.append(sums | ratio_metrics(tokens.log_ratios))
+        step.pieces.append(pieces)
+
+    def _tokens(
+        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, sampled_by: SampledBy
+    ) -> SampledTokens:
+        """Collect what the terms of the loss need to know of a row's tokens."""
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
+        advantages = torch.tensor([each.advantage or 0.0 for each in row.trajectories], device=self.device)
+        return SampledTokens(
+            logprobs=logprobs,
+            old_logprobs=old,
+            advantages=advantages.repeat_interleave(lengths),
+            sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
+            normalizer=normalizer_of(self.stage, share),
+            importance_weights=truncated_importance_weights(old, sampled_by.logprobs, self._importance_cap),
+            per_sequence=self.stage.loss_normalization == "sequence",
+        )
 
     def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
         """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
@@ -283,6 +316,11 @@ class Learner:
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
         return self.policy.score(trajectories)
+
+    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove that the teacher's way is the student's, where there is a teacher; see `Teacher.check`."""
+        if self.teacher is not None:
+            self.teacher.check(self.policy, trajectories)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""

@@ -71,7 +71,8 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
-        origin: Path,
+        origin: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
@@ -83,7 +84,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin, teacher)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -109,6 +110,12 @@ class LearnerActor:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return prompt_sequences(samples, self._learner.renderer)
+
+    def check_teacher(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> None:
+        """Prove the teacher's way; see `Learner.check_teacher`."""
+        assert isinstance(trajectories, list)
+        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
+        self._learner.check_teacher(trajectories)
 
     def place(self) -> str:
         """Tell on which node, and on which of its GPUs, the learner lives."""
@@ -137,6 +144,7 @@ class LearnerGroup:
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
         origin: The weights that the stage started from; the checkpoint if absent.
+        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
     """
 
     def __init__(
@@ -150,6 +158,7 @@ class LearnerGroup:
         placement: Placement | None = None,
         seed: int = 0,
         origin: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
@@ -162,13 +171,10 @@ class LearnerGroup:
             for index, place in enumerate(places)
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
-        begun = [
-            actor.call(
-                LearnerActor.start, place, config, stage, checkpoint, resume, seed, origin or checkpoint
-            )
-            for actor in self._actors
-        ]
-        self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
+        told = (config, stage, checkpoint, resume, seed, origin, teacher)
+        begun = [actor.call(LearnerActor.start, place, *told) for actor in self._actors]
+        reading = seconds_to_read(checkpoint) + (0 if teacher is None else seconds_to_read(teacher))
+        self._wait(begun, START_TIMEOUT + reading)
 
     @property
     def updates(self) -> int:
@@ -217,6 +223,10 @@ class LearnerGroup:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return self._first(LearnerActor.prompt_sequences, samples)
+
+    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove by a few sequences that the teacher's way is the student's; see `Learner.check_teacher`."""
+        self._wait(self._every(LearnerActor.check_teacher, ray.put(list(trajectories))), STEP_TIMEOUT)
 
     def manifest(self) -> Manifest:
         """Describe the weights that `send_weights` sends."""

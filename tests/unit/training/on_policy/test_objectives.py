@@ -128,9 +128,8 @@ def test_a_reference_holds_the_policy_where_no_reward_tells_anything(
     learner = make(stage, moved, tiny_checkpoint, **kl)
     learner.tolerance = math.inf
     first = learner.update(alike)["kl/reference"]
-    for _ in range(2):
-        last = learner.update(alike)["kl/reference"]
-    assert 0 < last < first
+    learner.update(alike)
+    assert 0 < learner.update(alike)["kl/reference"] < first
     at_start = make(stage, tiny_checkpoint, **kl)
     assert at_start.update(copy.deepcopy(trajectories))["kl/reference"] == pytest.approx(0, abs=1e-9)
 
