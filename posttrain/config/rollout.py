@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Natural, NaturalFloat, Positive, PositiveFloat, Section
 
 
 class EngineConfig(Section):
@@ -43,6 +43,13 @@ class RolloutConfig(Section):
         default=8192,
         description="Most tokens of an episode: prompt, images, turns and observations. A prompt that leaves "
         "no room for an answer is left out: training takes the next in its place, an evaluation counts it.",
+    )
+    max_failed_share: NaturalFloat = Field(
+        default=0.1,
+        le=1,
+        description="Largest share of a step's episodes, or an evaluation's, that tools and environments may "
+        "fail (a dead server, an overrun deadline) before the run stops and names the tool. Fewer are left "
+        "out and counted; each is played twice before it counts as failed.",
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
 

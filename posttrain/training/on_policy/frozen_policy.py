@@ -39,6 +39,19 @@ class LastStates:
     logprobs: Tensor
 
 
+@dataclass(frozen=True)
+class FrozenWeights:
+    """Where the models come from that stand beside a policy.
+
+    Attributes:
+        origin: The weights that the stage started from, for a reference; the policy's own if absent.
+        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
+    """
+
+    origin: Path | None = None
+    teacher: Path | None = None
+
+
 class FrozenPolicy:
     """A frozen model of one rank, whole or its part, at the sampled tokens of packed rows of trajectories.
 

@@ -39,9 +39,16 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
+from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy, sampled_by
 from posttrain.training.on_policy.frozen_policy import FrozenPolicy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, Term, normalizer_of, objective_of
+from posttrain.training.on_policy.objectives import (
+    LearnedRow,
+    Objective,
+    Piece,
+    Term,
+    normalizer_of,
+    objective_of,
+)
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
 from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Taught, Teacher, TeacherTerm, load_teacher
@@ -168,7 +175,8 @@ class Learner:
             norms.append(self.updates.step())
         if not learned:
             metrics = self._measured(trajectories, step)
-        metrics |= self._summary(norms, step)
+        metrics |= step.summary(norms, self.objective)
+        metrics[UPDATE_SKIPPED] = float(self.updates.take_skipped())
         if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
             metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
@@ -181,7 +189,14 @@ class Learner:
     def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
         """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
         sums = torch.zeros(2, dtype=torch.float64)
-        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        share = share_of(
+            trajectories,
+            self.stage.batch_tokens,
+            _filler(self.renderer.end_token_id),
+            rank(),
+            world_size(),
+            ALL,
+        )
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
@@ -190,38 +205,17 @@ class Learner:
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
 
-    def _filler(self) -> Trajectory:
-        """Make what a rank runs where others have a row more."""
-        end = self.renderer.end_token_id
-        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        filler = self._filler()
+        filler = _filler(self.renderer.end_token_id)
         parts = mini_batches(trajectories, self.stage.updates_per_step)
         capacity, counting = self.stage.batch_tokens, self.objective
         return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
     def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
-        """Collect what the engine said of the sampled tokens of a row.
-
-        At another temperature than 1 an engine's log-probs are those of the distribution without the banned
-        tokens, whose probability is told: they are made those of the whole one, as at 1.
-        """
-        sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
-        versions, approximate, logprobs = (
-            np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
-            for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
-        )
-        engine = torch.from_numpy(logprobs).float().to(self.device)
-        if self.stage.rollout.temperature != 1:
-            engine += torch.log1p(-banned)
-        return SampledBy(
-            logprobs=engine,
-            classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
-            older=versions < present,
-            approximate=approximate,
-        )
+        """Collect what the engine said of the sampled tokens of a row."""
+        tempered = self.stage.rollout.temperature != 1
+        return sampled_by(row.trajectories, self._classes, present, banned if tempered else None, self.device)
 
     @torch.no_grad()
     def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
@@ -267,10 +261,10 @@ class Learner:
         if not row.counts:
             (0 * logprobs.sum()).backward()
             return
-        sampled_by = self._sampled_by(row, step.present, banned)
+        engine = self._sampled_by(row, step.present, banned)
         if old_logprobs is None:
-            step.agreement.add(logprobs, banned, sampled_by)
-        tokens = self._tokens(row, share, logprobs, old_logprobs, sampled_by)
+            step.agreement.add(logprobs, banned, engine)
+        tokens = self._tokens(row, share, logprobs, old_logprobs, engine)
         teacher_logprobs = None if taught is None else taught.logprobs
         told = LearnedRow(row.trajectories, tokens, reference, teacher_logprobs, divergences)
         loss, pieces = self.objective.loss(told)
@@ -280,7 +274,7 @@ class Learner:
         step.pieces.append(pieces)
 
     def _tokens(
-        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, sampled_by: SampledBy
+        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, engine: SampledBy
     ) -> SampledTokens:
         """Collect what the terms of the loss need to know of a row's tokens."""
         old = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -292,26 +286,9 @@ class Learner:
             advantages=advantages.repeat_interleave(lengths),
             sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
             normalizer=normalizer_of(self.stage, share),
-            importance_weights=truncated_importance_weights(old, sampled_by.logprobs, self._importance_cap),
+            importance_weights=truncated_importance_weights(old, engine.logprobs, self._importance_cap),
             per_sequence=self.stage.loss_normalization == "sequence",
         )
-
-    def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
-        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
-        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
-        sums = [sum(row[name].item() for row in step.rows) for name in names]
-        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
-        total = dict(zip(names, sums, strict=True))
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        metrics = {
-            LOSS: total["loss"] / len(norms),
-            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
-            UPDATE_SKIPPED: float(self.updates.take_skipped()),
-        }
-        if tokens := total["num_tokens"]:  # no group had a signal otherwise
-            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
-            metrics |= self.objective.metrics(step.pieces, tokens)
-        return metrics
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
@@ -328,6 +305,11 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+def _filler(end: int) -> Trajectory:
+    """Make what a rank runs where others have a row more."""
+    return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
 
 
 class _Step:
@@ -347,3 +329,19 @@ class _Step:
         self.present = present
         self.rows: list[Piece] = []
         self.pieces: list[list[Piece]] = []
+
+    def summary(self, norms: list[float], objective: Objective) -> dict[str, float]:
+        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
+        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
+        sums = [sum(row[name].item() for row in self.rows) for name in names]
+        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
+        total = dict(zip(names, sums, strict=True))
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics = {
+            LOSS: total["loss"] / len(norms),
+            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
+        }
+        if tokens := total["num_tokens"]:  # no group had a signal otherwise
+            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
+            metrics |= objective.metrics(self.pieces, tokens)
+        return metrics

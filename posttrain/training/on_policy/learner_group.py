@@ -25,6 +25,7 @@ from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
+from posttrain.training.on_policy.frozen_policy import FrozenWeights
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.proof import prompt_sequences
 from posttrain.training.on_policy.sending import WeightSource
@@ -143,8 +144,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
-        origin: The weights that the stage started from; the checkpoint if absent.
-        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
+        frozen: What stands beside the policy.
     """
 
     def __init__(
@@ -157,8 +157,7 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
-        origin: Path | None = None,
-        teacher: Path | None = None,
+        frozen: FrozenWeights = FrozenWeights(),  # noqa: B008 (frozen)
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
@@ -171,9 +170,11 @@ class LearnerGroup:
             for index, place in enumerate(places)
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
-        told = (config, stage, checkpoint, resume, seed, origin, teacher)
+        told = (config, stage, checkpoint, resume, seed, frozen.origin, frozen.teacher)
         begun = [actor.call(LearnerActor.start, place, *told) for actor in self._actors]
-        reading = seconds_to_read(checkpoint) + (0 if teacher is None else seconds_to_read(teacher))
+        reading = seconds_to_read(checkpoint) + sum(
+            seconds_to_read(each) for each in (frozen.origin, frozen.teacher) if each is not None
+        )
         self._wait(begun, START_TIMEOUT + reading)
 
     @property
