@@ -171,9 +171,11 @@ LEFT_OUT: dict[str, str] = {
         ("overwrite_output_dir", "overwrite_cache"),
         "nothing is overwritten: give the run another name, or go on by `posttrain run FILE --resume`",
     ),
-    "top_p": "training samples from the whole distribution, so that log-probabilities are the policy's",
-    "top_k": "training samples from the whole distribution, so that log-probabilities are the policy's",
-    "temperature": "training samples at 1.0; evaluation.tasks[].temperature is for measuring",
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p"),
+        "training samples from the whole distribution: tokens that are left out have no ratio, and the "
+        "log-probabilities of the others are not the policy's",
+    ),
     **dict.fromkeys(
         ("entropy_coeff", "entropy_coef", "ent_coef"),
         "no entropy is rewarded; the entropy of what is sampled is logged",

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -132,6 +132,11 @@ class OnPolicyStage(LearningStage, ABC):
         return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
 
     @property
+    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
+        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
+        return "token" if self.algorithm is None else self.algorithm.loss_normalization
+
+    @property
     def has_reference(self) -> bool:
         """Whether the policy is compared with the weights that the stage starts from."""
         return self.algorithm is not None and self.algorithm.kl is not None
@@ -167,32 +172,7 @@ class OnPolicyStage(LearningStage, ABC):
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Return the calculations of prompts, episodes and updates."""
-        parts, episodes = self.updates_per_step, self.episodes_per_step
-        part = episodes // parts
-        share = math.ceil(part / self.num_workers)
-        prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
-        updates = self.max_steps * parts
-        ahead = self.rollout.max_staleness
-        return [
-            ("prompts a step", prompts),
-            ("episodes a step", f"{self.prompts_per_step} prompts × {self.episodes_per_prompt} = {episodes}"),
-            (
-                "episodes an update",
-                f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
-                f"in rows of up to {self.batch_tokens:,} tokens",
-            ),
-            ("updates", f"{self.max_steps} steps × {parts} = {updates:,}"),
-            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
-            (
-                "episodes in flight",
-                f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
-                + (
-                    f"a token is up to {ahead} versions older than the weights that learn from it"
-                    if ahead
-                    else "engines and learners take turns (rollout.max_staleness = 0)"
-                ),
-            ),
-        ]
+        return _arithmetic(self)
 
     def adapter_rank(self, use_gpu: bool) -> int:
         """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
@@ -282,3 +262,33 @@ class OnPolicyStage(LearningStage, ABC):
                 "rollout.publish", "there are no adapters to publish", "remove it, or add a `lora` section"
             )
         return self
+
+
+def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
+    """Return the calculations of prompts, episodes and updates of a stage."""
+    parts, episodes = stage.updates_per_step, stage.episodes_per_step
+    part = episodes // parts
+    share = math.ceil(part / stage.num_workers)
+    prompts = ", ".join(f"{task.name} {task.ratio * stage.prompts_per_step:g}" for task in stage.tasks)
+    updates = stage.max_steps * parts
+    ahead = stage.rollout.max_staleness
+    return [
+        ("prompts a step", prompts),
+        ("episodes a step", f"{stage.prompts_per_step} prompts × {stage.episodes_per_prompt} = {episodes}"),
+        (
+            "episodes an update",
+            f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
+            f"in rows of up to {stage.batch_tokens:,} tokens",
+        ),
+        ("updates", f"{stage.max_steps} steps × {parts} = {updates:,}"),
+        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}"),
+        (
+            "episodes in flight",
+            f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
+            + (
+                f"a token is up to {ahead} versions older than the weights that learn from it"
+                if ahead
+                else "engines and learners take turns (rollout.max_staleness = 0)"
+            ),
+        ),
+    ]

@@ -184,6 +184,20 @@ class OnPolicyDistillationStage(OnPolicyStage):
         super().check_in_run(around)
 
     @model_validator(mode="after")
+    def _check_distribution(self) -> "OnPolicyDistillationStage":
+        if self.rollout.temperature != 1:
+            raise MisfitError(
+                "rollout.temperature",
+                "the student is compared with its teacher at temperature 1, and is to sample from the same",
+                "remove it",
+            )
+        if self.algorithm is not None and self.algorithm.kl is not None:
+            raise MisfitError(
+                "algorithm.kl", "the divergence from the teacher holds the policy already", "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_rewards(self) -> "OnPolicyDistillationStage":
         if self.algorithm is None:
             if self.reward_weight:

@@ -167,6 +167,11 @@ class StageConfig(Section):
         return vars(self)["stage"]
 
     @property
+    def shared_name(self) -> str:
+        """Name that random numbers depend on, and that tables call it by."""
+        return self.name
+
+    @property
     def learners(self) -> int:
         """Number of processes that train the model."""
         return 0

@@ -5,7 +5,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.rollout import RolloutConfig
-from posttrain.reward_spec import reward_list_fault
+from posttrain.reward_spec import OUTCOME, reward_list_fault
 
 
 class PluginRef(Section):
@@ -38,8 +38,13 @@ class TaskConfig(Section):
     name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
     data: DatasetName
     tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
+    environment: PluginRef | None = Field(
+        default=None,
+        description="What answers the model's turns, such as a game; its rewards are environment.NAME.",
+    )
     max_turns: Positive = Field(
-        default=1, description="Most turns of the model in an episode; above 1 only with tools."
+        default=1,
+        description="Most turns of the model in an episode; above 1 only with tools or an environment.",
     )
     rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
 
@@ -56,8 +61,13 @@ class TaskConfig(Section):
             raise MisfitError(
                 "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
             )
-        if self.max_turns > 1 and not self.tools:
+        if self.max_turns > 1 and not self.tools and self.environment is None:
             raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
+        if self.environment is None:
+            for reward in self.rewards:
+                if reward.name.startswith(OUTCOME):
+                    reason = f"{reward.name!r} is of an environment, and the task has none"
+                    raise MisfitError("rewards", reason, "name the `environment`, or remove the reward")
         tools = [tool.name for tool in self.tools]
         if repeated := next((name for name in tools if tools.count(name) > 1), None):
             raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
@@ -96,11 +106,32 @@ class EvalTask(TaskConfig):
     )
     num_samples: Positive = Field(default=256, description="Number of prompts, from the dataset's beginning.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature; 0 is greedy.")
+    samples_per_prompt: Positive = Field(
+        default=1,
+        description="Answers to each prompt. Of several, the accuracy is their mean (mean@k), and the chance "
+        "that one of k is right (pass@k) is told beside it; they need a temperature above 0.",
+    )
+    difficulty_column: str = Field(
+        default="pass_rate",
+        min_length=1,
+        description="Column of the rows that says how hard a prompt is: where rows have it, accuracies are "
+        "also told by its bins. pass_rate is what a curation by that filter writes.",
+    )
     stages: list[Name] = Field(
         default_factory=lambda: ["all"],
         min_length=1,
         description="Stages after which this task is measured, of those in evaluation.stages, or [all].",
     )
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> "EvalTask":
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise MisfitError(
+                "samples_per_prompt",
+                f"at temperature 0 all {self.samples_per_prompt} answers to a prompt are the same one",
+                "set temperature: 1.0, or remove it",
+            )
+        return self
 
 
 class EvaluationConfig(Section):

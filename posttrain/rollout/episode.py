@@ -4,12 +4,14 @@ Nothing in an episode depends on time or on the episodes beside it, as far as th
 the seed of each turn is its own.
 """
 
+import asyncio
 import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from posttrain.failures import WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
 from posttrain.inference.serving import aside
@@ -25,6 +27,7 @@ from posttrain.rollout.partner import Partner
 from posttrain.types import (
     Message,
     Sample,
+    ToolFailure,
     ToolSpec,
     Trajectory,
     TrajectoryImage,
@@ -33,6 +36,8 @@ from posttrain.types import (
 
 logger = logging.getLogger(__name__)
 
+#: Most times that an episode is played: a failure of the world may pass.
+ATTEMPTS = 2
 _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 
@@ -92,19 +97,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A group's rendered prompt, which its episodes share.
-
-    Attributes:
-        messages: What it shows.
-        rendered: Its tokens.
-    """
-
-    messages: tuple[Message, ...]
-    rendered: Rendered
-
-
-@dataclass(frozen=True)
 class _Observation:
     """A reply of the environment, to be appended to a ledger.
 
@@ -154,7 +146,8 @@ class EpisodePlayer:
         self._tools, self._rendering = worker.tools, worker.rendering
         self._task = task
         self._limits = limits
-        self._prompt: _Prompt | None = None
+        self._messages: tuple[Message, ...] = ()  # that the newest prompt shows
+        self._prompt: asyncio.Future[Rendered] | None = None
 
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
@@ -165,7 +158,7 @@ class EpisodePlayer:
         self._pictures.close()
 
     async def play(self, job: EpisodeJob, slot: Slot) -> Trajectory:
-        """Play an episode to its end.
+        """Play an episode to its end; once more from its beginning where the world fails it.
 
         Args:
             job: The episode.
@@ -175,25 +168,42 @@ class EpisodePlayer:
             EpisodeError: If the prompt cannot be rendered or leaves no room for an answer.
             LedgerError: If the trajectory breaks an invariant.
         """
-        partner = Partner(self._task.create)
+        failures: list[ToolFailure] = []
         try:
             await slot.granted
-            return await self._dialogue(job, slot, partner)
+            while True:
+                ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
+                await self._attempt(job, slot, ledger, failures)
+                if not ledger.failed or len(failures) == ATTEMPTS:
+                    ledger.failures = failures
+                    return ledger
         finally:
             slot.close()
-            if not partner.closed:  # the episode failed or was cancelled
-                await aside(self._tools, partner.close)
 
-    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner) -> Trajectory:
+    async def _attempt(
+        self, job: EpisodeJob, slot: Slot, ledger: Trajectory, failures: list[ToolFailure]
+    ) -> None:
+        """Play an episode in an environment of its own; add to the failures if the world fails it."""
+        partner = Partner(self._task.create)
+        try:
+            await self._dialogue(job, slot, partner, ledger)
+        except WorldError as error:
+            logger.warning("%s: %s failed: %s", _named(job.sample, job.task), error.tool, error)
+            failures.append(ToolFailure(error.tool, str(error)))
+            ledger.prompt = ledger.prompt or job.sample.messages
+            ledger.stop_reason = "error"
+        finally:
+            if not partner.closed:  # the episode failed or was cancelled
+                with contextlib.suppress(WorldError):  # what is left of it is of no use
+                    await aside(self._tools, partner.close)
+
+    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner, ledger: Trajectory) -> None:
         """Let model and environment take turns until the episode is over."""
         messages = await aside(self._tools, partner.start, job.sample)
-        prompt = self._prompt
-        if prompt is None or prompt.messages != messages:
-            prompt = await aside(self._rendering, self._render_prompt, job, messages)
-        ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
+        rendered = await self._prompt_of(job, messages)
         talk = _Talk(job, slot, self._images.open(), ledger)
         try:
-            images = await self._begin(talk, prompt)
+            images = await self._begin(talk, rendered, messages)
             for turn in itertools.count():
                 request = self._request(job, turn, ledger, images, slot.next_id())
                 completion = await self._serving.sample(slot, request)
@@ -208,37 +218,42 @@ class EpisodePlayer:
                     break
         finally:
             talk.pictures.close()
-        return ledger
 
     def _prepare(self, sample: Sample) -> None:
         """Plan the loading of a prompt's images."""
         with contextlib.suppress(ValueError):  # `play` says what is wrong with a prompt
             self._pictures.prefetch(self._renderer.render(sample.messages).images)
 
-    def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> _Prompt:
+    async def _prompt_of(self, job: EpisodeJob, messages: tuple[Message, ...]) -> Rendered:
         """Tokenise a prompt, once for all episodes to which it is shown.
 
         Raises:
             EpisodeError: If it cannot be shown or is too long.
         """
-        if self._prompt is None or self._prompt.messages != messages:
-            rendered = _render_prompt(self._renderer, job.sample, job.task, messages, self._task.tools)
-            if not self._limits.leave_room(len(rendered.token_ids)):
-                raise EpisodeError(
-                    f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
-                    f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
-                    " lower model.max_pixels"
-                )
-            self._prompt = _Prompt(messages, rendered)
-        return self._prompt
+        if self._prompt is None or self._messages != messages:
+            self._messages = messages
+            self._prompt = aside(self._rendering, self._render_prompt, job, messages)
+        return await asyncio.shield(self._prompt)  # which an episode that is cancelled leaves to the others
 
-    async def _begin(self, talk: _Talk, prompt: _Prompt) -> list[EngineImage]:
+    def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> Rendered:
+        """Tokenise a prompt; raise EpisodeError if it cannot be shown or is too long."""
+        rendered = _render_prompt(self._renderer, job.sample, job.task, messages, self._task.tools)
+        if not self._limits.leave_room(len(rendered.token_ids)):
+            raise EpisodeError(
+                f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
+                f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
+                " lower model.max_pixels"
+            )
+        return rendered
+
+    async def _begin(
+        self, talk: _Talk, rendered: Rendered, messages: tuple[Message, ...]
+    ) -> list[EngineImage]:
         """Begin the ledger with the prompt; return its images as the engine takes them.
 
         Raises:
             EpisodeError: If one of them cannot be read.
         """
-        rendered = prompt.rendered
         try:
             images = await talk.slot.images(talk.pictures, rendered.images)
         except (ImageError, ImageChangedError) as error:
@@ -246,7 +261,7 @@ class EpisodePlayer:
                 f"{_named(talk.job.sample, talk.job.task)} cannot be shown: {error}"
             ) from error
         hashed = with_hashes(rendered.images, images)
-        append_prompt(talk.ledger, replace(rendered, images=hashed), prompt.messages)
+        append_prompt(talk.ledger, replace(rendered, images=hashed), messages)
         talk.images.extend(rendered.images)
         return images
 
@@ -273,12 +288,12 @@ class EpisodePlayer:
         reply = partner.step(text)
         ledger.tool_calls += reply.calls
         if reply.done or reply.message is None:
-            return self._finish(partner, ledger, "max_turns" if reply.calls else "answer")
+            return self._finish(partner, ledger, "max_turns" if reply.truncated else "answer")
         return reply.message
 
     def _finish(self, partner: Partner, ledger: Trajectory, stop_reason: str) -> None:
         """Close an episode, and check its ledger."""
-        partner.close()
+        ledger.outcome = dict(partner.close())
         ledger.stop_reason = stop_reason
         check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
 
@@ -338,10 +353,14 @@ def prompt_tokens(
     """
     environment = environments[task].create()
     try:
-        messages = environment.start(sample)
+        try:
+            messages = environment.start(sample)
+        except WorldError:  # whether it passes, the episode will tell
+            messages = sample.messages
         return len(_render_prompt(renderer, sample, task, messages, environments[task].tools).token_ids)
     finally:
-        environment.close()
+        with contextlib.suppress(WorldError):
+            environment.close()
 
 
 def _render_prompt(

@@ -52,6 +52,10 @@ EPISODE_TOKENS = "episode/tokens"
 EPISODE_TRUNCATED = "episode/truncated"
 #: Episodes that were left out of the loss since they ended at a limit.
 EPISODE_MASKED = "episode/masked"
+#: Share of the episodes that the world failed, which teach nothing; and how often a tool or an environment
+#: failed, retries included: this, and its name.
+EPISODE_FAILED = "episode/failed"
+TOOL_FAILURES = "tool_failures/"
 
 ENTROPY = "entropy"
 #: Share of the tokens whose ratio was clipped; of those, below, above, and at negative advantages above.

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from posttrain.config import ModelConfig, OnPolicyDistillationStage, RlStage
 from posttrain.quickstart.tiny import build_tiny
-from posttrain.training.on_policy.frozen_policy import Beside
+from posttrain.training.on_policy.frozen_policy import FrozenWeights
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.types import Trajectory
 from tests.unit.training.conftest import model_config, stage, trajectories  # noqa: F401
@@ -74,7 +74,7 @@ def test_two_ranks_learn_from_a_teacher_what_one_does(
             *(model_config, settings, tiny_checkpoint),
             resume=False,
             use_gpu=False,
-            beside=Beside(tiny_checkpoint, tmp_path / "teacher"),
+            frozen=FrozenWeights(tiny_checkpoint, tmp_path / "teacher"),
         )
         try:
             group.check_teacher(trajectories[:2])

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage, RunConfig
@@ -29,21 +28,13 @@ from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
+from posttrain.rollout.token_figures import TokenBytes, token_figures
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
-    ADVANTAGE_DROPPED_GROUPS,
-    ADVANTAGE_SHAPED_GROUPS,
-    ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
-    EPISODE_TOKENS,
-    EPISODE_TOOL_CALLS,
-    EPISODE_TRUNCATED,
-    EPISODE_TURNS,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
-    REWARD,
-    REWARD_ERRORS,
-    REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -52,9 +43,10 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
+from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
-from posttrain.training.on_policy.frozen_policy import Beside
+from posttrain.training.on_policy.frozen_policy import FrozenWeights
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -62,7 +54,8 @@ from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessEr
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
-from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
+from posttrain.training.on_policy.signals.group_relative import assign_advantages
+from posttrain.training.on_policy.step_metrics import rollout_metrics
 from posttrain.training.on_policy.teachers import find_teacher, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
@@ -93,13 +86,14 @@ class OnPolicyRunner:
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
+        teacher = find_teacher(work, stage, origin)
         learners = LearnerGroup(
             *(trained_model(work.config.model, stage, start), stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
-            seed=work.config.seed,
-            beside=Beside(origin, find_teacher(work, stage, origin)),
+            seed=work.config.seed_of(stage),
+            frozen=FrozenWeights(origin, teacher),
         )
         publisher = Publisher(
             learners,
@@ -118,7 +112,8 @@ class OnPolicyRunner:
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
         prompts = stage_prompts(work.config, stage, pool, start)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning)
+        sizes = TokenBytes.of_checkpoint(start)
+        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -156,8 +151,8 @@ def stage_prompts(
         task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
         for task in stage.tasks
     }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
-    return StepPrompts(mixture, stage, config.seed, pool.prompt_tokens)
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), pool.prompt_tokens)
 
 
 class Learners(Protocol):
@@ -206,6 +201,7 @@ class Crew:
         publisher: Brings weights from the one to the other.
         next_version: Returns a version that was never used.
         learning: What an update happens within (see `engines_asleep`).
+        token_bytes: Sizes of the tokens, by which their figures are recorded; if absent they are not.
     """
 
     pool: EpisodePool
@@ -213,6 +209,7 @@ class Crew:
     publisher: PublishesWeights
     next_version: Callable[[], int]
     learning: Callable[[], AbstractContextManager[None]] = nullcontext
+    token_bytes: TokenBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +249,9 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        self._limits = Limits(
+            stage.rollout.max_new_tokens, stage.rollout.max_length, temperature=stage.rollout.temperature
+        )
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -300,6 +299,7 @@ class Controller:
         Raises:
             StalenessError: If an engine served other weights than it was given.
             PolicyMismatch: If engine and learner disagree on the log-probs of present weights.
+            WorldFailing: If tools or environments failed too many of them.
         """
         trajectories = played.trajectories
         ages = self._pacing.ages(
@@ -310,19 +310,22 @@ class Controller:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
-        write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        check_world(trajectories, self._stage.rollout.max_failed_share, name)
         taught = self._stage.teacher_name is not None
-        learnable = [each for each in trajectories if taught or each.advantage is not None]
+        told = [each for each in trajectories if taught or each.advantage is not None]
+        learnable = [each for each in told if not each.failed]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
-        self._crew.publisher.prove_by(trajectories)
+        self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
 
     def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Compare a step's episodes within their groups; return what there is to say of them."""
         rewards = {task.name: task.rewards for task in self._stage.tasks}
-        rewarded = [each for each in trajectories if rewards[each.task]]
-        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
-        return rollout_metrics(trajectories, counts)
+        rewarded = [each for each in trajectories if each.task in self._stage.rewarded]
+        return rollout_metrics(trajectories, assign_advantages(rewarded, rewards, self._stage.algorithm))
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -370,29 +373,3 @@ class Controller:
         """Give up what is under way."""
         self.discard()
         self._prompts.close()
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
-    rewards: dict[str, list[float]] = {}  # by metric name
-    for trajectory in trajectories:
-        verdict = trajectory.reward
-        if verdict is None or verdict.total is None:
-            continue
-        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
-        for name, value in verdict.values.items():
-            if value is not None:
-                rewards.setdefault(REWARD + name, []).append(value)
-    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
-    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
-    return {
-        **{name: fmean(values) for name, values in rewards.items()},
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-        ADVANTAGE_SHAPED_GROUPS: float(counts.shaped_groups),
-        EPISODE_TOOL_CALLS: fmean(calls),
-        EPISODE_TURNS: fmean(turns),
-        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
-    }

@@ -12,7 +12,6 @@ the first need a pass of their own, since the policy has moved when their turn c
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +39,19 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.frozen_policy import Beside, FrozenPolicy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, Term, normalizer_of, objective_of
+from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy, sampled_by
+from posttrain.training.on_policy.frozen_policy import FrozenPolicy
+from posttrain.training.on_policy.objectives import (
+    LearnedRow,
+    Objective,
+    Piece,
+    Term,
+    normalizer_of,
+    objective_of,
+)
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
-from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Teacher, TeacherTerm, load_teacher
+from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Taught, Teacher, TeacherTerm, load_teacher
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
@@ -66,7 +72,8 @@ class Learner:
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
-        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
+        origin: The weights that the stage started from, for a reference; the checkpoint if absent.
+        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
 
     Attributes:
         policy: The policy that is trained.
@@ -83,11 +90,11 @@ class Learner:
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
-        beside: Beside | None = None,
+        origin: Path | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
-        teacher = None if beside is None else beside.teacher
         others = {TEACHER_ADAPTER: teacher} if teacher is not None and is_adapter(teacher) else {}
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
@@ -99,8 +106,7 @@ class Learner:
         taught: list[Term] = [] if teacher is None else [TeacherTerm()]
         self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
         self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
-        self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
-        self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
+        self._reference = self._load_reference(model_config, origin or checkpoint)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -169,7 +175,8 @@ class Learner:
             norms.append(self.updates.step())
         if not learned:
             metrics = self._measured(trajectories, step)
-        metrics |= self._summary(norms, step)
+        metrics |= step.summary(norms, self.objective)
+        metrics[UPDATE_SKIPPED] = float(self.updates.take_skipped())
         if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
             metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
@@ -182,47 +189,40 @@ class Learner:
     def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
         """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
         sums = torch.zeros(2, dtype=torch.float64)
-        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        share = share_of(
+            trajectories,
+            self.stage.batch_tokens,
+            _filler(self.renderer.end_token_id),
+            rank(),
+            world_size(),
+            ALL,
+        )
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
-                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
                 sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
 
-    def _filler(self) -> Trajectory:
-        """Make what a rank runs where others have a row more."""
-        end = self.renderer.end_token_id
-        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        filler = self._filler()
+        filler = _filler(self.renderer.end_token_id)
         parts = mini_batches(trajectories, self.stage.updates_per_step)
         capacity, counting = self.stage.batch_tokens, self.objective
         return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
-    def _sampled_by(self, row: Row, present: int) -> SampledBy:
+    def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
         """Collect what the engine said of the sampled tokens of a row."""
-        sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
-        versions, approximate, logprobs = (
-            np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
-            for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
-        )
-        return SampledBy(
-            logprobs=torch.from_numpy(logprobs).float().to(self.device),
-            classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
-            older=versions < present,
-            approximate=approximate,
-        )
+        tempered = self.stage.rollout.temperature != 1
+        return sampled_by(row.trajectories, self._classes, present, banned if tempered else None, self.device)
 
     @torch.no_grad()
     def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
         """Compute the log-probs of a row before the first update of a step."""
         logprobs, _, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -244,31 +244,37 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
-            reference = self._reference and self._reference.logprobs(row.trajectories)
             old = None if old_logprobs is None else old_logprobs[number]
-            with nullcontext() if self.teacher is None else self.teacher.of(row.trajectories) as taught:
-                beside = _nothing if taught is None else taught.divergence
-                (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(
-                    row.trajectories, beside
-                )
-                if not row.counts:
-                    (0 * logprobs.sum()).backward()
-                    continue
-                sampled_by = self._sampled_by(row, step.present)
-                if old is None:
-                    step.agreement.add(logprobs, banned, sampled_by)
-                tokens = self._tokens(row, share, logprobs, old, sampled_by)
-                of_teacher = taught and taught.logprobs
-                loss, pieces = self.objective.loss(
-                    LearnedRow(row.trajectories, tokens, reference, of_teacher, divergences)
-                )
-                loss.backward()
-            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
-            step.rows.append(told | ratio_metrics(tokens.log_ratios))
-            step.pieces.append(pieces)
+            if self.teacher is None:
+                self._learn(row, share, old, step, None)
+                continue
+            with self.teacher.of(row.trajectories) as taught:
+                self._learn(row, share, old, step, taught)
+
+    def _learn(
+        self, row: Row, share: Share, old_logprobs: Tensor | None, step: "_Step", taught: Taught | None
+    ) -> None:
+        """Run a row forward and backward; see `_backward`."""
+        beside = _nothing if taught is None else taught.divergence
+        reference = self._reference and self._reference.logprobs(row.trajectories)
+        (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(row.trajectories, beside)
+        if not row.counts:
+            (0 * logprobs.sum()).backward()
+            return
+        engine = self._sampled_by(row, step.present, banned)
+        if old_logprobs is None:
+            step.agreement.add(logprobs, banned, engine)
+        tokens = self._tokens(row, share, logprobs, old_logprobs, engine)
+        teacher_logprobs = None if taught is None else taught.logprobs
+        told = LearnedRow(row.trajectories, tokens, reference, teacher_logprobs, divergences)
+        loss, pieces = self.objective.loss(told)
+        loss.backward()
+        sums = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+        step.rows.append(sums | ratio_metrics(tokens.log_ratios))
+        step.pieces.append(pieces)
 
     def _tokens(
-        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, sampled_by: SampledBy
+        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, engine: SampledBy
     ) -> SampledTokens:
         """Collect what the terms of the loss need to know of a row's tokens."""
         old = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -280,26 +286,9 @@ class Learner:
             advantages=advantages.repeat_interleave(lengths),
             sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
             normalizer=normalizer_of(self.stage, share),
-            importance_weights=truncated_importance_weights(old, sampled_by.logprobs, self._importance_cap),
-            per_sequence=self._per_sequence,
+            importance_weights=truncated_importance_weights(old, engine.logprobs, self._importance_cap),
+            per_sequence=self.stage.loss_normalization == "sequence",
         )
-
-    def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
-        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
-        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
-        sums = [sum(row[name].item() for row in step.rows) for name in names]
-        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
-        total = dict(zip(names, sums, strict=True))
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        metrics = {
-            LOSS: total["loss"] / len(norms),
-            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
-            UPDATE_SKIPPED: float(self.updates.take_skipped()),
-        }
-        if tokens := total["num_tokens"]:  # no group had a signal otherwise
-            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
-            metrics |= self.objective.metrics(step.pieces, tokens)
-        return metrics
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
@@ -316,6 +305,11 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+def _filler(end: int) -> Trajectory:
+    """Make what a rank runs where others have a row more."""
+    return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
 
 
 class _Step:
@@ -335,3 +329,19 @@ class _Step:
         self.present = present
         self.rows: list[Piece] = []
         self.pieces: list[list[Piece]] = []
+
+    def summary(self, norms: list[float], objective: Objective) -> dict[str, float]:
+        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
+        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
+        sums = [sum(row[name].item() for row in self.rows) for name in names]
+        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
+        total = dict(zip(names, sums, strict=True))
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics = {
+            LOSS: total["loss"] / len(norms),
+            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
+        }
+        if tokens := total["num_tokens"]:  # no group had a signal otherwise
+            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
+            metrics |= objective.metrics(self.pieces, tokens)
+        return metrics

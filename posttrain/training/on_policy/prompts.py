@@ -56,7 +56,7 @@ class StepPrompts:
     Args:
         mixture: Tells which task and row each draw is.
         stage: The stage's settings.
-        seed: The run's seed.
+        seed: The stage's seed.
         measure: Counts the tokens of prompts.
     """
 
@@ -107,7 +107,7 @@ class StepPrompts:
 
     def _group(self, step: int, group: int, task: str, row: int) -> GroupJob:
         """Make the group of a row in its place of a step."""
-        seed = stable_seed(self._seed, self._stage.name, step, group)
+        seed = stable_seed(self._seed, self._stage.shared_name, step, group)
         sample = self._mixture.datasets[task][row]
         return GroupJob(group, task, sample, self._stage.episodes_per_prompt, seed)
 

@@ -77,3 +77,10 @@ def test_a_pattern_is_told_by_its_meaning() -> None:
 )
 def test_the_keys_of_earlier_versions(stage: dict, remedy: str) -> None:
     assert remedy in refusal(stages=[stage])
+
+
+def test_rewards_of_an_environment_need_one() -> None:
+    task = {"data": "rows", "rewards": ["answer_accuracy", "environment.won"]}
+    message = refusal(stages=[RL | {"tasks": [task]}])
+    assert "'environment.won' is of an environment, and the task has none" in message
+    assert "name the `environment`" in message

@@ -64,7 +64,7 @@ def assign_advantages(
     The baseline is the group's mean or, left out one, the others': R − (ΣR − R) / (n − 1). The deviation is
     the group's or the whole batch's, of a sample (n − 1), as in TRL's GRPO; without one nothing is divided.
     An episode whose reward failed gets None: it is neither learnt from nor part of the mean (an error is
-    never a zero).
+    never a zero). So does an episode that the world failed, which is no error of a reward.
 
     In a group that nobody solved bonuses do not count (see `unsolved_bonuses`), or they alone would make
     advantages as large as right against wrong does.
@@ -87,7 +87,7 @@ def assign_advantages(
     zero_groups = errors = 0
     for members in groups.values():
         found = [(each, each.reward) for each in members if each.reward and each.reward.total is not None]
-        errors += len(members) - len(found)
+        errors += sum(not each.failed for each in members) - len(found)
         if len(found) < 2:
             continue
         rewards = (tasks or {}).get(members[0].task, ())

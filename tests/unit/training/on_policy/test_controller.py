@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from posttrain.inference.pool import PoolError
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
+from posttrain.rollout.world import WorldFailing
 from posttrain.run.directory import RunDir
 from posttrain.run.process import STOP
 from posttrain.training.on_policy.controller import Controller, Crew
@@ -25,7 +26,7 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
-from posttrain.types import RewardResult, Sample, Trajectory, text_message
+from posttrain.types import RewardResult, Sample, ToolFailure, Trajectory, text_message
 
 STEPS = 6
 PROMPTS = 4
@@ -41,6 +42,7 @@ class Team:
         serves: The version that engines serve whatever they are given; None is what they are given.
         wrong_proofs: The version whose proof fails once.
         learner_dies: When a learner dies, by the monotonic clock; 0 is never.
+        fails: Whether the world fails the first episode of a group, by its sample.
         events: What was done, in order.
         learned: The samples of each update.
     """
@@ -51,6 +53,7 @@ class Team:
     serves: int | None = None
     wrong_proofs: int = 0
     learner_dies: float = 0.0
+    fails: Callable[[str], bool] = lambda sample: False
     version: int = 0
     events: list[str] = field(default_factory=list)
     learned: list[list[str]] = field(default_factory=list)
@@ -80,6 +83,13 @@ class Team:
             )
             for episode in range(group.size)
         ]
+        if self.fails(group.sample.id):
+            members[0] = replace(
+                members[0],
+                stop_reason="error",
+                reward=None,
+                failures=[ToolFailure("search", "no answer")] * 2,
+            )
         if future.set_running_or_notify_cancel():
             future.set_result(PlayedGroup(members, 0.0))
 
@@ -237,6 +247,17 @@ def test_what_is_played_while_a_proof_fails_is_played_again(folder: RunDir) -> N
     assert [row["publish/repeated"] for row in log.rows] == [0, 1, 0, 0, 0, 0]
     assert log.rows[1]["time/publish"] == 0.5
     assert log.rows[1]["publish/proof_gap"] == pytest.approx(0.3)
+
+
+def test_what_the_world_failed_is_not_learned_and_too_much_of_it_ends_the_run(folder: RunDir) -> None:
+    log = run(Team(fails=lambda sample: sample == "2.1"), folder)
+    assert [row["episode/failed"] for row in log.rows] == [0, 1 / 8, 0, 0, 0, 0]
+    assert log.rows[1]["tool_failures/search"] == 2
+    assert log.rows[1]["reward/errors"] == 0
+    team = Team(fails=lambda sample: sample in ("3.0", "3.2"))
+    with pytest.raises(WorldFailing, match=r"rl/step-3: 2 of 8 episodes.*'search', most often: no answer"):
+        run(team, folder)
+    assert team.learned[-1] == [prompt(draw) for draw in range(PROMPTS, 2 * PROMPTS)]
 
 
 def test_a_second_disagreement_ends_the_run(folder: RunDir) -> None:
