@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -130,11 +130,6 @@ class OnPolicyStage(LearningStage, ABC):
         """Most tokens that the policy can sample in an episode."""
         turns = max(task.max_turns for task in self.tasks)
         return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
-
-    @property
-    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
-        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
-        return "token" if self.algorithm is None else self.algorithm.loss_normalization
 
     @property
     def has_reference(self) -> bool:
