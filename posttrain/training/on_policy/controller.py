@@ -54,8 +54,8 @@ from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessEr
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.training.on_policy.step_metrics import rollout_metrics
 from posttrain.training.on_policy.teachers import find_teacher, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
@@ -248,9 +248,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(
-            stage.rollout.max_new_tokens, stage.rollout.max_length, temperature=stage.rollout.temperature
-        )
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
