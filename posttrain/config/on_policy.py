@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
 from posttrain.config.stage import Surroundings, TaskUse
-from posttrain.config.tasks import RlTask
+from posttrain.config.tasks import RlTask, check_lengths
 
 #: Largest gap between engine's and learner's log-probs that rounding explains, by the type of the weights.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
@@ -132,11 +132,6 @@ class OnPolicyStage(LearningStage, ABC):
         return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
 
     @property
-    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
-        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
-        return "token" if self.algorithm is None else self.algorithm.loss_normalization
-
-    @property
     def has_reference(self) -> bool:
         """Whether the policy is compared with the weights that the stage starts from."""
         return self.algorithm is not None and self.algorithm.kl is not None
@@ -206,6 +201,7 @@ class OnPolicyStage(LearningStage, ABC):
                 )
             ratios[task.name] = task.ratio
         check_shares("tasks", ratios)
+        check_lengths("tasks", self.tasks, self.rollout)
         parts = self.updates_per_step
         if self.prompts_per_step % parts:
             raise MisfitError(

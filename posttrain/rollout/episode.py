@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from posttrain.config import RolloutConfig, TaskConfig
 from posttrain.failures import WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
@@ -91,6 +92,11 @@ class Limits:
     max_length: int
     temperature: float = 1.0
 
+    @classmethod
+    def of_task(cls, task: TaskConfig, rollout: RolloutConfig, temperature: float = 1.0) -> "Limits":
+        """Return the limits of a task's episodes within those of a rollout."""
+        return cls(*task.lengths_in(rollout), temperature)
+
     def leave_room(self, prompt_tokens: int) -> bool:
         """Tell whether an answer to a prompt of so many tokens can be sampled."""
         return prompt_tokens < self.max_length
@@ -151,7 +157,8 @@ class EpisodePlayer:
 
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
-        self._rendering.submit(self._prepare, sample)
+        if any(message.images for message in sample.messages):
+            self._rendering.submit(self._prepare, sample)
 
     def close(self) -> None:
         """Say that every episode of the group is over."""

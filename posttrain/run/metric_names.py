@@ -35,7 +35,8 @@ HELD_OUT_PREFERENCE_MARGINS = HELD_OUT + PREFERENCE_MARGINS
 #: Share of a training stage's own checks that are right: this, and the name of the check.
 ACCURACY = "accuracy/"
 
-#: Mean of a reward over the scored episodes of a step: this, and the reward's name.
+#: Mean of a reward over the scored episodes of a step: this, and the reward's name. Where a stage has several
+#: tasks, these, `episode/…` and the silent groups are also told of each (see `of_task`).
 REWARD = "reward/"
 REWARD_MEAN = "reward/mean"
 #: Episodes of which a reward failed.
@@ -50,12 +51,12 @@ EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"
 #: Share of the episodes that ended at a limit instead of with an answer.
 EPISODE_TRUNCATED = "episode/truncated"
-#: Episodes that were left out of the loss since they ended at a limit.
-EPISODE_MASKED = "episode/masked"
 #: Share of the episodes that the world failed, which teach nothing; and how often a tool or an environment
 #: failed, retries included: this, and its name.
 EPISODE_FAILED = "episode/failed"
 TOOL_FAILURES = "tool_failures/"
+#: Episodes that were left out of the loss since they ended at a limit.
+EPISODE_MASKED = "episode/masked"
 
 ENTROPY = "entropy"
 #: Share of the tokens whose ratio was clipped; of those, below, above, and at negative advantages above.
@@ -121,3 +122,9 @@ TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
 TIME_LEARNER_WAIT = "time/learner_wait"
 TIME_ENGINE_WAIT = "time/engine_wait"
+
+
+def of_task(name: str, task: str) -> str:
+    """Return the name of a figure of one task, such as `reward/markers/mean` of `reward/mean`."""
+    about, _, what = name.partition("/")
+    return f"{about}/{task}/{what}"

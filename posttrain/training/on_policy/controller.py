@@ -46,7 +46,7 @@ from posttrain.run.rows import EvaluationRow
 from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
-from posttrain.training.on_policy.frozen_policy import FrozenWeights
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -54,8 +54,8 @@ from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessEr
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.training.on_policy.step_metrics import rollout_metrics
 from posttrain.training.on_policy.teachers import find_teacher, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
@@ -86,14 +86,13 @@ class OnPolicyRunner:
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        teacher = find_teacher(work, stage, origin)
         learners = LearnerGroup(
             *(trained_model(work.config.model, stage, start), stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
-            frozen=FrozenWeights(origin, teacher),
+            beside=Beside(origin, find_teacher(work, stage, origin)),
         )
         publisher = Publisher(
             learners,
@@ -249,9 +248,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = Limits(
-            stage.rollout.max_new_tokens, stage.rollout.max_length, temperature=stage.rollout.temperature
-        )
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -324,8 +322,9 @@ class Controller:
     def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Compare a step's episodes within their groups; return what there is to say of them."""
         rewards = {task.name: task.rewards for task in self._stage.tasks}
-        rewarded = [each for each in trajectories if each.task in self._stage.rewarded]
-        return rollout_metrics(trajectories, assign_advantages(rewarded, rewards, self._stage.algorithm))
+        rewarded = [each for each in trajectories if rewards[each.task]]
+        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
+        return rollout_metrics(trajectories, counts)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""

@@ -43,7 +43,7 @@ class StepInFlight:
         pool: Plays them.
         meter: Told of each that starts and ends.
         groups: The groups.
-        limits: Lengths of the episodes.
+        limits: Lengths of the episodes, by task.
         stall: Seconds in which some group must end.
     """
 
@@ -52,7 +52,7 @@ class StepInFlight:
         pool: EpisodePool,
         meter: EngineMeter,
         groups: Sequence[GroupJob],
-        limits: Limits,
+        limits: Mapping[str, Limits],
         stall: float = STALL_S,
     ) -> None:
         self.groups = groups
@@ -60,7 +60,7 @@ class StepInFlight:
         self._stall = stall
         self._begun = self._ended = time.perf_counter()
         meter.started(len(groups))
-        self._futures = pool.submit([PlayGroup(group, limits) for group in groups])
+        self._futures = pool.submit([PlayGroup(group, limits[group.task]) for group in groups])
         for future in self._futures:
             future.add_done_callback(self._on_end)
 

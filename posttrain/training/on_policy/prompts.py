@@ -49,7 +49,7 @@ class PromptsAhead:
 class StepPrompts:
     """Draws each step's prompts; which they are depends on the seed and the step alone.
 
-    A prompt that leaves no room for an answer within `rollout.max_length` is left out, and replaced by the
+    A prompt that leaves no room for an answer within its task's `max_length` is left out, and replaced by the
     next of the same task that fits (see `Mixture.replacement`). So one image that is too large does not end
     the run, and every step has all its groups.
 
@@ -66,7 +66,7 @@ class StepPrompts:
         self._seed = seed
         self._measure = measure
         self._datasets = {task.name: task.data for task in stage.tasks}
-        self._limits = Limits(stage.rollout.max_new_tokens, stage.rollout.max_length)
+        self._limits = {task.name: Limits.of_task(task, stage.rollout) for task in stage.tasks}
         self._told = False
 
     def of_step(self, step: int) -> Drawn:
@@ -88,7 +88,7 @@ class StepPrompts:
                 raise DataError(
                     f"dataset {self._datasets[last.task]}: {turn} prompts one after another leave no room for"
                     f" an answer; the last, row {last.sample.id!r}, has {tokens} tokens. Raise"
-                    f" stages.{self._stage.name}.rollout.max_length = {self._limits.max_length}, lower"
+                    f" stages.{self._stage.name}.{self._length_of(last.task)}, lower"
                     " model.max_pixels, or filter the dataset"
                 )
             draws = self._stage.max_steps * count
@@ -105,6 +105,12 @@ class StepPrompts:
                 groups[group.group] = group
         return groups, left_out
 
+    def _length_of(self, task: str) -> str:
+        """Return the key and the value of a task's most tokens of an episode."""
+        number, own = next((i, each) for i, each in enumerate(self._stage.tasks) if each.name == task)
+        key = f"tasks[{number}].max_length" if own.max_length else "rollout.max_length"
+        return f"{key} = {self._limits[task].max_length}"
+
     def _group(self, step: int, group: int, task: str, row: int) -> GroupJob:
         """Make the group of a row in its place of a step."""
         seed = stable_seed(self._seed, self._stage.shared_name, step, group)
@@ -117,16 +123,16 @@ class StepPrompts:
         found = [
             (group, tokens[group.group])
             for group in groups
-            if not self._limits.leave_room(tokens[group.group])
+            if not self._limits[group.task].leave_room(tokens[group.group])
         ]
         if found and not self._told:
             self._told = True
             group, length = found[0]
             logger.warning(
                 "stage %s: row %r of dataset %s has a prompt of %d tokens, which leaves no room for an answer"
-                " in rollout.max_length = %d; it is left out and replaced by the next. All such prompts are"
-                " counted in data/left_out; raise rollout.max_length or lower model.max_pixels to keep them",
+                " in %s; it is left out and replaced by the next. All such prompts are counted in"
+                " data/left_out; raise it, or lower model.max_pixels, to keep them",
                 *(self._stage.name, group.sample.id, self._datasets[group.task], length),
-                self._limits.max_length,
+                self._length_of(group.task),
             )
         return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.config import RlStage
+from posttrain.config import RewardRef, RlStage, RlTask, RolloutConfig
 from posttrain.data.mixing import Mixture
 from posttrain.inference.pool import PoolError
 from posttrain.rollout.episode import Limits
@@ -324,13 +324,33 @@ def test_groups_that_never_end_have_a_limit() -> None:
     groups = [
         GroupJob(index, "task", Sample(name, ()), 2, index) for index, name in enumerate(("a", "b", "c"))
     ]
-    flight = StepInFlight(pool, EngineMeter(1), groups, Limits(5, 10), stall=0.6)
+    flight = StepInFlight(pool, EngineMeter(1), groups, {"task": Limits(5, 10)}, stall=0.6)
     begun = time.monotonic()
     with pytest.raises(
         PoolError, match=r"none of 1 groups .* has ended in 1 s, .* sample 'b' \(task 'task'\)"
     ):
         flight.wait(lambda: False)
     assert time.monotonic() - begun < 5
+
+
+def test_every_group_is_played_within_the_limits_of_its_task() -> None:
+    class Pool(Team):
+        def submit(self, jobs: Sequence[PlayGroup]) -> list[Future[PlayedGroup]]:
+            played.update({job.group.task: job.limits for job in jobs})
+            return super().submit(jobs)
+
+    played: dict[str, Limits] = {}
+    rewards = [RewardRef(name="answer_accuracy")]
+    rollout = RolloutConfig(max_new_tokens=64, max_length=256)
+    tasks = [
+        RlTask(data="long", rewards=rewards),
+        RlTask(data="short", rewards=rewards, max_new_tokens=4, max_length=32),
+    ]
+    limits = {task.name: Limits.of_task(task, rollout) for task in tasks}
+    groups = [GroupJob(index, task.name, Sample("a", ()), 2, index) for index, task in enumerate(tasks)]
+    pool: Any = Pool()
+    assert StepInFlight(pool, EngineMeter(1), groups, limits).wait(lambda: False)
+    assert played == {"long": Limits(64, 256), "short": Limits(4, 32)}
 
 
 def test_prompts_are_drawn_one_step_ahead_beside_what_else_goes_on() -> None:

@@ -54,6 +54,14 @@ def test_the_order_of_the_batch_changes_nothing() -> None:
     assert [t.advantage for t in batch] == first
 
 
+def test_an_episode_that_the_world_failed_is_no_error_of_a_reward() -> None:
+    batch = scored(0, [0.0, 1.0])
+    batch.append(Trajectory("s", "t", 0, 2, stop_reason="error"))
+    assert assign_advantages(batch) == AdvantageCounts(zero_groups=0, dropped_groups=0, errors=0)
+    assert batch[2].advantage is None
+    assert batch[0].advantage == pytest.approx(-0.70701, abs=1e-5)
+
+
 def compared(**settings: Any) -> Grpo:
     return Grpo.model_validate({"name": "grpo"} | settings)
 
@@ -136,11 +144,3 @@ def test_left_out_an_episode_is_compared_with_the_others() -> None:
     expected = [r - statistics.fmean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
     assert [t.advantage for t in batch[:4]] == pytest.approx(expected, rel=1e-12)
     assert batch[4].advantage is None
-
-
-def test_an_episode_that_the_world_failed_is_no_error_of_a_reward() -> None:
-    batch = scored(0, [0.0, 1.0])
-    batch.append(Trajectory("s", "t", 0, 2, stop_reason="error"))
-    assert assign_advantages(batch) == AdvantageCounts(zero_groups=0, dropped_groups=0, errors=0)
-    assert batch[2].advantage is None
-    assert batch[0].advantage == pytest.approx(-0.70701, abs=1e-5)
