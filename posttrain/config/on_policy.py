@@ -82,6 +82,31 @@ class OnPolicyStage(LearningStage, ABC):
         """Optimiser steps on each rollout batch, which is split into as many mini-batches."""
 
     @property
+    def rewarded(self) -> set[str]:
+        """Names of the tasks that have rewards."""
+        return {task.name for task in self.tasks if task.rewards}
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The teacher: a checkpoint, an earlier stage, or base; None without one."""
+        return None
+
+    @property
+    def divergence_beta(self) -> float:
+        """Kind of the divergence from a teacher, if there is one (see `DivergenceConfig`)."""
+        return 0.0
+
+    @property
+    def reward_factor(self) -> float:
+        """Factor of the loss that learns from rewards."""
+        return 1.0
+
+    @property
+    def language_model_alone(self) -> bool:
+        """Whether nothing of the vision side is trained."""
+        return False
+
+    @property
     def cores(self) -> int:
         """Number of cores that the learners wait for: none, since they take turns with the engines."""
         return 0
@@ -142,32 +167,7 @@ class OnPolicyStage(LearningStage, ABC):
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Return the calculations of prompts, episodes and updates."""
-        parts, episodes = self.updates_per_step, self.episodes_per_step
-        part = episodes // parts
-        share = math.ceil(part / self.num_workers)
-        prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
-        updates = self.max_steps * parts
-        ahead = self.rollout.max_staleness
-        return [
-            ("prompts a step", prompts),
-            ("episodes a step", f"{self.prompts_per_step} prompts × {self.episodes_per_prompt} = {episodes}"),
-            (
-                "episodes an update",
-                f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
-                f"in rows of up to {self.batch_tokens:,} tokens",
-            ),
-            ("updates", f"{self.max_steps} steps × {parts} = {updates:,}"),
-            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
-            (
-                "episodes in flight",
-                f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
-                + (
-                    f"a token is up to {ahead} versions older than the weights that learn from it"
-                    if ahead
-                    else "engines and learners take turns (rollout.max_staleness = 0)"
-                ),
-            ),
-        ]
+        return _arithmetic(self)
 
     def adapter_rank(self, use_gpu: bool) -> int:
         """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
@@ -258,3 +258,33 @@ class OnPolicyStage(LearningStage, ABC):
                 "rollout.publish", "there are no adapters to publish", "remove it, or add a `lora` section"
             )
         return self
+
+
+def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
+    """Return the calculations of prompts, episodes and updates of a stage."""
+    parts, episodes = stage.updates_per_step, stage.episodes_per_step
+    part = episodes // parts
+    share = math.ceil(part / stage.num_workers)
+    prompts = ", ".join(f"{task.name} {task.ratio * stage.prompts_per_step:g}" for task in stage.tasks)
+    updates = stage.max_steps * parts
+    ahead = stage.rollout.max_staleness
+    return [
+        ("prompts a step", prompts),
+        ("episodes a step", f"{stage.prompts_per_step} prompts × {stage.episodes_per_prompt} = {episodes}"),
+        (
+            "episodes an update",
+            f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
+            f"in rows of up to {stage.batch_tokens:,} tokens",
+        ),
+        ("updates", f"{stage.max_steps} steps × {parts} = {updates:,}"),
+        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}"),
+        (
+            "episodes in flight",
+            f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
+            + (
+                f"a token is up to {ahead} versions older than the weights that learn from it"
+                if ahead
+                else "engines and learners take turns (rollout.max_staleness = 0)"
+            ),
+        ),
+    ]

@@ -67,6 +67,9 @@ CLIP_FRACTION_DUAL = "clip_fraction/dual"
 #: Estimates of KL divergences, in nats a token.
 KL = "kl/"
 KL_TEACHER = "kl/teacher"
+#: Mean divergence from a teacher over the whole vocabulary, of the kind that is learned, in nats a token.
+DIVERGENCE = "divergence/"
+DIVERGENCE_TEACHER = "divergence/teacher"
 KL_ENGINE_LEARNER = "kl/engine_learner"
 KL_OLD_NEW = "kl/old_new"
 #: From the policy to the weights that the stage started with.
@@ -112,6 +115,8 @@ TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
+#: The part of a learner's time in which the teacher read the episodes.
+TIME_TEACHER = "time/teacher"
 TIME_PUBLISH = "time/publish"
 TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.

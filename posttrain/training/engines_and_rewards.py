@@ -95,7 +95,8 @@ class EnginesAndRewards:
     def _start_pool(self, checkpoint: Path, rollout: RolloutConfig, origin: str) -> RolloutPool:
         # Another model than the run's own answers questions, which nothing scores.
         tasks = [] if origin else self._tasks
-        if tasks and self._rewards is None:
+        rewarded = any(task.rewards for task in tasks)
+        if rewarded and self._rewards is None:
             self._rewards = self._start_rewards()
         config = self._config
         family = infer_family(checkpoint) if origin else config.model.family
@@ -112,7 +113,7 @@ class EnginesAndRewards:
             load_tools=self._plugins.load_tools,
             load_game=self._plugins.load_game,
             make_environment=self._plugins.make_environment,
-            rewards=self._rewards if tasks else None,
+            rewards=self._rewards if rewarded else None,
             base_dir=Path(config.base_dir),
             use=self._engine_use(rollout, checkpoint),
             # On a GPU the last bits depend on more than the batch, as they do where weights change in flight.

@@ -46,14 +46,17 @@ from posttrain.run.rows import EvaluationRow
 from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
+from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.rollout_metrics import rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
+from posttrain.training.on_policy.teachers import find_teacher, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.types import Trajectory
@@ -84,12 +87,12 @@ class OnPolicyRunner:
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
         learners = LearnerGroup(
-            *(work.config.model, stage, start),
+            *(trained_model(work.config.model, stage, start), stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
-            origin=origin,
+            beside=Beside(origin, find_teacher(work, stage, origin)),
         )
         publisher = Publisher(
             learners,
@@ -115,7 +118,9 @@ class OnPolicyRunner:
             with saving_on_sigterm(work.run):
                 if pacing.next_step is not None:
                     first, _ = prompts.of_step(pacing.next_step)
-                    publisher.prove_by(learners.prompt_sequences([group.sample for group in first]))
+                    sequences = learners.prompt_sequences([group.sample for group in first])
+                    publisher.prove_by(sequences)
+                    learners.check_teacher(proof_sequences(sequences))
                 if stage.lora is not None:
                     publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
@@ -307,7 +312,9 @@ class Controller:
         if self._crew.token_bytes is not None:
             write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
         check_world(trajectories, self._stage.rollout.max_failed_share, name)
-        learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
+        taught = self._stage.teacher_name is not None
+        told = [each for each in trajectories if taught or each.advantage is not None]
+        learnable = [each for each in told if not each.failed]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
@@ -315,7 +322,9 @@ class Controller:
     def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Compare a step's episodes within their groups; return what there is to say of them."""
         rewards = {task.name: task.rewards for task in self._stage.tasks}
-        return rollout_metrics(trajectories, assign_advantages(trajectories, rewards, self._stage.algorithm))
+        rewarded = [each for each in trajectories if rewards[each.task]]
+        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
+        return rollout_metrics(trajectories, counts)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
