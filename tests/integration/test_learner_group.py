@@ -20,18 +20,21 @@ def test_two_ranks_learn_what_one_learns(
     tiny_checkpoint: Path,
     tmp_path: Path,
 ):
-    learned = []
+    learned, scores = [], []
     for ranks in (1, 2):
         settings = RlStage.model_validate(
             stage.model_dump(exclude={"global_batch_size"}) | {"num_workers": ranks}
         )
         group = LearnerGroup(model_config, settings, tiny_checkpoint, resume=False, use_gpu=False)
         try:
+            scores.append(group.score(trajectories[:2]))  # by the first rank alone, before all of them learn
             metrics = group.update(trajectories)
             group.write_checkpoint(tmp_path / str(ranks))
         finally:
             group.close()
         learned.append((metrics, load_file(tmp_path / str(ranks) / "model.safetensors")))
+    for first, second in zip(*scores, strict=True):
+        assert second == pytest.approx(first, abs=1e-5)
     (one, weights_of_one), (two, weights_of_two) = learned
     for name in ("loss", "grad_norm", "entropy"):
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-7)

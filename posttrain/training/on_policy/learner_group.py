@@ -156,6 +156,7 @@ class LearnerGroup:
         self._updates = 0
         self._looks: list[ObjectRef[str]] = []
         self._placement = placement
+        self._whole = stage.sharding == "none"  # each rank holds all weights
         places = placement.learners(count) if placement is not None else [None] * count
         self._actors = [
             Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
@@ -212,6 +213,8 @@ class LearnerGroup:
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of sampled tokens under the present weights; see `Learner.score`."""
         batch = ray.put(list(trajectories))
+        if self._whole:
+            return self._first(LearnerActor.score, batch)
         return self._wait(self._every(LearnerActor.score, batch), STEP_TIMEOUT)[0]
 
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
