@@ -18,7 +18,7 @@ from posttrain.config.base import (
 from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.rollout import OnPolicyRolloutConfig
-from posttrain.config.stage import Surroundings, TaskUse
+from posttrain.config.stage import CurationUse, Surroundings, TaskUse
 from posttrain.config.tasks import RlTask
 
 
@@ -64,6 +64,19 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 AlgorithmConfig = Annotated[Sapo | Grpo | Gspo, Field(discriminator="name")]
 
 
+class DynamicSampling(Section):
+    """Groups without signal are replaced before a step is learned (DAPO, arXiv 2503.14476).
+
+    Where all episodes of a prompt earn the same, nothing can be learned from them. Such a prompt, and one of
+    which fewer than two episodes could be scored, gives its place to the next of its task, so tasks keep
+    their shares; after the last round those that are left stay.
+    """
+
+    max_rounds: Positive = Field(
+        default=3, description="Most rounds of further prompts in a step; each replaces what has no signal."
+    )
+
+
 class RlStage(LearningStage):
     """Group-relative RL on episodes, with the tools that each task offers."""
 
@@ -92,6 +105,17 @@ class RlStage(LearningStage):
         default_factory=lambda: Sapo(name="sapo"), description="The objective and the groups it compares."
     )
     tasks: list[RlTask] = Field(min_length=1, description="What is learned, in fixed shares of every batch.")
+    curation: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Curation recipe, by name or path, that the dataset of a task that it names goes through "
+        "first. In its pass_rate steps without an endpoint the model that the stage starts from plays that "
+        "task. The recipe's own `name` and `output_dir` do not count: the results are in the stage's folder.",
+    )
+    dynamic_sampling: DynamicSampling | None = Field(
+        default=None,
+        description="Replace prompts whose episodes teach nothing by others of the same task; none if absent.",
+    )
     prompts_per_step: Positive = Field(default=64, description="Prompts of a rollout batch.")
     max_batch_tokens: Positive | None = Field(
         default=None,
@@ -154,6 +178,12 @@ class RlStage(LearningStage):
                 "remove it, or remove cluster.placement",
             )
 
+    def curations(self) -> list[CurationUse]:
+        """Return the recipe that `curation` names."""
+        if self.curation is None:
+            return []
+        return [CurationUse(("curation",), self.curation, [task.data for task in self.tasks], self.tasks)]
+
     def tasks_played(self) -> list[TaskUse]:
         """List the tasks that are learned."""
         return [TaskUse(("tasks", number), task) for number, task in enumerate(self.tasks)]
@@ -179,7 +209,7 @@ class RlStage(LearningStage):
                 f"in rows of up to {self.batch_tokens:,} tokens",
             ),
             ("updates", f"{self.max_steps} steps × {algorithm.mini_batches} = {updates:,}"),
-            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
+            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}{self._more()}"),
             (
                 "episodes in flight",
                 f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
@@ -190,6 +220,13 @@ class RlStage(LearningStage):
                 ),
             ),
         ]
+
+    def _more(self) -> str:
+        """Say how many episodes dynamic sampling may add."""
+        if self.dynamic_sampling is None:
+            return ""
+        rounds = self.dynamic_sampling.max_rounds
+        return f"; dynamic_sampling may add up to {rounds} times as many"
 
     def adapter_rank(self, use_gpu: bool) -> int:
         """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""

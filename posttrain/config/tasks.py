@@ -32,26 +32,17 @@ class RewardRef(PluginRef):
     )
 
 
-class TaskConfig(Section):
-    """Prompts, the tools that may be used on them and the rewards that judge the answers."""
+class EpisodeTask(Section):
+    """How the prompts of a dataset are played: the tools that may be used, and the rewards that judge."""
 
-    name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
-    data: DatasetName
     tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
     max_turns: Positive = Field(
         default=1, description="Most turns of the model in an episode; above 1 only with tools."
     )
     rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_after_data(cls, value: object) -> object:
-        if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
-            return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
-        return value
-
     @model_validator(mode="after")
-    def _check(self) -> "TaskConfig":
+    def _check(self) -> "EpisodeTask":
         if self.tools and self.max_turns < 2:
             raise MisfitError(
                 "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
@@ -66,6 +57,20 @@ class TaskConfig(Section):
         if all(reward.weight == 0 for reward in self.rewards):
             raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
         return self
+
+
+class TaskConfig(EpisodeTask):
+    """Prompts, the tools that may be used on them and the rewards that judge the answers."""
+
+    name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
+    data: DatasetName
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_data(cls, value: object) -> object:
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
+            return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
+        return value
 
 
 class RlTask(TaskConfig):
