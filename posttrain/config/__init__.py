@@ -17,7 +17,9 @@ from posttrain.config.loader import (
 )
 from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
-from posttrain.config.rl import AlgorithmConfig, Grpo, Gspo, RlStage, Sapo
+from posttrain.config.objectives import AlgorithmConfig, Grpo, Gspo, Sapo
+from posttrain.config.on_policy import OnPolicyStage
+from posttrain.config.rl import RlStage
 from posttrain.config.rollout import EngineConfig, OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
 from posttrain.config.sft import LossConfig, SftStage, SupervisedStage
@@ -45,6 +47,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OnPolicyRolloutConfig",
+    "OnPolicyStage",
     "PluginRef",
     "Problem",
     "RewardRef",

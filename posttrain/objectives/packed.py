@@ -19,21 +19,36 @@ class SampledTokens:
         old_logprobs: [T] log π_old, computed by the learner before the first mini-batch.
         advantages: [T] Â, for every token that of its sequence.
         sequence_ids: [T] the sequence of each token.
-        num_sequences: N, the number of sequences in the global batch.
+        normalizer: Z of the mean over the global batch, see `mean`.
         importance_weights: [T] w, see `truncated_importance_weights`; None means 1 everywhere.
+        per_sequence: Whether the mean is one of the sequences' means.
     """
 
     logprobs: Tensor
     old_logprobs: Tensor
     advantages: Tensor
     sequence_ids: Tensor
-    num_sequences: int
+    normalizer: float
     importance_weights: Tensor | None = None
+    per_sequence: bool = True
 
     @property
     def log_ratios(self) -> Tensor:
         """[T] log r = log π_θ − log π_old, cut as `log_ratio` does."""
         return log_ratio(self.logprobs, self.old_logprobs)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Compute this piece's share of a mean over the global batch.
+
+        Args:
+            values: [T] v, one per token.
+
+        Returns:
+            (1/Z) Σᵢ (1/|yᵢ|) Σₜ vᵢₜ if the mean is one of sequences, Z being their number; else
+            (1/Z) Σᵢ Σₜ vᵢₜ.
+        """
+        total = sum_of_sequence_means(values, self.sequence_ids) if self.per_sequence else values.sum()
+        return total / self.normalizer
 
     def share(self, objective: Tensor) -> Tensor:
         """Turn an objective of each token into this piece's share of the loss.
@@ -42,11 +57,11 @@ class SampledTokens:
             objective: [T] the value to maximise.
 
         Returns:
-            −(1/N) Σᵢ (1/|yᵢ|) Σₜ wᵢₜ · objectiveᵢₜ, a scalar.
+            −`mean` of wᵢₜ · objectiveᵢₜ, a scalar.
         """
         if self.importance_weights is not None:
             objective = objective * self.importance_weights
-        return -sum_of_sequence_means(objective, self.sequence_ids) / self.num_sequences
+        return -self.mean(objective)
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:

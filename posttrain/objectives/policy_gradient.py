@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from posttrain.objectives.packed import SampledTokens, ratio_metrics, sequence_lengths
+from posttrain.objectives.packed import SampledTokens, sequence_lengths
 
 
 def grpo_loss(
@@ -22,14 +22,14 @@ def grpo_loss(
 
     Returns:
         The scalar share, and detached metrics: `clipped_sum`, the number of tokens whose gradient the
-        clip removed; and those of `ratio_metrics`.
+        clip removed.
 
     Source:
         Shao et al., arXiv 2402.03300, eq. 3; two clip bounds from Yu et al., arXiv 2503.14476.
     """
     log_ratios = tokens.log_ratios
     objective, clipped = _clipped_objective(log_ratios.exp(), tokens.advantages, clip_low, clip_high)
-    return tokens.share(objective), {"clipped_sum": clipped.sum()} | ratio_metrics(log_ratios)
+    return tokens.share(objective), {"clipped_sum": clipped.sum()}
 
 
 def gspo_loss(
@@ -60,7 +60,7 @@ def gspo_loss(
     # The mean of an id without tokens is never looked up; the clamp keeps it from being 0/0.
     means = log_ratios.new_zeros(len(lengths)).index_add(0, ids, log_ratios) / lengths.clamp(min=1)
     objective, clipped = _clipped_objective(means.exp()[ids], tokens.advantages, clip_low, clip_high)
-    return tokens.share(objective), {"clipped_sum": clipped.sum()} | ratio_metrics(log_ratios)
+    return tokens.share(objective), {"clipped_sum": clipped.sum()}
 
 
 def _clipped_objective(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from posttrain.objectives.packed import SampledTokens, ratio_metrics
+from posttrain.objectives.packed import SampledTokens
 
 GATE_QUANTILES = {"p05": 0.05, "p50": 0.50, "p95": 0.95}
 
@@ -32,8 +32,7 @@ def sapo_loss(
 
     Returns:
         The scalar share, and detached metrics: `gate_pos` and `gate_neg`, the weights 4p(1−p) of the
-        tokens with positive and with negative advantage (see `gate_quantiles`); and those of
-        `ratio_metrics`.
+        tokens with positive and with negative advantage (see `gate_quantiles`).
 
     Source:
         Gao et al., arXiv 2511.20347.
@@ -44,7 +43,7 @@ def sapo_loss(
     objective = p * (4 / tau) * advantages
     gate = (4 * p * (1 - p)).detach()
     metrics = {"gate_pos": gate[advantages > 0], "gate_neg": gate[advantages < 0]}
-    return tokens.share(objective), metrics | ratio_metrics(log_ratios)
+    return tokens.share(objective), metrics
 
 
 def gate_quantiles(pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from posttrain.config.rl import TOLERANCES
+from posttrain.config.on_policy import TOLERANCES
 from posttrain.files.durable import write_atomic
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text

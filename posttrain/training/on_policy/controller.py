@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
-from posttrain.config import RlStage, RunConfig
+from posttrain.config import OnPolicyStage, RunConfig
 from posttrain.data.mixing import Mixture
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
@@ -66,18 +66,18 @@ from posttrain.types import Trajectory
 
 
 class OnPolicyRunner:
-    """Runs an rl stage: starts the learners, publishes their weights after each step, saves and stops.
+    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
 
     Args:
         work: The run.
         stage: The stage's settings.
     """
 
-    def __init__(self, work: RunAtWork, stage: RlStage) -> None:
+    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
         self._work, self._stage = work, stage
 
     def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: an rl stage measures nothing by itself."""
+        """Return nothing: such a stage measures nothing by itself."""
         return []
 
     def run(self) -> Path:
@@ -133,7 +133,9 @@ class OnPolicyRunner:
         return final
 
 
-def stage_prompts(config: RunConfig, stage: RlStage, pool: EpisodePool, checkpoint: Path) -> StepPrompts:
+def stage_prompts(
+    config: RunConfig, stage: OnPolicyStage, pool: EpisodePool, checkpoint: Path
+) -> StepPrompts:
     """Open the data of a stage, and return the prompts of its steps.
 
     Args:
@@ -235,7 +237,7 @@ class Controller:
 
     def __init__(
         self,
-        stage: RlStage,
+        stage: OnPolicyStage,
         run: RunDir,
         crew: Crew,
         prompts: StepPrompts,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posttrain.config import ModelConfig, RlStage
-from posttrain.objectives.packed import SampledTokens, truncated_importance_weights
+from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_importance_weights
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
     ENTROPY,
@@ -37,7 +37,7 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.objectives import Objective, Piece, objective_of
+from posttrain.training.on_policy.objectives import LearnedRow, Piece, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import Row, Share, mini_batches, share_of
 from posttrain.training.on_policy.token_classes import TokenClasses
@@ -51,7 +51,7 @@ class Learner:
 
     Args:
         model_config: How to load and freeze the model.
-        stage: The rl stage's settings.
+        stage: The stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
@@ -67,7 +67,7 @@ class Learner:
     def __init__(
         self,
         model_config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         resume: bool,
         device: torch.device = CPU,
@@ -78,7 +78,9 @@ class Learner:
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
-        self.objective: Objective = objective_of(stage.algorithm)
+        assert stage.algorithm is not None
+        self.objective = objective_of(stage.algorithm)
+        self._importance_cap = stage.algorithm.importance_cap
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -96,8 +98,8 @@ class Learner:
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
-        total = self.stage.max_steps * self.stage.algorithm.mini_batches
-        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.algorithm.mini_batches
+        total = self.stage.max_steps * self.stage.updates_per_step
+        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.updates_per_step
         if update < warmup:
             return (update + 1) / warmup
         progress = (update - warmup) / max(1, total - warmup)
@@ -121,7 +123,7 @@ class Learner:
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         if not trajectories:
-            return {UPDATE_SKIPPED: float(self.stage.algorithm.mini_batches)}
+            return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
         shares = self._shares(trajectories)
         prepare([each for share in shares for row in share.rows for each in row.trajectories], self.renderer)
@@ -137,7 +139,7 @@ class Learner:
             if learned and share is learned[0]:
                 metrics = self._agreed(step)
             norms.append(self.updates.step())
-        metrics |= self._summary(norms, step.pieces)
+        metrics |= self._summary(norms, step)
         metrics[LEARNING_RATE] = self.updates.learning_rate
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
@@ -146,8 +148,9 @@ class Learner:
         """Split a batch into mini-batches, and take this rank's share of each."""
         end = self.renderer.end_token_id
         filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-        parts = mini_batches(trajectories, self.stage.algorithm.mini_batches)
-        return [share_of(part, self.stage.batch_tokens, filler, rank(), world_size()) for part in parts]
+        parts = mini_batches(trajectories, self.stage.updates_per_step)
+        capacity, teaches = self.stage.batch_tokens, self.objective.teaches
+        return [share_of(part, capacity, filler, rank(), world_size(), teaches) for part in parts]
 
     def _sampled_by(self, row: Row, present: int) -> SampledBy:
         """Collect what the engine said of the sampled tokens of a row."""
@@ -205,19 +208,21 @@ class Learner:
                 old_logprobs=old,
                 advantages=advantages.repeat_interleave(lengths),
                 sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-                num_sequences=share.sequences,
+                normalizer=share.sequences,
                 importance_weights=truncated_importance_weights(
-                    old, sampled_by.logprobs, self.stage.algorithm.importance_cap
+                    old, sampled_by.logprobs, self._importance_cap
                 ),
             )
-            loss, piece = self.objective.loss(tokens)
+            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens))
             loss.backward()
-            step.pieces.append(piece | {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()})
+            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+            step.rows.append(told | ratio_metrics(tokens.log_ratios))
+            step.pieces.append(pieces)
 
-    def _summary(self, norms: list[float], pieces: list[Piece]) -> dict[str, float]:
+    def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
         """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
         names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
-        sums = [sum(piece[name].item() for piece in pieces) for name in names]
+        sums = [sum(row[name].item() for row in step.rows) for name in names]
         sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
         total = dict(zip(names, sums, strict=True))
         finite = [norm for norm in norms if math.isfinite(norm)]
@@ -228,7 +233,7 @@ class Learner:
         }
         if tokens := total["num_tokens"]:  # no group had a signal otherwise
             metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
-            metrics |= self.objective.metrics(pieces, tokens)
+            metrics |= self.objective.metrics(step.pieces, tokens)
         return metrics
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
@@ -251,10 +256,12 @@ class _Step:
         present: The policy version of the weights before the step's first update.
 
     Attributes:
-        pieces: The sums of each row of this rank.
+        rows: The sums of each row of this rank.
+        pieces: What the terms of the loss told of each row.
     """
 
     def __init__(self, agreement: Agreement, present: int) -> None:
         self.agreement = agreement
         self.present = present
-        self.pieces: list[Piece] = []
+        self.rows: list[Piece] = []
+        self.pieces: list[list[Piece]] = []

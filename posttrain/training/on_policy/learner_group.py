@@ -14,7 +14,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from posttrain.config import ModelConfig, RlStage
+from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
@@ -67,7 +67,7 @@ class LearnerActor:
         self,
         place: Rendezvous,
         config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         resume: bool,
         seed: int,
@@ -129,7 +129,7 @@ class LearnerGroup:
 
     Args:
         config: How to load and freeze the model.
-        stage: The RL stage's settings.
+        stage: The stage's settings.
         checkpoint: Where to start from.
         resume: Whether the checkpoint is one of this stage's own.
         use_gpu: Whether each learner takes a GPU.
@@ -140,7 +140,7 @@ class LearnerGroup:
     def __init__(
         self,
         config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         *,
         resume: bool,

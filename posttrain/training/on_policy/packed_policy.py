@@ -10,7 +10,7 @@ from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dic
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from posttrain.config import ModelConfig, RlStage
+from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.data.packing import pack
 from posttrain.models.load import loaded_type
 from posttrain.models.lora import base_named_by, is_adapter, with_lora
@@ -30,7 +30,7 @@ class PackedPolicy:
 
     Args:
         model_config: How to load and freeze the model.
-        stage: The rl stage's settings.
+        stage: The stage's settings.
         checkpoint: A model's weights; or adapters of this stage, whose base is loaded as well. On other nodes
             than the run's own both are fetched from there.
         device: Where to compute.
@@ -45,7 +45,7 @@ class PackedPolicy:
     def __init__(
         self,
         model_config: ModelConfig,
-        stage: RlStage,
+        stage: OnPolicyStage,
         checkpoint: Path,
         device: torch.device,
         seed: int,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from posttrain.config import RlStage
+from posttrain.config import OnPolicyStage
 from posttrain.data.formats import DataError
 from posttrain.data.mixing import REPLACEMENTS, Mixture
 from posttrain.inference.engine import stable_seed
@@ -60,7 +60,7 @@ class StepPrompts:
         measure: Counts the tokens of prompts.
     """
 
-    def __init__(self, mixture: Mixture, stage: RlStage, seed: int, measure: MeasurePrompts) -> None:
+    def __init__(self, mixture: Mixture, stage: OnPolicyStage, seed: int, measure: MeasurePrompts) -> None:
         self._mixture = mixture
         self._stage = stage
         self._seed = seed
@@ -109,7 +109,7 @@ class StepPrompts:
         """Make the group of a row in its place of a step."""
         seed = stable_seed(self._seed, self._stage.name, step, group)
         sample = self._mixture.datasets[task][row]
-        return GroupJob(group, task, sample, self._stage.algorithm.group_size, seed)
+        return GroupJob(group, task, sample, self._stage.episodes_per_prompt, seed)
 
     def _too_long(self, groups: Sequence[GroupJob]) -> list[tuple[GroupJob, int]]:
         """Return the groups whose prompts leave no room for an answer, with their tokens; name the first."""

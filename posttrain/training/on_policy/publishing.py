@@ -16,7 +16,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from posttrain.config import RlStage
+from posttrain.config import OnPolicyStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.weight_transfer import (
@@ -322,7 +322,7 @@ class Publisher:
         self,
         learners: LearnerGroup,
         pool: Pool,
-        stage: RlStage,
+        stage: OnPolicyStage,
         dtype: str,
         *,
         use_gpu: bool,

@@ -5,7 +5,7 @@ nothing but the speed.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -37,12 +37,13 @@ class Share:
     Attributes:
         rows: The rows, as many as every other rank has, since they exchange weights and gradients with each.
             What a rank has too few of is made up by rows that do not count.
-        sequences: Number of trajectories of the mini-batch over all ranks, those without signal included
-            (the normaliser).
+        sequences: Number of trajectories of the mini-batch over all ranks, those without signal included.
+        tokens: Number of their sampled tokens. Either may be the normaliser of a loss.
     """
 
     rows: list[Row]
     sequences: int
+    tokens: int
 
 
 def mini_batches(trajectories: Sequence[Trajectory], parts: int) -> list[list[Trajectory]]:
@@ -58,12 +59,23 @@ def mini_batches(trajectories: Sequence[Trajectory], parts: int) -> list[list[Tr
     return [[each for each in trajectories if place[each.group] == part] for part in range(count)]
 
 
-def with_signal(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return the trajectories of groups whose advantages are not all zero, group by group.
+def has_advantage(episode: Trajectory) -> bool:
+    """Tell whether an episode teaches something by its advantage."""
+    return episode.advantage != 0
+
+
+def with_signal(
+    trajectories: Sequence[Trajectory], teaches: Callable[[Trajectory], bool] = has_advantage
+) -> list[Trajectory]:
+    """Return the trajectories of groups of which one teaches something, group by group.
 
     The others have a gradient of zero: they count in the normaliser, and nothing of them is computed.
+
+    Args:
+        trajectories: A mini-batch.
+        teaches: Whether an episode does.
     """
-    telling = {each.group for each in trajectories if each.advantage != 0}
+    telling = {each.group for each in trajectories if teaches(each)}
     return sorted(
         (each for each in trajectories if each.group in telling),
         key=lambda each: (each.group, each.episode),
@@ -71,7 +83,12 @@ def with_signal(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 
 
 def share_of(
-    trajectories: Sequence[Trajectory], capacity: int, filler: Trajectory, index: int, of: int
+    trajectories: Sequence[Trajectory],
+    capacity: int,
+    filler: Trajectory,
+    index: int,
+    of: int,
+    teaches: Callable[[Trajectory], bool] = has_advantage,
 ) -> Share:
     """Deal the trajectories of a mini-batch that teach something into packed rows, and the rows to ranks.
 
@@ -84,10 +101,11 @@ def share_of(
         filler: What a rank runs where it has a row less than others.
         index: The rank.
         of: Number of ranks.
+        teaches: Whether an episode teaches something.
     """
-    learned = with_signal(trajectories)
+    learned, tokens = with_signal(trajectories, teaches), sum(sum(each.sampled) for each in trajectories)
     if not learned:
-        return Share([], len(trajectories))
+        return Share([], len(trajectories), tokens)
     total = sum(len(each.token_ids) for each in learned)
     capacity = max(capacity, *(len(each.token_ids) for each in learned))
     largest = capacity if of == 1 else min(capacity, math.ceil(total / of / PIECES_PER_RANK))
@@ -96,7 +114,9 @@ def share_of(
     # Empty pieces, because every rank needs its rows.
     dealt = pack(lengths + [0] * (-len(lengths) % of), capacity, of)[index]
     rows = [[each for place in row if place < len(pieces) for each in pieces[place]] for row in dealt]
-    return Share([Row(row) if row else Row([filler], counts=False) for row in rows], len(trajectories))
+    return Share(
+        [Row(row) if row else Row([filler], counts=False) for row in rows], len(trajectories), tokens
+    )
 
 
 def _together(trajectory: Trajectory) -> tuple[int, int]:

@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from posttrain.objectives.packed import MAX_LOG_RATIO, SampledTokens, truncated_importance_weights
+from posttrain.objectives.packed import (
+    MAX_LOG_RATIO,
+    SampledTokens,
+    ratio_metrics,
+    truncated_importance_weights,
+)
 from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
 from tests.unit.ranks import on_two_ranks
@@ -258,7 +263,7 @@ def test_sapo_weighs_each_token_by_4p1mp(
         old_logprobs=torch.tensor([-20.0], dtype=torch.float64),
         advantages=torch.tensor([advantage], dtype=torch.float64),
         sequence_ids=torch.tensor([0]),
-        num_sequences=1,
+        normalizer=1,
     )
     loss, metrics = sapo_loss(tokens, tau_pos=tau_pos, tau_neg=tau_neg)
     loss.backward()
@@ -321,7 +326,7 @@ def test_kl_estimate_is_that_of_the_distributions() -> None:
     old, new = (torch.randn(8, generator=generator).log_softmax(0) for _ in range(2))
     drawn = torch.multinomial(old.exp(), 200_000, replacement=True, generator=generator)
     ids = torch.zeros(len(drawn), dtype=torch.long)
-    _, metrics = sapo_loss(SampledTokens(new[drawn], old[drawn], torch.ones(len(drawn)), ids, 1))
+    metrics = ratio_metrics(SampledTokens(new[drawn], old[drawn], torch.ones(len(drawn)), ids, 1).log_ratios)
     expected = (old.exp() * (old - new)).sum()
     assert (metrics["kl_sum"] / metrics["num_tokens"]).item() == pytest.approx(expected.item(), rel=0.02)
 

@@ -67,7 +67,7 @@ def test_a_group_teaches_if_one_of_its_advantages_does() -> None:
         trajectory(1, 1, 5, 1.0, False),
     ]
     assert [(t.group, t.episode) for t in with_signal(batch)] == [(1, 0), (1, 1)]
-    assert share_of(batch[:1], 10, FILLER, 0, 2) == Share([], 1)
+    assert share_of(batch[:1], 10, FILLER, 0, 2) == Share([], 1, 0)
 
 
 def test_mini_batches_keep_groups_whole() -> None:
