@@ -13,7 +13,7 @@ from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
 from posttrain.config.stage import CurationUse, Surroundings, TaskUse
-from posttrain.config.tasks import RlTask
+from posttrain.config.tasks import RlTask, check_lengths
 
 #: Largest gap between engine's and learner's log-probs that rounding explains, by the type of the weights.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
@@ -163,7 +163,11 @@ class OnPolicyStage(LearningStage, ABC):
             (
                 "episodes",
                 f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"
-                + (f"; refilling may take {self.refill_rounds} times as many more" if self.refill_rounds else ""),
+                + (
+                    f"; refilling may take {self.refill_rounds} times as many more"
+                    if self.refill_rounds
+                    else ""
+                ),
             ),
             (
                 "episodes in flight",
@@ -208,6 +212,7 @@ class OnPolicyStage(LearningStage, ABC):
                 )
             ratios[task.name] = task.ratio
         check_shares("tasks", ratios)
+        check_lengths("tasks", self.tasks, self.rollout)
         parts = self.updates_per_step
         if self.prompts_per_step % parts:
             raise MisfitError(

@@ -32,7 +32,7 @@ class RlStage(OnPolicyStage):
     )
     dynamic_sampling: DynamicSampling | None = Field(
         default=None,
-        description="Replace prompts whose episodes teach nothing by others of the same task; none if absent.",
+        description="Replace prompts whose episodes teach nothing by others of the same task; not if absent.",
     )
 
     @property

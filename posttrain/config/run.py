@@ -14,7 +14,7 @@ from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage
 from posttrain.config.stage import Content, DatasetUse, Surroundings, TaskUse, too_few_gpus
-from posttrain.config.tasks import EvalTask, EvaluationConfig
+from posttrain.config.tasks import EvalTask, EvaluationConfig, check_lengths
 from posttrain.config.tiny_model import TinyModelStage
 
 Stage = Annotated[
@@ -152,6 +152,7 @@ class RunConfig(Section):
     def _check_evaluation(self) -> "RunConfig":
         if self.evaluation is None:
             return self
+        check_lengths("evaluation.tasks", self.evaluation.tasks, self.evaluation_rollout)
         names = [stage.name for stage in self.stages] + ["base"] * (self.model.name_or_path is not None)
         lists = {"evaluation.stages": self.evaluation.stages}
         lists |= {f"evaluation.tasks[{i}].stages": t.stages for i, t in enumerate(self.evaluation.tasks)}

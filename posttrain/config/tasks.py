@@ -1,5 +1,7 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
+from collections.abc import Sequence
+
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
@@ -64,6 +66,38 @@ class TaskConfig(EpisodeTask):
 
     name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
     data: DatasetName
+    max_new_tokens: Positive | None = Field(
+        default=None,
+        description="Most tokens of one turn of the model on this task, within the rollout's, which hold if "
+        "absent.",
+    )
+    max_length: Positive | None = Field(
+        default=None,
+        description="Most tokens of an episode of this task, within the rollout's, which hold if absent.",
+    )
+
+    def lengths_in(self, rollout: RolloutConfig) -> tuple[int, int]:
+        """Return the most tokens of a turn and of an episode of this task.
+
+        Raises:
+            MisfitError: If the task's own lengths do not fit the rollout, by the key within the task.
+        """
+        for key in ("max_new_tokens", "max_length"):
+            own, most = getattr(self, key), getattr(rollout, key)
+            if own is not None and own > most:
+                raise MisfitError(
+                    key,
+                    f"{own} is more than rollout.{key} = {most}, within which every task stays",
+                    f"lower it, or raise rollout.{key}",
+                )
+        turn, episode = self.max_new_tokens or rollout.max_new_tokens, self.max_length or rollout.max_length
+        if turn >= episode:
+            raise MisfitError(
+                "max_new_tokens" if self.max_new_tokens else "max_length",
+                f"one turn of {turn} tokens leaves no room for a prompt in max_length = {episode}",
+                "set max_new_tokens lower, or raise max_length",
+            )
+        return turn, episode
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +130,24 @@ class EvalTask(TaskConfig):
         min_length=1,
         description="Stages after which this task is measured, of those in evaluation.stages, or [all].",
     )
+
+
+def check_lengths(key: str, tasks: Sequence[TaskConfig], rollout: RolloutConfig) -> None:
+    """Refuse lengths of tasks that do not fit the rollout in which they are played.
+
+    Args:
+        key: Of the list of tasks.
+        tasks: All that are played.
+        rollout: Where.
+
+    Raises:
+        MisfitError: With the path of the first that does not.
+    """
+    for number, task in enumerate(tasks):
+        try:
+            task.lengths_in(rollout)
+        except MisfitError as misfit:
+            raise MisfitError(f"{key}[{number}].{misfit.key}", misfit.reason, misfit.remedy) from None
 
 
 class EvaluationConfig(Section):

@@ -68,7 +68,7 @@ def evaluate_task(
         for i in range(count)
     ]
     rollout = config.evaluation_rollout
-    limits = Limits(rollout.max_new_tokens, rollout.max_length, temperature=task.temperature)
+    limits = Limits.of_task(task, rollout, task.temperature)
     groups = with_room(groups, pool.prompt_tokens(groups), limits, task)
     trajectories = pool.rollout(groups, limits).trajectories
     row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
@@ -99,7 +99,7 @@ def with_room(
         first = too_long[0]
         told = (
             f"task {task.name}: {len(too_long)} of {len(groups)} samples of dataset {task.data} have prompts"
-            f" that leave no room for an answer in rollout.max_length = {limits.max_length}, such as row"
+            f" that leave no room for an answer in max_length = {limits.max_length}, such as row"
             f" {first.sample.id!r} with {tokens[first.group]} tokens; raise it, or lower model.max_pixels"
         )
         if not fitting:

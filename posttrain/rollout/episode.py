@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from posttrain.config import RolloutConfig, TaskConfig
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
 from posttrain.inference.serving import aside
@@ -85,6 +86,11 @@ class Limits:
     max_new_tokens: int
     max_length: int
     temperature: float = 1.0
+
+    @classmethod
+    def of_task(cls, task: TaskConfig, rollout: RolloutConfig, temperature: float = 1.0) -> "Limits":
+        """Return the limits of a task's episodes within those of a rollout."""
+        return cls(*task.lengths_in(rollout), temperature)
 
     def leave_room(self, prompt_tokens: int) -> bool:
         """Tell whether an answer to a prompt of so many tokens can be sampled."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from posttrain.config import DatasetConfig, RlStage, SftStage, SourceConfig, load_dataset_config
+from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
 from posttrain.config.curation import CurationConfig, load_curation
 from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
@@ -28,7 +28,7 @@ CURATION = "curation"
 AT_HAND = "model at hand"
 
 
-def curated_datasets(stage: SftStage | RlStage, work: RunAtWork) -> Mapping[str, DatasetConfig]:
+def curated_datasets(stage: SftStage | OnPolicyStage, work: RunAtWork) -> Mapping[str, DatasetConfig]:
     """Curate a stage's data, or continue a curation that was interrupted; print how many rows each step kept.
 
     Its rows, kept and dropped, its funnel and its page are in `<run>/<stage>/curation`.
@@ -48,7 +48,7 @@ def curated_datasets(stage: SftStage | RlStage, work: RunAtWork) -> Mapping[str,
         return {}
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
-    if isinstance(stage, RlStage):
+    if isinstance(stage, OnPolicyStage):
         recipe = about_model_at_hand(recipe, stage, work)
     with EngineModels(recipe, work.plugins, use_gpu=work.use_gpu) as models:
         engines = _Engines(stage, work, models, recipe)
@@ -76,7 +76,7 @@ def curated_datasets(stage: SftStage | RlStage, work: RunAtWork) -> Mapping[str,
     return {recipe.data: kept}
 
 
-def about_model_at_hand(recipe: CurationConfig, stage: RlStage, work: RunAtWork) -> CurationConfig:
+def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunAtWork) -> CurationConfig:
     """Return a recipe whose steps without an endpoint are about a stage's own checkpoint and task.
 
     Raises:
@@ -87,16 +87,17 @@ def about_model_at_hand(recipe: CurationConfig, stage: RlStage, work: RunAtWork)
         return recipe
     origin, model, rollout = work.start_of(stage), work.config.model, stage.rollout
     assert origin is not None
+    task = task_played(recipe, stage)
+    turn, episode = task.lengths_in(rollout)
     entry = CheckpointConfig(
         checkpoint=str(origin),
         family=model.family,
         dtype=model.dtype,
         max_pixels=model.max_pixels,
         actors=rollout.actors,
-        max_length=rollout.max_length,
+        max_length=episode,
         engine=rollout.engine,
     )
-    task = task_played(recipe, stage)
     how = EpisodeTask(**{name: getattr(task, name) for name in EpisodeTask.model_fields})
     found = []
     for step in recipe.steps:
@@ -105,12 +106,12 @@ def about_model_at_hand(recipe: CurationConfig, stage: RlStage, work: RunAtWork)
             continue
         changes: dict[str, object] = {"endpoint": AT_HAND, "task": how}
         if "max_new_tokens" not in step.model_fields_set:
-            changes["max_new_tokens"] = rollout.max_new_tokens
+            changes["max_new_tokens"] = turn
         found.append(step.model_copy(update=changes))
     return recipe.model_copy(update={"steps": found, "endpoints": {**recipe.endpoints, AT_HAND: entry}})
 
 
-def task_played(recipe: CurationConfig, stage: RlStage) -> TaskConfig:
+def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
     """Return the task of a stage that the model at hand plays.
 
     Raises:
@@ -138,7 +139,7 @@ class _Engines:
         recipe: The recipe.
     """
 
-    stage: SftStage | RlStage
+    stage: SftStage | OnPolicyStage
     work: RunAtWork
     models: EngineModels
     recipe: CurationConfig
@@ -150,7 +151,7 @@ class _Engines:
 
     def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
         """Return a checkpoint that plays (see `EngineModels`)."""
-        if step.endpoint != AT_HAND or not isinstance(self.stage, RlStage):
+        if step.endpoint != AT_HAND or not isinstance(self.stage, OnPolicyStage):
             self.work.services.close_pool()
             return self.models.open_episodes(step, entry)
         self.models.close_pool()
@@ -158,7 +159,7 @@ class _Engines:
         pool = partial(self._pool, self.stage)
         return PooledEpisodes(step, pool, name, entry.max_length, self.recipe.seed)
 
-    def _pool(self, stage: RlStage) -> RolloutPool:
+    def _pool(self, stage: OnPolicyStage) -> RolloutPool:
         start = self.work.start_of(stage)
         assert start is not None
         return self.work.services.pool_with(start, stage.rollout)

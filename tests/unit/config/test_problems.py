@@ -77,3 +77,25 @@ def test_a_pattern_is_told_by_its_meaning() -> None:
 )
 def test_the_keys_of_earlier_versions(stage: dict, remedy: str) -> None:
     assert remedy in refusal(stages=[stage])
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "remedy"),
+    [
+        ({"max_new_tokens": 65}, "tasks[1].max_new_tokens", "lower it, or raise rollout.max_new_tokens"),
+        ({"max_length": 300}, "tasks[1].max_length", "lower it, or raise rollout.max_length"),
+        ({"max_length": 64}, "tasks[1].max_length", "set max_new_tokens lower, or raise max_length"),
+        ({"max_new_tokens": 40, "max_length": 40}, "tasks[1].max_new_tokens", "raise max_length"),
+    ],
+)
+def test_lengths_of_a_task_stay_within_the_rollout(task: dict, key: str, remedy: str) -> None:
+    rollout = {"max_new_tokens": 64, "max_length": 256}
+    other = TASK | {"name": "other"}
+    both = [TASK | {"ratio": 0.5}, other | {"ratio": 0.5} | task]
+    message = refusal(stages=[RL | {"tasks": both, "rollout": rollout}])
+    assert f"stages[0].{key}" in message
+    assert remedy in message
+    evaluation = {"tasks": [TASK | {"name": "first"}, other | task], "rollout": rollout}
+    message = refusal(stages=[RL], evaluation=evaluation)
+    assert f"evaluation.{key}" in message
+    assert remedy in message

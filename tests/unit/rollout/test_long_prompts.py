@@ -17,8 +17,7 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeError, TaskEnvironments, prompt_tokens
 from posttrain.rollout.jobs import GroupJob
 from posttrain.run.directory import RunDir
-from posttrain.training.on_policy.controller import stage_prompts
-from posttrain.training.on_policy.prompts import StepPrompts
+from posttrain.training.on_policy.prompts import StepPrompts, stage_prompts
 from posttrain.types import Block, ImageRef, Message, Sample
 from tests.unit.rollout.local_pool import LocalPool
 
@@ -111,6 +110,24 @@ def test_a_replacement_is_of_the_same_task(tmp_path: Path, tiny_checkpoint: Path
     assert left_out > 0
     assert sorted(group.task for group in groups) == ["others", "others", "rows", "rows"]
     assert [group.sample.id for group in groups if group.task == "rows"] == ["rows-1", "rows-1"]
+
+
+def test_a_task_has_lengths_of_its_own(
+    tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prompt that fits the rollout, but not its task, is replaced; the other task keeps it."""
+    write_dataset(tmp_path, "rows", [SMALL] * 3)
+    write_dataset(tmp_path, "others", [LARGE, LARGE, LARGE, SMALL])
+    config = config_of(tmp_path, [("rows", 0.5), ("others", 0.5)])
+    stage = config.stages[0].model_dump(exclude_unset=True)
+    stage["rollout"]["max_length"] = 2000
+    stage["tasks"][1]["max_length"] = 500
+    config = RunConfig.model_validate(config.model_dump(exclude_unset=True) | {"stages": [stage]})
+    groups, left_out = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
+    assert left_out > 0
+    assert {group.sample.id for group in groups if group.task == "others"} == {"others-3"}
+    assert "stage rl: row" in caplog.text
+    assert "tasks[1].max_length = 500" in caplog.text
 
 
 def test_nothing_is_left_out_where_all_prompts_fit(

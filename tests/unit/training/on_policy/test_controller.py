@@ -303,7 +303,7 @@ def test_groups_that_never_end_have_a_limit() -> None:
     groups = [
         GroupJob(index, "task", Sample(name, ()), 2, index) for index, name in enumerate(("a", "b", "c"))
     ]
-    flight = StepInFlight(pool, EngineMeter(1), groups, Limits(5, 10), stall=0.6)
+    flight = StepInFlight(pool, EngineMeter(1), groups, {"task": Limits(5, 10)}, stall=0.6)
     begun = time.monotonic()
     with pytest.raises(
         PoolError, match=r"none of 1 groups .* has ended in 1 s, .* sample 'b' \(task 'task'\)"
