@@ -79,16 +79,15 @@ class StepInFlight:
         since, is_stopping = time.monotonic(), stopping()
         while not is_stopping:
             self.go_on()
-            left = [future for future in self._futures if not future.done()]
-            done, pending = wait(left or self._futures, LOOK_S, FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            if self._is_last and not pending:
+            left = self._unfinished()
+            if left:
+                wait(left, LOOK_S, FIRST_EXCEPTION)
+            elif self._is_last:
                 return [future.result() for future in self._futures]
-            if done:
+            if len(self._unfinished()) < len(left):
                 since = time.monotonic()
             elif time.monotonic() - since > self._stall:
-                raise PoolError(self._stalled(len(pending)))
+                raise PoolError(self._stalled(len(left)))
             is_stopping = stopping()
         return None
 
@@ -105,6 +104,13 @@ class StepInFlight:
         """Give up the groups that have not ended."""
         for future in self._futures:
             future.cancel()
+
+    def _unfinished(self) -> list[Future[PlayedGroup]]:
+        """Return the groups that have not ended; raise what one of the others failed of."""
+        for future in self._futures:
+            if future.done():
+                future.result()
+        return [future for future in self._futures if not future.done()]
 
     def _begin(self, groups: Sequence[GroupJob]) -> list[Future[PlayedGroup]]:
         """Give groups to the engines."""

@@ -127,7 +127,9 @@ class StepPrompts:
 
     def _new_row(self, drawn: Drawn, place: int, turn: int) -> GroupJob | None:
         """Return a group of the next row that the step has not had yet; None if there is none."""
-        for _ in range(REPLACEMENTS):
+        task = drawn.groups[place].task
+        left = len(self._mixture.datasets[task]) - sum(name == task for name, _ in drawn.rows)
+        for _ in range(REPLACEMENTS if left else 0):
             task, row = self._next_row(drawn, place)
             if (task, row) not in drawn.rows:
                 drawn.rows.add((task, row))

@@ -13,6 +13,7 @@ import pytest
 
 from posttrain.config import RlStage
 from posttrain.data.mixing import Mixture
+from posttrain.inference.engine import stable_seed
 from posttrain.inference.pool import PoolError
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
@@ -24,7 +25,7 @@ from posttrain.training.on_policy.in_flight import StepInFlight
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, run_paced
-from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
+from posttrain.training.on_policy.prompts import Drawn, PromptsAhead, StepPrompts
 from posttrain.types import RewardResult, Sample, Trajectory, text_message
 
 STEPS = 6
@@ -40,6 +41,7 @@ class Team:
         faults: How many updates disagree with the engines.
         serves: The version that engines serve whatever they are given; None is what they are given.
         wrong_proofs: The version whose proof fails once.
+        reward: What an episode of a sample earns; None where a reward failed.
         learner_dies: When a learner dies, by the monotonic clock; 0 is never.
         events: What was done, in order.
         learned: The samples of each update.
@@ -51,6 +53,7 @@ class Team:
     serves: int | None = None
     wrong_proofs: int = 0
     learner_dies: float = 0.0
+    reward: Callable[[str, int], float | None] = lambda sample, episode: float(episode)
     version: int = 0
     events: list[str] = field(default_factory=list)
     learned: list[list[str]] = field(default_factory=list)
@@ -75,7 +78,7 @@ class Team:
                 *(group.sample.id, group.task, group.group, episode, [1, 2], [False, True], [0.0, -0.5]),
                 versions=[-1, version],
                 approximate=[False] * 2,
-                reward=RewardResult(float(episode)),
+                reward=RewardResult(self.reward(group.sample.id, episode)),
                 stop_reason="answer",
             )
             for episode in range(group.size)
@@ -125,7 +128,7 @@ class Log:
         self.on_row(step)
 
 
-def stage_of(staleness: int = 0) -> RlStage:
+def stage_of(staleness: int = 0, rounds: int = 0) -> RlStage:
     return RlStage.model_validate(
         {
             "stage": "rl",
@@ -135,6 +138,7 @@ def stage_of(staleness: int = 0) -> RlStage:
             "max_steps": STEPS,
             "save_steps": 4,
             "rollout": {"max_staleness": staleness},
+            **({"dynamic_sampling": {"max_rounds": rounds}} if rounds else {}),
         }
     )
 
@@ -150,11 +154,14 @@ class InOrder(Mixture):
         return "rows", draw
 
 
-def run(team: Team, run: RunDir, staleness: int = 0, log: Log | None = None, done: int = 0) -> Log:
+def run(
+    team: Team, run: RunDir, staleness: int = 0, log: Log | None = None, done: int = 0, rounds: int = 0
+) -> Log:
     """Run a stage from a step on."""
-    log, stage, versions = log or Log(), stage_of(staleness), count(1)
+    log, stage, versions = log or Log(), stage_of(staleness, rounds), count(1)
     messages = (text_message("user", "?"),)
-    dataset: Any = [Sample(prompt(draw), messages) for draw in range(STEPS * PROMPTS)]
+    # With rounds of refilling, as many rows more as each of them may take.
+    dataset: Any = [Sample(prompt(draw), messages) for draw in range((1 + 9 * rounds) * STEPS * PROMPTS)]
     prompts = StepPrompts(InOrder({"rows": dataset}, {"rows": 1.0}, 0), stage, 0, team.prompt_tokens)
     pool: Any = team
     crew = Crew(pool, team, team, lambda: next(versions))
@@ -314,16 +321,113 @@ def test_groups_that_never_end_have_a_limit() -> None:
 
 def test_prompts_are_drawn_one_step_ahead_beside_what_else_goes_on() -> None:
     drawn: list[int] = []
-    ahead = PromptsAhead(lambda step: (drawn.append(step), ([], step))[1], last=3)
+    ahead = PromptsAhead(lambda step: (drawn.append(step), Drawn(step, [], set(), []))[1], last=3)
     try:
-        assert ahead.take(1) == ([], 1)
+        assert ahead.take(1).step == 1
         deadline = time.monotonic() + 5
         while drawn != [1, 2]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert ahead.take(2) == ([], 2)
-        assert ahead.take(2) == ([], 2)  # once more, where a step is repeated
-        assert ahead.take(3) == ([], 3)
+        assert ahead.take(2).step == 2
+        assert ahead.take(2).step == 2  # once more, where a step is repeated
+        assert ahead.take(3).step == 3
     finally:
         ahead.close()
     assert sorted(drawn) == [1, 2, 2, 3]
+
+
+def test_a_refilled_step_learns_where_there_is_signal_and_counts_the_rest(folder: RunDir) -> None:
+    """In step 2 the first place is hopeless for ever, the second solved once; in step 3 a reward fails."""
+
+    def reward(sample: str, episode: int) -> float | None:
+        if sample == "3.2":
+            return None
+        return 0.25 if sample in ("2.0", "8.0", "14.0", "2.1") else float(episode)
+
+    team = Team(reward=reward)
+    log = run(team, folder, rounds=2)
+    # A replacement is of the draw one stage of six steps later, then two stages, …
+    expected = own_prompts()
+    expected[1] = ["14.0", "2.2", "2.3", "8.1"]
+    expected[2] = ["3.0", "3.1", "3.3", "9.2"]
+    assert team.learned == expected
+    names = ("refill/rounds", "refill/groups", "refill/episodes", "reward/errors", "advantage/zero_groups")
+    assert [tuple(row[name] for name in names) for row in log.rows[:4]] == [
+        (0, 0, 0, 0, 0),
+        (2, 3, 6, 0, 1),
+        (1, 1, 2, 2, 0),
+        (0, 0, 0, 0, 0),
+    ]
+    # What is said of the policy is said of the prompts as they came, not of those that were chosen.
+    assert [row["reward/mean"] for row in log.rows[:3]] == [0.5, 0.375, 0.5]
+
+
+def test_a_refilled_run_that_is_resumed_learns_the_same(tmp_path: Path) -> None:
+    """From any step on, also ahead of the learner, and where an engine's step has to be repeated."""
+
+    def reward(sample: str, episode: int) -> float:
+        return float(episode) if stable_seed(sample) % 3 else 0.0
+
+    whole = Team(reward=reward)
+    run(whole, RunDir(tmp_path / "whole"), rounds=3)
+    assert any(sample.split(".")[0] not in "123456" for step in whole.learned for sample in step)
+    for staleness, done, faults in ((0, 3, 0), (2, 0, 0), (2, 4, 0), (0, 2, 1), (2, 1, 1)):
+        team = Team(reward=reward, faults=faults)
+        run(team, RunDir(tmp_path / f"{staleness}{done}"), staleness, done=done, rounds=3)
+        assert team.learned == whole.learned[done:]
+
+
+def test_the_rounds_of_later_steps_do_not_wait_for_their_turn(folder: RunDir) -> None:
+    """While the first step's slow prompt plays, the second step's refill is begun."""
+    team = Team(
+        lambda sample: 1.0 if sample == "1.0" else 0.0,
+        reward=lambda sample, episode: 0.0 if sample == "2.0" else float(episode),
+    )
+    run(team, folder, staleness=1, rounds=1)
+    assert team.events.index("play 8.0") < team.events.index("learn 1.0")
+
+
+def test_a_run_that_is_asked_to_stop_stops_between_rounds(folder: RunDir) -> None:
+    def reward(sample: str, episode: int) -> float:
+        (folder.path / STOP).touch()
+        return 0.0
+
+    team = Team(reward=reward)
+    run(team, folder, rounds=5)
+    assert not team.learned
+
+
+def test_a_task_that_has_no_more_rows_keeps_what_it_has() -> None:
+    """Four places, five rows: one place can be refilled, once."""
+    stage = stage_of(rounds=9)
+    dataset: Any = [Sample(str(row), (text_message("user", "?"),)) for row in range(5)]
+    prompts = StepPrompts(Mixture({"rows": dataset}, {"rows": 1.0}, 0), stage, 0, Team().prompt_tokens)
+    drawn = prompts.of_step(1)
+    before = {group.sample.id for group in drawn.groups}
+    (new,) = prompts.refill(drawn, [1, 2], 1)
+    assert {new.sample.id} == {"0", "1", "2", "3", "4"} - before
+    assert drawn.groups[new.group] is new
+    assert prompts.refill(drawn, [0, 1, 2, 3], 2) == []
+
+
+@pytest.mark.parametrize("hopeless", [0.1, 0.6])
+def test_refilling_keeps_the_shares_of_tasks(hopeless: float) -> None:
+    """Whatever has no signal, every step has each task in its share and no row twice; seeds differ."""
+    messages, shares = (text_message("user", "?"),), {"a": 0.25, "b": 0.75}
+    tasks = [{"data": name, "ratio": ratio, "rewards": ["answer_accuracy"]} for name, ratio in shares.items()]
+    stage = RlStage.model_validate(stage_of(rounds=4).model_dump(exclude_unset=True) | {"tasks": tasks})
+    data: Any = {name: [Sample(f"{name}{row}", messages) for row in range(40)] for name in shares}
+    prompts = StepPrompts(Mixture(data, shares, 3), stage, 0, Team().prompt_tokens)
+    for step in range(1, STEPS + 1):
+        drawn, seeds, shown = prompts.of_step(step), set(), []
+        order = [group.task for group in drawn.groups]
+        assert order.count("a") == 1
+        new = drawn.groups
+        for turn in range(1, 5):
+            seeds |= {group.seed for group in new}
+            shown += [group.sample.id for group in new]
+            names = {group.group: group.sample.id for group in drawn.groups}
+            places = [place for place, name in names.items() if stable_seed(name) % 100 < 100 * hopeless]
+            new = prompts.refill(drawn, places, turn)
+            assert [group.task for group in drawn.groups] == order
+        assert len(shown) == len(set(shown)) == len(seeds)
