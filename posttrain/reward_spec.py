@@ -75,3 +75,14 @@ def reward_list_fault(rewards: Sequence[WeightedReward]) -> tuple[str, str] | No
             if not math.isfinite(least):
                 return f"only_if of {name!r} asks for {least}", "ask for a finite number"
     return None
+
+
+def closed_gate(reward: WeightedReward, values: Mapping[str, float | None]) -> str:
+    """Return which condition of a reward fails, given the values of all, or "" where all hold."""
+    for gate, least in reward.only_if.items():
+        value = values[gate]
+        if value is None:
+            return f"{gate} does not apply"
+        if value < least:
+            return f"{gate} is below {least:g}"
+    return ""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.reward_spec import RewardSpec, reward_list_fault
+from posttrain.reward_spec import RewardSpec, closed_gate, reward_list_fault
 from posttrain.types import RewardInput, RewardResult, Score
 from rewards.sdk import Reward, RewardError, load_reward
 
@@ -174,7 +174,7 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardR
         value = result.values[spec.name]
         if value is None:
             continue
-        if closed := _closed_gate(spec, result.values):
+        if closed := closed_gate(spec, result.values):
             result.notes[spec.name] = f"not counted: {closed}. {result.notes.get(spec.name, '')}".strip()
             continue
         total += spec.weight * value
@@ -183,14 +183,3 @@ def combine(specs: Sequence[RewardSpec], outcomes: Sequence[Outcome]) -> RewardR
     else:
         result.errors["total"] = "the weighted sum is too large for a number"
     return result
-
-
-def _closed_gate(spec: RewardSpec, values: Mapping[str, float | None]) -> str:
-    """Return which condition of a reward fails, or "" where all hold."""
-    for gate, least in spec.only_if.items():
-        value = values[gate]
-        if value is None:
-            return f"{gate} does not apply"
-        if value < least:
-            return f"{gate} is below {least:g}"
-    return ""

@@ -213,7 +213,7 @@ def measure(options: argparse.Namespace) -> Figures:
                     (folder / below / linked).symlink_to(folder.absolute() / linked)
             figures |= asynchronous("zoom", folder, options.rounds)
         if "e" in options.only:
-            figures |= logprobs(options.rounds)
+            figures |= logprobs()
     return figures
 
 

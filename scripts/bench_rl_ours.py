@@ -48,6 +48,7 @@ def settings(task: Task, folder: Path, staleness: int, one_core: bool) -> dict[s
         "save_steps": 10_000,
         "num_workers": 1 if one_core else LEARNERS,
         "rollout": {
+            "actors": 1 if one_core else task.engines,
             "max_new_tokens": task.max_new_tokens,
             "max_length": task.max_length,
             "engine": {"kv_cache_gb": 0.5, "max_num_seqs": 128},

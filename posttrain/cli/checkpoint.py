@@ -18,6 +18,7 @@ examples:
   posttrain eval runs/quickstart/rl/checkpoint-40 --data markers_test --tools image_zoom_in --max-turns 3
   posttrain eval Qwen/Qwen3-VL-8B-Instruct --data my_questions.yaml --num-gpus 1 --max-new-tokens 512
   posttrain eval my-model --data my_questions.yaml --rewards answer_accuracy my_rewards.py:brevity
+  posttrain eval my-model --data my_questions.yaml --samples-per-prompt 8 --temperature 1     mean@8, pass@k
 """
 
 EXPORT = """\
@@ -107,6 +108,13 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy, the default"
     )
     parser.add_argument(
+        "--samples-per-prompt",
+        type=int,
+        default=1,
+        metavar="K",
+        help="answers to each prompt, for mean@K and pass@k; above 1 with a --temperature",
+    )
+    parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="of a turn (default: 256)"
     )
     parser.add_argument(
@@ -161,6 +169,7 @@ def evaluation_run(options: argparse.Namespace) -> dict[str, Any]:
                     "rewards": options.rewards,
                     "num_samples": options.num_samples,
                     "temperature": options.temperature,
+                    "samples_per_prompt": options.samples_per_prompt,
                 }
             ],
             "rollout": {"max_new_tokens": options.max_new_tokens, "max_length": options.max_length} | actors,

@@ -10,11 +10,13 @@ from pathlib import Path
 from posttrain import __version__
 from posttrain.cli.checkpoint import add_checkpoint_commands
 from posttrain.cli.commands import add_command, load_checked
+from posttrain.cli.compare import add_compare
 from posttrain.cli.data import add_verbs as add_data_verbs
 from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
 from posttrain.cli.submit import add_submit
 from posttrain.config import ConfigError, Document, build_run, read_run, recipe_names
+from posttrain.config.arithmetic import stages_together
 from posttrain.config.memory import Cards, card_memory
 
 OWN_PACKAGES = ("posttrain", "rewards", "tools_env")
@@ -142,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     view = add_command(commands, "view", view_command, "write a run's report", VIEW)
     view.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
 
+    add_compare(commands)
     add_checkpoint_commands(commands)
 
     data = commands.add_parser("data", help="look at datasets, and rewrite them")
@@ -186,7 +189,9 @@ def validate_command(options: argparse.Namespace) -> int:
     """Check a recipe and print what it comes to: `posttrain validate`."""
     document = read_run(options.source, options.overrides)
     config = load_checked(document, about_to_run=False, cards=_named_cards(options, document))
-    stages = " → ".join(stage.name for stage in config.stages) or "evaluation only"
+    together = stages_together(config)
+    counted = (f"{name} × {len(each)}" if each[1:] else name for name, each in together.items())
+    stages = " → ".join(counted) or "evaluation only"
     print(f"{config.name}: valid ({stages})")
     return 0
 

@@ -17,8 +17,9 @@ from posttrain.config.loader import (
 )
 from posttrain.config.lora import LoraConfig
 from posttrain.config.model import ClusterConfig, ModelConfig
-from posttrain.config.objectives import AlgorithmConfig, Grpo, Gspo, Sapo
+from posttrain.config.objectives import AlgorithmConfig, Cispo, Grpo, Gspo, ReferenceKl, Sapo
 from posttrain.config.on_policy import OnPolicyStage
+from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import EngineConfig, OnPolicyRolloutConfig, RolloutConfig
 from posttrain.config.run import RunConfig, Stage
@@ -29,6 +30,7 @@ from posttrain.config.tiny_model import TinyModelStage
 
 __all__ = [
     "AlgorithmConfig",
+    "Cispo",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
@@ -46,10 +48,12 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "OnPolicyDistillationStage",
     "OnPolicyRolloutConfig",
     "OnPolicyStage",
     "PluginRef",
     "Problem",
+    "ReferenceKl",
     "RewardRef",
     "RlStage",
     "RlTask",

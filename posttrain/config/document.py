@@ -43,11 +43,13 @@ class Document:
         data: Mappings, lists and scalars.
         places: `file:line` by key path.
         label: What the document is called in messages.
+        copied: By the number of a stage, that of the stage which it was made from (see `comparison`).
     """
 
     data: Any
     label: str
     places: dict[Key, str] = field(default_factory=dict)
+    copied: dict[int, int] = field(default_factory=dict)
 
     def place(self, key: Key) -> str:
         """Return `file:line` of a key, or of the nearest key around it."""
@@ -55,6 +57,13 @@ class Document:
             if key[:length] in self.places:
                 return self.places[key[:length]]
         return self.label
+
+    def key_text(self, key: Key) -> str:
+        """Write a key path as the file has it, in which a stage that was copied stands once."""
+        match key:
+            case ("stages", int(number), *rest):
+                return key_text(("stages", self.copied.get(number, number), *rest))
+        return key_text(key)
 
     def error(self, key: Key, reason: str, remedy: str = "") -> ConfigError:
         """Return a single problem as an error."""

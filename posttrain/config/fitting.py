@@ -95,7 +95,7 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
         load = stage.load()
         if load is not None:
             text = _parts(learner_memory(model, load), load.tokens)
-            rows.append((f"{stage.name}: each of {stage.learners} learner processes", text))
+            rows.append((f"{stage.shared_name}: each of {stage.learners} learner processes", text))
         if stage.engines and stage.episodes is not None:
             each = stage.episodes.engine.tensor_parallel_size
             least = engine_least(model, stage.episodes.max_length, each)
@@ -107,8 +107,8 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
                 size = versions * model.width * adapters(shape, rank)
                 text += f"; {amount(size)} more for up to {versions} versions of the adapters"
             spans = f", on each of its {each} GPUs" if each > 1 else ""
-            rows.append((f"{stage.name}: each of {stage.engines} engines{spans}", text))
-    return rows
+            rows.append((f"{stage.shared_name}: each of {stage.engines} engines{spans}", text))
+    return [*dict.fromkeys(rows)]
 
 
 def stage_misfits(

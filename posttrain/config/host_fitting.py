@@ -39,14 +39,14 @@ def host_rows(config: RunConfig, host: Host) -> list[tuple[str, str]]:
         processes = host_processes(config, stage, model, host)
         if load is None or not processes:
             continue
-        rows.append((f"{stage.name}: host memory", f"{amount(_total(processes))} in all"))
+        rows.append((f"{stage.shared_name}: host memory", f"{amount(_total(processes))} in all"))
         if load.token_bytes:
             rows[-1] = (rows[-1][0], f"{rows[-1][1]}; {_pixels(load)}")
         for each in processes:
             name = each.name if each.count == 1 else f"each of {each.count} {each.name}s"
             parts = ", ".join(f"{part} {amount(size)}" for part, size in each.parts.items())
-            rows.append((f"{stage.name}: {name}", f"{amount(each.bytes)}: {parts}"))
-    return rows
+            rows.append((f"{stage.shared_name}: {name}", f"{amount(each.bytes)}: {parts}"))
+    return [*dict.fromkeys(rows)]
 
 
 def host_misfits(config: RunConfig, stage: StageConfig, host: Host) -> Iterator[Misfit]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat
+from posttrain.config.base import MisfitError, Name, Natural, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import Use
 from posttrain.config.lora import LoraConfig
 from posttrain.config.memory import LearnerLoad
@@ -30,6 +30,13 @@ def _product(settled: dict[str, Any]) -> int:
     return math.prod(settled.get(key, 1) for key in keys)
 
 
+class Cell(Section):
+    """What tells a stage from those that it is compared with."""
+
+    comparison: Name = Field(description="Name of the stage whose `vary` made it.")
+    settings: dict[str, object] = Field(description="Value of each setting that is varied, by its key.")
+
+
 class LearningStage(TrainingStage, ABC):
     """A stage that starts from a checkpoint and trains its weights."""
 
@@ -45,6 +52,21 @@ class LearningStage(TrainingStage, ABC):
         default=None,
         description="Evaluation task that the stage is meant to get better at, or of a dpo stage its "
         "eval_dataset: the report shows it before and after.",
+    )
+    seed: Natural | None = Field(
+        default=None,
+        description="Seed of everything random in the stage: order of samples, prompts, answers, new "
+        "adapters. The run's if absent.",
+    )
+    vary: dict[str, object] = Field(
+        default_factory=dict,
+        description="Settings to compare: keys of the stage, nested as it has them, each with a list of "
+        "values, such as {seed: [0, 1, 2], algorithm: {name: [sapo, grpo]}}. In place of the stage come its "
+        "cells, a stage for each combination, all from the same checkpoint; the last key changes fastest. "
+        "`posttrain view` compares them on a page.",
+    )
+    cell: Cell | None = Field(
+        default=None, description="Which cell of a comparison the stage is; written in place of vary."
     )
     lora: LoraConfig | None = Field(
         default=None, description="Train low-rank adapters and keep all other weights fixed; off if absent."
@@ -98,6 +120,11 @@ class LearningStage(TrainingStage, ABC):
     def origin(self, before: str) -> str | None:
         """Return `start_from`, or the stage before."""
         return self.start_from or before
+
+    @property
+    def shared_name(self) -> str:
+        """Name that random numbers depend on, and tables call it by; cells of a comparison share theirs."""
+        return self.name if self.cell is None else self.cell.comparison
 
     def warmup_steps(self, steps: int) -> int:
         """Return the number of steps during which the learning rate rises, given the number of all steps."""
@@ -179,6 +206,14 @@ class LearningStage(TrainingStage, ABC):
             )
             if key in self.model_fields_set and getattr(self, key) != default:
                 raise MisfitError(key, reason, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _check_vary(self) -> "LearningStage":
+        if self.vary:
+            raise MisfitError(
+                "vary", "becomes stages when a file is read, and this was none", "use load_run or read_run"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from posttrain.config.comparison import expand
 from posttrain.config.data import DatasetConfig
 from posttrain.config.document import Document, Key, merge, parse_document, read_document
 from posttrain.config.errors import ConfigError, Problem
@@ -40,7 +41,10 @@ def load_run(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """Read the data of a run without checking them, with the place of every key; see `load_run`."""
+    """Read the data of a run without checking them, with the place of every key; see `load_run`.
+
+    A stage that varies settings is replaced by its cells (see `comparison`).
+    """
     path = _find_run(str(source), Path())
     document = _with_bases(path, ())
     for override in overrides:
@@ -48,7 +52,7 @@ def read_run(source: str | Path, overrides: Sequence[str] = ()) -> Document:
     document.label = str(path)
     is_recipe = path.parent == _package_folder("posttrain", "recipes")
     document.data.setdefault("base_dir", str(Path.cwd() if is_recipe else path.absolute().parent))
-    return document
+    return expand(document)
 
 
 def build_run(document: Document) -> RunConfig:

@@ -20,6 +20,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 QUANTIZED = {"nf4": 0.53, "int8": 1.01}
 #: Positions whose logits exist at the same time (see `posttrain.models.logprobs`).
 CHUNK = 512
+#: The same of divergences between two models (see `posttrain.models.divergences`).
+DIVERGENCE_CHUNK = 128
 #: What a GPU's process takes besides tensors: CUDA's context, NCCL's and cuBLAS's buffers, holes.
 CUDA_OVERHEAD = 1.5 * 2**30
 #: The same of an engine, with its activations and CUDA graphs.
@@ -83,6 +85,8 @@ class LearnerLoad:
         checkpointing: Whether activations are computed twice.
         offloading: Whether the inputs of layers are kept in the host's memory.
         reference: Whether a fixed copy of the model is kept.
+        teaches: Whether distributions over the whole vocabulary are compared with a teacher's.
+        teacher: Its widths, where it is no copy of the model, and they are known.
         sees_images: Whether the micro-batch may hold images.
         lora: The adapters that are trained in place of the weights.
     """
@@ -95,6 +99,8 @@ class LearnerLoad:
     checkpointing: bool = False
     offloading: bool = False
     reference: bool = False
+    teaches: bool = False
+    teacher: Shape | None = None
     sees_images: bool = True
     lora: LoraConfig | None = None
 
@@ -226,6 +232,10 @@ def head_pass(model: ModelLoad, load: LearnerLoad) -> float:
     logits = min(CHUNK, load.tokens) * shape.vocabulary
     hidden = width * load.tokens * shape.hidden
     forward = 8 * logits
+    if load.teaches:  # the teacher's head and states, and a chunk of both distributions
+        teacher = load.teacher or shape
+        hidden += width * (load.tokens * teacher.hidden + (load.shards > 1) * teacher.embedding)
+        forward = max(forward, 6 * 4 * min(DIVERGENCE_CHUNK, load.tokens) * shape.vocabulary)
     if load.lora is not None:
         return hidden + forward
     copied = width if width < 4 else 0  # gradients are computed in the model's type, and added up in float32
@@ -260,7 +270,9 @@ def _fixed(model: ModelLoad, load: LearnerLoad) -> float:
         inside = QUANTIZED.get(load.lora.quantization or "", width)
         outside = shape.parameters - layers - tower
         fixed = width * tower + (inside * layers + width * outside) / load.shards
-    return fixed + (width * shape.parameters / load.shards if load.reference else 0)
+    teacher = 0 if load.teacher is None else load.teacher.parameters
+    beside = load.reference * shape.parameters + teacher
+    return fixed + width * beside / load.shards
 
 
 def _ends(shape: Shape) -> int:

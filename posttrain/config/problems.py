@@ -69,7 +69,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
     cause = details.get("ctx", {}).get("error")
     if isinstance(cause, MisfitError):
         key = (*key, *parse_key(cause.key))
-        return Problem(document.place(key), key_text(key), cause.reason, cause.remedy)
+        return Problem(document.place(key), document.key_text(key), cause.reason, cause.remedy)
     reason, remedy = _reason(details), ""
     if kind == "extra_forbidden":
         remedy = _named_entry(key, document.data) or _right_name(str(key[-1]), place, document.data, root)
@@ -80,7 +80,7 @@ def _problem(details: ErrorDetails, document: Document, root: type[Section]) -> 
     else:
         reason = f"{reason}, not {_shown(value)}"
         remedy = _better_value(value, details)
-    return Problem(document.place(key), key_text(key), reason, remedy)
+    return Problem(document.place(key), document.key_text(key), reason, remedy)
 
 
 def _locate(loc: tuple[int | str, ...], data: object, root: type[Section]) -> _Place:
@@ -220,7 +220,7 @@ def _wrong_tag(details: ErrorDetails, place: _Place, document: Document) -> Prob
     else:
         reason = f"{context['tag']!r} is none of {', '.join(choices)}"
         remedy = did_you_mean(str(context["tag"]), choices) or remedy
-    return Problem(document.place(key), key_text(key), reason, remedy)
+    return Problem(document.place(key), document.key_text(key), reason, remedy)
 
 
 def _either(choices: Sequence[str]) -> str:

@@ -9,16 +9,19 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, Natural, PositiveFloat, Section
 from posttrain.config.distillation import DistillationStage
 from posttrain.config.dpo import DpoStage
+from posttrain.config.learning import LearningStage
 from posttrain.config.model import ClusterConfig, ModelConfig, infer_family
+from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
 from posttrain.config.rl import RlStage
 from posttrain.config.rollout import RolloutConfig
 from posttrain.config.sft import SftStage
 from posttrain.config.stage import Content, DatasetUse, Surroundings, TaskUse, too_few_gpus
-from posttrain.config.tasks import EvalTask, EvaluationConfig, check_lengths
+from posttrain.config.tasks import EvalTask, EvaluationConfig, TaskConfig, check_lengths
 from posttrain.config.tiny_model import TinyModelStage
 
 Stage = Annotated[
-    TinyModelStage | SftStage | DistillationStage | DpoStage | RlStage, Field(discriminator="stage")
+    TinyModelStage | SftStage | DistillationStage | DpoStage | RlStage | OnPolicyDistillationStage,
+    Field(discriminator="stage"),
 ]
 
 #: Names that no stage may take: folders of a run's directory, and words of `evaluation.stages`.
@@ -78,6 +81,10 @@ class RunConfig(Section):
         played = (stage.episodes for stage in self.stages)
         return next((rollout for rollout in played if rollout is not None), RolloutConfig())
 
+    def seed_of(self, stage: LearningStage) -> int:
+        """Return the seed of what is random in a stage: its own, or the run's."""
+        return self.seed if stage.seed is None else stage.seed
+
     @property
     def origins(self) -> dict[str, str]:
         """The stage that each stage starts from, or `base`; a stage that makes a new model is not in it."""
@@ -85,10 +92,22 @@ class RunConfig(Section):
         starts = ((stage, stage.origin(before)) for before, stage in zip(befores, self.stages, strict=False))
         return {stage.name: start for stage, start in starts if start is not None}
 
+    def measuring_rollout(self, stage: str) -> RolloutConfig:
+        """Return what a stage's final checkpoint is measured with: `evaluation_rollout` in all that counts.
+
+        Where the stage's own engines are like that they stay, since to start others takes half a minute.
+        """
+        usual = self.evaluation_rollout
+        own = next((each.episodes for each in self.stages if each.name == stage), None)
+        if own is None or any(getattr(own, key) != getattr(usual, key) for key in RolloutConfig.model_fields):
+            return usual
+        return own
+
     def tasks(self) -> Iterator[TaskUse]:
         """Yield every task, of stages and of the evaluation, with its path in the run."""
         for index, stage in enumerate(self.stages):
-            yield from (TaskUse(("stages", index, *use.key), use.task) for use in stage.tasks_played())
+            for use in stage.tasks_played():
+                yield dataclasses.replace(use, key=("stages", index, *use.key))
         if self.evaluation is not None:
             for number, task in enumerate(self.evaluation.tasks):
                 yield TaskUse(("evaluation", "tasks", number), task)
@@ -105,7 +124,7 @@ class RunConfig(Section):
                     use, key=("stages", index, *use.key), refused={**unseen, **use.refused}
                 )
         for task in self.tasks():
-            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", unseen)
+            yield DatasetUse((*task.key, "data"), task.task.data, "episodes", {**unseen, **task.refused})
 
     def tasks_after(self, stage: str) -> list[EvalTask]:
         """Return the tasks on which the final checkpoint of a stage (or `base`) is measured."""
@@ -165,17 +184,24 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_tasks(self) -> "RunConfig":
-        """Refuse two tasks of one name: episodes and metrics are told apart by it, through the whole run."""
-        seen: set[str] = set()
+        """Refuse two tasks of one name: episodes and metrics are told apart by it, through the whole run.
+
+        The cells of a comparison have the same tasks.
+        """
+        seen: dict[str, tuple[TaskConfig, str]] = {}
         for use in self.tasks():
-            if use.task.name in seen:
+            stage = self.stages[use.key[1]] if isinstance(use.key[1], int) else None
+            cell = stage.cell if isinstance(stage, LearningStage) else None
+            comparison = "" if cell is None else cell.comparison
+            other, shared = seen.get(use.task.name, (None, ""))
+            if other is not None and not (comparison and (other, shared) == (use.task, comparison)):
                 key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in use.key)
                 raise MisfitError(
                     key.removeprefix("."),
                     f"another task is named {use.task.name!r} too",
                     "give one of them a `name` of its own; by default it is the dataset's",
                 )
-            seen.add(use.task.name)
+            seen[use.task.name] = use.task, comparison
         return self
 
     @model_validator(mode="after")

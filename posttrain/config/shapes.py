@@ -134,12 +134,15 @@ def model_shape(model: ModelConfig) -> Shape | None:
 
     They come from a local `config.json`, or else from the model's name.
     """
-    if model.name_or_path is None:
-        return None
-    local = read_model_config(model.name_or_path)
+    return None if model.name_or_path is None else named_shape(model.name_or_path)
+
+
+def named_shape(name_or_path: str) -> Shape | None:
+    """Return the widths of a model by its name or directory; see `model_shape`."""
+    local = read_model_config(name_or_path)
     if local:
         return shape_of(local)
-    name = model.name_or_path.rpartition("/")[2].lower()
+    name = name_or_path.rpartition("/")[2].lower()
     known = max((key for key in KNOWN if name.startswith(key)), key=len, default=None)
     return None if known is None else KNOWN[known]
 

@@ -50,10 +50,17 @@ class DatasetUse:
 
 @dataclass(frozen=True)
 class TaskUse:
-    """A task, and the path of its section from the section that lists it."""
+    """A task as a stage or the evaluation plays it.
+
+    Attributes:
+        key: Path of its section from the section that lists it.
+        task: The task.
+        refused: What a prompt must not hold, each with the reason.
+    """
 
     key: Key
     task: TaskConfig
+    refused: Mapping[Content, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class CheckpointUse:
         name: Hugging Face id or local directory.
         length_key: Path of the key that says how many tokens it takes, from the stage.
         max_length: Most tokens of what it is shown and writes.
+        same_tokens: Whether its tokens must be those of the run's model.
     """
 
     key: Key
@@ -90,6 +98,7 @@ class CheckpointUse:
     name: str
     length_key: Key
     max_length: int
+    same_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,11 @@ class StageConfig(Section):
     def kind(self) -> str:
         """Kind of the stage, as the key `stage` of each class says it."""
         return vars(self)["stage"]
+
+    @property
+    def shared_name(self) -> str:
+        """Name that random numbers depend on, and that tables call it by."""
+        return self.name
 
     @property
     def learners(self) -> int:

@@ -54,6 +54,8 @@ class EpisodeTask(Section):
         tools = [tool.name for tool in self.tools]
         if repeated := next((name for name in tools if tools.count(name) > 1), None):
             raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if not self.rewards:  # where that is no error of the field
+            return self
         if fault := reward_list_fault(self.rewards):
             raise MisfitError("rewards", *fault)
         if all(reward.weight == 0 for reward in self.rewards):
@@ -115,6 +117,14 @@ class RlTask(TaskConfig):
     )
 
 
+class DistillationTask(RlTask):
+    """A task on whose episodes the policy learns from a teacher."""
+
+    rewards: list[RewardRef] = Field(
+        default_factory=list, description="Rewards that are measured; none if absent."
+    )
+
+
 class EvalTask(TaskConfig):
     """A task that checkpoints are measured on; its first reward is the accuracy that is reported."""
 
@@ -125,11 +135,32 @@ class EvalTask(TaskConfig):
     )
     num_samples: Positive = Field(default=256, description="Number of prompts, from the dataset's beginning.")
     temperature: NaturalFloat = Field(default=0.0, description="Sampling temperature; 0 is greedy.")
+    samples_per_prompt: Positive = Field(
+        default=1,
+        description="Answers to each prompt. Of several, the accuracy is their mean (mean@k), and the chance "
+        "that one of k is right (pass@k) is told beside it; they need a temperature above 0.",
+    )
+    difficulty_column: str = Field(
+        default="pass_rate",
+        min_length=1,
+        description="Column of the rows that says how hard a prompt is: where rows have it, accuracies are "
+        "also told by its bins. pass_rate is what a curation by that filter writes.",
+    )
     stages: list[Name] = Field(
         default_factory=lambda: ["all"],
         min_length=1,
         description="Stages after which this task is measured, of those in evaluation.stages, or [all].",
     )
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> "EvalTask":
+        if self.samples_per_prompt > 1 and not self.temperature:
+            raise MisfitError(
+                "samples_per_prompt",
+                f"at temperature 0 all {self.samples_per_prompt} answers to a prompt are the same one",
+                "set temperature: 1.0, or remove it",
+            )
+        return self
 
 
 def check_lengths(key: str, tasks: Sequence[TaskConfig], rollout: RolloutConfig) -> None:

@@ -9,13 +9,15 @@ from statistics import fmean
 from posttrain.config import EvalTask, RunConfig
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
-from posttrain.evaluation.statistics import wilson_interval
+from posttrain.evaluation.difficulty import difficulty_bins
+from posttrain.evaluation.shares import mean_share, pass_shares, shares_by_bin
 from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir
+from posttrain.run.estimates import Estimate
 from posttrain.run.metric_names import REWARD
 from posttrain.run.rows import EVALUATION, EvaluationRow, read_rows, write_rows
 from posttrain.types import Trajectory
@@ -39,7 +41,7 @@ def evaluate_task(
     step: int,
     check: RowCheck | None = None,
 ) -> EvaluationRow:
-    """Run a task's first `num_samples` samples, one episode each, and record the result.
+    """Run a task's first `num_samples` samples, `samples_per_prompt` episodes each, and record the result.
 
     A sample whose prompt leaves no room for an answer is left out and counted: it says nothing about the
     model, and is left out for every checkpoint alike.
@@ -64,14 +66,19 @@ def evaluate_task(
     samples = load_samples(task.data, config.base_dir, use="episodes", check=check)
     count = min(task.num_samples, len(samples))
     groups = [
-        GroupJob(i, task.name, samples[i], size=1, seed=stable_seed(config.seed, "evaluation", task.name, i))
+        GroupJob(
+            *(i, task.name, samples[i], task.samples_per_prompt),
+            seed=stable_seed(config.seed, "evaluation", task.name, i),
+        )
         for i in range(count)
     ]
     rollout = config.evaluation_rollout
     limits = Limits.of_task(task, rollout, task.temperature)
     groups = with_room(groups, pool.prompt_tokens(groups), limits, task)
     trajectories = pool.rollout(groups, limits).trajectories
+    levels = {group.group: group.sample.columns.get(task.difficulty_column) for group in groups}
     row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
+    row = replace(row, difficulty=by_difficulty(trajectories, task, levels))
     left_out = {LEFT_OUT: float(count - len(groups))} if len(groups) < count else {}
     row = replace(row, metrics=row.metrics | left_out, seconds=round(time.perf_counter() - begun, 1))
     name = f"evaluation-{stage}-{task.name}"
@@ -114,7 +121,7 @@ def summarize(
     """Compute the accuracy of the main reward, its interval, and the means of everything that was scored.
 
     Args:
-        trajectories: The finished episodes, one a sample.
+        trajectories: The finished episodes, as many of each group as of any other.
         main_reward: Name of the reward whose full marks count as right.
         place: Stage, task and step of the row.
 
@@ -122,7 +129,6 @@ def summarize(
         EvaluationError: If a trajectory has no score.
     """
     values: dict[str, list[float]] = {"tool_calls": [], "tokens": []}
-    correct = 0
     for trajectory in trajectories:
         verdict = trajectory.reward
         if verdict is None or verdict.total is None:
@@ -130,16 +136,45 @@ def summarize(
             raise EvaluationError(
                 f"sample {trajectory.sample_id} has no score ({reasons}); see reward-server.log"
             )
-        correct += verdict.values.get(main_reward) == 1.0
         values["tool_calls"].append(sum(call.images > 0 for call in trajectory.tool_calls))
         values["tokens"].append(len(trajectory.token_ids))
         for name, value in verdict.values.items():
             if value is not None:
                 values.setdefault(REWARD + name, []).append(value)
-    n = len(trajectories)
-    low, high = wilson_interval(correct, n)
-    means = {name: round(fmean(column), 4) for name, column in values.items() if column}
-    return EvaluationRow(*place, n, correct / max(1, n), low, high, means)
+    right = list(right_by_group(trajectories, main_reward).values())
+    answers = len(trajectories) // max(1, len(right))
+    accuracy = mean_share(right, answers)
+    return EvaluationRow(
+        *(*place, accuracy.n, accuracy.value, accuracy.low, accuracy.high),
+        metrics={name: round(fmean(column), 4) for name, column in values.items() if column},
+        samples_per_prompt=max(1, answers),
+        pass_at=pass_shares(right, answers),
+    )
+
+
+def right_by_group(trajectories: Sequence[Trajectory], main_reward: str) -> dict[int, int]:
+    """Count the episodes of each group that got full marks of the main reward."""
+    right: dict[int, int] = {}
+    for trajectory in trajectories:
+        full = trajectory.reward is not None and trajectory.reward.values.get(main_reward) == 1.0
+        right[trajectory.group] = right.get(trajectory.group, 0) + full
+    return right
+
+
+def by_difficulty(
+    trajectories: Sequence[Trajectory], task: EvalTask, levels: Mapping[int, object]
+) -> dict[str, Estimate]:
+    """Return the accuracy on each bin of prompts by difficulty; nothing where rows do not tell it.
+
+    Args:
+        trajectories: The finished episodes.
+        task: What was evaluated.
+        levels: What the row of each group has in the task's `difficulty_column`.
+    """
+    right = right_by_group(trajectories, task.rewards[0].name)
+    told = [levels[group] for group in right]
+    bins = difficulty_bins(told, task.difficulty_column)
+    return shares_by_bin([*right.values()], task.samples_per_prompt, bins, told)
 
 
 def read_evaluations(run: RunDir) -> list[EvaluationRow]:

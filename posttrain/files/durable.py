@@ -35,8 +35,8 @@ def explaining_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file's content so that a crash leaves the old or the new content.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a small file's content, text or bytes, so that a crash leaves the old or the new one.
 
     Raises:
         DiskFull: If there is no space; the old content is intact.
@@ -44,7 +44,7 @@ def write_atomic(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         with explaining_full_disk(path):
-            write_synced(unfinished, text)
+            write_synced(unfinished, content)
             unfinished.replace(path)
             sync(path.parent)
     except DiskFull:
@@ -52,10 +52,10 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write_synced(path: Path, content: str | bytes) -> None:
+    """Write a file, text or bytes, and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -41,6 +41,22 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a worker tells of weights that it has taken.
+
+    Attributes:
+        scores: The log-probs that it computes with them, of all tokens but the first of each sequence that it
+            was given to prove them by; none if there were no sequences.
+        seconds: How long that took.
+        modules: Number of modules that an adapter changes.
+    """
+
+    scores: list[list[float]]
+    seconds: float
+    modules: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """What a worker says of itself.
 

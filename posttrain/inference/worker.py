@@ -3,6 +3,7 @@
 import collections
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.adapters import AdapterFiles
 from posttrain.inference.engine import Engine, EngineUse, Request, ScoreRequest
 from posttrain.inference.images import EngineImages, engine_images
-from posttrain.inference.jobs import Job, Outcome, Report
+from posttrain.inference.jobs import Job, Outcome, Report, Taken
 from posttrain.inference.serving import Serving
 from posttrain.inference.slots import SLOTS_PER_PLACE
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
@@ -28,6 +29,8 @@ from posttrain.run.home import fetch_files, fetch_folder
 from posttrain.run.placement import place_of_process
 from posttrain.types import Trajectory
 
+#: What a worker proves weights by.
+Sequences = Sequence[Trajectory]
 #: Files of a model on the hub that renderer and engine read.
 FETCHED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 #: Answers, and tokens of each, that an engine samples before its first use: enough for one step that reads
@@ -187,29 +190,42 @@ class InferenceWorker:
         """Join a group that receives weights from the learners; see `Engine.join_transfer`."""
         self.serving.call(lambda engine: engine.join_transfer(group)).result()
 
-    def receive_weights(self, manifest: Manifest, version: int) -> None:
-        """Receive weights from the learners between two steps; see `Engine.receive_weights`."""
+    def receive_weights(self, manifest: Manifest, version: int, proof: Sequences = ()) -> Taken:
+        """Receive weights from the learners between two steps; see `Engine.receive_weights`.
+
+        Args:
+            manifest: What will be sent.
+            version: The policy version that these weights are.
+            proof: Sequences to score with them.
+        """
         self._checkpoint = None
         self.serving.call(lambda engine: engine.receive_weights(manifest, version)).result()
+        return self._taken(proof)
 
-    def load_adapter(self, files: "AdapterFiles | ObjectRef[AdapterFiles]", base: Path, version: int) -> int:
+    def load_adapter(
+        self,
+        files: "AdapterFiles | ObjectRef[AdapterFiles]",
+        base: Path,
+        version: int,
+        proof: Sequences = (),
+    ) -> Taken:
         """Load an adapter between two steps; see `Engine.load_adapter`.
 
         Args:
             files: The adapter; Ray passes the files themselves.
             base: The checkpoint that it is for. A worker that replaces another may have begun with an older.
             version: The policy version that the adapter is.
+            proof: Sequences to score with it.
         """
         assert isinstance(files, AdapterFiles)
         if self._checkpoint != base:
             self.load_weights(base, version)
         with files.on_disk() as path:
-            return self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
+            modules = self.serving.call(lambda engine: engine.load_adapter(path, version)).result()
+        return replace(self._taken(proof), modules=modules)
 
-    def score(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> list[list[float]]:
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of all tokens but the first of each sequence under the newest weights."""
-        assert isinstance(trajectories, list)
-
         fetch_files(Path(image.ref.path) for each in trajectories for image in each.images)
 
         def requests() -> list[ScoreRequest]:
@@ -271,6 +287,12 @@ class InferenceWorker:
     def step_seconds(self) -> float:
         """Return how long the engine's present step has taken so far."""
         return self.serving.step_seconds
+
+    def _taken(self, proof: Sequences) -> Taken:
+        """Score a proof's sequences with weights that were taken just now."""
+        begun = time.monotonic()
+        scores = self.score(proof) if proof else []
+        return Taken(scores, time.monotonic() - begun)
 
     def _tell_room(self) -> None:
         """End the wait of a report where the engine got room for more, or has failed."""

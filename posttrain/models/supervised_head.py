@@ -1,6 +1,7 @@
 """A forward pass that returns the log-probs of supervised tokens instead of logits."""
 
 import types
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -10,13 +11,17 @@ from posttrain.models.logprobs import candidate_logprobs, token_logprobs, watche
 #: The label of whatever is not supervised; `torch.nn.functional.cross_entropy` ignores it as well.
 IGNORED = -100
 
+#: Something that is computed of last hidden states [T, D] and the head's weight [V, D], while it is whole.
+Beside = Callable[[Tensor, Tensor], object]
+
 
 def add_supervised_head(model: PreTrainedModel) -> None:
     """Let `model(..., supervised_labels=labels)` return [T] log-probs of the tokens that have a label.
 
     With `candidates` [T, K] as well, K tokens at the place of each label, it returns the results of
-    `candidate_logprobs`; with `watched` [K] token ids those of `watched_logprobs`. Without
-    `supervised_labels` the model works as before.
+    `candidate_logprobs`; with `watched` [K] token ids those of `watched_logprobs`. With `watched` and
+    `beside`, a function of the [T, D] last hidden states before these tokens and of the head's [V, D] weight,
+    its result follows as one more. Without `supervised_labels` the model works as before.
 
     The head, the largest matrix of a small model, is applied at those places only: about one in ten in
     dialogues with images. This happens inside the forward passes of model and head, because FSDP2 gathers
@@ -40,14 +45,16 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         targets: Tensor | None = None,
         candidates: Tensor | None = None,
         watched: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+        beside: Beside | None = None,
+    ) -> Tensor | tuple[object, ...]:
         if targets is None:
             return logits(hidden)
         if candidates is not None:
             return candidate_logprobs(hidden, self.weight, targets, candidates)
-        if watched is not None:
-            return watched_logprobs(hidden, self.weight, targets, watched)
-        return token_logprobs(hidden, self.weight, targets)[0]
+        if watched is None:
+            return token_logprobs(hidden, self.weight, targets)[0]
+        found = watched_logprobs(hidden, self.weight, targets, watched)
+        return found if beside is None else (*found, beside(hidden, self.weight))
 
     def forward(
         self: PreTrainedModel,
@@ -55,6 +62,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         supervised_labels: Tensor | None = None,
         candidates: Tensor | None = None,
         watched: Tensor | None = None,
+        beside: Beside | None = None,
         **kwargs: object,
     ) -> object:
         if supervised_labels is None:
@@ -65,7 +73,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         supervised = targets != IGNORED
         head = self.get_output_embeddings()
         assert head is not None
-        return head(hidden[supervised], targets[supervised], candidates, watched)
+        return head(hidden[supervised], targets[supervised], candidates, watched, beside)
 
     head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)

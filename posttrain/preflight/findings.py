@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from posttrain.config import ConfigError, Document, Problem, RunConfig
-from posttrain.config.document import Key, key_text
+from posttrain.config.document import Key
 from posttrain.joints import Plugins
 
 P = ParamSpec("P")
@@ -49,7 +49,9 @@ class Examination:
 
     def problem(self, key: Key, reason: str, remedy: str = "") -> None:
         """Note what will make the run fail, at the place of its key."""
-        self.findings.problems.append(self._at(key, reason, remedy))
+        problem = self._at(key, reason, remedy)
+        if problem not in self.findings.problems:  # the cells of a comparison share most of their keys
+            self.findings.problems.append(problem)
 
     def missing(self, key: Key, reason: str, remedy: str) -> None:
         """Note what is not on this machine, and may be on another."""
@@ -80,4 +82,4 @@ class Examination:
             return None
 
     def _at(self, key: Key, reason: str, remedy: str) -> Problem:
-        return Problem(self._document.place(key), key_text(key), reason, remedy)
+        return Problem(self._document.place(key), self._document.key_text(key), reason, remedy)

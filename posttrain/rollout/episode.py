@@ -4,6 +4,7 @@ Nothing in an episode depends on time or on the episodes beside it, as far as th
 the seed of each turn is its own.
 """
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -98,19 +99,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """A group's rendered prompt, which its episodes share.
-
-    Attributes:
-        messages: What it shows.
-        rendered: Its tokens.
-    """
-
-    messages: tuple[Message, ...]
-    rendered: Rendered
-
-
-@dataclass(frozen=True)
 class _Observation:
     """A reply of the environment, to be appended to a ledger.
 
@@ -160,7 +148,8 @@ class EpisodePlayer:
         self._tools, self._rendering = worker.tools, worker.rendering
         self._task = task
         self._limits = limits
-        self._prompt: _Prompt | None = None
+        self._messages: tuple[Message, ...] = ()  # that the newest prompt shows
+        self._prompt: asyncio.Future[Rendered] | None = None
 
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
@@ -193,13 +182,11 @@ class EpisodePlayer:
     async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner) -> Trajectory:
         """Let model and environment take turns until the episode is over."""
         messages = await aside(self._tools, partner.start, job.sample)
-        prompt = self._prompt
-        if prompt is None or prompt.messages != messages:
-            prompt = await aside(self._rendering, self._render_prompt, job, messages)
+        rendered = await self._prompt_of(job, messages)
         ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
         talk = _Talk(job, slot, self._images.open(), ledger)
         try:
-            images = await self._begin(talk, prompt)
+            images = await self._begin(talk, rendered, messages)
             for turn in itertools.count():
                 request = self._request(job, turn, ledger, images, slot.next_id())
                 completion = await self._serving.sample(slot, request)
@@ -221,30 +208,36 @@ class EpisodePlayer:
         with contextlib.suppress(ValueError):  # `play` says what is wrong with a prompt
             self._pictures.prefetch(self._renderer.render(sample.messages).images)
 
-    def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> _Prompt:
+    async def _prompt_of(self, job: EpisodeJob, messages: tuple[Message, ...]) -> Rendered:
         """Tokenise a prompt, once for all episodes to which it is shown.
 
         Raises:
             EpisodeError: If it cannot be shown or is too long.
         """
-        if self._prompt is None or self._prompt.messages != messages:
-            rendered = _render_prompt(self._renderer, job.sample, job.task, messages, self._task.tools)
-            if not self._limits.leave_room(len(rendered.token_ids)):
-                raise EpisodeError(
-                    f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
-                    f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
-                    " lower model.max_pixels"
-                )
-            self._prompt = _Prompt(messages, rendered)
-        return self._prompt
+        if self._prompt is None or self._messages != messages:
+            self._messages = messages
+            self._prompt = aside(self._rendering, self._render_prompt, job, messages)
+        return await asyncio.shield(self._prompt)  # which an episode that is cancelled leaves to the others
 
-    async def _begin(self, talk: _Talk, prompt: _Prompt) -> list[EngineImage]:
+    def _render_prompt(self, job: EpisodeJob, messages: tuple[Message, ...]) -> Rendered:
+        """Tokenise a prompt; raise EpisodeError if it cannot be shown or is too long."""
+        rendered = _render_prompt(self._renderer, job.sample, job.task, messages, self._task.tools)
+        if not self._limits.leave_room(len(rendered.token_ids)):
+            raise EpisodeError(
+                f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
+                f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
+                " lower model.max_pixels"
+            )
+        return rendered
+
+    async def _begin(
+        self, talk: _Talk, rendered: Rendered, messages: tuple[Message, ...]
+    ) -> list[EngineImage]:
         """Begin the ledger with the prompt; return its images as the engine takes them.
 
         Raises:
             EpisodeError: If one of them cannot be read.
         """
-        rendered = prompt.rendered
         try:
             images = await talk.slot.images(talk.pictures, rendered.images)
         except (ImageError, ImageChangedError) as error:
@@ -252,7 +245,7 @@ class EpisodePlayer:
                 f"{_named(talk.job.sample, talk.job.task)} cannot be shown: {error}"
             ) from error
         hashed = with_hashes(rendered.images, images)
-        append_prompt(talk.ledger, replace(rendered, images=hashed), prompt.messages)
+        append_prompt(talk.ledger, replace(rendered, images=hashed), messages)
         talk.images.extend(rendered.images)
         return images
 

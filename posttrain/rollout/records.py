@@ -16,8 +16,8 @@ def write_trajectories(
     *,
     stage: str,
     step: int,
-) -> None:
-    """Write `rollouts/<name>.jsonl`, one row a trajectory.
+) -> Path:
+    """Write `rollouts/<name>.jsonl`, one row a trajectory; return the file.
 
     Args:
         run: The run's directory; images inside it are named relative to it.
@@ -34,7 +34,9 @@ def write_trajectories(
         episode_row(trajectory, samples[trajectory.group], run.path, stage, step)
         for trajectory in trajectories
     ]
-    write_rows(run.path / ROLLOUTS / f"{name}.jsonl", rows)
+    path = run.path / ROLLOUTS / f"{name}.jsonl"
+    write_rows(path, rows)
+    return path
 
 
 def episode_row(trajectory: Trajectory, sample: Sample, root: Path, stage: str, step: int) -> EpisodeRow:

@@ -7,7 +7,7 @@ of posttrain wrote can still be viewed, and its checkpoints exported.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from posttrain.config.on_policy import TOLERANCES
@@ -60,6 +60,8 @@ class StageRecord:
         max_staleness: Most versions by which a token could be older than the weights that learned from it.
         mixture: Share of the samples by dataset.
         tasks: What was learned by playing.
+        comparison: Name of the comparison that it is a cell of; "" if it is none.
+        settings: Of a cell, what was varied, by key.
     """
 
     name: str
@@ -71,6 +73,8 @@ class StageRecord:
     max_staleness: int
     mixture: dict[str, float]
     tasks: tuple[TaskRecord, ...]
+    comparison: str = ""
+    settings: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -137,6 +141,7 @@ class RunRecord:
         family: The model's family; "" where none is recorded.
         seed: As text; "" where none is recorded.
         evaluated: Whether anything was to be measured.
+        judges: By evaluation task, the reward whose full marks count as right.
         stages: In order.
     """
 
@@ -145,6 +150,7 @@ class RunRecord:
     family: str = ""
     seed: str = ""
     evaluated: bool = True
+    judges: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[StageRecord, ...] = ()
 
     @property
@@ -171,6 +177,7 @@ class RunRecord:
             family=text(model.get("family")),
             seed=text(settings.get("seed")),
             evaluated=settings.get("evaluation", True) is not None,
+            judges=_judges(settings.get("evaluation")),
             stages=_stages(settings.get("stages"), text(model.get("dtype"))),
         )
 
@@ -210,7 +217,18 @@ def _stage(settings: JsonObject, before: str, dtype: str) -> StageRecord:
         max_staleness=integer(mapping(settings.get("rollout")).get("max_staleness")) or 0,
         mixture=numbers(mapping(settings.get("data")).get("mixture")),
         tasks=tuple(_task(task) for task in objects(settings.get("tasks"))),
+        comparison=text(mapping(settings.get("cell")).get("comparison")),
+        settings=mapping(mapping(settings.get("cell")).get("settings")),
     )
+
+
+def _judges(evaluation: Json) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for task in objects(mapping(evaluation).get("tasks")):
+        rewards = objects(task.get("rewards"))
+        name = text(task.get("name") or task.get("data"))
+        found[name] = text(rewards[0].get("name")) if rewards else "answer_accuracy"
+    return found
 
 
 def _task(task: JsonObject) -> TaskRecord:

@@ -17,6 +17,7 @@ from typing import Protocol, Self, TypeVar
 from posttrain.files.durable import write_atomic
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.messages import message_from_json, message_to_json
+from posttrain.run.estimates import Estimate, estimates_from_json, estimates_to_json
 from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text, texts
 from posttrain.types import Message, RewardResult, ToolCall
 
@@ -97,11 +98,14 @@ class EvaluationRow:
         stage: Name of the stage that made the checkpoint, or `base`.
         task: The task's name.
         step: The checkpoint's; 0 where it is not known.
-        n: Number of samples.
-        accuracy: Share of the samples that are right.
-        low, high: Its 95 % Wilson interval.
+        n: Number of prompts.
+        accuracy: Share of the answers that are right; of several a prompt, the mean over prompts (mean@k).
+        low, high: Its 95 % interval, with prompts as the unit.
         metrics: Means of everything else that was measured.
         seconds: How long it took; None where it was measured by the way.
+        samples_per_prompt: Answers to each prompt.
+        pass_at: By k, the chance that one of k answers to a prompt is right; only where there are several.
+        difficulty: By bin of the rows' difficulty, the accuracy on its prompts; empty where rows have none.
     """
 
     stage: str
@@ -113,6 +117,14 @@ class EvaluationRow:
     high: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    samples_per_prompt: int = 1
+    pass_at: dict[str, Estimate] = field(default_factory=dict)
+    difficulty: dict[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Estimate]:
+        """What the row tells beside the accuracy: pass@k by `pass@<k>`, and accuracies by difficulty."""
+        return {f"pass@{k}": estimate for k, estimate in self.pass_at.items()} | self.difficulty
 
     @property
     def place(self) -> tuple[str, str, int]:
@@ -132,6 +144,9 @@ class EvaluationRow:
             high=number(row.get("high")),
             metrics=numbers(row.get("metrics")),
             seconds=number(row.get("seconds")),
+            samples_per_prompt=max(1, integer(row.get("samples_per_prompt")) or 1),
+            pass_at=estimates_from_json(row.get("pass_at")),
+            difficulty=estimates_from_json(row.get("difficulty")),
         )
 
     def to_json(self) -> JsonObject:
@@ -139,7 +154,12 @@ class EvaluationRow:
         figures = {"n": self.n, "accuracy": self.accuracy, "low": self.low, "high": self.high}
         took: JsonObject = {} if self.seconds is None else {"seconds": self.seconds}
         place: JsonObject = {"stage": self.stage, "task": self.task, "step": self.step}
-        return {**place, **figures, "metrics": {**self.metrics}, **took}
+        told = {"pass_at": self.pass_at, "difficulty": self.difficulty}
+        parts: JsonObject = {name: estimates_to_json(each) for name, each in told.items() if each}
+        several: JsonObject = (
+            {} if self.samples_per_prompt == 1 else {"samples_per_prompt": self.samples_per_prompt}
+        )
+        return {**place, **figures, **several, **parts, "metrics": {**self.metrics}, **took}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class EnginesAndRewards:
         self._config = config
         self._run = run
         self._plugins = plugins
-        self._tasks = [use.task for use in config.tasks()]
+        self._tasks = [*{use.task.name: use.task for use in config.tasks()}.values()]
         self._stack = ExitStack()
         self.placement = Placement(use_gpu=config.use_gpu, sharing=config.cluster.placement)
         self._rewards: RewardAccess | None = None

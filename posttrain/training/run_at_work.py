@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from posttrain.config import RunConfig, StageConfig
+from posttrain.config import EvalTask, RunConfig, StageConfig
 from posttrain.evaluation.evaluate import evaluate_task, read_evaluations
 from posttrain.joints import Plugins
 from posttrain.models.lora import is_adapter, write_merged
@@ -74,14 +74,19 @@ class RunAtWork:
         for task in self.config.tasks_after(name):
             if (called, task.name, step) in done:
                 continue
-            pool = self.services.pool_with(checkpoint, self.config.evaluation_rollout)
+            pool = self.services.pool_with(checkpoint, self.config.measuring_rollout(name))
             check = RenderCheck(KnownRenderer(checkpoint, self.config.model), "episodes")
             row = evaluate_task(pool, self.config, task, self.run, called, step, check)
             print(
-                f"{called}  {task.name}: accuracy {row.accuracy:.3f}"
+                f"{called}  {task.name}: {_measure(task)} {row.accuracy:.3f}"
                 f"  [{row.low:.3f}, {row.high:.3f}]  n {row.n}  {row.seconds} s",
                 flush=True,
             )
+
+
+def _measure(task: EvalTask) -> str:
+    """Return what the accuracy of a task is called."""
+    return "accuracy" if task.samples_per_prompt == 1 else f"mean@{task.samples_per_prompt}"
 
 
 class StageRunner(Protocol):

@@ -132,7 +132,7 @@ def draw(
     stack: Sequence[Series] = (),
     limit: float | None = None,
     log: bool = False,
-    from_zero: bool = False,
+    include: Sequence[float] = (),
 ) -> Chart | None:
     """Lay out one chart, or None where there is not a single value.
 
@@ -140,11 +140,11 @@ def draw(
         title: What the chart shows.
         caption: What to look for.
         lines: Lines, each with its own colour.
-        bands: Ranges with a middle line.
+        bands: Ranges with a middle line; one without points leaves its colour unused.
         stack: Areas on top of each other, below the lines.
         limit: A value to mark as a limit.
         log: Logarithmic values; those outside `LOG_RANGE`, zero among them, are left out.
-        from_zero: Let the value axis include 0.
+        include: Values that the value axis includes as well: 0, or those of charts to be compared with.
     """
     low, high = LOG_RANGE if log else (-math.inf, math.inf)
     lines = [Series(s.label, [(x, y) for x, y in s.points if low <= y <= high]) for s in lines]
@@ -157,16 +157,17 @@ def draw(
     if not values:
         return None
     x = Scale(min(steps), max(steps), WIDTH)
-    y = _value_scale([*values, *([] if limit is None else [limit])], log, from_zero or bool(stack))
+    more = [value for value in (*include, *([] if limit is None else [limit])) if low <= value <= high]
+    y = value_scale([*values, *more], log, 0 in include or bool(stack))
     marks = _areas(stack, tops, x, y)
-    marks += [_band(band, len(marks) + i, x, y) for i, band in enumerate(bands)]
+    marks += [_band(band, len(marks) + i, x, y) for i, band in enumerate(bands) if band.middle.points]
     marks += [_line(series, len(marks) + i, x, y, log) for i, series in enumerate(lines)]
     return Chart(
         title,
         caption,
         marks,
         x_ticks=[(x(tick), short(tick)) for tick in _ends(x)],
-        y_ticks=[(y(tick), short(tick)) for tick in _ticks(y)],
+        y_ticks=[(y(tick), short(tick)) for tick in value_ticks(y)],
         limit=(y(limit), f"limit {short(limit)}") if limit is not None else None,
         probes=_probes([*stack, *(band.middle for band in bands), *lines], x),
     )
@@ -202,7 +203,8 @@ def smooth(points: Points) -> Points:
     return result
 
 
-def _value_scale(values: list[float], log: bool, from_zero: bool) -> Scale:
+def value_scale(values: list[float], log: bool, from_zero: bool) -> Scale:
+    """Return the scale of a value axis, with some room around the values."""
     low, high = min(values), max(values)
     if log:
         return Scale(
@@ -217,7 +219,7 @@ def _value_scale(values: list[float], log: bool, from_zero: bool) -> Scale:
     return Scale(low, high + 0.06 * (high - low), HEIGHT, flip=True)
 
 
-def _ticks(scale: Scale) -> list[float]:
+def value_ticks(scale: Scale) -> list[float]:
     """Return two to five round values within the scale's range."""
     if scale.log:
         first, last = round(math.log10(scale.low)), round(math.log10(scale.high))

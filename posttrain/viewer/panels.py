@@ -189,7 +189,7 @@ def stage_charts(run: RunContents, stage: str) -> list[Chart]:
             stack,
             limit=limit if panel.limit else None,
             log=panel.log,
-            from_zero=panel.from_zero,
+            include=(0.0,) * panel.from_zero,
         )
         if chart:
             charts.append(chart)

@@ -71,6 +71,7 @@ class RunContents:
         adapters: By stage, what it adapted.
         places: By stage, on which nodes and GPUs its processes were.
         candidates: For the trajectory cards.
+        rollout_files: All files of episodes: the steps of training in their order, then the evaluations.
         step_files: By stage, then by step: where the step's episodes are recorded, relative to the directory.
         evaluation_files: The same of evaluations, by the file's name without `.jsonl`.
         unreadable: How many lines were passed over, by file name.
@@ -87,6 +88,7 @@ class RunContents:
     adapters: dict[str, AdaptersRecord] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    rollout_files: list[Path] = field(default_factory=list)
     step_files: dict[str, dict[int, str]] = field(default_factory=dict)
     evaluation_files: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, int] = field(default_factory=dict)
@@ -142,6 +144,7 @@ def _add_rollouts(found: RunContents) -> None:
     files = sorted((p for p in (found.path / ROLLOUTS).rglob("*.jsonl") if p.is_file()), key=_natural)
     evaluations = [path for path in files if path.name.startswith("evaluation")]
     steps = [path for path in files if path.name.startswith("step-")]
+    found.rollout_files = [*steps, *evaluations]
     found.evaluation_files = {path.stem: _place(found, path) for path in evaluations}
     for path in steps:
         if (number := path.stem.removeprefix("step-")).isdecimal():

@@ -4,8 +4,7 @@ What a model wrote is hostile text on this page. The template escapes everything
 policy lets the browser run the page's own script only, by its hash, and load nothing from anywhere.
 """
 
-import base64
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -15,6 +14,8 @@ from posttrain.run.rows import EVALUATION, METRICS, ROLLOUTS
 from posttrain.viewer.advice import pacing_advice
 from posttrain.viewer.cards import PHASES, build_cards
 from posttrain.viewer.charts import HEIGHT, WIDTH
+from posttrain.viewer.comparison_page import without_cells, write_comparisons
+from posttrain.viewer.episodes import PAGE, source_hash, write_episodes
 from posttrain.viewer.gains import gains
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
@@ -31,7 +32,7 @@ class ReportError(ValueError):
 
 
 def write_report(run: Path) -> Path:
-    """Write `<run>/report.html`, replacing an earlier one.
+    """Write `<run>/report.html`, replacing an earlier one, and beside it `episodes.html` and its comparisons.
 
     Works at any time in a run's life: what is not there yet is left out, and lines that can't be read
     are counted at the foot of the page.
@@ -54,16 +55,28 @@ def write_report(run: Path) -> Path:
             f"{run} holds no run: none of {', '.join(RUN_FILES)} is there. Give the directory that"
             " `posttrain run` printed, usually runs/<name>"
         )
-    return write_page(run / "report.html", render(read_contents(run)))
+    contents = read_contents(run)
+    comparisons = write_comparisons(contents)
+    episodes = write_episodes(contents)
+    return write_page(run / "report.html", render(without_cells(contents), comparisons, episodes))
 
 
-def render(run: RunContents) -> str:
-    """Return the page's HTML."""
+def render(run: RunContents, comparisons: Sequence[tuple[str, str]] = (), episodes: int = 0) -> str:
+    """Return the page's HTML.
+
+    Args:
+        run: What it shows.
+        comparisons: Name and page of each comparison of the run.
+        episodes: How many the page beside it shows (see `write_episodes`); 0 where there is none.
+    """
     script = (HERE / "report.js").read_text("utf-8")
     return page(
         "report.html.jinja",
         script=Markup(script),  # noqa: S704 (the package's own file)
-        script_hash=_source_hash(script),
+        script_hash=source_hash(script),
+        comparisons=comparisons,
+        episodes=episodes,
+        episodes_page=PAGE,
         **_content(run),
     )
 
@@ -98,8 +111,3 @@ def _content(run: RunContents) -> dict[str, object]:
         "environment": environment_facts(run),
         "unreadable": sorted(run.unreadable.items()),
     }
-
-
-def _source_hash(script: str) -> str:
-    """Return what a content security policy calls an inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

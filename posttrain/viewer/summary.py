@@ -1,8 +1,9 @@
 """What a run came to: the verdict in one line, the result bars, and how far each stage got."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from posttrain.run.estimates import Estimate
 from posttrain.run.json_fields import mapping
 from posttrain.run.metric_names import LOSS, REWARD_MEAN
 from posttrain.run.rows import EvaluationRow, MetricsRow
@@ -33,6 +34,7 @@ class Result:
         accuracy, low, high: Shares, None where the run holds no figure.
         n: Number of samples, as text.
         metrics: (name, value) of everything else that was measured.
+        parts: (name, estimate): pass@k where prompts have several answers, accuracies by difficulty.
         before: The same task after the stage that this one started from, where that was measured.
     """
 
@@ -43,6 +45,7 @@ class Result:
     high: float | None
     n: str
     metrics: list[tuple[str, float]]
+    parts: list[tuple[str, Estimate]] = field(default_factory=list)
     before: "Result | None" = None
 
     @property
@@ -122,10 +125,15 @@ def _result(row: EvaluationRow, before: Result | None) -> Result:
         accuracy=row.accuracy,
         low=row.low,
         high=row.high,
-        n="–" if row.n is None else f"{row.n:,}",
+        n="–" if row.n is None else f"{row.n:,}{_answers(row)}",
         metrics=[(label(name.rpartition("/")[2]), value) for name, value in row.metrics.items()],
+        parts=[(label(name), estimate) for name, estimate in row.parts.items()],
         before=before,
     )
+
+
+def _answers(row: EvaluationRow) -> str:
+    return "" if row.samples_per_prompt == 1 else f" × {row.samples_per_prompt}"
 
 
 def verdict(run: RunContents, tasks: Sequence[Sequence[Result]]) -> tuple[str, list[str]]:

@@ -128,10 +128,10 @@ def test_a_publish_that_goes_wrong_once_is_repeated_and_told(
     healthy.faults[0].write_text("withheld")
     prove = LearnerWeights._prove
 
-    def mend(self: LearnerWeights, *arguments: Any) -> dict[int, str]:
-        wrong = prove(self, *arguments)
+    def mend(self: LearnerWeights, *arguments: Any) -> Any:
+        found = prove(self, *arguments)
         healthy.faults[0].unlink(missing_ok=True)
-        return wrong
+        return found
 
     monkeypatch.setattr(LearnerWeights, "_prove", mend)
     assert publishing.publish(31)["publish/repeated"] == 1

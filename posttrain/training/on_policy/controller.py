@@ -25,6 +25,7 @@ from posttrain.inference.worker import InferenceWorker
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
+from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
@@ -47,6 +48,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
+from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
@@ -93,7 +95,7 @@ class OnPolicyRunner:
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
-            seed=work.config.seed,
+            seed=work.config.seed_of(stage),
         )
         publisher = Publisher(
             learners,
@@ -112,7 +114,8 @@ class OnPolicyRunner:
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
         prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning)
+        sizes = TokenBytes.of_checkpoint(start)
+        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -178,6 +181,7 @@ class Crew:
         publisher: Brings weights from the one to the other.
         next_version: Returns a version that was never used.
         learning: What an update happens within (see `engines_asleep`).
+        token_bytes: Sizes of the tokens, by which their figures are recorded; if absent they are not.
     """
 
     pool: EpisodePool
@@ -185,6 +189,7 @@ class Crew:
     publisher: PublishesWeights
     next_version: Callable[[], int]
     learning: Callable[[], AbstractContextManager[None]] = nullcontext
+    token_bytes: TokenBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -294,7 +299,9 @@ class Controller:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
-        write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)

@@ -1,7 +1,8 @@
-"""The policy that a learner trains: a model that takes packed rows of trajectories, and gives log-probs."""
+"""Models that take packed rows of trajectories, and give log-probs; the policy of a learner is one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +25,102 @@ from posttrain.training.core.policy import load_policy
 from posttrain.training.core.sharding import shard
 from posttrain.types import Trajectory
 
+R = TypeVar("R")
 
-class PackedPolicy:
+
+class PackedModel:
+    """A model of one rank, whole or its part, that takes packed rows of trajectories.
+
+    Args:
+        model: The model, with adapters around it or none, sharded or not yet.
+        rope_index: `get_rope_index` of its backbone, which adapters and FSDP2 hide; None for a text model.
+        renderer: The renderer of its checkpoint.
+        device: Where to compute.
+        capacity: Most tokens of a row, unless a single trajectory is longer.
+
+    Attributes:
+        model: The model.
+        renderer: The renderer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        rope_index: RopeIndex | None,
+        renderer: Renderer,
+        device: torch.device,
+        capacity: int,
+    ) -> None:
+        self.model = model
+        self.renderer = renderer
+        self._rope_index = rope_index
+        self._device = device
+        self._capacity = capacity
+        self._banned = torch.tensor(renderer.banned_token_ids, device=device)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model computes in float32, where only rounding errors are left."""
+        return loaded_type(self.model) == torch.float32
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute log-probs, entropies and the banned tokens' probability at the sampled tokens of a row.
+
+        Args:
+            trajectories: The row.
+
+        Returns:
+            Three tensors [T], one trajectory after another; the first two with gradients.
+        """
+        return self._run(trajectories, None)
+
+    def logprobs_beside(
+        self, trajectories: Sequence[Trajectory], beside: Callable[[Tensor, Tensor], R]
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], R]:
+        """Compute what `logprobs` does, and something else of the same pass.
+
+        Args:
+            trajectories: The row.
+            beside: Called with the last hidden states [T, D] before sampled tokens, and the head's weight.
+        """
+        *found, other = self._run(trajectories, beside)
+        logprobs, entropy, banned = found
+        return (logprobs, entropy, banned), other
+
+    def _run(self, trajectories: Sequence[Trajectory], beside: Callable[[Tensor, Tensor], R] | None) -> Any:
+        batch = collate_packed(trajectories, self.renderer, self._rope_index, images_once=True)
+        sampled = torch.from_numpy(np.concatenate([np.array(each.sampled) for each in trajectories]))
+        labels = batch["input_ids"].masked_fill(~sampled, IGNORED)
+        batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
+        return self.model(
+            **batch, supervised_labels=labels.to(self._device), watched=self._banned, beside=beside
+        )
+
+    @torch.no_grad()
+    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """Compute the log-probs of the sampled tokens of a few trajectories with the present weights.
+
+        Every rank calls this with the same trajectories, and computes all of them.
+
+        Returns:
+            For each trajectory those of its sampled tokens, in order.
+        """
+        found: dict[int, list[float]] = {}
+        for places in self.rows(trajectories):
+            chosen = [trajectories[place] for place in places]
+            logprobs, _, _ = self.logprobs(chosen)
+            counts = [sum(each.sampled) for each in chosen]
+            found |= zip(places, (each.tolist() for each in logprobs.cpu().split(counts)), strict=True)
+        return [found[place] for place in range(len(trajectories))]
+
+    def rows(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
+        """Deal a few trajectories into rows, by their places."""
+        lengths = [len(each.token_ids) for each in trajectories]
+        [rows] = pack(lengths, max(self._capacity, *lengths))
+        return rows
+
+
+class PackedPolicy(PackedModel):
     """A model of one rank, whole or its part, with adapters around it where the stage trains those.
 
     Args:
@@ -50,67 +145,26 @@ class PackedPolicy:
         device: torch.device,
         seed: int,
     ) -> None:
-        self._device = device
-        self._capacity = stage.batch_tokens
         self.checkpoint = fetch_folder(checkpoint)
         base = Path(base_named_by(self.checkpoint)) if is_adapter(self.checkpoint) else checkpoint
         weights = fetch_folder(base)
-        self.renderer = Renderer.from_config(weights, model_config).on(device)
-        self._banned = torch.tensor(self.renderer.banned_token_ids, device=device)
+        renderer = Renderer.from_config(weights, model_config).on(device)
         quantization = stage.lora.quantization if stage.lora is not None else None
         model = load_policy(model_config, weights, quantization)
         # Adapters are written with the name of their base, which whoever reads them at home has to find.
         model.name_or_path = model.config._name_or_path = str(base)
         # Looked up here, since adapters and FSDP2 hide it; a text model has none.
-        self._rope_index: RopeIndex | None = getattr(model.base_model, "get_rope_index", None)
+        rope_index: RopeIndex | None = getattr(model.base_model, "get_rope_index", None)
         add_supervised_head(model)
         use_packed_attention(model)
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_enable(offload=stage.offload_activations)
-        self.model: PreTrainedModel | PeftModel = model
+        whole: PreTrainedModel | PeftModel = model
         if stage.lora is not None:
-            self.model = with_lora(model, stage.lora, seed)
+            whole = with_lora(model, stage.lora, seed)
             if is_adapter(self.checkpoint):
-                set_peft_model_state_dict(self.model, load_peft_weights(str(self.checkpoint), device="cpu"))
+                set_peft_model_state_dict(whole, load_peft_weights(str(self.checkpoint), device="cpu"))
+        super().__init__(whole, rope_index, renderer, device, stage.batch_tokens)
         barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
         shard(self.model, stage.sharding, device, masters=stage.float32_masters)
         self.model.train()  # nothing drops out; and bitsandbytes packs quantised weights otherwise
-
-    @property
-    def exact(self) -> bool:
-        """Whether the model computes in float32, where only rounding errors are left."""
-        return loaded_type(self.model) == torch.float32
-
-    def logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute log-probs, entropies and the banned tokens' probability at the sampled tokens of a row.
-
-        Args:
-            trajectories: The row.
-
-        Returns:
-            Three tensors [T], one trajectory after another; the first two with gradients.
-        """
-        batch = collate_packed(trajectories, self.renderer, self._rope_index, images_once=True)
-        sampled = torch.from_numpy(np.concatenate([np.array(each.sampled) for each in trajectories]))
-        labels = batch["input_ids"].masked_fill(~sampled, IGNORED)
-        batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
-        return self.model(**batch, supervised_labels=labels.to(self._device), watched=self._banned)
-
-    @torch.no_grad()
-    def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
-        """Compute the log-probs of the sampled tokens of a few trajectories with the present weights.
-
-        Every rank calls this with the same trajectories, and computes all of them.
-
-        Returns:
-            For each trajectory those of its sampled tokens, in order.
-        """
-        lengths = [len(each.token_ids) for each in trajectories]
-        [rows] = pack(lengths, max(self._capacity, *lengths))
-        found: dict[int, list[float]] = {}
-        for places in rows:
-            chosen = [trajectories[place] for place in places]
-            logprobs, _, _ = self.logprobs(chosen)
-            counts = [sum(each.sampled) for each in chosen]
-            found |= zip(places, (each.tolist() for each in logprobs.cpu().split(counts)), strict=True)
-        return [found[place] for place in range(len(trajectories))]

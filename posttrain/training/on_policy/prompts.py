@@ -78,7 +78,7 @@ class StepPrompts:
     Args:
         mixture: Tells which task and row each draw is.
         stage: The stage's settings.
-        seed: The run's seed.
+        seed: The stage's seed.
         measure: Counts the tokens of prompts.
     """
 
@@ -174,7 +174,7 @@ class StepPrompts:
 
     def _group(self, step: int, place: int, task: str, row: int, turn: int = 0) -> GroupJob:
         """Make the group of a row in its place of a step; in further rounds it has a seed of its own."""
-        seed = stable_seed(self._seed, self._stage.name, step, place, *([turn] if turn else []))
+        seed = stable_seed(self._seed, self._stage.shared_name, step, place, *([turn] if turn else []))
         sample = self._mixture.datasets[task][row]
         return GroupJob(place, task, sample, self._stage.episodes_per_prompt, seed)
 
@@ -222,5 +222,5 @@ def stage_prompts(
         )
         for task in stage.tasks
     }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed)
-    return StepPrompts(mixture, stage, config.seed, measure)
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), measure)

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from posttrain.config import OnPolicyStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
+from posttrain.inference.jobs import Taken
 from posttrain.inference.weight_transfer import (
     TRANSFER_TIMEOUTS,
     Backend,
@@ -27,7 +28,7 @@ from posttrain.inference.weight_transfer import (
     TransferGroup,
 )
 from posttrain.inference.weights import PublishError, Weights
-from posttrain.inference.worker import InferenceWorker
+from posttrain.inference.worker import InferenceWorker, Sequences
 from posttrain.run.actors import Actor
 from posttrain.run.metric_names import PUBLISH_PROOF_GAP, PUBLISH_REPEATED, TIME_PROOF, TIME_PUBLISH
 from posttrain.training.on_policy.learner_group import LearnerFailed, LearnerGroup
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 Workers = Sequence[Actor[InferenceWorker]]
+#: What the workers tell that have taken weights, and what became of the others; both by their place.
+Delivered = tuple[dict[int, Taken], dict[int, str]]
 
 #: Seconds that an engine may take for an answer beside the limits of the transfer: to end its present step,
 #: say. And the slowest that weights may travel, in bytes a second.
@@ -63,22 +66,29 @@ class LearnerLink:
         self._members: list[Actor[InferenceWorker]] = []
         self._manifest: Manifest | None = None
 
-    def send(self, workers: Workers, version: int) -> dict[int, str]:
-        """Send the learners' present weights to workers.
+    def send(
+        self, workers: Workers, version: int, proof: Sequences, meanwhile: Callable[[], None]
+    ) -> Delivered:
+        """Send the learners' present weights to workers, which then score the sequences of a proof.
 
         Workers that are left with half of them, because another one died or stalled, are sent them again.
 
-        Returns:
-            What became of the workers that do not have them, by their place.
+        Args:
+            workers: The workers.
+            version: The version that these weights are.
+            proof: The sequences.
+            meanwhile: Called once they are sent, while workers take them and score.
 
         Raises:
             TransferError: If learners and engines are all well, and still cannot reach each other.
         """
         lost: dict[int, str] = {}
         left = list(range(len(workers)))
+        taken: dict[int, Taken] = {}
         while left:
-            errors = self._try([workers[place] for place in left], version)
+            found, errors = self._try([workers[place] for place in left], version, proof, meanwhile)
             if not errors:
+                taken = {left[at]: each for at, each in found.items()}
                 break
             self._members = []
             gone = {left[at]: str(error) for at, error in errors.items() if isinstance(error, _Lost)}
@@ -88,19 +98,26 @@ class LearnerLink:
             left = [place for place in left if place not in gone]
             if left:
                 logger.warning("sending version %d again to the other %d workers", version, len(left))
-        return lost
+        return taken, lost
 
-    def _try(self, workers: Workers, version: int) -> dict[int, Exception]:
-        """Send the weights to workers in one group; return the errors by place."""
+    def _try(
+        self, workers: Workers, version: int, proof: Sequences, meanwhile: Callable[[], None]
+    ) -> tuple[dict[int, Taken], dict[int, Exception]]:
+        """Send the weights to workers in one group; return answers and errors by place."""
         if [*map(id, workers)] != [*map(id, self._members)] and (errors := self._form(workers)):
-            return errors
+            return {}, errors
         manifest = self._manifest = self._manifest or self._learners.manifest()
         receiving = {
-            place: worker.call(InferenceWorker.receive_weights, manifest, version)
+            place: worker.call(InferenceWorker.receive_weights, manifest, version, proof)
             for place, worker in enumerate(workers)
         }
         limit = self._timeout + manifest.num_bytes / SLOWEST
-        return self._settle(receiving, lambda: self._learners.send_weights(manifest, limit), limit, version)
+
+        def send() -> None:
+            self._learners.send_weights(manifest, limit)
+            meanwhile()
+
+        return self._settle(receiving, send, limit, version)
 
     def _form(self, workers: Workers) -> dict[int, Exception]:
         """Make a group of the learners' first rank and these workers; return the errors by place."""
@@ -115,18 +132,18 @@ class LearnerLink:
             place: worker.call(InferenceWorker.join_transfer, group.at(first[place]))
             for place, worker in enumerate(workers)
         }
-        errors = self._settle(joining, lambda: self._learners.join_transfer(group), self._timeout, None)
+        _, errors = self._settle(joining, lambda: self._learners.join_transfer(group), self._timeout, None)
         if not errors:
             self._members = list(workers)
         return errors
 
     def _settle(
         self,
-        calls: "Mapping[int, ObjectRef[None]]",
+        calls: "Mapping[int, ObjectRef[R]]",
         learners: Callable[[], None],
         limit: float,
         version: int | None,
-    ) -> dict[int, Exception]:
+    ) -> tuple[dict[int, R], dict[int, Exception]]:
         """Have the learners do their part of what workers are doing, and wait for both."""
         doing = "joining the weight transfer" if version is None else f"receiving version {version}"
         failed: TransferError | None = None
@@ -138,10 +155,10 @@ class LearnerLink:
             _, errors = _answers(calls, 1.0, doing)
             told = "; ".join(f"inference worker {place} {each}" for place, each in errors.items())
             raise LearnerFailed(f"{error} ({told or 'every engine has answered'})") from error
-        _, errors = _answers(calls, limit + GRACE_S, doing)
+        answers, errors = _answers(calls, limit + GRACE_S, doing)
         if failed is not None and not errors:
             raise failed
-        return errors
+        return answers, errors
 
 
 def _answers(
@@ -172,7 +189,7 @@ class _Proved(ABC):
         version: The version's number.
         proof: What the workers must compute.
         repeated: How often the weights were sent again because a proof failed.
-        seconds: Seconds that proofs took.
+        seconds: Seconds that the slowest worker took to prove them.
         gap: The largest gap that a proof found.
     """
 
@@ -189,44 +206,36 @@ class _Proved(ABC):
             PublishError: Naming workers that died or stalled; all others serve the version.
             ProofFailed: If a worker computes with other weights although it took these twice.
         """
-        lost = self._deliver(workers)
-        wrong = self._prove(workers, lost)
+        wrong, lost = self._prove(workers)
         if wrong:
             logger.warning("publishing version %d again: %s", self.version, _told(wrong))
             self.repeated += 1
-            lost |= self._deliver(workers)
-            if wrong := self._prove(workers, lost):
+            wrong, lost = self._prove(workers)
+            if wrong:
                 raise ProofFailed(f"version {self.version} was published twice, and {_told(wrong)}")
         if lost:
             raise PublishError(lost)
 
     @abstractmethod
-    def _deliver(self, workers: Workers) -> dict[int, str]:
-        """Give the weights to workers; return what became of those that did not take them, by place."""
-
-    def _prove(self, workers: Workers, lost: dict[int, str]) -> dict[int, str]:
-        """Have workers score the proof's sequences; return what is wrong, by place.
+    def _deliver(self, workers: Workers, proof: Sequences, meanwhile: Callable[[], None]) -> Delivered:
+        """Give the weights to workers, which score sequences with them.
 
         Args:
             workers: The workers.
-            lost: Those that are not asked; workers that die now are added.
+            proof: The sequences.
+            meanwhile: Called while the workers are at it.
         """
-        if self.proof is None:
-            return {}
-        begun = time.monotonic()
-        sequences = ray.put(self.proof.sequences)
-        asked = {
-            place: worker.call(InferenceWorker.score, sequences)
-            for place, worker in enumerate(workers)
-            if place not in lost
-        }
-        self.proof.ask_learners()  # while the engines are at it
-        scores, errors = _answers(asked, 2 * GRACE_S, "scoring the proof of what it serves")
-        lost |= {place: str(error) for place, error in errors.items()}
-        self.seconds += time.monotonic() - begun
-        self.gap = max([self.gap, *(max(self.proof.gaps(each).largest) for each in scores.values())])
-        failures = {place: self.proof.failure(each) for place, each in scores.items()}
-        return {place: failure for place, failure in failures.items() if failure is not None}
+
+    def _prove(self, workers: Workers) -> tuple[dict[int, str], dict[int, str]]:
+        """Give the weights to workers; return by place what is wrong with what they compute, and the lost."""
+        proof = self.proof
+        if proof is None:
+            return {}, self._deliver(workers, [], lambda: None)[1]
+        taken, lost = self._deliver(workers, proof.sequences, proof.ask_learners)
+        self.seconds += max((each.seconds for each in taken.values()), default=0.0)
+        self.gap = max([self.gap, *(max(proof.gaps(each.scores).largest) for each in taken.values())])
+        failures = {place: proof.failure(each.scores) for place, each in taken.items()}
+        return {place: failure for place, failure in failures.items() if failure is not None}, lost
 
 
 def _told(wrong: Mapping[int, str]) -> str:
@@ -256,8 +265,8 @@ class LearnerWeights(_Proved):
         with self._learners.unchanged(self._updates):
             super().bring(workers)
 
-    def _deliver(self, workers: Workers) -> dict[int, str]:
-        return self._link.send(workers, self.version)
+    def _deliver(self, workers: Workers, proof: Sequences, meanwhile: Callable[[], None]) -> Delivered:
+        return self._link.send(workers, self.version, proof, meanwhile)
 
 
 class AdapterWeights(_Proved):
@@ -275,20 +284,22 @@ class AdapterWeights(_Proved):
         self._files: ObjectRef[AdapterFiles] = ray.put(files)
         self._base, self._layers = base, files.layers
 
-    def _deliver(self, workers: Workers) -> dict[int, str]:
+    def _deliver(self, workers: Workers, proof: Sequences, meanwhile: Callable[[], None]) -> Delivered:
         calls = {
-            place: worker.call(InferenceWorker.load_adapter, self._files, self._base, self.version)
+            place: worker.call(InferenceWorker.load_adapter, self._files, self._base, self.version, proof)
             for place, worker in enumerate(workers)
         }
-        limit = 2 * GRACE_S + seconds_to_read(self._base)
-        changed, errors = _answers(calls, limit, f"loading the adapters of version {self.version}")
-        for place, modules in changed.items():
-            if modules != self._layers:
+        meanwhile()
+        limit = 3 * GRACE_S + seconds_to_read(self._base)
+        taken, errors = _answers(calls, limit, f"loading the adapters of version {self.version}")
+        for place, each in taken.items():
+            if each.modules != self._layers:
                 raise ProofFailed(
-                    f"inference worker {place} applies the adapters of version {self.version} to {modules}"
-                    f" layers, and {self._layers} are adapted: vLLM does not know all of lora.target_modules"
+                    f"inference worker {place} applies the adapters of version {self.version} to"
+                    f" {each.modules} layers, and {self._layers} are adapted: vLLM does not know all of"
+                    " lora.target_modules"
                 )
-        return {place: str(error) for place, error in errors.items()}
+        return taken, {place: str(error) for place, error in errors.items()}
 
 
 class Pool(Protocol):

@@ -221,7 +221,8 @@ def sft_worker(
         if stage.data.packing:
             use_packed_attention(parts.model)
         held_out = held_out_dialogues(config, stage, parts)
-        model = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, config.seed)
+        seed = config.seed_of(stage)
+        model = parts.model if stage.lora is None else with_lora(parts.model, stage.lora, seed)
         tracker = parts.tracker
         if tracker is not None and isinstance(model, PeftModel):
             adapted_layers(model).write(run.stage_dir(stage.name) / ADAPTERS)

@@ -73,7 +73,7 @@ def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
     config, stage = job.config, job.stage
     mixture = open_mixture(
         stage.mixture,
-        config.seed,
+        config.seed_of(stage),
         config.base_dir,
         counter=SampleTokens(renderer) if stage.by_tokens else None,
         replaced=job.replaced,
@@ -81,7 +81,7 @@ def stage_mixture(job: StageJob[DrawingStage], renderer: Renderer) -> Mixture:
         check=RenderCheck(renderer, stage.use),
     )
     if isinstance(stage, SupervisedStage) and stage.data.curriculum is not None:
-        return curriculum_mixture(mixture, stage, config.seed, SampleTokens(renderer))
+        return curriculum_mixture(mixture, stage, config.seed_of(stage), SampleTokens(renderer))
     return mixture
 
 

@@ -131,7 +131,7 @@ class _Teaching:
             "num_prompts": stage.num_prompts,
             "generation": how | {"max_length": stage.data.max_length, "top_k": stage.loss.top_k},
             "model": self.config.model.model_dump(mode="json", include=rendering),
-            "seed": [self.config.seed, stage.name],
+            "seed": [self.config.seed_of(stage), stage.shared_name],
         }
 
     def _teacher_identity(self) -> object:

@@ -39,7 +39,7 @@ class TeacherPrompts:
         self.datasets: dict[str, Dataset] = {
             name: load_samples(name, config.base_dir, check=check) for name in stage.data.mixture
         }
-        self._chosen = chosen_prompts(self.datasets, stage, config.seed)
+        self._chosen = chosen_prompts(self.datasets, stage, config.seed_of(stage))
         self._samples = stage.generation.samples_per_prompt
         self.total = len(self._chosen) * self._samples
 
@@ -60,7 +60,8 @@ class TeacherPrompts:
         """Make a question."""
         sample = self.sample(number)
         seed = stable_seed(
-            self._config.seed, self._stage.name, self.dataset_of(number), sample.id, self.place(number)
+            *(self._config.seed_of(self._stage), self._stage.shared_name),
+            *(self.dataset_of(number), sample.id, self.place(number)),
         )
         return Question(number, prompt_of(sample), tuple(tool_specs(sample)), seed)
 

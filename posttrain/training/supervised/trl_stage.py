@@ -347,7 +347,7 @@ def trainer_arguments(
         "gradient_checkpointing": bool(stage.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": False}
         | ({"offload": True} if stage.offload_activations else {}),
-        "seed": config.seed,
+        "seed": config.seed_of(stage),
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,

@@ -20,17 +20,17 @@ from posttrain.types import RewardResult, ToolCall, Trajectory
 PLACE = ("sft", "letters", 9)
 
 
-def episode(value: float | None, **extra: float) -> Trajectory:
+def episode(value: float | None, group: int = 0, **extra: float) -> Trajectory:
     values: dict[str, float | None] = {"answer_accuracy": value, **extra}
     errors = {} if value is not None else {"answer_accuracy": "the judge is away"}
     total = value if value is None else value + sum(extra.values())
     reward = RewardResult(total, values=values, errors=errors)
     calls = [ToolCall("zoom", {}, ok=True, images=1), ToolCall("zoom", {}, ok=False, error="no")]
-    return Trajectory("s", "t", 0, 0, token_ids=[1, 2, 3], tool_calls=calls, reward=reward)
+    return Trajectory("s", "t", group, 0, token_ids=[1, 2, 3], tool_calls=calls, reward=reward)
 
 
 def test_accuracy_counts_full_marks_and_tool_calls_count_images():
-    episodes = [episode(1.0, neatness=0.5)] * 3 + [episode(0.5, neatness=1.0)]
+    episodes = [episode(1.0, group, neatness=0.5) for group in range(3)] + [episode(0.5, 3, neatness=1.0)]
     row = summarize(episodes, "answer_accuracy", PLACE)
     assert row.place == PLACE
     assert (row.n, row.accuracy) == (4, 0.75)

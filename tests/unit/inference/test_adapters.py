@@ -55,7 +55,7 @@ def test_a_worker_loads_the_base_of_an_adapter_unless_it_serves_it(
     try:
         files = AdapterFiles(b"{}", b"tensors", layers=1)
         for version in (1, 2):
-            assert worker.load_adapter(files, tmp_path, version) == 1
+            assert worker.load_adapter(files, tmp_path, version).modules == 1
         worker.load_weights(tiny_checkpoint, 3)
         worker.load_adapter(files, tmp_path, 4)
     finally:

@@ -49,7 +49,7 @@ def test_no_values_make_no_chart():
         st.tuples(st.integers(0, 10**7), FINITE), min_size=1, max_size=50, unique_by=lambda p: p[0]
     )
 )
-@pytest.mark.parametrize("options", [{}, {"from_zero": True}, {"log": True}, {"limit": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"include": (0.0, 7.0)}, {"log": True}, {"limit": 0.5}])
 def test_any_line_stays_within_its_frame(options, points):
     chart = draw("any", "", [Series("a", sorted(points))], **options)
     if chart is None:

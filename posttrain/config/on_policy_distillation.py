@@ -1,0 +1,191 @@
+"""On-policy distillation: the student answers, and learns a teacher's distribution on its own tokens."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
+from posttrain.config.memory import LearnerLoad
+from posttrain.config.model import infer_family
+from posttrain.config.on_policy import OnPolicyStage
+from posttrain.config.paths import ModelPath
+from posttrain.config.shapes import named_shape
+from posttrain.config.stage import CheckpointUse, Content, Surroundings, TaskUse
+from posttrain.config.tasks import DistillationTask
+
+
+class OnPolicyTeacher(Section):
+    """Whose distribution is learned: exactly one of two.
+
+    The teacher reads what the student read and wrote, with every image of every turn. A teacher that thinks
+    where the student does not says so by its first token.
+    """
+
+    checkpoint: ModelPath | None = Field(
+        default=None,
+        min_length=1,
+        description="Hugging Face id or local directory of the teacher, with the student's tokens.",
+    )
+    stage: Name | None = Field(
+        default=None,
+        description="Name of an earlier stage of the run, whose final checkpoint is the teacher; or base.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "OnPolicyTeacher":
+        if (self.checkpoint is None) == (self.stage is None):
+            found = "there is none" if self.stage is None else "these are checkpoint and stage"
+            raise MisfitError(
+                "checkpoint", f"a stage has one teacher, and {found}", "write checkpoint or stage"
+            )
+        path = self.checkpoint
+        if path and path.startswith("/") and not Path(path).is_dir():
+            raise MisfitError(
+                "checkpoint",
+                f"there is no directory {path}",
+                "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-32B-Instruct",
+            )
+        if path and infer_family(path) is None:
+            raise MisfitError(
+                "checkpoint",
+                f"{path!r} does not tell its family",
+                "use a checkpoint of Qwen2-VL, Qwen2.5-VL or Qwen3-VL, or of a language model with the "
+                "student's tokens",
+            )
+        return self
+
+
+class DivergenceConfig(Section):
+    """The loss: how far the student's distribution is from its teacher's, over the whole vocabulary."""
+
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Kind of the divergence: 0 is the forward Kullback-Leibler divergence, which covers all "
+        "that the teacher may say; 1 the reverse one, which settles on what it is likeliest to say; between "
+        "them is the generalised Jensen-Shannon divergence.",
+    )
+
+
+class OnPolicyDistillationStage(OnPolicyStage):
+    """On-policy distillation: a teacher's distribution is learned at every token that the student samples."""
+
+    stage: Literal["on_policy_distillation"] = Field(description="Kind of the stage.")
+    name: Name = Field(
+        default="on_policy_distillation", description="Name of the stage's folder and of its metrics."
+    )
+    teacher: OnPolicyTeacher = Field(description="Whose distribution is learned.")
+    loss: DivergenceConfig = Field(default_factory=DivergenceConfig, description="The loss.")
+    tasks: list[DistillationTask] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        min_length=1, description="What the student answers, in fixed shares of every batch."
+    )
+    group_size: Positive = Field(
+        default=4, description="Episodes of each prompt; with an `algorithm` its group_size counts."
+    )
+    mini_batches: Positive = Field(
+        default=1, description="Optimiser steps on each rollout batch; with an `algorithm` its mini_batches."
+    )
+    reward_weight: NaturalFloat = Field(
+        default=0.0,
+        description="Factor of the loss that learns from the tasks' rewards, by `algorithm`, beside the "
+        "divergence. At 0 rewards are measured and not learned from.",
+    )
+    text_only: bool = Field(
+        default=False,
+        description="Train the language model alone on prompts without images: vision tower and merger stay "
+        "fixed, and a prompt with an image is an error.",
+    )
+
+    @property
+    def episodes_per_prompt(self) -> int:
+        """Episodes of each prompt."""
+        return self.group_size if self.algorithm is None else self.algorithm.group_size
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps on each rollout batch."""
+        return self.mini_batches if self.algorithm is None else self.algorithm.mini_batches
+
+    @property
+    def teacher_is_base_of_adapters(self) -> bool:
+        """Whether the teacher is what the stage starts from, so that adapters need no copy of it."""
+        start = self.start_from
+        return self.lora is not None and start is not None and self.teacher.stage == start
+
+    def load(self) -> LearnerLoad:
+        """Return what a learner holds: the teacher as well, and no images where the stage is text_only."""
+        load = replace(super().load(), sees_images=not self.text_only)
+        if self.teacher.checkpoint is not None:
+            return replace(load, teacher=named_shape(self.teacher.checkpoint), teaches=True)
+        return replace(load, reference=not self.teacher_is_base_of_adapters, teaches=True)
+
+    def tasks_played(self) -> list[TaskUse]:
+        """List the tasks that are learned; text_only ones have no images."""
+        refused: Mapping[Content, str] = {}
+        if self.text_only:
+            refused = {
+                "images": "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, "
+                "or set text_only: false"
+            }
+        return [replace(use, refused=refused) for use in super().tasks_played()]
+
+    def checkpoints(self) -> list[CheckpointUse]:
+        """Return the teacher, where it is named by a checkpoint."""
+        name = self.teacher.checkpoint
+        if name is None:
+            return []
+        length = ("rollout", "max_length"), self.rollout.max_length
+        return [CheckpointUse(("teacher", "checkpoint"), "teacher", name, *length, same_tokens=True)]
+
+    def arithmetic(self) -> list[tuple[str, str]]:
+        """Return the calculations of prompts, episodes and updates, and what the teacher reads."""
+        episodes = self.max_steps * self.episodes_per_step
+        most = episodes * self.rollout.max_length
+        kind = {0.0: "forward", 1.0: "reverse"}.get(self.loss.beta, "Jensen-Shannon")
+        teacher = self.teacher.checkpoint or self.teacher.stage
+        told = (
+            f"{teacher} reads {episodes:,} episodes of up to {self.rollout.max_length:,} tokens, at most"
+            f" {most:,} in all; {kind} divergence (beta = {self.loss.beta:g})"
+        )
+        return [*super().arithmetic(), ("teacher", told)]
+
+    def check_in_run(self, around: Surroundings) -> None:
+        """Check also that the teacher is there."""
+        known = [*around.earlier, *["base"] * around.has_base]
+        if self.teacher.stage is not None and self.teacher.stage not in known:
+            raise MisfitError(
+                "teacher.stage",
+                f"there is no {self.teacher.stage!r} before this stage",
+                f"choose among {', '.join(known)}, or name a checkpoint" if known else "name a checkpoint",
+            )
+        super().check_in_run(around)
+
+    @model_validator(mode="after")
+    def _check_rewards(self) -> "OnPolicyDistillationStage":
+        if self.algorithm is None:
+            if self.reward_weight:
+                raise MisfitError(
+                    "reward_weight",
+                    "no objective says how rewards are learned from",
+                    "add `algorithm: {name: sapo, group_size: 8, mini_batches: 1}`, or remove it",
+                )
+            return self
+        if not self.reward_weight:
+            raise MisfitError(
+                "algorithm",
+                "at reward_weight 0 nothing is learned from rewards",
+                "set reward_weight, or remove it",
+            )
+        for key in ("group_size", "mini_batches"):
+            if key in self.model_fields_set:
+                raise MisfitError(key, f"algorithm.{key} says it", "remove one of them")
+        for number, task in enumerate(self.tasks):
+            if not task.rewards:
+                raise MisfitError(
+                    f"tasks[{number}].rewards", "reward_weight is set, and there is none", "name a reward"
+                )
+        return self
