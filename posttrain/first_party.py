@@ -15,7 +15,7 @@ from rewards.serving.client import RewardClient
 from rewards.serving.launch import start_server
 from rewards.workers.scorer import Scorer
 from tools_env.environment import ToolEnvironment
-from tools_env.sdk import load_tools
+from tools_env.loading import load_game, load_tools
 
 
 class SingleScorer:
@@ -48,6 +48,7 @@ class SingleScorer:
 
 PLUGINS = Plugins(
     load_tools=load_tools,
+    load_game=load_game,
     make_environment=ToolEnvironment,
     load_reward=load_reward,
     start_reward_server=start_server,

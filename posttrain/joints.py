@@ -35,7 +35,10 @@ class ToolLoader(Protocol):
 
 
 class Environment(Protocol):
-    """The partner of one episode's dialogue, in messages; used once."""
+    """The partner of one episode's dialogue, in messages; used once.
+
+    Whatever fails that is not the model's mistake is raised as `posttrain.failures.WorldError`.
+    """
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
         """Return the messages before the model's first turn."""
@@ -45,16 +48,42 @@ class Environment(Protocol):
         """Take a turn of the model, and return what it is shown next."""
         ...
 
-    def close(self) -> None:
-        """End the episode; called once, however it ended."""
+    def close(self) -> Mapping[str, float] | None:
+        """End the episode; called once, however it ended. Return what its state is worth, by name."""
+        ...
+
+
+class Game(Protocol):
+    """An environment of a user's as a task names it."""
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        """The tools that are its own."""
+        ...
+
+
+class GameLoader(Protocol):
+    """Makes what a task's `environment` names."""
+
+    def __call__(self, reference: PluginSettings, base_dir: Path | None = None) -> Game:
+        """Load it; raise PluginError where it is not there or refuses its params."""
         ...
 
 
 class EnvironmentFactory(Protocol):
     """Makes the environment of one episode."""
 
-    def __call__(self, tools: Sequence[Any], max_turns: int, image_dir: Path) -> Environment:
-        """Make an environment with what `ToolLoader` returned; its images go to `image_dir`."""
+    def __call__(
+        self, tools: Sequence[Any], max_turns: int, image_dir: Path, game: Any = None
+    ) -> Environment:
+        """Make an environment.
+
+        Args:
+            tools: What `ToolLoader` returned.
+            max_turns: Most turns of the model.
+            image_dir: Where its images go.
+            game: What `GameLoader` returned, if the task has an environment of its own.
+        """
         ...
 
 
@@ -187,6 +216,7 @@ class Plugins:
 
     Attributes:
         load_tools: Makes the tools of a task.
+        load_game: Makes the environment that a task names.
         make_environment: Makes the environment of an episode.
         load_reward: Loads a reward in this process, to look at it.
         start_reward_server: Starts the server that scores a run's episodes.
@@ -195,6 +225,7 @@ class Plugins:
     """
 
     load_tools: ToolLoader
+    load_game: GameLoader
     make_environment: EnvironmentFactory
     load_reward: RewardLoader
     start_reward_server: RewardServerStarter

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+#: Beginning of the references to rewards that a task's environment gives: this, and the name.
+OUTCOME = "environment."
+
 
 class WeightedReward(Protocol):
     """What the rules of a list look at; a configuration's section and `RewardSpec` both have it."""

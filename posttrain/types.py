@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from posttrain.boxes import Box, Frame
+
 Role = Literal["system", "user", "assistant", "tool"]
-Frame = Literal["pixel_original", "pixel_resized", "norm_1000"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 #: What can be trained: a Qwen-VL, or a causal language model, which is shown no images.
 ModelFamily = Literal[Family, "text"]
@@ -134,52 +135,6 @@ def text_message(role: Role, text: str) -> Message:
 
 
 @dataclass(frozen=True)
-class Box:
-    """An axis-aligned box that travels with its frame (the one coordinate contract).
-
-    Attributes:
-        x1, y1, x2, y2: Corners, x to the right and y down, in units of `frame`.
-        frame: `pixel_original` (the file's pixels), `pixel_resized` (the pixels the processor
-            shows the model) or `norm_1000` (0–1000 over width and height).
-
-    Example:
-        Box(100, 200, 300, 400, "norm_1000").to("pixel_original", original=(512, 512))
-    """
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    frame: Frame
-
-    def to(
-        self,
-        frame: Frame,
-        *,
-        original: tuple[int, int],
-        resized: tuple[int, int] | None = None,
-    ) -> "Box":
-        """Convert the box to another frame.
-
-        Args:
-            frame: The frame wanted.
-            original: (width, height) of the image file, in pixels.
-            resized: (width, height) after the processor's resize; needed for `pixel_resized`.
-
-        Raises:
-            ValueError: If a corner is not finite, or `resized` is needed and missing.
-        """
-        if not all(math.isfinite(v) for v in (self.x1, self.y1, self.x2, self.y2)):
-            raise ValueError(f"box {self} has a corner that is not a finite number")
-        sizes = {"norm_1000": (1000, 1000), "pixel_original": original, "pixel_resized": resized}
-        source, target = sizes[self.frame], sizes[frame]
-        if source is None or target is None:
-            raise ValueError("converting to or from pixel_resized needs the resized size")
-        scale_x, scale_y = target[0] / source[0], target[1] / source[1]
-        return Box(self.x1 * scale_x, self.y1 * scale_y, self.x2 * scale_x, self.y2 * scale_y, frame)
-
-
-@dataclass(frozen=True)
 class Region:
     """What a text says of a part of an image: what it is called, or where it is.
 
@@ -273,12 +228,27 @@ class EnvironmentReply:
     Attributes:
         message: What the model is shown next, text and images; None if the episode is over.
         calls: The tool calls of the turn, run or refused.
-        done: Whether the episode is over: with an answer if the turn has no calls, else at the turn limit.
+        done: Whether the episode is over.
+        truncated: Whether it ended at the turn limit, and not with an answer.
     """
 
     message: Message | None
     calls: tuple[ToolCall, ...]
     done: bool
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class ToolFailure:
+    """A failure of the world in an episode, which says nothing of the model.
+
+    Attributes:
+        tool: The tool or environment that failed.
+        reason: What happened, in one line.
+    """
+
+    tool: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -309,6 +279,7 @@ class RewardInput:
         tool_calls: Every call of the episode, in order.
         truncated: Whether the episode ended at a length or turn limit.
         completion_ids: The token ids sampled in all turns, in order; empty where nobody knows them.
+        outcome: What the episode's environment says of its end, by name; empty without one.
     """
 
     prompt: tuple[Message, ...]
@@ -319,6 +290,7 @@ class RewardInput:
     tool_calls: tuple[ToolCall, ...] = ()
     truncated: bool = False
     completion_ids: tuple[int, ...] = ()
+    outcome: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -377,7 +349,9 @@ class Trajectory:
         prompt: The messages before the model's first turn.
         response: The turns that followed.
         tool_calls: Every tool call, in order.
-        stop_reason: `answer`, `max_turns`, `max_tokens` or `error`.
+        stop_reason: `answer`, `max_turns`, `max_tokens`, or `error` where the world failed.
+        outcome: What the environment says of the end, by name.
+        failures: Failures of the world, of the attempts before as well; see `stop_reason` for the last one.
         reward: The scores, once the episode was scored.
         advantage: The group-relative advantage, once computed.
     """
@@ -396,5 +370,12 @@ class Trajectory:
     response: list[Message] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     stop_reason: str = ""
+    outcome: dict[str, float] = field(default_factory=dict)
+    failures: list[ToolFailure] = field(default_factory=list)
     reward: RewardResult | None = None
     advantage: float | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the world failed it, so that it says nothing of the policy."""
+        return self.stop_reason == "error"

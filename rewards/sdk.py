@@ -11,8 +11,12 @@ from decimal import Decimal
 from pathlib import Path
 
 from posttrain.plugins import PluginError, resolve
+from posttrain.reward_spec import OUTCOME
 from posttrain.types import RewardInput, Score
 from rewards.parameters import parameter_fault, parameters_of
+
+#: Largest size of what an environment may say of its state.
+OUTCOME_LIMIT = 1e9
 
 Verdict = float | Score | None
 RewardFunction = Callable[..., Verdict | Awaitable[Verdict]]
@@ -209,9 +213,13 @@ def group_reward(
 def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
     """Load the reward behind a name, `file.py:attribute` or `package.module:attribute`.
 
+    `environment.NAME` is the reward of that name that the episode's environment gives.
+
     Raises:
         PluginError: If the reference leads nowhere, or to something that is not a reward.
     """
+    if reference.startswith(OUTCOME):
+        return _of_environment(reference)
     found = resolve(reference, "posttrain.rewards", object, base_dir)
     if not isinstance(found, Reward):
         raise PluginError(
@@ -219,6 +227,22 @@ def load_reward(reference: str, base_dir: Path | None = None) -> Reward:
             " (from rewards import reward)"
         )
     return found
+
+
+def _of_environment(reference: str) -> Reward:
+    """Make the reward that hands on what an environment says of its state; it is of any finite size."""
+    name = reference.removeprefix(OUTCOME)
+
+    def outcome(x: RewardInput) -> float | None:
+        """Hand on what the environment says of the episode's end."""
+        if not x.outcome:
+            return None
+        if name not in x.outcome:
+            raise RewardError(f"the environment gives no {name!r}, but {', '.join(x.outcome)}")
+        return x.outcome[name]
+
+    # What a right answer looks like, the environment alone knows.
+    return Reward(reference, outcome, -OUTCOME_LIMIT, OUTCOME_LIMIT, written=lambda _: None)
 
 
 def number_of(value: object) -> float | None:

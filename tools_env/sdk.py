@@ -3,15 +3,14 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias, overload, runtime_checkable
 
 from PIL import Image
 
 from posttrain.files.strict_json import Json, JsonObject
-from posttrain.plugins import PluginError, resolve
 from posttrain.types import ImageRef, ToolSpec
 
 GROUP = "posttrain.tools"
@@ -40,7 +39,9 @@ class ToolResult:
     images: Sequence[Image.Image] = ()
 
 
-ToolFunction: TypeAlias = Callable[..., str | Image.Image | ToolResult]
+#: What the functions of tools may return; `async` ones return it once they are awaited.
+Returned: TypeAlias = str | Image.Image | ToolResult
+ToolFunction: TypeAlias = Callable[..., Returned | Awaitable[Returned] | None]
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ class Tool(Protocol):
         """The name, purpose and JSON schema that the model is told."""
         ...
 
-    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult | Awaitable[ToolResult]:
         """Serve one call.
 
         Args:
@@ -65,37 +66,79 @@ class Tool(Protocol):
 
         Raises:
             ToolError: With a message for the model.
+            WorldError: If what the tool needs does not work.
         """
         ...
 
 
 class FunctionTool:
-    """A function as a tool; made by `@tool`."""
+    """A function as a tool, or a method of a session; made by `@tool`.
 
-    def __init__(self, function: ToolFunction):
+    Attributes:
+        spec: What the model is told.
+        deadline_s: Seconds that a call may take; None for the usual.
+    """
+
+    def __init__(self, function: ToolFunction, deadline_s: float | None = None):
         parameters = schema_from_hints(function)
         description = inspect.getdoc(function)
         if not description:
             raise TypeError(f"tool {function.__name__} needs a docstring: it is what the model is told")
         self.spec = ToolSpec(function.__name__, description, parameters)
+        self.deadline_s = deadline_s
         self._function = function
         self._takes_images = "images" in inspect.signature(function).parameters
 
-    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult:
+    def __get__(self, owner: object, _: type | None = None) -> Any:
+        """Be a method where it is asked of an object, so that a session can call its own tools."""
+        return self if owner is None else types.MethodType(self._function, owner)
+
+    def __call__(self, arguments: Arguments, images: list[ImageRef]) -> ToolResult | Awaitable[ToolResult]:
         """Call the function; a text or an image that it returns becomes a `ToolResult`."""
+        return as_result(self.call_of(arguments, images))
+
+    def call_of(self, arguments: Arguments, images: list[ImageRef], *owner: object) -> Any:
+        """Call the function, as a method of its owner if it has one, and return what it returns."""
         extra = {"images": images} if self._takes_images else {}
-        result = self._function(**arguments, **extra)
-        if isinstance(result, str):
-            return ToolResult(result)
-        if isinstance(result, Image.Image):
-            return ToolResult(images=(result,))
-        return result
+        return self._function(*owner, **arguments, **extra)
 
 
-def tool(function: ToolFunction) -> FunctionTool:
-    """Make a tool of a function with type hints and a docstring.
+def as_result(returned: Any) -> Any:
+    """Make a `ToolResult` of a text or an image, once it is there; leave anything else as it is."""
+    return once_there(returned, _as_result)
+
+
+def once_there(returned: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to what a tool returned, or to what that comes to once it is awaited."""
+    return _once_awaited(returned, function) if inspect.isawaitable(returned) else function(returned)
+
+
+async def _once_awaited(returned: Awaitable[Any], function: Callable[[Any], Any]) -> Any:
+    return function(await returned)
+
+
+def _as_result(returned: Any) -> Any:
+    if isinstance(returned, str):
+        return ToolResult(returned)
+    if isinstance(returned, Image.Image):
+        return ToolResult(images=(returned,))
+    return returned
+
+
+@overload
+def tool(function: ToolFunction) -> FunctionTool: ...
+@overload
+def tool(*, deadline_s: float) -> Callable[[ToolFunction], FunctionTool]: ...
+def tool(
+    function: ToolFunction | None = None, *, deadline_s: float | None = None
+) -> FunctionTool | Callable[[ToolFunction], FunctionTool]:
+    """Make a tool of a function with type hints and a docstring, or of a method of a `Session`.
 
     A parameter called `images` is not shown to the model; it receives the dialogue's images.
+
+    Args:
+        function: The function, which may be `async`.
+        deadline_s: Seconds that a call may take; 10 if absent.
 
     Raises:
         TypeError: If a parameter's hint has no JSON form, or the docstring is missing.
@@ -106,11 +149,13 @@ def tool(function: ToolFunction) -> FunctionTool:
             "Tell an image's width and height in pixels."
             return str(open_image(images[img_idx].path).size)
     """
+    if function is None:
+        return partial(FunctionTool, deadline_s=deadline_s)
     return FunctionTool(function)
 
 
 def schema_from_hints(function: Callable[..., object]) -> JsonObject:
-    """Build the JSON schema of a function's parameters (without `images`) from its type hints.
+    """Build the JSON schema of a function's parameters (without `self` and `images`) from its type hints.
 
     Understands `str`, `int`, `float`, `bool`, `dict`, `list[…]`, `Literal[…]`, `… | None`, and
     `Annotated[…, "description"]`. A parameter without a default is required.
@@ -122,7 +167,7 @@ def schema_from_hints(function: Callable[..., object]) -> JsonObject:
     properties: JsonObject = {}
     required: list[Json] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name == "images":
+        if name in ("self", "images"):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"tool {function.__name__}: parameter {name!r} cannot be given by name")
@@ -157,33 +202,3 @@ def _schema(hint: object) -> JsonObject:
     if kind is None:
         raise TypeError(f"{hint} has no JSON form; use str, int, float, bool, dict, list, Literal or None")
     return {"type": kind}
-
-
-def load_tools(references: Iterable[ToolReference], base_dir: Path | None = None) -> list[Tool]:
-    """Load the tools that a task names.
-
-    Args:
-        references: `name`, `file.py:attr` or `package.module:attr`; or `{"name": …, "params": {…}}`, whose
-            params go to the tool's class.
-        base_dir: Where relative files are looked for.
-
-    Raises:
-        PluginError: If a reference leads nowhere or to something that is no tool, or params do not fit.
-    """
-    return [_load(reference, base_dir) for reference in references]
-
-
-def _load(reference: ToolReference, base_dir: Path | None) -> Tool:
-    name = reference if isinstance(reference, str) else reference["name"]
-    params = {} if isinstance(reference, str) else reference.get("params") or {}
-    found = resolve(name, GROUP, object, base_dir)
-    if isinstance(found, type):
-        try:
-            found = found(**params)
-        except (TypeError, ValueError) as error:
-            raise PluginError(f"tool {name}: params {dict(params)} do not fit: {error}") from error
-    elif params:
-        raise PluginError(f"tool {name} is not a class, so it takes no params; got {sorted(params)}")
-    if not isinstance(found, Tool) or not isinstance(found.spec, ToolSpec):
-        raise PluginError(f"tool {name} is a {type(found).__name__}; decorate a function with @tool")
-    return found

@@ -71,7 +71,12 @@ def compare_command(options: argparse.Namespace) -> int:
 
     if len(options.runs) > 2 or len(options.stage) > 2:
         raise CompareError("one run or two can be compared, and one stage or two be named")
-    records = {run: read_record(run) for run in options.runs}
+    records = {}
+    for run in options.runs:
+        try:
+            records[run] = read_record(run)
+        except (OSError, ValueError) as error:
+            raise CompareError(f"{run} holds no run that can be read: {error}") from error
     found = pairs(options.runs, options.stage, options.task, [records[run].origins for run in options.runs])
     compared = []
     for pair in found:

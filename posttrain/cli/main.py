@@ -15,6 +15,7 @@ from posttrain.cli.data import add_verbs as add_data_verbs
 from posttrain.cli.explain import EXAMPLES, add_arguments, explain_command
 from posttrain.cli.rewards import add_verbs
 from posttrain.cli.submit import add_submit
+from posttrain.cli.tools import add_verbs as add_tool_verbs
 from posttrain.config import ConfigError, Document, build_run, read_run, recipe_names
 from posttrain.config.arithmetic import stages_together
 from posttrain.config.memory import Cards, card_memory
@@ -154,6 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
     rewards = commands.add_parser("rewards", help="list, write, check, try and serve rewards")
     rewards.set_defaults(command="rewards", action=lambda _: rewards.print_help() or 0)
     add_verbs(rewards.add_subparsers(title="commands", metavar="COMMAND"))
+
+    tools = commands.add_parser("tools", help="list, write and check tools and environments")
+    tools.set_defaults(command="tools", action=lambda _: tools.print_help() or 0)
+    add_tool_verbs(tools.add_subparsers(title="commands", metavar="COMMAND"))
     return parser
 
 

@@ -230,7 +230,8 @@ class PassRateStep(SamplingStep):
 
     def plugins(self) -> list[PluginRef]:
         """List also the tools and rewards of the task."""
-        played = [] if self.task is None else [*self.task.tools, *self.task.rewards]
+        task = self.task
+        played = [] if task is None else [*task.tools, *task.rewards, *filter(None, [task.environment])]
         return [*super().plugins(), *played]
 
     @model_validator(mode="before")

@@ -75,15 +75,15 @@ class _Algorithm(Section):
     )
     mask_truncated: bool = Field(
         default=False,
-        description="Whether episodes that were cut at a length or turn limit are left out of the loss (DAPO, "
-        "arXiv 2503.14476). Their rewards still count in their group's baseline. To punish them instead, add "
-        "the reward `overlong` or `truncation`.",
+        description="Whether episodes that were cut at a length or turn limit are left out of the loss "
+        "(DAPO, arXiv 2503.14476). Their rewards still count in their group's baseline. To punish them "
+        "instead, add the reward `overlong` or `truncation`.",
     )
     unsolved_bonuses: bool = Field(
         default=False,
-        description="Whether bonuses teach in groups that nobody solved, where the first reward, the outcome, is "
-        "the same for all and not above 0. What the other rewards add is then the whole difference, and would "
-        "count as much as right against wrong. Penalties always teach.",
+        description="Whether bonuses teach in groups that nobody solved: whose first reward, the outcome, is "
+        "the same for all and not above 0. What the other rewards add is then the whole difference, and "
+        "would count as much as right against wrong. Penalties always teach.",
     )
     kl: ReferenceKl | None = Field(
         default=None, description="Penalty on the distance to the stage's start; none if absent."

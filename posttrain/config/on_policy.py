@@ -106,7 +106,22 @@ class OnPolicyStage(LearningStage, ABC):
     def load(self) -> LearnerLoad:
         """Return what a learner holds; it takes its share of a mini-batch in rows."""
         share = math.ceil(self.episodes_per_step // self.updates_per_step / self.num_workers)
-        return replace(super().load(), accumulates=share * self.rollout.max_length > self.batch_tokens)
+        return replace(
+            super().load(),
+            accumulates=share * self.rollout.max_length > self.batch_tokens,
+            reference=self.has_reference and self.lora is None,
+        )
+
+    @property
+    def longest_response(self) -> int:
+        """Most tokens that the policy can sample in an episode."""
+        turns = max(task.max_turns for task in self.tasks)
+        return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the policy is compared with the weights that the stage starts from."""
+        return self.algorithm is not None and self.algorithm.kl is not None
 
     @property
     def engines(self) -> int:

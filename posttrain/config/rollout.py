@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
+from posttrain.config.base import MisfitError, Natural, NaturalFloat, Positive, PositiveFloat, Section
 
 
 class EngineConfig(Section):
@@ -33,8 +33,8 @@ class EngineConfig(Section):
 class RolloutConfig(Section):
     """Number of engines and lengths of episodes.
 
-    Training samples at temperature 1 from the whole distribution: anything else would make the
-    engine's log-probabilities those of another policy.
+    Training samples from the whole distribution: top-p and top-k would leave tokens out, and the
+    probabilities of the others would not be the policy's.
     """
 
     actors: Positive = Field(default=1, description="Number of engines.")
@@ -43,6 +43,13 @@ class RolloutConfig(Section):
         default=8192,
         description="Most tokens of an episode: prompt, images, turns and observations. A prompt that leaves "
         "no room for an answer is left out: training takes the next in its place, an evaluation counts it.",
+    )
+    max_failed_share: NaturalFloat = Field(
+        default=0.1,
+        le=1,
+        description="Largest share of a step's episodes, or an evaluation's, that tools and environments may "
+        "fail (a dead server, an overrun deadline) before the run stops and names the tool. Fewer are left "
+        "out and counted; each is played twice before it counts as failed.",
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
 
@@ -65,6 +72,12 @@ class OnPolicyRolloutConfig(RolloutConfig):
     version k − 1 − max_staleness. So no token is older than that, and no episode is discarded for being slow.
     """
 
+    temperature: PositiveFloat = Field(
+        default=1.0,
+        description="Sampling temperature. Policy, ratios, entropy and engines' log-probabilities are all "
+        "those of the distribution at this temperature, so that what is learned is what samples; evaluations "
+        "have a temperature of their own.",
+    )
     max_staleness: Natural = Field(
         default=0,
         description="Most versions of the policy by which a token may be older than the weights that learn "

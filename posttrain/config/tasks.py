@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
 from posttrain.config.rollout import RolloutConfig
-from posttrain.reward_spec import reward_list_fault
+from posttrain.reward_spec import OUTCOME, reward_list_fault
 
 
 class PluginRef(Section):
@@ -38,8 +38,13 @@ class EpisodeTask(Section):
     """How the prompts of a dataset are played: the tools that may be used, and the rewards that judge."""
 
     tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
+    environment: PluginRef | None = Field(
+        default=None,
+        description="What answers the model's turns, such as a game; its rewards are environment.NAME.",
+    )
     max_turns: Positive = Field(
-        default=1, description="Most turns of the model in an episode; above 1 only with tools."
+        default=1,
+        description="Most turns of the model in an episode; above 1 only with tools or an environment.",
     )
     rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
 
@@ -49,8 +54,13 @@ class EpisodeTask(Section):
             raise MisfitError(
                 "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
             )
-        if self.max_turns > 1 and not self.tools:
+        if self.max_turns > 1 and not self.tools and self.environment is None:
             raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
+        if self.environment is None:
+            for reward in self.rewards:
+                if reward.name.startswith(OUTCOME):
+                    reason = f"{reward.name!r} is of an environment, and the task has none"
+                    raise MisfitError("rewards", reason, "name the `environment`, or remove the reward")
         tools = [tool.name for tool in self.tools]
         if repeated := next((name for name in tools if tools.count(name) > 1), None):
             raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")

@@ -14,6 +14,7 @@ from posttrain.curation.taxonomy import Taxonomy
 from posttrain.endpoint_variables import Variables
 from posttrain.joints import Plugins, Reward
 from posttrain.plugins import PluginError
+from posttrain.reward_spec import OUTCOME
 
 #: Where a model is asked that has no `base_url`, and the key for it.
 VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
@@ -91,6 +92,8 @@ def _task_faults(task: EpisodeTask, place: Key, plugins: Plugins, base_dir: Path
         except ValueError as error:
             yield Fault((*place, "tools", index), str(error))
     for index, ref in enumerate(task.rewards):
+        if ref.name.startswith(OUTCOME):
+            continue
         try:
             plugins.load_reward(ref.name, base_dir).check(ref.params)
         except ValueError as error:

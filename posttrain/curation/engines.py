@@ -124,6 +124,7 @@ class EngineModels:
                 tasks=tasks,
                 image_dir=self._images() if tasks else Path(self._recipe.output_dir),
                 load_tools=self._plugins.load_tools,
+                load_game=self._plugins.load_game,
                 make_environment=self._plugins.make_environment,
                 rewards=self._reward_access() if tasks else None,
                 base_dir=Path(self._recipe.base_dir),

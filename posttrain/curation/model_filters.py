@@ -33,6 +33,7 @@ from posttrain.curation.rows import (
     without_images,
 )
 from posttrain.files.strict_json import JsonError, JsonObject, parse_json
+from posttrain.reward_spec import OUTCOME
 from posttrain.types import Message, Sample, text_message
 
 #: Most tokens of a verdict; it is short, but a thinking model thinks first.
@@ -220,7 +221,10 @@ class EpisodePassRate:
         assert step.task is not None
         assert context.episodes is not None
         self._step, self._episodes = step, context.episodes
-        self._outcome, self._full = step.task.rewards[0].name, context.scoring.full(step.task.rewards[0])
+        outcome = step.task.rewards[0]
+        # An environment's own outcome is 1 where all is reached.
+        self._full = 1.0 if outcome.name.startswith(OUTCOME) else context.scoring.full(outcome)
+        self._outcome = outcome.name
 
     async def judge(self, row: int, sample: Sample) -> Outcome:
         """Judge by the first reward of the task, as its rewards see an episode."""

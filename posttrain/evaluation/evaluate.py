@@ -16,6 +16,7 @@ from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.records import write_trajectories
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir
 from posttrain.run.estimates import Estimate
 from posttrain.run.metric_names import REWARD
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Among a row's metrics: samples that were left out since their prompts leave no room for an answer.
 LEFT_OUT = "left_out"
+#: Among a row's metrics: episodes that tools or environments failed, which are left out as well.
+FAILED = "failed"
 
 
 class EvaluationError(RuntimeError):
@@ -61,6 +64,7 @@ def evaluate_task(
     Raises:
         EvaluationError: If a sample could not be scored; a failed score is never counted as a wrong answer.
             Or if no prompt leaves room for an answer.
+        WorldFailing: If tools or environments failed too many episodes.
     """
     begun = time.perf_counter()
     samples = load_samples(task.data, config.base_dir, use="episodes", check=check)
@@ -76,10 +80,14 @@ def evaluate_task(
     limits = Limits.of_task(task, rollout, task.temperature)
     groups = with_room(groups, pool.prompt_tokens(groups), limits, task)
     trajectories = pool.rollout(groups, limits).trajectories
+    check_world(trajectories, rollout.max_failed_share, f"evaluation of {task.name} after {stage}")
+    played = [each for each in trajectories if not each.failed]
     levels = {group.group: group.sample.columns.get(task.difficulty_column) for group in groups}
-    row = summarize(trajectories, task.rewards[0].name, (stage, task.name, step))
-    row = replace(row, difficulty=by_difficulty(trajectories, task, levels))
+    row = summarize(played, task.rewards[0].name, (stage, task.name, step))
+    row = replace(row, difficulty=by_difficulty(played, task, levels))
     left_out = {LEFT_OUT: float(count - len(groups))} if len(groups) < count else {}
+    if len(played) < len(trajectories):
+        left_out[FAILED] = float(len(trajectories) - len(played))
     row = replace(row, metrics=row.metrics | left_out, seconds=round(time.perf_counter() - begun, 1))
     name = f"evaluation-{stage}-{task.name}"
     write_trajectories(run, name, trajectories, {g.group: g.sample for g in groups}, stage=stage, step=0)

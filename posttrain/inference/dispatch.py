@@ -23,7 +23,8 @@ R = TypeVar("R")
 class Dispatcher:
     """Gives jobs to workers, and takes back those of workers that are lost.
 
-    A job goes to the worker with the least to do, as soon as one has room. In lockstep jobs are dealt out in
+    A job goes to the worker with the least to do, as soon as one has room; one that does not use the engine
+    goes at once. In lockstep jobs are dealt out in
     turn, so that which engine does what depends on the jobs alone.
 
     Attributes:
@@ -75,8 +76,10 @@ class Dispatcher:
                 if self._lockstep:
                     entry.place = index % len(self.keepers)
                     self.keepers[entry.place].expect(entry)
-                else:
+                elif job.size:
                     self._queue.append(entry)
+                else:
+                    self._queue.appendleft(entry)  # it need not wait until an engine has room
                 future.add_done_callback(partial(self._forget, entry))
             self._dispatch()
         return futures
@@ -209,7 +212,8 @@ class Dispatcher:
             with_room = [
                 keeper
                 for keeper in open_keepers
-                if keeper.wanting < self._capacity and keeper.unfinished < SLOTS_PER_PLACE * self._capacity
+                if not self._queue[0].job.size
+                or (keeper.wanting < self._capacity and keeper.unfinished < SLOTS_PER_PLACE * self._capacity)
             ]
             if not with_room:
                 break

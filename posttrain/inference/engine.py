@@ -46,12 +46,15 @@ class EngineUse:
         transfer: Backend of weight transfer from learners (`nccl`, `ipc`; `gloo` on a CPU), if any.
         adapters: Room for LoRA adapters, if there are any.
         sleeps: Whether the engine gives its GPU memory away in between.
+        tempered: Whether log-probs of sampled tokens are those of the distribution that they are drawn from:
+            at the request's temperature, and without the tokens that are never sampled.
     """
 
     on_publish: OnPublish = "recompute"
     transfer: str | None = None
     adapters: AdapterSlots | None = None
     sleeps: bool = False
+    tempered: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class Completion:
     Attributes:
         id: Id of the request.
         token_ids: The sampled tokens, with the end-of-turn token if it was sampled.
-        logprobs: Log-prob of each sampled token, under the model's own distribution at temperature 1.
+        logprobs: Log-prob of each sampled token, under the model's own distribution at temperature 1 (but see
+            `EngineUse.tempered`).
         finish_reason: `stop` at the end-of-turn token, `length` at `max_tokens`.
         versions: The policy version whose weights sampled each token; weights may change within a turn.
         approximate: Whether each log-prob is approximate, because keys and values that older weights had

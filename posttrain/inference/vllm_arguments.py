@@ -39,7 +39,7 @@ def engine_arguments(
     arguments = EngineArgs(
         model=str(checkpoint),
         dtype=dtype,  # pyright: ignore[reportArgumentType]
-        max_model_len=max_length,
+        max_model_len=max_length + use.tempered,  # see `scoring_prompt`
         max_num_seqs=config.max_num_seqs + SCORING_SLOTS,
         max_num_batched_tokens=max(max_length, 8192),
         enforce_eager=config.enforce_eager or on_cpu,
@@ -51,7 +51,7 @@ def engine_arguments(
         mm_processor_cache_gb=0,  # pixels come pre-processed; the renderer caches them
         mm_device_do_normalize=False,  # and normalised
         generation_config="vllm",  # a checkpoint's top_p or top_k would change the distribution
-        logprobs_mode="raw_logprobs",
+        logprobs_mode="processed_logprobs" if use.tempered else "raw_logprobs",
         scheduling_policy="priority",  # sequences to score go first
         async_scheduling=False,  # no step is half done when the weights change
         worker_extension_cls="posttrain.inference.vllm_worker.WorkerExtension",

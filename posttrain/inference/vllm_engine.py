@@ -60,8 +60,8 @@ class VllmEngine:
     """One vLLM engine in this process.
 
     Banned tokens are never sampled, but the reported log-probs are those of the whole distribution at
-    temperature 1, as the learner computes them. The two distributions differ by the probability mass of the
-    banned tokens, which is negligible in any trained model.
+    temperature 1, as the learner computes them (but see `EngineUse.tempered`). The two distributions differ
+    by the probability mass of the banned tokens, which is negligible in any trained model.
 
     Example:
         engine = VllmEngine(checkpoint, renderer.end_token_id, renderer.banned_token_ids, max_length=4096,
@@ -228,12 +228,13 @@ class VllmEngine:
             EngineError: If vLLM scored other tokens than were given, or if the weights came in part only.
         """
         waiting = {f"score {next(self._arrivals)}": index for index in range(len(sequences))}
-        prompts = [scoring_prompt(sequence, self._weights.cache_salt) for sequence in sequences]
+        tempered, salt = self._use.tempered, self._weights.cache_salt
+        prompts = [scoring_prompt(sequence, salt, tempered) for sequence in sequences]
         lora = self._adapters.newest and self._adapters.newest.request
         scores: list[list[float]] = [[] for _ in sequences]
         try:
             for name, index in waiting.items():
-                parameters = scoring_parameters(sequences[index].token_ids[-1])
+                parameters = scoring_parameters(None if tempered else sequences[index].token_ids[-1])
                 self._engine.add_request(
                     name, prompts[index], parameters, lora_request=lora, priority=SCORING
                 )
@@ -243,7 +244,7 @@ class VllmEngine:
                     if index is None:
                         self._finished.append(self._completion(output))
                     else:
-                        scores[index] = scores_of(output, sequences[index])
+                        scores[index] = scores_of(output, sequences[index], tempered)
         finally:
             self._engine.abort_request(list(waiting))
         return scores

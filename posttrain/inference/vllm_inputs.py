@@ -60,8 +60,11 @@ def sampling_parameters(request: Request, end_token_id: int, bias: dict[int, flo
     )
 
 
-def scoring_prompt(request: ScoreRequest, cache_salt: str) -> TokensInput | MultiModalInput:
+def scoring_prompt(request: ScoreRequest, cache_salt: str, tempered: bool) -> TokensInput | MultiModalInput:
     """Make vLLM's input of a sequence to score: all its tokens but the last, which is then sampled.
+
+    An engine that gives log-probs of what it draws from would say 0 of a token that is the only one allowed:
+    it takes the last one as well, and samples one more that does not matter.
 
     Raises:
         EngineError: If the sequence has fewer than two tokens, or ends with an image.
@@ -69,18 +72,21 @@ def scoring_prompt(request: ScoreRequest, cache_salt: str) -> TokensInput | Mult
     end = len(request.token_ids)
     if end < 2 or any(image.offset + image.num_tokens == end for image in request.images):
         raise EngineError("a sequence to score must have two tokens or more, and must not end with an image")
-    return prompt_of(replace(request, token_ids=request.token_ids[:-1]), cache_salt)
+    ids = request.token_ids if tempered else request.token_ids[:-1]
+    return prompt_of(replace(request, token_ids=ids), cache_salt)
 
 
-def scoring_parameters(last_token_id: int) -> SamplingParams:
+def scoring_parameters(last_token_id: int | None) -> SamplingParams:
     """Make vLLM's parameters of a sequence to score, after which no other token than its last can be sampled.
+
+    Where the last one is part of the prompt it is None.
 
     Its log-probs are computed at every place, not read from the prefix cache, which holds none.
     """
     return SamplingParams(
         temperature=0.0,
         max_tokens=1,
-        allowed_token_ids=[last_token_id],
+        allowed_token_ids=None if last_token_id is None else [last_token_id],
         prompt_logprobs=0,  # in addition to the given token's
         logprobs=0,
         flat_logprobs=True,

@@ -40,8 +40,13 @@ def completion_of(output: RequestOutput, request: Request) -> Completion:
     )
 
 
-def scores_of(output: RequestOutput, request: ScoreRequest) -> list[float]:
+def scores_of(output: RequestOutput, request: ScoreRequest, whole: bool) -> list[float]:
     """Read the log-probs of a scored sequence's tokens, all but the first.
+
+    Args:
+        output: What vLLM answers.
+        request: What was asked.
+        whole: Whether all tokens were given; else the last one was sampled.
 
     Raises:
         EngineError: If they are not those of the sequence's tokens.
@@ -49,9 +54,10 @@ def scores_of(output: RequestOutput, request: ScoreRequest) -> list[float]:
     given, sampled = output.prompt_logprobs, output.outputs[0].logprobs
     assert isinstance(given, FlatLogprobs)
     assert isinstance(sampled, FlatLogprobs)
+    ends = [] if whole else sampled.start_indices
     pairs = [
         (flat.token_ids[place], flat.logprobs[place])
-        for flat, places in ((given, given.start_indices[1:]), (sampled, sampled.start_indices))
+        for flat, places in ((given, given.start_indices[1:]), (sampled, ends))
         for place in places
     ]
     if [token_id for token_id, _ in pairs] != list(request.token_ids[1:]):

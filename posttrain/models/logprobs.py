@@ -40,9 +40,16 @@ def token_logprobs(
 
 
 def watched_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, watched: Tensor, chunk_size: int = 512
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    watched: Tensor,
+    chunk_size: int = 512,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what `token_logprobs` does, and the probability of some tokens at every place.
+
+    At another temperature all are those of the distribution of z / temperature, as engines sample from it.
 
     Args:
         hidden: [N, D] last hidden states of the positions *before* the targets.
@@ -50,6 +57,7 @@ def watched_logprobs(
         targets: [N] token ids.
         watched: [K] token ids.
         chunk_size: Number of positions at a time.
+        temperature: What logits are divided by, in float32.
 
     Returns:
         (logprobs [N], entropy [N], probability of all watched tokens together [N], without gradient).
@@ -58,7 +66,8 @@ def watched_logprobs(
         ValueError: If the shapes do not fit together.
     """
     nothing = targets.new_empty(len(targets), 0)
-    logprobs, entropy, _, _, mass = _apply(hidden, weight, targets, (nothing, watched), chunk_size)
+    others = (nothing, watched)
+    logprobs, entropy, _, _, mass = _apply(hidden, weight, targets, others, chunk_size, temperature)
     return logprobs, entropy, mass
 
 
@@ -92,7 +101,12 @@ def candidate_logprobs(
 
 
 def _apply(
-    hidden: Tensor, weight: Tensor, targets: Tensor, others: tuple[Tensor, Tensor], chunk_size: int
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    others: tuple[Tensor, Tensor],
+    chunk_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Check the shapes, and run `_TokenLogprobs`; the others are its candidates and what it watches."""
     candidates, watched = others
@@ -103,13 +117,15 @@ def _apply(
     for name, ids in (("targets", targets), ("candidates", candidates)):
         if len(ids) != len(hidden) or ids.ndim != (1 if name == "targets" else 2):
             raise ValueError(f"{name} {tuple(ids.shape)} do not match hidden {tuple(hidden.shape)}")
-    return _TokenLogprobs.apply(hidden, weight, targets, candidates, watched, chunk_size)  # type: ignore[misc]
+    how = (chunk_size, temperature)
+    return _TokenLogprobs.apply(hidden, weight, targets, candidates, watched, how)  # type: ignore[misc]
 
 
 class _Context(Protocol):
     """What autograd carries from a forward pass to its backward pass."""
 
     chunk_size: int
+    temperature: float
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -134,10 +150,10 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         candidates: Tensor,
         watched: Tensor,
-        chunk_size: int,
+        how: tuple[int, float],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)  # most losses use no gradient of the entropy
-        ctx.chunk_size = chunk_size
+        ctx.chunk_size, ctx.temperature = how
         precision = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy, normalizers, mass = (
             hidden.new_empty(len(hidden), dtype=precision) for _ in range(4)
@@ -145,8 +161,8 @@ class _TokenLogprobs(torch.autograd.Function):
         rest = hidden.new_empty(len(hidden) if candidates.shape[1] else 0, dtype=precision)
         of_candidates = hidden.new_empty(candidates.shape, dtype=precision)
         head = weight.to(hidden.dtype)
-        for rows in _chunks(len(hidden), chunk_size):
-            logits = _logits(hidden[rows], head)
+        for rows in _chunks(len(hidden), ctx.chunk_size):
+            logits = _logits(hidden[rows], head, ctx.temperature)
             largest = logits.amax(1)
             below = logits.sub_(largest[:, None])  # z − max z, never above 0
             shares = below.exp()
@@ -184,7 +200,7 @@ def _gradients(
     of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
     of_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if ctx.needs_input_grad[1] else None
     for rows in _chunks(len(hidden), ctx.chunk_size):
-        logs = _logits(hidden[rows], head).sub_(normalizers[rows, None])
+        logs = _logits(hidden[rows], head, ctx.temperature).sub_(normalizers[rows, None])
         given = _given(targets[rows], of_logprobs, candidates[rows], of_candidates, rows)
         # ∂ log p[token]/∂z = onehot − p
         shares = sum((gradient.sum(1, keepdim=True) for _, gradient in given), normalizers.new_zeros(1, 1))
@@ -199,6 +215,8 @@ def _gradients(
             of_logits += others
         for ids, gradient in given:
             of_logits.scatter_add_(1, ids, gradient)
+        if ctx.temperature != 1:
+            of_logits /= ctx.temperature
         of_logits = of_logits.to(hidden.dtype)
         if of_hidden is not None:
             of_hidden[rows] = of_logits @ head
@@ -222,8 +240,9 @@ def _chunks(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """Compute [n, V] logits in the precision of `hidden`, and return them in float32 or better."""
+def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    """Compute [n, V] logits in the precision of `hidden`, and divide and return them in float32 or better."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = hidden @ head.T
-    return logits.to(torch.promote_types(hidden.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(hidden.dtype, torch.float32))
+    return logits if temperature == 1 else logits.div_(temperature)

@@ -19,9 +19,9 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     """Let `model(..., supervised_labels=labels)` return [T] log-probs of the tokens that have a label.
 
     With `candidates` [T, K] as well, K tokens at the place of each label, it returns the results of
-    `candidate_logprobs`; with `watched` [K] token ids those of `watched_logprobs`. With `watched` and
-    `beside`, a function of the [T, D] last hidden states before these tokens and of the head's [V, D] weight,
-    its result follows as one more. Without `supervised_labels` the model works as before.
+    `candidate_logprobs`; with `watched` [K] token ids those of `watched_logprobs`, at a `temperature`. With
+    `watched` and `beside`, a function of the [T, D] last hidden states before these tokens and of the head's
+    [V, D] weight, its result follows as one more. Without `supervised_labels` the model works as before.
 
     The head, the largest matrix of a small model, is applied at those places only: about one in ten in
     dialogues with images. This happens inside the forward passes of model and head, because FSDP2 gathers
@@ -46,6 +46,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         candidates: Tensor | None = None,
         watched: Tensor | None = None,
         beside: Beside | None = None,
+        temperature: float = 1.0,
     ) -> Tensor | tuple[object, ...]:
         if targets is None:
             return logits(hidden)
@@ -53,7 +54,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
             return candidate_logprobs(hidden, self.weight, targets, candidates)
         if watched is None:
             return token_logprobs(hidden, self.weight, targets)[0]
-        found = watched_logprobs(hidden, self.weight, targets, watched)
+        found = watched_logprobs(hidden, self.weight, targets, watched, temperature=temperature)
         return found if beside is None else (*found, beside(hidden, self.weight))
 
     def forward(
@@ -63,6 +64,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         candidates: Tensor | None = None,
         watched: Tensor | None = None,
         beside: Beside | None = None,
+        temperature: float = 1.0,
         **kwargs: object,
     ) -> object:
         if supervised_labels is None:
@@ -73,7 +75,7 @@ def add_supervised_head(model: PreTrainedModel) -> None:
         supervised = targets != IGNORED
         head = self.get_output_embeddings()
         assert head is not None
-        return head(hidden[supervised], targets[supervised], candidates, watched, beside)
+        return head(hidden[supervised], targets[supervised], candidates, watched, beside, temperature)
 
     head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)

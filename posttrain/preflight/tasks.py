@@ -6,7 +6,7 @@ from pathlib import Path
 
 from posttrain.config.document import Key
 from posttrain.config.stage import TaskUse
-from posttrain.joints import Reward
+from posttrain.joints import Reward, Tool
 from posttrain.media.images import ImageError
 from posttrain.preflight.datasets import Dataset
 from posttrain.preflight.findings import Examination
@@ -57,14 +57,22 @@ class LoadedReward:
 
 
 def load_tools(look: Examination, use: TaskUse) -> None:
-    """Load a task's tools, each with its params."""
-    names: set[str] = set()
+    """Load a task's tools and its environment, each with its params."""
+    found: list[tuple[Key, Sequence[Tool]]] = []
     for index, tool in enumerate(use.task.tools):
         key = (*use.key, "tools", index)
-        for loaded in look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir) or ():
-            if loaded.spec.name in names:
-                look.problem(key, f"two tools call themselves {loaded.spec.name!r}", "rename or remove one")
-            names.add(loaded.spec.name)
+        loaded = look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir)
+        found.append((key, loaded or ()))
+    if use.task.environment is not None:
+        key = (*use.key, "environment")
+        game = look.attempt(key, look.plugins.load_game, use.task.environment.model_dump(), look.base_dir)
+        found.append((key, game.tools if game is not None else ()))
+    names: set[str] = set()
+    for key, tools in found:
+        for name in (tool.spec.name for tool in tools):
+            if name in names:
+                look.problem(key, f"two tools call themselves {name!r}", "rename or remove one")
+            names.add(name)
 
 
 def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:

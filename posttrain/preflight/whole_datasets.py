@@ -58,8 +58,8 @@ def _examine_rows(look: Examination, use: DatasetUse, renderer: KnownRenderer | 
 def _examine_tools(look: Examination, renderer: KnownRenderer) -> None:
     """Look whether the prompts of a task can announce its tools."""
     for use in look.config.tasks():
-        if not use.task.tools:
-            continue
-        tools = look.plugins.load_tools([tool.model_dump() for tool in use.task.tools], look.base_dir)
-        if reason := tools_fault(renderer, [tool.spec for tool in tools]):
-            look.problem((*use.key, "tools"), reason)
+        tools = [*look.plugins.load_tools([tool.model_dump() for tool in use.task.tools], look.base_dir)]
+        if use.task.environment is not None:
+            tools += look.plugins.load_game(use.task.environment.model_dump(), look.base_dir).tools
+        if tools and (reason := tools_fault(renderer, [tool.spec for tool in tools])):
+            look.problem((*use.key, "tools" if use.task.tools else "environment"), reason)

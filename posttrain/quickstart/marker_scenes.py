@@ -23,6 +23,15 @@ from posttrain.files.strict_json import Json, JsonObject
 from posttrain.media.images import encode_png, pixel_hash, save_image, save_png
 from posttrain.messages import message_to_json
 from posttrain.plugins import resolve
+from posttrain.quickstart.scene_tasks import (
+    SceneTask,
+    ask,
+    counted_scenes,
+    is_scene_task,
+    located,
+    marker_list,
+    place_question,
+)
 from posttrain.quickstart.scenes import (
     COLOURS,
     COORDINATE_STEP,
@@ -37,7 +46,7 @@ from posttrain.types import Block, ImageRef, Message, text_message
 
 TOOL = "image_zoom_in"
 LIST_QUESTION = "List the markers."
-Kind = Literal["zoom", "list", "locate", "read", "direct", "question", "prompt", "thinking", "pairs"]
+Kind = Literal["zoom", "list", "read", "direct", "question", "prompt", "thinking", "pairs", SceneTask]
 #: Flaws of dialogues of the kind `thinking`; curation finds each of them by another rule.
 FLAWS = ("wrong answer", "no thinking", "endless thinking", "repetition")
 #: Kinds whose rows announce the tool.
@@ -56,14 +65,6 @@ def zoom_call(colour: str, box: list[int]) -> str:
     return f"<tool_call>\n{call}\n</tool_call>"
 
 
-def marker_list(scene: Scene, rng: random.Random, sloppiness: float) -> str:
-    """Write every marker's label and box as JSON, in alphabetical order of the colours."""
-    markers = sorted(scene.markers, key=lambda marker: marker.colour)
-    return json.dumps(
-        [{"label": marker.colour, "bbox_2d": sloppy_box(marker, rng, sloppiness)} for marker in markers]
-    )
-
-
 def corpus() -> Iterator[str]:
     """Yield texts of the task, for training the tiny tokenizer."""
     rng = random.Random("marker-scenes/corpus")
@@ -73,7 +74,7 @@ def corpus() -> Iterator[str]:
         yield marker_list(scene, rng, 1.0)
         for marker in scene.markers:
             yield question(marker.colour)
-            yield f"Where is the {marker.colour} marker?"
+            yield place_question(marker.colour)
             yield zoom_call(marker.colour, sloppy_box(marker, rng, 1.0))
             yield marker.letter
 
@@ -100,11 +101,6 @@ def phrases() -> list[str]:
 def _user(image: ImageRef, text: str) -> Message:
     """Make a user turn of an image and a text."""
     return Message("user", (Block("image", image=image), Block("text", text=text)))
-
-
-def _located(marker: Marker, box: list[int]) -> str:
-    """Write one marker's box as JSON."""
-    return json.dumps({"label": marker.colour, "bbox_2d": box})
 
 
 def _thinking(thought: str, said: str) -> str:
@@ -147,7 +143,7 @@ def _dialogue(
     _, observation = _looked(image, marker, box, directory)
     call = zoom_call(marker.colour, box)
     asked = question(marker.colour)
-    where = f"Where is the {marker.colour} marker? {_located(marker, box)}"
+    where = f"{place_question(marker.colour)} {located(marker, box)}"
     calling, answering = _thinking(where, call), _thinking(f"{asked} {letter}", letter)
     if flaw == "no thinking":
         calling, answering = call, letter
@@ -169,14 +165,14 @@ class _Row:
 
     Attributes:
         messages: The dialogue.
-        ground_truth: The letter, where the row asks for it.
+        ground_truth: The letter, the boxes or the number that the row asks for.
         columns: Other columns.
         chosen: The preferred turns of a preference pair.
         rejected: The rejected turns.
     """
 
     messages: list[Message]
-    ground_truth: str | None = None
+    ground_truth: Json = None
     columns: JsonObject = field(default_factory=dict)
     chosen: list[Message] = field(default_factory=list)
     rejected: list[Message] = field(default_factory=list)
@@ -208,13 +204,14 @@ def _rows(
         answer = text_message("assistant", marker_list(scene, rng, sloppiness))
         yield _Row([_user(image, LIST_QUESTION), answer])
         return
+    if is_scene_task(kind):
+        for asked in ask(kind, scene, rng, sloppiness):
+            said = [] if asked.answer is None else [text_message("assistant", asked.answer)]
+            shown = _user(image, asked.text) if asked.shown else text_message("user", asked.text)
+            yield _Row([shown, *said], asked.ground_truth)
+        return
     markers = [rng.choice(scene.markers)] if kind in ("direct", "question") else scene.markers
     for marker in markers:
-        if kind == "locate":
-            asked = _user(image, f"Where is the {marker.colour} marker?")
-            box = _located(marker, sloppy_box(marker, rng, sloppiness))
-            yield _Row([asked, text_message("assistant", box)])
-            continue
         asked, letter = _user(image, question(marker.colour)), marker.letter
         answer = text_message("assistant", letter)
         row = _Row([asked], letter, {"box": [round(edge) for edge in marker.box()], "target_tool_calls": 1})
@@ -264,8 +261,8 @@ def write(
 
     Args:
         directory: An existing, empty folder.
-        kind: `zoom` (dialogues of two turns with the tool), `list` (name and locate every marker), `locate`
-            (one marker's box), `read` (the question about a crop), `direct` (the question answered at once),
+        kind: A task of `scene_tasks`, `zoom` (dialogues of two turns with the tool), `list` (name and locate
+            every marker), `read` (the question about a crop), `direct` (the question answered at once),
             `question` (a prompt with its ground truth, for RL), `thinking` (like `zoom`, but each turn thinks
             first: where the marker is, and what it says), `prompt` (the messages before each turn of a
             `thinking` dialogue, for a teacher) or `pairs` (an answer with an exact box, preferred to the same
@@ -280,7 +277,7 @@ def write(
     images = directory / "images"
     images.mkdir()
     rng = random.Random(f"marker-rows/{kind}/{split}/{seed}")
-    scenes = scene_stream(split, seed)
+    scenes = (counted_scenes if kind.startswith("count") else scene_stream)(split, seed)
     with (directory / "data.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
             scene = next(scenes)

@@ -68,9 +68,9 @@ class Scene:
         return image
 
 
-def random_scene(rng: random.Random) -> Scene:
-    """Draw three to five markers of distinct colours, at least 130 pixels apart."""
-    colours = rng.sample(list(COLOURS), rng.randint(3, 5))
+def random_scene(rng: random.Random, fewest: int = 3, most: int = 5) -> Scene:
+    """Draw some markers of distinct colours, at least 130 pixels apart."""
+    colours = rng.sample(list(COLOURS), rng.randint(fewest, most))
     markers: list[Marker] = []
     while len(markers) < len(colours):
         diameter = rng.randint(56, 88)
@@ -87,9 +87,14 @@ def random_scene(rng: random.Random) -> Scene:
 
 def scene_stream(split: Split, seed: int) -> Iterator[Scene]:
     """Yield scenes without end, the same for the same split and seed, and different for any other."""
-    rng = random.Random(f"marker-scenes/{SPLIT_STREAMS[split]}/{seed}")
+    rng = split_rng("marker-scenes", split, seed)
     while True:
         yield random_scene(rng)
+
+
+def split_rng(name: str, split: Split, seed: int) -> random.Random:
+    """Return the random numbers of a split's stream of scenes."""
+    return random.Random(f"{name}/{SPLIT_STREAMS[split]}/{seed}")
 
 
 def snap(value: float) -> int:

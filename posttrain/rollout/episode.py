@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from posttrain.config import RolloutConfig, TaskConfig
+from posttrain.failures import WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
 from posttrain.inference.serving import aside
@@ -27,6 +28,7 @@ from posttrain.rollout.partner import Partner
 from posttrain.types import (
     Message,
     Sample,
+    ToolFailure,
     ToolSpec,
     Trajectory,
     TrajectoryImage,
@@ -35,6 +37,8 @@ from posttrain.types import (
 
 logger = logging.getLogger(__name__)
 
+#: Most times that an episode is played: a failure of the world may pass.
+ATTEMPTS = 2
 _UNREADABLE = text_message("tool", "Error: the result cannot be shown.")
 
 
@@ -153,14 +157,15 @@ class EpisodePlayer:
 
     def prepare(self, sample: Sample) -> None:
         """Have the images of the group's prompt loaded in threads, before its first episode begins."""
-        self._rendering.submit(self._prepare, sample)
+        if any(message.images for message in sample.messages):
+            self._rendering.submit(self._prepare, sample)
 
     def close(self) -> None:
         """Say that every episode of the group is over."""
         self._pictures.close()
 
     async def play(self, job: EpisodeJob, slot: Slot) -> Trajectory:
-        """Play an episode to its end.
+        """Play an episode to its end; once more from its beginning where the world fails it.
 
         Args:
             job: The episode.
@@ -170,20 +175,39 @@ class EpisodePlayer:
             EpisodeError: If the prompt cannot be rendered or leaves no room for an answer.
             LedgerError: If the trajectory breaks an invariant.
         """
-        partner = Partner(self._task.create)
+        failures: list[ToolFailure] = []
         try:
             await slot.granted
-            return await self._dialogue(job, slot, partner)
+            while True:
+                ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
+                await self._attempt(job, slot, ledger, failures)
+                if not ledger.failed or len(failures) == ATTEMPTS:
+                    ledger.failures = failures
+                    return ledger
         finally:
             slot.close()
-            if not partner.closed:  # the episode failed or was cancelled
-                await aside(self._tools, partner.close)
 
-    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner) -> Trajectory:
+    async def _attempt(
+        self, job: EpisodeJob, slot: Slot, ledger: Trajectory, failures: list[ToolFailure]
+    ) -> None:
+        """Play an episode in an environment of its own; add to the failures if the world fails it."""
+        partner = Partner(self._task.create)
+        try:
+            await self._dialogue(job, slot, partner, ledger)
+        except WorldError as error:
+            logger.warning("%s: %s failed: %s", _named(job.sample, job.task), error.tool, error)
+            failures.append(ToolFailure(error.tool, str(error)))
+            ledger.prompt = ledger.prompt or job.sample.messages
+            ledger.stop_reason = "error"
+        finally:
+            if not partner.closed:  # the episode failed or was cancelled
+                with contextlib.suppress(WorldError):  # what is left of it is of no use
+                    await aside(self._tools, partner.close)
+
+    async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner, ledger: Trajectory) -> None:
         """Let model and environment take turns until the episode is over."""
         messages = await aside(self._tools, partner.start, job.sample)
         rendered = await self._prompt_of(job, messages)
-        ledger = Trajectory(job.sample.id, job.task, job.group, job.episode)
         talk = _Talk(job, slot, self._images.open(), ledger)
         try:
             images = await self._begin(talk, rendered, messages)
@@ -201,7 +225,6 @@ class EpisodePlayer:
                     break
         finally:
             talk.pictures.close()
-        return ledger
 
     def _prepare(self, sample: Sample) -> None:
         """Plan the loading of a prompt's images."""
@@ -272,12 +295,12 @@ class EpisodePlayer:
         reply = partner.step(text)
         ledger.tool_calls += reply.calls
         if reply.done or reply.message is None:
-            return self._finish(partner, ledger, "max_turns" if reply.calls else "answer")
+            return self._finish(partner, ledger, "max_turns" if reply.truncated else "answer")
         return reply.message
 
     def _finish(self, partner: Partner, ledger: Trajectory, stop_reason: str) -> None:
         """Close an episode, and check its ledger."""
-        partner.close()
+        ledger.outcome = dict(partner.close())
         ledger.stop_reason = stop_reason
         check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
 
@@ -337,10 +360,14 @@ def prompt_tokens(
     """
     environment = environments[task].create()
     try:
-        messages = environment.start(sample)
+        try:
+            messages = environment.start(sample)
+        except WorldError:  # whether it passes, the episode will tell
+            messages = sample.messages
         return len(_render_prompt(renderer, sample, task, messages, environments[task].tools).token_ids)
     finally:
-        environment.close()
+        with contextlib.suppress(WorldError):
+            environment.close()
 
 
 def _render_prompt(

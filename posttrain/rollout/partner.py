@@ -1,7 +1,7 @@
 """The environment of an episode, which threads of their own open, ask and close."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from posttrain.joints import Environment
 from posttrain.types import EnvironmentReply, Message, Sample
@@ -21,7 +21,11 @@ class Partner:
         self._lock = threading.Lock()
 
     def start(self, sample: Sample) -> tuple[Message, ...]:
-        """Open the environment; return the messages before the model's first turn."""
+        """Open the environment; return the messages before the model's first turn.
+
+        Raises:
+            WorldError: If the world fails it.
+        """
         with self._lock:
             if self.closed:  # by an episode that was cancelled before this began
                 return ()
@@ -29,15 +33,23 @@ class Partner:
             return self._environment.start(sample)
 
     def step(self, text: str) -> EnvironmentReply:
-        """Let the environment answer a turn."""
+        """Let the environment answer a turn.
+
+        Raises:
+            WorldError: If the world fails it.
+        """
         with self._lock:
             if self._environment is None or self.closed:
                 return EnvironmentReply(None, (), done=True)
             return self._environment.step(text)
 
-    def close(self) -> None:
-        """Close the environment, if it was opened."""
+    def close(self) -> Mapping[str, float]:
+        """Close the environment, if it was opened; return what it says of the episode's end.
+
+        Raises:
+            WorldError: If it cannot say.
+        """
         with self._lock:
-            if self._environment is not None and not self.closed:
-                self._environment.close()
-            self.closed = True
+            opened, self.closed = self._environment, True
+            self._environment = None
+            return (opened.close() if opened is not None else None) or {}

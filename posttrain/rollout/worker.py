@@ -7,7 +7,14 @@ from pathlib import Path
 
 from posttrain.config import TaskConfig
 from posttrain.inference.worker import EngineSetup, InferenceWorker
-from posttrain.joints import Environment, EnvironmentFactory, RewardClient, RewardClientFactory, ToolLoader
+from posttrain.joints import (
+    Environment,
+    EnvironmentFactory,
+    GameLoader,
+    RewardClient,
+    RewardClientFactory,
+    ToolLoader,
+)
 from posttrain.messages import without_thinking
 from posttrain.rollout.episode import TaskEnvironments
 from posttrain.run.home import send_home
@@ -47,6 +54,7 @@ class RolloutSetup(EngineSetup):
         make_environment: Makes the environment of an episode.
         rewards: The reward server; None if nothing is to be scored.
         base_dir: Folder against which references to files are resolved; the working directory if None.
+        load_game: Makes the environments that tasks name; None if none does.
     """
 
     tasks: Sequence[TaskConfig]
@@ -55,6 +63,7 @@ class RolloutSetup(EngineSetup):
     make_environment: EnvironmentFactory
     rewards: RewardAccess | None = None
     base_dir: Path | None = None
+    load_game: GameLoader | None = None
 
 
 class RolloutWorker(InferenceWorker):
@@ -89,7 +98,8 @@ class RolloutWorker(InferenceWorker):
     def reward(self, members: Sequence[Trajectory], sample: Sample) -> None:
         """Score a finished group in one request; called in a thread of `rewards`.
 
-        The images of its tools come to the run's home node first, where rewards see them.
+        Episodes that the world failed are not scored. The images of its tools come to the run's home node
+        first, where rewards see them.
 
         Raises:
             Exception: The reward client's error if its server does not answer; it says what to do.
@@ -97,11 +107,12 @@ class RolloutWorker(InferenceWorker):
         images = (Path(image.ref.path) for member in members for image in member.images)
         send_home(path for path in images if path.parent == self._image_dir)
         specs = self._specs[members[0].task]
-        if self._client is None or not specs:
+        played = [member for member in members if not member.failed]
+        if self._client is None or not specs or not played:
             return
-        inputs = [reward_input(member, sample) for member in members]
+        inputs = [reward_input(member, sample) for member in played]
         results = self._client.score(specs, inputs, groups=[0] * len(inputs))
-        for member, result in zip(members, results, strict=True):
+        for member, result in zip(played, results, strict=True):
             member.reward = result
 
 
@@ -118,17 +129,23 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
         tool_calls=tuple(trajectory.tool_calls),
         truncated=trajectory.stop_reason != "answer",
         completion_ids=tuple(token for token, own in sampled if own),
+        outcome=trajectory.outcome,
     )
 
 
 def _environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
     """Load a task's tools, which its episodes share; each episode gets an environment of its own."""
     tools = setup.load_tools([tool.model_dump() for tool in task.tools], setup.base_dir)
+    game = None
+    if task.environment is not None:
+        assert setup.load_game is not None
+        game = setup.load_game(task.environment.model_dump(), setup.base_dir)
 
     def create() -> Environment:
-        return setup.make_environment(tools, task.max_turns, setup.image_dir)
+        return setup.make_environment(tools, task.max_turns, setup.image_dir, game)
 
-    return TaskEnvironments([tool.spec for tool in tools], create)
+    announced = [*tools, *(game.tools if game is not None else ())]
+    return TaskEnvironments([tool.spec for tool in announced], create)
 
 
 def _client(access: RewardAccess | None) -> RewardClient | None:

@@ -35,7 +35,8 @@ HELD_OUT_PREFERENCE_MARGINS = HELD_OUT + PREFERENCE_MARGINS
 #: Share of a training stage's own checks that are right: this, and the name of the check.
 ACCURACY = "accuracy/"
 
-#: Mean of a reward over the scored episodes of a step: this, and the reward's name.
+#: Mean of a reward over the scored episodes of a step: this, and the reward's name. Where a stage has several
+#: tasks, these, `episode/…` and the silent groups are also told of each (see `of_task`).
 REWARD = "reward/"
 REWARD_MEAN = "reward/mean"
 #: Episodes of which a reward failed.
@@ -43,6 +44,8 @@ REWARD_ERRORS = "reward/errors"
 #: Groups whose episodes all scored alike, and groups that were dropped.
 ADVANTAGE_ZERO_GROUPS = "advantage/zero_groups"
 ADVANTAGE_DROPPED_GROUPS = "advantage/dropped_groups"
+#: Groups whose episodes all had the same outcome, the first reward, and scored unlike in other rewards alone.
+ADVANTAGE_SHAPED_GROUPS = "advantage/shaped_groups"
 #: Dynamic sampling: rounds of further prompts, groups that were replaced, and the episodes that they took, of
 #: which none was learned. Figures of rewards and episodes are then those of the first round.
 REFILL = "refill/"
@@ -54,15 +57,26 @@ EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"
 #: Share of the episodes that ended at a limit instead of with an answer.
 EPISODE_TRUNCATED = "episode/truncated"
+#: Share of the episodes that the world failed, which teach nothing; and how often a tool or an environment
+#: failed, retries included: this, and its name.
+EPISODE_FAILED = "episode/failed"
+TOOL_FAILURES = "tool_failures/"
+#: Episodes that were left out of the loss since they ended at a limit.
+EPISODE_MASKED = "episode/masked"
 
 ENTROPY = "entropy"
-#: Share of the tokens whose ratio was clipped.
+#: Share of the tokens whose ratio was clipped; of those, below, above, and at negative advantages above.
 CLIP_FRACTION = "clip_fraction"
+CLIP_FRACTION_LOW = "clip_fraction/low"
+CLIP_FRACTION_HIGH = "clip_fraction/high"
+CLIP_FRACTION_DUAL = "clip_fraction/dual"
 #: Estimates of KL divergences, in nats a token.
 KL = "kl/"
 KL_TEACHER = "kl/teacher"
 KL_ENGINE_LEARNER = "kl/engine_learner"
 KL_OLD_NEW = "kl/old_new"
+#: From the policy to the weights that the stage started with.
+KL_REFERENCE = "kl/reference"
 #: |engine's − learner's log-prob| of the tokens that the learner's present weights sampled.
 LOGPROB_GAP = "logprob_gap/"
 LOGPROB_GAP_MAX = "logprob_gap/max"
@@ -109,3 +123,9 @@ TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.
 TIME_LEARNER_WAIT = "time/learner_wait"
 TIME_ENGINE_WAIT = "time/engine_wait"
+
+
+def of_task(name: str, task: str) -> str:
+    """Return the name of a figure of one task, such as `reward/markers/mean` of `reward/mean`."""
+    about, _, what = name.partition("/")
+    return f"{about}/{task}/{what}"

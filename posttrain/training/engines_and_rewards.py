@@ -109,6 +109,7 @@ class EnginesAndRewards:
             tasks=tasks,
             image_dir=self._run.path / "images",
             load_tools=self._plugins.load_tools,
+            load_game=self._plugins.load_game,
             make_environment=self._plugins.make_environment,
             rewards=self._rewards if tasks else None,
             base_dir=Path(config.base_dir),
@@ -131,6 +132,7 @@ class EnginesAndRewards:
         use = EngineUse(transfer=TransferGroup.backend_for(self._config.use_gpu, shared), sleeps=shared)
         if not isinstance(rollout, OnPolicyRolloutConfig):
             return use
+        use = replace(use, tempered=rollout.temperature != 1)
         stages = [stage for stage in self._config.stages if stage.episodes == rollout]
         rank = max((stage.adapter_rank(self._config.use_gpu) for stage in stages), default=0)
         if not rank:

@@ -28,7 +28,9 @@ CURATION = "curation"
 AT_HAND = "model at hand"
 
 
-def curated_datasets(stage: SftStage | OnPolicyStage, work: RunAtWork) -> Mapping[str, DatasetConfig]:
+def curated_datasets(
+    stage: SftStage | OnPolicyStage, work: RunAtWork, playing: OnPolicyStage | None = None
+) -> Mapping[str, DatasetConfig]:
     """Curate a stage's data, or continue a curation that was interrupted; print how many rows each step kept.
 
     Its rows, kept and dropped, its funnel and its page are in `<run>/<stage>/curation`.
@@ -36,6 +38,7 @@ def curated_datasets(stage: SftStage | OnPolicyStage, work: RunAtWork) -> Mappin
     Args:
         stage: The stage's settings; `curation` names the recipe.
         work: The run.
+        playing: The same stage, if its checkpoint can play its tasks.
 
     Returns:
         The dataset of the kept rows, by the name of the one that was curated; nothing if the stage has no
@@ -48,10 +51,10 @@ def curated_datasets(stage: SftStage | OnPolicyStage, work: RunAtWork) -> Mappin
         return {}
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
-    if isinstance(stage, OnPolicyStage):
-        recipe = about_model_at_hand(recipe, stage, work)
+    if playing is not None:
+        recipe = about_model_at_hand(recipe, playing, work)
     with EngineModels(recipe, work.plugins, use_gpu=work.use_gpu) as models:
-        engines = _Engines(stage, work, models, recipe)
+        engines = _Engines(playing, work, models, recipe)
         report = curate(
             recipe,
             work.plugins,
@@ -107,6 +110,8 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
         changes: dict[str, object] = {"endpoint": AT_HAND, "task": how}
         if "max_new_tokens" not in step.model_fields_set:
             changes["max_new_tokens"] = turn
+        if "temperature" not in step.model_fields_set:
+            changes["temperature"] = rollout.temperature
         found.append(step.model_copy(update=changes))
     return recipe.model_copy(update={"steps": found, "endpoints": {**recipe.endpoints, AT_HAND: entry}})
 
@@ -133,13 +138,13 @@ class _Engines:
     One of the two kinds is at work at a time, since either may take all memory.
 
     Attributes:
-        stage: The stage.
+        stage: The stage whose checkpoint is at hand, if there is one.
         work: The run.
         models: The engines of other checkpoints.
         recipe: The recipe.
     """
 
-    stage: SftStage | OnPolicyStage
+    stage: OnPolicyStage | None
     work: RunAtWork
     models: EngineModels
     recipe: CurationConfig
@@ -151,7 +156,7 @@ class _Engines:
 
     def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
         """Return a checkpoint that plays (see `EngineModels`)."""
-        if step.endpoint != AT_HAND or not isinstance(self.stage, OnPolicyStage):
+        if step.endpoint != AT_HAND or self.stage is None:
             self.work.services.close_pool()
             return self.models.open_episodes(step, entry)
         self.models.close_pool()

@@ -132,6 +132,7 @@ class Comparison:
     tasks: list[str]
     start: dict[str, EvaluationRow]
     outcomes: dict[tuple[str, str], Outcomes]
+    _accuracies: dict[tuple[str, str], Estimate | None] = field(default_factory=dict)
 
     @property
     def colour(self) -> str:
@@ -144,9 +145,13 @@ class Comparison:
         """Settings by what they have in common but for the colour."""
         found: dict[str, list[Setting]] = {}
         for setting in self.settings:
-            rest = ", ".join(value for key, value in setting.values.items() if key != self.colour)
+            rest = self.told_apart(setting.values, self.colour)
             found.setdefault(rest, []).append(setting)
         return list(found.items())
+
+    def told_apart(self, values: Mapping[str, str], but: str) -> str:
+        """Write values in one line, without those that all settings have and one other key."""
+        return ", ".join(value for key, value in values.items() if key != but and self.labels[key][1:])
 
     def hue(self, setting: Setting) -> int:
         """Return the number of a setting's colour."""
@@ -154,26 +159,40 @@ class Comparison:
 
     def accuracy(self, setting: Setting, task: str) -> Estimate | None:
         """Return the mean over a setting's seeds, with an interval over prompts; None where not measured."""
+        key = (setting.name, task)
+        if key not in self._accuracies:
+            self._accuracies[key] = self._accuracy(setting, task)
+        return self._accuracies[key]
+
+    def _accuracy(self, setting: Setting, task: str) -> Estimate | None:
         rows = [cell.accuracies[task] for cell in setting.measured(task)]
-        shares = [row.accuracy for row in rows if row.accuracy is not None]
-        known = [self.outcomes.get((row.stage, task)) for row in rows]
-        outcomes = [each for each in known if each is not None]
-        if outcomes and len(outcomes) == len(rows):
-            together = pooled(outcomes)
+        together = self._together([row.stage for row in rows], task)
+        if together is not None:
             answers = len(next(iter(together.values())).answers)
             return mean_share([each.right for each in together.values()], answers)
-        if len(rows) == 1 and rows[0].low is not None and rows[0].high is not None and shares:
-            return Estimate(shares[0], rows[0].low, rows[0].high, rows[0].n or 0)
-        return None
+        if len(rows) != 1:
+            return None
+        (row,) = rows
+        if row.accuracy is None or row.low is None or row.high is None:
+            return None
+        return Estimate(row.accuracy, row.low, row.high, row.n or 0)
+
+    def _together(self, stages: Sequence[str], task: str) -> Outcomes | None:
+        """Return the outcomes of stages as those of one; None where they are not recorded, or not alike."""
+        known = [self.outcomes.get((stage, task)) for stage in stages]
+        outcomes = [each for each in known if each is not None]
+        if not outcomes or len(outcomes) < len(known):
+            return None
+        try:
+            return pooled(outcomes)
+        except OutcomesError:  # the rows that are measured were changed on the way
+            return None
 
     def from_start(self, setting: Setting, task: str) -> Paired | None:
         """Compare a setting, all seeds together, with the checkpoint that it started from."""
         start = self.outcomes.get((self.origin, task))
-        known = [self.outcomes.get((cell.stage, task)) for cell in setting.measured(task)]
-        outcomes = [each for each in known if each is not None]
-        if start is None or not outcomes:
-            return None
-        return compare(start, pooled(outcomes))
+        after = self._together([cell.stage for cell in setting.measured(task)], task)
+        return None if start is None or after is None else _compared(start, after)
 
     def differences(self, task: str) -> Iterator[Difference]:
         """Yield every pair of settings that differ in one thing: its first value, and each other."""
@@ -185,7 +204,7 @@ class Comparison:
                     continue
                 found = self._difference(first, second, task)
                 if found is not None:
-                    told = ", ".join(common.values())
+                    told = self.told_apart(common, key)
                     yield Difference(key, told, first.values[key], second.values[key], *found)
 
     def _difference(
@@ -197,15 +216,24 @@ class Comparison:
             for one, other in itertools.product(first.measured(task), second.measured(task))
             if one.seed == other.seed
         ]
-        told = [tuple(self.outcomes.get((cell.stage, task)) for cell in pair) for pair in both]
-        known = [(one, other) for one, other in told if one is not None and other is not None]
-        if not known or len(known) < len(both):
+        before, after = ([pair[side].stage for pair in both] for side in (0, 1))
+        first_all, second_all = self._together(before, task), self._together(after, task)
+        if first_all is None or second_all is None:
             return None
-        pair = compare(pooled([one for one, _ in known]), pooled([other for _, other in known]))
+        pair = _compared(first_all, second_all)
         seeds = {
-            one.seed: compare(*outcomes).difference for (one, _), outcomes in zip(both, known, strict=True)
+            one.seed: compare(self.outcomes[one.stage, task], self.outcomes[other.stage, task]).difference
+            for one, other in (both if pair is not None else [])
         }
-        return pair, seeds
+        return None if pair is None else (pair, seeds)
+
+
+def _compared(first: Outcomes, second: Outcomes) -> Paired | None:
+    """Compare outcomes; None where the prompts differ."""
+    try:
+        return compare(first, second)
+    except OutcomesError:
+        return None
 
 
 def comparisons(run: RunContents) -> list[Comparison]:

@@ -150,8 +150,8 @@ def _pair(difference: Difference) -> dict[str, object]:
     return {
         "what": heading(difference.key),
         "common": difference.common,
-        "first": difference.first,
-        "second": difference.second,
+        "first": difference.first.removeprefix(f"{heading(difference.key)} "),
+        "second": difference.second.removeprefix(f"{heading(difference.key)} "),
         "points": signed(100 * pair.difference),
         "interval": f"{signed(100 * pair.low)} – {signed(100 * pair.high)}",
         "p": p_text(pair.p),

@@ -179,7 +179,9 @@ SPELT = {name for panel in PANELS for name in (*panel.lines, *panel.stack)}
 def stage_charts(run: RunContents, stage: str) -> list[Chart]:
     """Draw the charts of a stage: the panels above in reading order, then whatever else was logged."""
     columns = _columns(run.metrics.get(stage, {})) | _course(run, stage)
-    limit = next((each.logprob_tolerance for each in run.record.stages if each.name == stage), None)
+    record = next((each for each in run.record.stages if each.name == stage), None)
+    limit = record.logprob_tolerance if record else None
+    by_task = _by_task(columns, [task.name for task in record.tasks] if record else [])
     charts: list[Chart] = []
     for panel in PANELS:
         stack = _take(columns, panel.stack)
@@ -199,6 +201,7 @@ def stage_charts(run: RunContents, stage: str) -> list[Chart]:
         )
         if chart:
             charts.append(chart)
+        charts += _charts_by_task(panel, by_task)
     charts = [*charts, *_others(columns)][:MAX_CHARTS]
     for chart in charts:
         _link(chart, run.step_files.get(stage, {}))
@@ -238,6 +241,28 @@ def _course(run: RunContents, stage: str) -> dict[str, Series]:
         }
         found[EVALUATED + task] = Series(label(task), sorted(points.items()))
     return found
+
+
+def _by_task(columns: dict[str, Series], tasks: Sequence[str]) -> dict[str, list[Series]]:
+    """Remove the figures of single tasks, and return them by the name of the figure."""
+    found: dict[str, list[Series]] = {}
+    for name in list(columns):
+        about, _, rest = name.partition("/")
+        task = next((task for task in tasks if rest.startswith(f"{task}/")), None)
+        if task is not None:
+            series = Series(label(task), columns.pop(name).points)
+            found.setdefault(f"{about}/{rest.removeprefix(task + '/')}", []).append(series)
+    return found
+
+
+def _charts_by_task(panel: Panel, by_task: dict[str, list[Series]]) -> Iterator[Chart]:
+    """Draw the figures of single tasks that a panel is about: a chart for a figure, a line for a task."""
+    names = [name for name in by_task if any(fnmatchcase(name, pattern) for pattern in panel.lines)]
+    for name in names:
+        title = f"{panel.title} by task: {label(name.partition('/')[2])}"
+        chart = draw(title, "", by_task.pop(name)[:MAX_LINES], from_zero=panel.from_zero)
+        if chart:
+            yield chart
 
 
 def _take(columns: dict[str, Series], patterns: Sequence[str]) -> list[Series]:

@@ -208,10 +208,10 @@ def test_a_pass_rate_is_that_of_episodes_with_tools(
         rates[f"r{row}"] = sum(tries) / 4
     kept, dropped = (list(map(json.loads, text.splitlines())) for text in files(tmp_path / "c"))
     # At least one of them solved, and at most 0.9 of them: what is usual of episodes.
-    assert {row["id"]: row["columns"]["pass_rate"] for row in kept} == {
+    assert {row["id"]: row["pass_rate"] for row in kept} == {
         name: rate for name, rate in rates.items() if 0 < rate < 0.9
     }
-    told = {row["id"]: row["columns"]["dropped"] for row in dropped}
+    told = {row["id"]: row["dropped"] for row in dropped}
     assert {name: verdict["scores"]["pass_rate"]["pass_rate"] for name, verdict in told.items()} == {
         name: rate for name, rate in rates.items() if rate in (0, 1)
     }

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage
@@ -26,20 +25,13 @@ from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
+from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
 from posttrain.run.metric_names import (
-    ADVANTAGE_DROPPED_GROUPS,
-    ADVANTAGE_ZERO_GROUPS,
     DATA_LEFT_OUT,
-    EPISODE_TOKENS,
-    EPISODE_TOOL_CALLS,
-    EPISODE_TRUNCATED,
-    EPISODE_TURNS,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
-    REWARD,
     REWARD_ERRORS,
-    REWARD_MEAN,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -58,6 +50,7 @@ from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessEr
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts, stage_prompts
 from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.refilling import Refills
+from posttrain.training.on_policy.rollout_metrics import rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
@@ -88,7 +81,7 @@ class OnPolicyRunner:
         origin = work.start_of(stage)
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
-        curated = curated_datasets(stage, work)
+        curated = curated_datasets(stage, work, playing=stage)
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
         learners = LearnerGroup(
             *(work.config.model, stage, start),
@@ -96,6 +89,7 @@ class OnPolicyRunner:
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
+            origin=origin,
         )
         publisher = Publisher(
             learners,
@@ -231,7 +225,8 @@ class Controller:
         tracker: MetricsLog,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
-        self._limits = {task.name: Limits.of_task(task, stage.rollout) for task in stage.tasks}
+        temperature = stage.rollout.temperature
+        self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._all_prompts, self._prompts = prompts, PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
@@ -250,7 +245,7 @@ class Controller:
         """Give a step's groups to the engines."""
         begun = time.perf_counter()
         drawn = self._prompts.take(step)
-        refills = Refills(self._all_prompts, drawn, self._stage.refill_rounds, assign_advantages)
+        refills = Refills(self._all_prompts, drawn, self._stage.refill_rounds, self._compare)
         self._row[TIME_LEARNER_WAIT] += time.perf_counter() - begun
         self._refills[step] = refills
         self._in_flight[step] = StepInFlight(
@@ -287,12 +282,13 @@ class Controller:
         Raises:
             StalenessError: If an engine served other weights than it was given.
             PolicyMismatch: If engine and learner disagree on the log-probs of present weights.
+            WorldFailing: If tools or environments failed too many of them.
         """
         trajectories = played.trajectories
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        counts = assign_advantages(trajectories)
+        counts = self._compare(trajectories)
         self._row |= rollout_metrics(in_order(played.refills.first), counts) | played.metrics
         self._row[REWARD_ERRORS] += played.refills.errors
         if self._stage.rollout.max_staleness:
@@ -302,10 +298,16 @@ class Controller:
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
         if self._crew.token_bytes is not None:
             write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        check_world(trajectories, self._stage.rollout.max_failed_share, name)
         learnable = [trajectory for trajectory in trajectories if trajectory.advantage is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
-        self._crew.publisher.prove_by(trajectories)
+        self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
+        """Compare episodes within their groups."""
+        rewards = {task.name: task.rewards for task in self._stage.tasks}
+        return assign_advantages(trajectories, rewards, self._stage.algorithm)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""
@@ -353,28 +355,3 @@ class Controller:
         """Give up what is under way."""
         self.discard()
         self._prompts.close()
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory], counts: AdvantageCounts) -> dict[str, float]:
-    """Compute means over a rollout's episodes: rewards by name, tool calls, turns, tokens."""
-    rewards: dict[str, list[float]] = {}  # by metric name
-    for trajectory in trajectories:
-        verdict = trajectory.reward
-        if verdict is None or verdict.total is None:
-            continue
-        rewards.setdefault(REWARD_MEAN, []).append(verdict.total)
-        for name, value in verdict.values.items():
-            if value is not None:
-                rewards.setdefault(REWARD + name, []).append(value)
-    calls = [sum(call.images > 0 for call in trajectory.tool_calls) for trajectory in trajectories]
-    turns = [sum(m.role == "assistant" for m in trajectory.response) for trajectory in trajectories]
-    return {
-        **{name: fmean(values) for name, values in rewards.items()},
-        REWARD_ERRORS: float(counts.errors),
-        ADVANTAGE_ZERO_GROUPS: float(counts.zero_groups),
-        ADVANTAGE_DROPPED_GROUPS: float(counts.dropped_groups),
-        EPISODE_TOOL_CALLS: fmean(calls),
-        EPISODE_TURNS: fmean(turns),
-        EPISODE_TOKENS: fmean(len(trajectory.token_ids) for trajectory in trajectories),
-        EPISODE_TRUNCATED: fmean(trajectory.stop_reason != "answer" for trajectory in trajectories),
-    }

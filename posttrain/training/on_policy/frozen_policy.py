@@ -78,7 +78,9 @@ class FrozenPolicy:
         use_packed_attention(model)
         barrier()
         shard(model, stage.sharding, device)
-        return cls(PackedModel(model, rope_index, renderer, device, stage.batch_tokens))
+        return cls(
+            PackedModel(model, rope_index, renderer, device, stage.batch_tokens, stage.rollout.temperature)
+        )
 
     @classmethod
     def base_of(cls, policy: PackedPolicy) -> "FrozenPolicy":

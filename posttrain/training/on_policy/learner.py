@@ -23,6 +23,7 @@ from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
     ENTROPY,
+    EPISODE_MASKED,
     GRAD_NORM,
     KL_OLD_NEW,
     LEARNING_RATE,
@@ -37,9 +38,10 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, objective_of
+from posttrain.training.on_policy.frozen_policy import FrozenPolicy
+from posttrain.training.on_policy.objectives import LearnedRow, Piece, normalizer_of, objective_of
 from posttrain.training.on_policy.packed_policy import PackedPolicy
-from posttrain.training.on_policy.rows import Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
@@ -56,6 +58,7 @@ class Learner:
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
+        origin: The weights that the stage started from, for a reference; the checkpoint if absent.
 
     Attributes:
         policy: The policy that is trained.
@@ -72,6 +75,7 @@ class Learner:
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
+        origin: Path | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
@@ -81,6 +85,8 @@ class Learner:
         assert stage.algorithm is not None
         self.objective = objective_of(stage.algorithm)
         self._importance_cap = stage.algorithm.importance_cap
+        self._per_sequence = stage.algorithm.loss_normalization == "sequence"
+        self._reference = self._load_reference(model_config, origin or checkpoint)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -95,6 +101,14 @@ class Learner:
         )
         if resume:
             self.updates.restore(load_state(self.policy.checkpoint, self.model, self.updates.optimizer))
+
+    def _load_reference(self, model_config: ModelConfig, origin: Path) -> FrozenPolicy | None:
+        """Load what the policy is to stay near, where the stage has that."""
+        if not self.stage.has_reference:
+            return None
+        if self.stage.lora is not None:
+            return FrozenPolicy.base_of(self.policy)
+        return FrozenPolicy.load(model_config, self.stage, origin, self.device)
 
     def _rate(self, update: int) -> float:
         """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
@@ -139,28 +153,56 @@ class Learner:
             if learned and share is learned[0]:
                 metrics = self._agreed(step)
             norms.append(self.updates.step())
+        if not learned:
+            metrics = self._measured(trajectories, step)
         metrics |= self._summary(norms, step)
+        if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
+            metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
+    @torch.no_grad()
+    def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
+        """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        for row in share.rows[:1]:
+            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
+            if row.counts:
+                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+                sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
+        total, count = sum_over_ranks(sums).tolist()
+        return self._agreed(step) | ({ENTROPY: total / count} if count else {})
+
+    def _filler(self) -> Trajectory:
+        """Make what a rank runs where others have a row more."""
+        end = self.renderer.end_token_id
+        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        end = self.renderer.end_token_id
-        filler = Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
+        filler = self._filler()
         parts = mini_batches(trajectories, self.stage.updates_per_step)
-        capacity, teaches = self.stage.batch_tokens, self.objective.teaches
-        return [share_of(part, capacity, filler, rank(), world_size(), teaches) for part in parts]
+        capacity, counting = self.stage.batch_tokens, self.objective
+        return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
-    def _sampled_by(self, row: Row, present: int) -> SampledBy:
-        """Collect what the engine said of the sampled tokens of a row."""
+    def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
+        """Collect what the engine said of the sampled tokens of a row.
+
+        At another temperature than 1 an engine's log-probs are those of the distribution without the banned
+        tokens, whose probability is told: they are made those of the whole one, as at 1.
+        """
         sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
         versions, approximate, logprobs = (
             np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
             for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
         )
+        engine = torch.from_numpy(logprobs).float().to(self.device)
+        if self.stage.rollout.temperature != 1:
+            engine += torch.log1p(-banned)
         return SampledBy(
-            logprobs=torch.from_numpy(logprobs).float().to(self.device),
+            logprobs=engine,
             classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
             older=versions < present,
             approximate=approximate,
@@ -171,7 +213,7 @@ class Learner:
         """Compute the log-probs of a row before the first update of a step."""
         logprobs, _, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present))
+            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -193,11 +235,12 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
+            reference = self._reference and self._reference.logprobs(row.trajectories)
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if not row.counts:
                 (0 * logprobs.sum()).backward()
                 continue
-            sampled_by = self._sampled_by(row, step.present)
+            sampled_by = self._sampled_by(row, step.present, banned)
             if old_logprobs is None:
                 step.agreement.add(logprobs, banned, sampled_by)
             old = logprobs.detach() if old_logprobs is None else old_logprobs[number]
@@ -208,12 +251,13 @@ class Learner:
                 old_logprobs=old,
                 advantages=advantages.repeat_interleave(lengths),
                 sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-                normalizer=share.sequences,
+                normalizer=normalizer_of(self.stage, share),
                 importance_weights=truncated_importance_weights(
                     old, sampled_by.logprobs, self._importance_cap
                 ),
+                per_sequence=self._per_sequence,
             )
-            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens))
+            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens, reference))
             loss.backward()
             told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
             step.rows.append(told | ratio_metrics(tokens.log_ratios))

@@ -71,8 +71,9 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
+        origin: Path,
     ) -> None:
-        """Join the group and load the checkpoint."""
+        """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
             keep_float32_exact()
         if self._of > 1:
@@ -82,7 +83,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -135,6 +136,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
+        origin: The weights that the stage started from; the checkpoint if absent.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
+        origin: Path | None = None,
     ) -> None:
         count = stage.num_workers
         self._order = threading.RLock()
@@ -160,7 +163,9 @@ class LearnerGroup:
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed)
+            actor.call(
+                LearnerActor.start, place, config, stage, checkpoint, resume, seed, origin or checkpoint
+            )
             for actor in self._actors
         ]
         self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))

@@ -37,6 +37,7 @@ class PackedModel:
         renderer: The renderer of its checkpoint.
         device: Where to compute.
         capacity: Most tokens of a row, unless a single trajectory is longer.
+        temperature: That at which episodes are sampled.
 
     Attributes:
         model: The model.
@@ -50,12 +51,14 @@ class PackedModel:
         renderer: Renderer,
         device: torch.device,
         capacity: int,
+        temperature: float = 1.0,
     ) -> None:
         self.model = model
         self.renderer = renderer
         self._rope_index = rope_index
         self._device = device
         self._capacity = capacity
+        self._temperature = temperature
         self._banned = torch.tensor(renderer.banned_token_ids, device=device)
 
     @property
@@ -66,13 +69,15 @@ class PackedModel:
     def logprobs(self, trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute log-probs, entropies and the banned tokens' probability at the sampled tokens of a row.
 
+        They are those of the distribution that episodes are sampled from, at its temperature.
+
         Args:
             trajectories: The row.
 
         Returns:
             Three tensors [T], one trajectory after another; the first two with gradients.
         """
-        return self._run(trajectories, None)
+        return self._run(trajectories, None, self._temperature)
 
     def logprobs_beside(
         self, trajectories: Sequence[Trajectory], beside: Callable[[Tensor, Tensor], R]
@@ -83,22 +88,33 @@ class PackedModel:
             trajectories: The row.
             beside: Called with the last hidden states [T, D] before sampled tokens, and the head's weight.
         """
-        *found, other = self._run(trajectories, beside)
+        *found, other = self._run(trajectories, beside, self._temperature)
         logprobs, entropy, banned = found
         return (logprobs, entropy, banned), other
 
-    def _run(self, trajectories: Sequence[Trajectory], beside: Callable[[Tensor, Tensor], R] | None) -> Any:
+    def _run(
+        self,
+        trajectories: Sequence[Trajectory],
+        beside: Callable[[Tensor, Tensor], R] | None,
+        temperature: float,
+    ) -> Any:
         batch = collate_packed(trajectories, self.renderer, self._rope_index, images_once=True)
         sampled = torch.from_numpy(np.concatenate([np.array(each.sampled) for each in trajectories]))
         labels = batch["input_ids"].masked_fill(~sampled, IGNORED)
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
         return self.model(
-            **batch, supervised_labels=labels.to(self._device), watched=self._banned, beside=beside
+            **batch,
+            supervised_labels=labels.to(self._device),
+            watched=self._banned,
+            beside=beside,
+            temperature=temperature,
         )
 
     @torch.no_grad()
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of the sampled tokens of a few trajectories with the present weights.
+
+        They are at temperature 1, as those that engines give of sequences that they did not sample.
 
         Every rank calls this with the same trajectories, and computes all of them.
 
@@ -108,7 +124,7 @@ class PackedModel:
         found: dict[int, list[float]] = {}
         for places in self.rows(trajectories):
             chosen = [trajectories[place] for place in places]
-            logprobs, _, _ = self.logprobs(chosen)
+            logprobs, _, _ = self._run(chosen, None, 1.0)
             counts = [sum(each.sampled) for each in chosen]
             found |= zip(places, (each.tolist() for each in logprobs.cpu().split(counts)), strict=True)
         return [found[place] for place in range(len(trajectories))]
@@ -164,7 +180,7 @@ class PackedPolicy(PackedModel):
             whole = with_lora(model, stage.lora, seed)
             if is_adapter(self.checkpoint):
                 set_peft_model_state_dict(whole, load_peft_weights(str(self.checkpoint), device="cpu"))
-        super().__init__(whole, rope_index, renderer, device, stage.batch_tokens)
+        super().__init__(whole, rope_index, renderer, device, stage.batch_tokens, stage.rollout.temperature)
         barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
         shard(self.model, stage.sharding, device, masters=stage.float32_masters)
         self.model.train()  # nothing drops out; and bitsandbytes packs quantised weights otherwise

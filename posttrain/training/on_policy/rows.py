@@ -5,9 +5,10 @@ nothing but the speed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 from posttrain.data.packing import pack
 from posttrain.types import Trajectory
@@ -38,7 +39,8 @@ class Share:
         rows: The rows, as many as every other rank has, since they exchange weights and gradients with each.
             What a rank has too few of is made up by rows that do not count.
         sequences: Number of trajectories of the mini-batch over all ranks, those without signal included.
-        tokens: Number of their sampled tokens. Either may be the normaliser of a loss.
+        tokens: Number of their sampled tokens, without those of masked ones. Either may be the normaliser of
+            a loss.
     """
 
     rows: list[Row]
@@ -59,26 +61,48 @@ def mini_batches(trajectories: Sequence[Trajectory], parts: int) -> list[list[Tr
     return [[each for each in trajectories if place[each.group] == part] for part in range(count)]
 
 
-def has_advantage(episode: Trajectory) -> bool:
-    """Tell whether an episode teaches something by its advantage."""
-    return episode.advantage != 0
+class Counting(Protocol):
+    """What is learned from, and what is left out (see `Objective`)."""
+
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell whether something is learned from an episode."""
+        ...
+
+    def masked(self, episode: Trajectory) -> bool:
+        """Tell whether nothing is ever learned from an episode, whatever its group is."""
+        ...
 
 
-def with_signal(
-    trajectories: Sequence[Trajectory], teaches: Callable[[Trajectory], bool] = has_advantage
-) -> list[Trajectory]:
+@dataclass(frozen=True)
+class _Every:
+    """Counts every episode."""
+
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell that something is to be computed of it."""
+        return True
+
+    def masked(self, episode: Trajectory) -> bool:
+        """Tell that it is not left out."""
+        return False
+
+
+ALL = _Every()
+
+
+def with_signal(trajectories: Sequence[Trajectory], counting: Counting) -> list[Trajectory]:
     """Return the trajectories of groups of which one teaches something, group by group.
 
-    The others have a gradient of zero: they count in the normaliser, and nothing of them is computed.
+    The others have a gradient of zero: they count in the normaliser, and nothing of them is computed. Nor is
+    anything of masked ones.
 
     Args:
         trajectories: A mini-batch.
-        teaches: Whether an episode does.
+        counting: Says which are which.
     """
-    telling = {each.group for each in trajectories if teaches(each)}
+    seen = [each for each in trajectories if not counting.masked(each)]
+    telling = {each.group for each in seen if counting.teaches(each)}
     return sorted(
-        (each for each in trajectories if each.group in telling),
-        key=lambda each: (each.group, each.episode),
+        (each for each in seen if each.group in telling), key=lambda each: (each.group, each.episode)
     )
 
 
@@ -88,7 +112,7 @@ def share_of(
     filler: Trajectory,
     index: int,
     of: int,
-    teaches: Callable[[Trajectory], bool] = has_advantage,
+    counting: Counting,
 ) -> Share:
     """Deal the trajectories of a mini-batch that teach something into packed rows, and the rows to ranks.
 
@@ -101,9 +125,10 @@ def share_of(
         filler: What a rank runs where it has a row less than others.
         index: The rank.
         of: Number of ranks.
-        teaches: Whether an episode teaches something.
+        counting: Says what teaches something, and what is masked.
     """
-    learned, tokens = with_signal(trajectories, teaches), sum(sum(each.sampled) for each in trajectories)
+    learned = with_signal(trajectories, counting)
+    tokens = sum(sum(each.sampled) for each in trajectories if not counting.masked(each))
     if not learned:
         return Share([], len(trajectories), tokens)
     total = sum(len(each.token_ids) for each in learned)

@@ -16,7 +16,7 @@ from posttrain.config.problems import parse_key
 from posttrain.config.schema import sections_of
 
 DATA = {"mixture": {"pairs": 1.0}}
-ALGORITHMS = ("sapo", "grpo", "gspo")
+ALGORITHMS = ("sapo", "grpo", "gspo", "cispo")
 
 
 def keys(section: type[BaseModel]) -> Iterator[str]:
@@ -209,7 +209,9 @@ def reason_at(stage: dict[str, Any], key: tuple[str | int, ...]) -> str:
         (STAGES[0], "beta", "only dpo stages have it"),
         (STAGES[2], "eval_dataset", "only dpo and sft stages have it"),
         (STAGES[3], "eval_dataset", "only dpo and sft stages have it"),
-        (STAGES[3], "kl_loss_coef", "rl stages have no KL term"),
+        (STAGES[3], "kl_loss_coef", "it is called algorithm.kl.coefficient"),
+        (STAGES[3], "temperature", "it belongs in rollout.temperature"),
+        (STAGES[3], "top_p", "training samples from the whole distribution"),
         (STAGES[3], "entropy_coeff", "no entropy is rewarded"),
         (STAGES[0], "load_in_4bit", "it is called lora.quantization"),
         (STAGES[3], "val_dataset", "it is called eval_dataset, and only dpo and sft stages have it"),
@@ -238,6 +240,6 @@ def test_a_stage_is_not_sent_to_the_key_of_another_stage_of_the_run() -> None:
         build_run(Document(RUN | {"stages": stages}, "run.yaml"))
     hints = {problem.key: problem.remedy for problem in caught.value.problems}
     assert hints["stages[1].algorithm.beta"].startswith("only dpo stages have it")
-    assert hints["stages[1].algorithm.kl_coef"].startswith("rl stages have no KL term")
+    assert hints["stages[1].algorithm.kl_coef"].startswith("it is called kl.coefficient")
     assert hints["stages[2].loss.beta"].startswith("only dpo stages have it")
     assert "belongs in" not in hints["stages[2].group_size"]

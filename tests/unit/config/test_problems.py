@@ -22,7 +22,7 @@ def test_a_missing_tag_is_told_the_choices_of_its_union() -> None:
     message = refusal(stages=[{"max_steps": 1}])
     assert "stages[0].stage: is required → choose tiny_model, sft, distillation, dpo or rl" in message
     message = refusal(stages=[RL | {"algorithm": {"group_size": 4}}])
-    assert "stages[0].algorithm.name: is required → choose sapo, grpo or gspo" in message
+    assert "stages[0].algorithm.name: is required → choose sapo, grpo, gspo or cispo" in message
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,10 @@ def test_lengths_of_a_task_stay_within_the_rollout(task: dict, key: str, remedy:
     message = refusal(stages=[RL], evaluation=evaluation)
     assert f"evaluation.{key}" in message
     assert remedy in message
+
+
+def test_rewards_of_an_environment_need_one() -> None:
+    task = {"data": "rows", "rewards": ["answer_accuracy", "environment.won"]}
+    message = refusal(stages=[RL | {"tasks": [task]}])
+    assert "'environment.won' is of an environment, and the task has none" in message
+    assert "name the `environment`" in message

@@ -72,6 +72,7 @@ def test_a_union_has_its_variants() -> None:
         "name: sapo",
         "name: grpo",
         "name: gspo",
+        "name: cispo",
     }
     assert only("curation.steps.pass_rate").choice == "filter: pass_rate"
     assert only("stages.rl").choice == "stage: rl"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.data.formats import DataError
-from posttrain.data.mixing import MAX_PERIOD, TokenSchedule, schedule, shuffled
+from posttrain.data.mixing import MAX_PERIOD, PeriodicSchedule, TokenSchedule, schedule, shuffled
 
 
 def assert_every_prefix_is_fair(order: list[str], shares: dict[str, float]) -> None:
@@ -23,6 +23,18 @@ def test_shares_are_exact():
     assert Counter(schedule({"a": 1 / 3, "b": 2 / 3})) == {"a": 1, "b": 2}
     assert Counter(schedule({"a": 3, "b": 3.0})) == {"a": 1, "b": 1}
     assert schedule({"a": 0.1}) == ["a"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=5), st.integers(1, 3))
+def test_every_batch_has_exactly_its_shares_where_they_are_whole(parts: list[int], times: int):
+    """Of a batch of `times` × the sum of the parts, as an rl stage draws its prompts."""
+    names = [f"task{index}" for index in range(len(parts))]
+    size = sum(parts) * times
+    drawn = PeriodicSchedule({name: part / sum(parts) for name, part in zip(names, parts, strict=True)})
+    for batch in range(5):
+        found = Counter(drawn[batch * size + place][0] for place in range(size))
+        assert found == {name: part * times for name, part in zip(names, parts, strict=True)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -133,6 +133,11 @@ def test_what_was_not_measured_is_told_with_what_was(run: Path, capsys: pytest.C
     assert "sft (letters), rl (letters)" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "holds no run that can be read" in capsys.readouterr().err
+
+
 def test_an_answer_that_was_not_scored_is_no_wrong_one(run: Path):
     path = run / "rollouts" / "evaluation-rl-letters.jsonl"
     path.write_text(path.read_text().replace('"answer_accuracy": 1.0', '"answer_accuracy": null', 1))

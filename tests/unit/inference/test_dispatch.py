@@ -133,6 +133,9 @@ def test_jobs_go_to_the_worker_with_the_least_to_do_while_it_has_room() -> None:
     # Sequences at a tool want no engine, but there is an end to how many there are.
     dispatcher.receive(second, Report([], 16, 0, 0.0))
     assert [len(actor_of(keeper).jobs) for keeper in (first, second)] == [6, 4]
+    # Nor is one needed by what does not use it, such as to count the tokens of prompts.
+    dispatcher.submit([Number(index, size=0) for index in range(20, 22)])
+    assert [len(actor_of(keeper).jobs) for keeper in (first, second)] == [6, 6]
 
 
 def test_in_lockstep_a_worker_gets_every_nth_job_at_once_also_again() -> None:

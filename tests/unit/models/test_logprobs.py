@@ -188,3 +188,16 @@ def test_watched_tokens_have_the_probability_of_the_softmax() -> None:
     assert not mass.requires_grad
     nothing = torch.empty(0, dtype=torch.long)
     assert not watched_logprobs(hidden, weight, targets, nothing)[2].any()
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_a_temperature_divides_the_logits(temperature: float) -> None:
+    hidden, weight, targets = inputs(13, 8, 31, torch.float64)
+    found = watched_logprobs(hidden, weight, targets, torch.tensor([3, 7]), 4, temperature)
+    expected = direct(hidden / temperature, weight, targets)
+    torch.testing.assert_close(found[:2], expected, rtol=1e-12, atol=1e-12)
+    shares = (hidden @ weight.T / temperature).softmax(1)
+    torch.testing.assert_close(found[2], shares[:, [3, 7]].sum(1).detach(), rtol=1e-12, atol=1e-12)
+    mixed = [(a * torch.arange(13)).sum() + (b * b).sum() for a, b in (found[:2], expected)]
+    ours, theirs = (torch.autograd.grad(value, (hidden, weight)) for value in mixed)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

@@ -1,13 +1,8 @@
-"""SAPO, GRPO and GSPO: against their formulas in float64, against TRL, and what must not change them."""
+"""SAPO, GRPO, GSPO, CISPO: against their formulas in float64, against TRL, and what must not change them."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +10,6 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trl.trainer.grpo_trainer import GRPOTrainer
 
 from posttrain.objectives.packed import (
     MAX_LOG_RATIO,
@@ -23,72 +17,36 @@ from posttrain.objectives.packed import (
     ratio_metrics,
     truncated_importance_weights,
 )
-from posttrain.objectives.policy_gradient import grpo_loss, gspo_loss
+from posttrain.objectives.policy_gradient import grpo_loss
 from posttrain.objectives.sapo import gate_quantiles, sapo_loss
+from tests.unit.objectives.packed_batches import (
+    CAP,
+    LENGTHS,
+    LONGEST,
+    LOSSES,
+    MEANS,
+    Batch,
+    Options,
+    random_batch,
+    trl_loss,
+)
 from tests.unit.ranks import on_two_ranks
 
-CAP = 1.5
-LENGTHS = (5, 1, 9, 3, 7, 2, 4, 6)
-LOSSES: dict[str, Callable[..., tuple[Tensor, dict[str, Tensor]]]] = {
-    "sapo": partial(sapo_loss, tau_pos=1.0, tau_neg=1.05),
-    "sapo-sharp": partial(sapo_loss, tau_pos=3.0, tau_neg=7.0),
-    "grpo": partial(grpo_loss, clip_low=0.2, clip_high=0.28),
-    "gspo": partial(gspo_loss, clip_low=0.05, clip_high=0.08),
-}
+
+def run(name: str, batch: Batch, cap: float | None = None, mean: str = "sequence") -> Tensor:
+    return LOSSES[name](batch.tokens(cap, mean))[0]
 
 
-@dataclass
-class Batch:
-    """Packed tokens in float64."""
-
-    logprobs: Tensor
-    old_logprobs: Tensor
-    engine_logprobs: Tensor
-    advantages: Tensor
-    sequence_ids: Tensor
-
-    def at(self, rows: Tensor) -> "Batch":
-        return Batch(*(value[rows] for value in vars(self).values()))
-
-    def tokens(self, cap: float | None = None) -> SampledTokens:
-        weights = None
-        if cap is not None:
-            weights = truncated_importance_weights(self.old_logprobs, self.engine_logprobs, cap)
-        return SampledTokens(
-            self.logprobs, self.old_logprobs, self.advantages, self.sequence_ids, len(LENGTHS), weights
-        )
-
-
-def random_batch(seed: int, spread: float = 0.4) -> Batch:
-    """Draw a batch with ratios around 1, and with advantages of both signs, one of them zero."""
-    generator = torch.Generator().manual_seed(seed)
-    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
-    ids = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    old = -normal(len(ids)).abs() - 0.1
-    advantages = normal(len(LENGTHS))
-    advantages[1] = 0.0
-    return Batch(
-        (old + spread * normal(len(ids))).requires_grad_(),
-        old,
-        old + 0.5 * normal(len(ids)),
-        advantages[ids],
-        ids,
-    )
-
-
-def run(name: str, batch: Batch, cap: float | None = None) -> Tensor:
-    return LOSSES[name](batch.tokens(cap))[0]
-
-
-def gradient(name: str, batch: Batch, cap: float | None = None) -> Tensor:
-    (result,) = torch.autograd.grad(run(name, batch, cap), batch.logprobs)
+def gradient(name: str, batch: Batch, cap: float | None = None, mean: str = "sequence") -> Tensor:
+    (result,) = torch.autograd.grad(run(name, batch, cap, mean), batch.logprobs)
     return result
 
 
-def formula(name: str, batch: Batch, cap: float | None) -> float:
+def formula(name: str, batch: Batch, cap: float | None, mean: str) -> float:
     """Compute the papers' formulas literally, by loops over Python floats."""
     total = 0.0
-    for sequence in range(len(LENGTHS)):
+    given = LOSSES[name].keywords  # type: ignore[attr-defined]
+    for sequence, length in enumerate(LENGTHS):
         tokens = [t for t in range(len(batch.sequence_ids)) if batch.sequence_ids[t] == sequence]
         ratios = [math.exp(batch.logprobs[t].item() - batch.old_logprobs[t].item()) for t in tokens]
         geometric_mean = math.prod(ratios) ** (1 / len(tokens))
@@ -97,26 +55,33 @@ def formula(name: str, batch: Batch, cap: float | None) -> float:
             off_policy = math.exp(batch.old_logprobs[t].item() - batch.engine_logprobs[t].item())
             weight = 1.0 if cap is None else min(off_policy, cap)
             if name.startswith("sapo"):
-                tau = LOSSES[name].keywords["tau_pos" if advantage > 0 else "tau_neg"]  # type: ignore[attr-defined]
+                tau = given["tau_pos" if advantage > 0 else "tau_neg"]
                 value = 1 / (1 + math.exp(-tau * (ratio - 1))) * 4 / tau * advantage
+            elif name == "cispo":
+                value = min(ratio, 1 + given["clip_high"]) * advantage * batch.logprobs[t].item()
             else:
-                low, high = LOSSES[name].keywords.values()  # type: ignore[attr-defined]
-                r = geometric_mean if name == "gspo" else ratio
-                value = min(r * advantage, min(max(r, 1 - low), 1 + high) * advantage)
-            total += weight * value / len(tokens)
-    return -total / len(LENGTHS)
+                r = geometric_mean if name.startswith("gspo") else ratio
+                bounded = min(max(r, 1 - given["clip_low"]), 1 + given["clip_high"])
+                value = min(r * advantage, bounded * advantage)
+                if "dual_clip" in given and advantage < 0:
+                    value = max(value, given["dual_clip"] * advantage)
+            total += weight * value / (length if mean == "sequence" else 1)
+    sizes = {"sequence": len(LENGTHS), "token": sum(LENGTHS), "constant": len(LENGTHS) * LONGEST}
+    return -total / sizes[mean]
 
 
+@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("cap", [None, CAP])
 @pytest.mark.parametrize("name", LOSSES)
-def test_equals_its_formula(name: str, cap: float | None) -> None:
+def test_equals_its_formula(name: str, cap: float | None, mean: str) -> None:
     for seed in range(3):
         batch = random_batch(seed)
-        assert run(name, batch, cap).item() == pytest.approx(formula(name, batch, cap), rel=1e-12)
+        expected = formula(name, batch, cap, mean)
+        assert run(name, batch, cap, mean).item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("cap", [None, CAP])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cispo"])  # its weights have none
 def test_gradient_equals_finite_differences(name: str, cap: float | None) -> None:
     batch = random_batch(0)
     assert torch.autograd.gradcheck(
@@ -124,77 +89,64 @@ def test_gradient_equals_finite_differences(name: str, cap: float | None) -> Non
     )
 
 
-def trl_loss(name: str, batch: Batch, cap: float | None) -> Tensor:
-    """Compute TRL's own loss of the same tokens, padded to a rectangle."""
-    sequences, width = len(LENGTHS), max(LENGTHS)
-    mask = torch.arange(width) < torch.tensor(LENGTHS)[:, None]
-
-    def padded(values: Tensor) -> Tensor:
-        return torch.zeros(sequences, width, dtype=values.dtype).masked_scatter(mask, values)
-
-    options = LOSSES[name].keywords  # type: ignore[attr-defined]
-    settings: Any = SimpleNamespace(
-        top_entropy_quantile=1.0,
-        aux_loss_enabled=False,
-        off_policy_mask_threshold=None,
-        importance_sampling_level="sequence" if name == "gspo" else "token",
-        beta=0.0,
-        loss_type="sapo" if name.startswith("sapo") else "grpo",
-        epsilon_low=options.get("clip_low"),
-        epsilon_high=options.get("clip_high"),
-        args=SimpleNamespace(
-            delta=None,
-            sapo_temperature_pos=options.get("tau_pos"),
-            sapo_temperature_neg=options.get("tau_neg"),
-        ),
-        use_vllm=cap is not None,
-        vllm_importance_sampling_correction=True,
-        model=SimpleNamespace(training=False),
-        _entropy_bonus_enabled=False,
-        _metrics=defaultdict(lambda: defaultdict(list)),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (
-            padded(batch.logprobs),
-            torch.zeros(sequences, width),
-            None,
-        ),
-    )
-    ids = torch.zeros(sequences, width, dtype=torch.long)
-    inputs = {
-        "prompt_ids": ids[:, :1],
-        "prompt_mask": torch.ones_like(ids[:, :1]),
-        "completion_ids": ids,
-        "completion_mask": mask.long(),
-        "advantages": torch.stack([batch.advantages[batch.sequence_ids == s][0] for s in range(sequences)]),
-        "old_per_token_logps": padded(batch.old_logprobs),
-        "importance_sampling_ratio": padded(
-            (batch.old_logprobs - batch.engine_logprobs).exp().clamp(max=CAP)
-        ),
-    }
-    return GRPOTrainer._compute_loss(settings, None, inputs)
+def test_every_token_has_a_gradient_in_cispo_and_its_weight_is_bounded() -> None:
+    batch = random_batch(0)
+    ratios = (batch.logprobs - batch.old_logprobs).exp().detach()
+    sizes = torch.tensor(LENGTHS)[batch.sequence_ids]
+    assert (ratios > 1.3).any()
+    expected = -ratios.clamp(max=1.3) * batch.advantages / sizes / len(LENGTHS)
+    torch.testing.assert_close(gradient("cispo", batch), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("cap", [None, CAP])
 @pytest.mark.parametrize("name", LOSSES)
 def test_equals_trl(name: str, cap: float | None) -> None:
     batch = random_batch(3)
-    theirs = trl_loss(name, batch, cap)
+    theirs = trl_loss(name, batch, Options(cap=cap))
+    mean = "token" if name == "cispo" else "sequence"
     # TRL holds its temperatures in float32, which 1.05 does not fit; the others' settings do.
-    tolerance = 1e-6 if name == "sapo" else 1e-12
-    assert run(name, batch, cap).item() == pytest.approx(theirs.item(), rel=tolerance)
-    (expected,) = torch.autograd.grad(theirs, batch.logprobs)
-    torch.testing.assert_close(gradient(name, batch, cap), expected, rtol=tolerance, atol=1e-14)
+    assert_equal(batch, run(name, batch, cap, mean), theirs, 1e-6 if name == "sapo" else 1e-12)
 
 
+def assert_equal(batch: Batch, ours: Tensor, theirs: Tensor, tolerance: float = 1e-12) -> None:
+    """The losses are the same, and so are their gradients."""
+    assert ours.item() == pytest.approx(theirs.item(), rel=tolerance)
+    found, expected = (torch.autograd.grad(loss, batch.logprobs)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-14)
+
+
+@pytest.mark.parametrize("cap", [None, CAP])
+@pytest.mark.parametrize("loss_type", ["bnpo", "dapo", "dr_grpo"])
+def test_means_over_tokens_equal_trl(loss_type: str, cap: float | None) -> None:
+    batch = random_batch(9)
+    mean = next(mean for mean, theirs in MEANS.items() if loss_type in theirs)
+    for name in ("grpo", "grpo-dual"):
+        ours = run(name, batch, cap, mean)
+        assert_equal(batch, ours, trl_loss(name, batch, Options(loss_type, cap)))
+
+
+@pytest.mark.parametrize(("name", "loss_type"), [("grpo", "grpo"), ("grpo", "dapo"), ("cispo", "cispo")])
+def test_masked_episodes_equal_trl(name: str, loss_type: str) -> None:
+    """They have no loss; they count as sequences, and their tokens do not."""
+    batch, masked = random_batch(10), (2, 5)
+    theirs = trl_loss(name, batch, Options(loss_type, masked=masked))
+    kept = batch.at(~torch.isin(batch.sequence_ids, torch.tensor(masked)))
+    mean = "sequence" if loss_type == "grpo" else "token"
+    ours = LOSSES[name](kept.tokens(None, mean, left=len(kept.logprobs)))[0]
+    assert_equal(batch, ours, theirs)
+
+
+@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_eight_pieces_give_the_gradient_of_one(name: str) -> None:
+def test_eight_pieces_give_the_gradient_of_one(name: str, mean: str) -> None:
     batch = random_batch(4)
-    whole = run(name, batch, CAP)
-    pieces = [run(name, batch.at(batch.sequence_ids == sequence), CAP) for sequence in range(len(LENGTHS))]
+    whole = run(name, batch, CAP, mean)
+    parts = [batch.at(batch.sequence_ids == sequence) for sequence in range(len(LENGTHS))]
+    pieces = [run(name, part, CAP, mean) for part in parts]
     assert sum(pieces).item() == pytest.approx(whole.item(), rel=1e-12)  # type: ignore[union-attr]
     for piece in pieces:
         piece.backward()
-    torch.testing.assert_close(batch.logprobs.grad, gradient(name, batch, CAP), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(batch.logprobs.grad, gradient(name, batch, CAP, mean), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -239,7 +191,7 @@ def test_on_policy_every_gradient_is_the_plain_policy_gradient(name: str) -> Non
     batch.old_logprobs = batch.logprobs.detach().clone()
     sizes = torch.tensor(LENGTHS)[batch.sequence_ids]
     advantages = batch.advantages
-    if name == "gspo":
+    if name.startswith("gspo"):
         expected = -advantages / sizes / len(LENGTHS)
     else:
         expected = gradient("grpo", batch)
@@ -313,12 +265,20 @@ def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
     assert not weights.requires_grad
 
 
-def test_clipped_tokens_are_counted_where_the_gradient_is_gone() -> None:
-    for name in ("grpo", "gspo"):
-        batch = random_batch(8)
-        _, metrics = LOSSES[name](batch.tokens())
-        gone = (gradient(name, batch) == 0) & (batch.advantages != 0)
-        assert metrics["clipped_sum"].item() == gone.sum().item() > 0
+@pytest.mark.parametrize("name", ["grpo", "gspo", "grpo-dual", "gspo-dual"])
+def test_clipped_tokens_are_counted_where_the_gradient_is_gone(name: str) -> None:
+    batch = random_batch(8)
+    _, metrics = LOSSES[name](batch.tokens())
+    gone = (gradient(name, batch) == 0) & (batch.advantages != 0)
+    assert sum(metrics.values()).item() == gone.sum().item()  # type: ignore[union-attr]
+    assert all(count > 0 for count in metrics.values()) or name == "gspo-dual"
+    assert metrics["clipped_high_sum"] == (gone & (batch.advantages > 0)).sum()
+
+
+def test_weights_that_were_cut_are_counted() -> None:
+    batch = random_batch(8)
+    _, metrics = LOSSES["cispo"](batch.tokens())
+    assert metrics["clipped_high_sum"] == ((batch.logprobs - batch.old_logprobs).exp() > 1.3).sum() > 0
 
 
 def test_kl_estimate_is_that_of_the_distributions() -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -19,6 +19,9 @@ from posttrain.models.supervised_head import IGNORED
 from posttrain.quickstart import marker_scenes
 from posttrain.quickstart import scenes as drawn
 from posttrain.quickstart.dense_views import NO_MARKER, dense_views
+from posttrain.quickstart.scene_tasks import is_scene_task
+from posttrain.types import Message, RewardInput, Sample, Score
+from rewards.sdk import load_reward
 from tools_env.hermes import parse_calls
 
 
@@ -34,6 +37,7 @@ def test_splits_and_seeds_share_no_scene():
 
 @pytest.mark.parametrize("kind", get_args(marker_scenes.Kind))
 def test_rows_are_canonical(tmp_path: Path, kind: marker_scenes.Kind):
+    prompts = ("question", "prompt", "pairs", "locate_question", "count_question", "lookup_question")
     marker_scenes.write(tmp_path, kind=kind, split="sft", count=3, seed=1, sloppiness=0.5)
     samples = list(read_canonical(tmp_path / "data.jsonl"))
     assert len({sample.id for sample in samples}) == len(samples) >= 3
@@ -41,9 +45,67 @@ def test_rows_are_canonical(tmp_path: Path, kind: marker_scenes.Kind):
         for message in sample.messages:
             for image in message.images:
                 assert open_image(image.path).size[0] <= drawn.SCENE_SIZE
-        assert (sample.messages[-1].role == "assistant") == (kind not in ("question", "prompt", "pairs"))
-        if kind not in ("list", "locate"):
+        assert (sample.messages[-1].role == "assistant") == (kind not in prompts)
+        if kind != "list" and not is_scene_task(kind):
             assert sample.ground_truth in drawn.LETTERS
+
+
+@pytest.mark.parametrize(
+    ("kind", "reward", "least"),
+    [
+        ("locate", ("grounding", {"family": "qwen3_vl"}), 0.35),  # a box on the grid, with a margin
+        ("count", ("counting", {}), 1.0),
+        ("lookup", ("grounding", {"family": "qwen3_vl"}), 1.0),
+    ],
+)
+def test_what_is_demonstrated_earns_the_tasks_reward_and_another_answer_does_not(
+    tmp_path: Path, kind: marker_scenes.Kind, reward: tuple[str, dict[str, Any]], least: float
+):
+    marker_scenes.write(tmp_path, kind=kind, split="test", count=20)
+    samples = list(read_canonical(tmp_path / "data.jsonl"))
+    name, params = reward
+    judge = load_reward(name)
+    for sample, other in itertools.pairwise(samples):
+        asked, said = sample.messages
+        assert bool(asked.images) == (kind != "lookup")
+
+        def score(answer: str, asked: Message = asked, sample: Sample = sample) -> float:
+            given = RewardInput(prompt=(asked,), response=(), answer=answer, ground_truth=sample.ground_truth)
+            verdict = judge(given, **params)
+            assert isinstance(verdict, Score)
+            return verdict.value
+
+        assert score(said.text) >= least
+        if other.ground_truth != sample.ground_truth:
+            assert score(other.messages[1].text) < score(said.text)
+    if kind == "count":
+        assert {sample.ground_truth for sample in samples} >= {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("task", ["locate", "count", "lookup"])
+def test_prompts_of_a_task_ask_as_its_demonstrations_do_and_share_nothing_with_held_out_ones(
+    tmp_path: Path, task: str
+):
+    def rows(kind: Any, split: Any) -> list[Sample]:
+        folder = tmp_path / f"{kind}-{split}"
+        folder.mkdir()
+        marker_scenes.write(folder, kind=kind, split=split, count=30)
+        return list(read_canonical(folder / "data.jsonl"))
+
+    def asked(samples: list[Sample]) -> set[str]:
+        return {sample.messages[0].text.rpartition("\n")[2] for sample in samples}
+
+    def scenes_of(samples: list[Sample]) -> set[str]:
+        shown = [sample.messages[0] for sample in samples]
+        return {Path(each.images[0].path).name if each.images else each.text for each in shown}
+
+    demonstrated, train, test = (
+        rows(kind, split)
+        for kind, split in ((task, "sft"), (f"{task}_question", "train"), (f"{task}_question", "test"))
+    )
+    assert asked(demonstrated) == asked(train) == asked(test)
+    assert not scenes_of(train) & scenes_of(test)
+    assert not scenes_of(demonstrated) & (scenes_of(train) | scenes_of(test))
 
 
 def test_a_demonstrated_call_is_one_that_the_environment_would_run(tmp_path: Path):

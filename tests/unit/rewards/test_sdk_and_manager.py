@@ -21,6 +21,7 @@ from posttrain.types import RewardInput
 from rewards import Score, available, reward
 from rewards.manager import Outcome, RewardManager, RewardSpec, combine
 from rewards.sdk import RewardError, group_reward, load_reward
+from rewards.wire import WireError, dumps, input_from_json, input_to_json
 
 PLUGIN = """
 from rewards import Score, reward
@@ -273,3 +274,26 @@ def test_any_number_is_in_range_or_refused(value: Any) -> None:
     else:
         with pytest.raises(RewardError):
             judged(episode("a"))
+
+
+def test_what_an_environment_says_of_its_state_is_a_reward() -> None:
+    specs = [RewardSpec("environment.won"), RewardSpec("environment.lost", -0.5)]
+    x = RewardInput((), (), "", outcome={"won": 0.0, "lost": 3.0})
+    (result,) = RewardManager(specs).score([read(x)])
+    assert (result.total, result.values) == (-1.5, {"environment.won": 0.0, "environment.lost": 3.0})
+    (result,) = RewardManager(specs).score([RewardInput((), (), "", outcome={"won": 1.0})])
+    assert "the environment gives no 'lost', but won" in result.errors["environment.lost"]
+    (result,) = RewardManager(specs).score([RewardInput((), (), "")])
+    assert result.total is None  # it was played without an environment
+
+
+def read(x: RewardInput) -> RewardInput:
+    """The episode as a reward server reads it."""
+    return input_from_json(json.loads(dumps(input_to_json(x))), "inputs[0]")
+
+
+@pytest.mark.parametrize("outcome", [{"won": "1"}, {"won": True}, {"won": None}, [1.0]])
+def test_an_outcome_is_numbers_by_name(outcome: Any) -> None:
+    row = input_to_json(RewardInput((), (), "")) | {"outcome": outcome}
+    with pytest.raises(WireError, match="outcome"):
+        input_from_json(row, "inputs[0]")

@@ -48,6 +48,7 @@ class LocalPool:
             max_length=max_length,
             image_dir=images,
             load_tools=PLUGINS.load_tools,
+            load_game=PLUGINS.load_game,
             make_environment=PLUGINS.make_environment,
             rewards=RewardAccess("", "", FullMarks),
             engine=f"{Path(__file__).with_name('scripted_engine.py')}:ScriptedEngine",

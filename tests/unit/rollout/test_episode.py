@@ -1,12 +1,13 @@
 """Episodes of the real tool environment and renderer against an engine that says what the test wants."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from posttrain.inference.engine import Request, stable_seed
 from posttrain.media.images import ImageError
+from posttrain.rendering.rendered import Rendered
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import (
     EpisodeError,
@@ -167,6 +168,27 @@ def test_a_reply_that_cannot_be_shown_becomes_an_error_message(
     assert trajectory.stop_reason == "answer"
     assert trajectory.response[1].text == "Error: the result cannot be shown."
     assert environment.closed == 1
+
+
+def test_a_prompt_is_rendered_once_for_all_episodes_that_show_it(
+    engine: Any,
+    renderer: Renderer,
+    zoom_task: dict[str, TaskEnvironments],
+    make_sample: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rendered: list[Sequence[Message]] = []
+    render = Renderer.render
+
+    def counted(self: Renderer, messages: Sequence[Message], *rest: Any, **named: Any) -> Rendered:
+        if named.get("add_generation_prompt"):
+            rendered.append(messages)
+        return render(self, messages, *rest, **named)
+
+    monkeypatch.setattr(Renderer, "render", counted)
+    played = play(engine, renderer, zoom_task, jobs_for(make_sample, 2, 5), LIMITS)
+    assert len(played) == 10
+    assert sorted(map(id, rendered)) == sorted({id(each.prompt) for each in played})
 
 
 def test_a_failure_leaves_nothing_open_or_in_flight(

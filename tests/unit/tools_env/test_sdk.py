@@ -6,7 +6,7 @@ from PIL import Image
 
 from posttrain.plugins import PluginError
 from posttrain.types import ImageRef
-from tools_env import ImageZoomIn, ToolResult, load_tools, tool
+from tools_env import FunctionTool, ImageZoomIn, ToolResult, load_tools, tool
 
 README = Path(__file__).parents[3] / "tools_env" / "README.md"
 
@@ -52,7 +52,9 @@ def test_a_function_gets_its_arguments_and_the_images():
         return Image.new("RGB", (side, side))
 
     assert count({"plus": 2}, [ImageRef("/a.png")]) == ToolResult("3")
-    assert blank({"side": 7}, []).images[0].size == (7, 7)
+    drawn = blank({"side": 7}, [])
+    assert isinstance(drawn, ToolResult)
+    assert drawn.images[0].size == (7, 7)
 
 
 def test_functions_that_cannot_be_tools():
@@ -93,6 +95,7 @@ def test_tools_are_loaded_by_reference(tmp_path: Path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     references = ["mine.py:echo", {"name": "tools_env.zoom:ImageZoomIn", "params": {"min_side": 5}}]
     echo, zoom = load_tools(references, tmp_path)
+    assert isinstance(echo, FunctionTool)
     assert echo({"text": "a"}, []) == ToolResult("a")
     assert isinstance(zoom, ImageZoomIn)
 
@@ -123,5 +126,7 @@ def test_the_readmes_tool_works(tmp_path: Path):
     (tmp_path / "my_tools.py").write_text(code)
     (brightness,) = load_tools(["my_tools.py:brightness"], tmp_path)
     Image.new("RGB", (4, 4), (100, 100, 100)).save(tmp_path / "grey.png")
-    assert brightness({"img_idx": 0}, [ImageRef(str(tmp_path / "grey.png"))]).text == "100 of 255"
+    assert isinstance(brightness, FunctionTool)
+    seen = [ImageRef(str(tmp_path / "grey.png"))]
+    assert brightness({"img_idx": 0}, seen) == ToolResult("100 of 255")
     assert len(code.strip().splitlines()) <= 14

@@ -106,6 +106,21 @@ def test_what_was_measured_on_the_way_makes_a_curve_from_the_stage_before(run: P
     assert not [chart for chart in stage_charts(found, "rl") if chart.title == "Held-out accuracy"]
 
 
+def test_figures_of_single_tasks_have_charts_of_their_own(run: Path):
+    tasks = [{"data": name, "ratio": 0.5, "rewards": [{"name": "answer_accuracy"}]} for name in ("a.b", "c")]
+    stages = [each | {"tasks": tasks} if each["stage"] == "rl" else each for each in STAGES]
+    (run / "resolved.json").write_text(json.dumps({"name": "run", "stages": stages}))
+    figures = {"reward/mean": 0.5, "reward/a.b/mean": 0.25, "reward/c/mean": 0.75}
+    figures |= {"advantage/zero_groups": 1, "advantage/a.b/zero_groups": 1, "advantage/c/zero_groups": 0}
+    figures |= {"reward/my/rewards.py:kind": 0.1}  # a reward's name, with no task in it
+    rows = [{"stage": "rl", "step": step, "time": step} | figures for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    shown = {chart.title: chart.probes[0].text for chart in stage_charts(read_contents(run), "rl")}
+    assert shown["Reward by task: mean"] == "step 1\na.b: 0.25\nc: 0.75"
+    assert shown["Signal that was lost by task: zero groups"] == "step 1\na.b: 1\nc: 0"
+    assert shown["Reward"] == "step 1\nmean: 0.5\nrewards.py:kind: 0.1"
+
+
 @pytest.mark.parametrize("start", ["dpo", "rl", "cold_start", "nowhere", 7])
 def test_a_run_that_makes_no_sense_still_makes_a_page(run: Path, start: Any):
     stages = [stage | {"start_from": start, "metric": ["x"]} for stage in STAGES]

@@ -57,14 +57,14 @@ class _Group:
 def assign_advantages(
     trajectories: Sequence[Trajectory],
     tasks: TaskRewards | None = None,
-    algorithm: AlgorithmConfig = Sapo(name="sapo"),  # noqa: B008 (frozen)
+    algorithm: AlgorithmConfig | None = None,
 ) -> AdvantageCounts:
     """Set every trajectory's `advantage`: (R − baseline) / (deviation + 1e-4) within its group.
 
     The baseline is the group's mean or, left out one, the others': R − (ΣR − R) / (n − 1). The deviation is
     the group's or the whole batch's, of a sample (n − 1), as in TRL's GRPO; without one nothing is divided.
     An episode whose reward failed gets None: it is neither learnt from nor part of the mean (an error is
-    never a zero).
+    never a zero). So does an episode that the world failed, which is no error of a reward.
 
     In a group that nobody solved bonuses do not count (see `unsolved_bonuses`), or they alone would make
     advantages as large as right against wrong does.
@@ -72,12 +72,13 @@ def assign_advantages(
     Args:
         trajectories: Whole groups, scored; they are changed.
         tasks: The rewards of each task; of one without any the totals alone are compared.
-        algorithm: How rewards are compared.
+        algorithm: How rewards are compared; as SAPO's defaults say if None.
 
     Source:
         DeepSeekMath (arXiv 2402.03300), section 4.1.2; SAPO (arXiv 2511.20347) uses the same. Without
         division: Dr. GRPO (arXiv 2503.20783), section 3.1. Leave one out: RLOO (arXiv 2402.14740), eq. 7.
     """
+    algorithm = algorithm or Sapo(name="sapo")
     groups: dict[int, list[Trajectory]] = {}
     for trajectory in trajectories:
         groups.setdefault(trajectory.group, []).append(trajectory)
@@ -86,7 +87,7 @@ def assign_advantages(
     zero_groups = errors = 0
     for members in groups.values():
         found = [(each, each.reward) for each in members if each.reward and each.reward.total is not None]
-        errors += len(members) - len(found)
+        errors += sum(not each.failed for each in members) - len(found)
         if len(found) < 2:
             continue
         rewards = (tasks or {}).get(members[0].task, ())

@@ -3,9 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.training.on_policy.rows import Share, mini_batches, share_of, with_signal
+from posttrain.config import Sapo
+from posttrain.training.on_policy.objectives import Objective, SapoTerm
+from posttrain.training.on_policy.rows import ALL, Share, mini_batches, share_of, with_signal
 from posttrain.types import ImageRef, Trajectory, TrajectoryImage
 
+COUNTING = Objective([SapoTerm(Sapo(name="sapo"))])
 FILLER = Trajectory("", "", -1, 0, token_ids=[0, 0])
 
 
@@ -32,7 +35,7 @@ def test_every_trajectory_is_in_one_row_and_loads_are_alike(
         for group, (lengths, signal, image) in enumerate(drawn)
         for episode, tokens in enumerate(lengths)
     ]
-    shares = [share_of(batch, capacity, FILLER, rank, ranks) for rank in range(ranks)]
+    shares = [share_of(batch, capacity, FILLER, rank, ranks, COUNTING) for rank in range(ranks)]
     learned = {(t.group, t.episode) for t in batch if drawn[t.group][1]}
     assert len({len(share.rows) for share in shares}) == 1  # they exchange gradients with each
     assert all(share.sequences == len(batch) for share in shares)
@@ -52,9 +55,9 @@ def tokens_of(share: Share) -> int:
 
 def test_a_group_that_shares_an_image_stays_in_one_row_where_it_fits() -> None:
     batch = [trajectory(group, episode, 100, 1.0, True) for episode in range(4) for group in range(6)]
-    whole = share_of(batch, 900, FILLER, 0, 1).rows
+    whole = share_of(batch, 900, FILLER, 0, 1, COUNTING).rows
     assert [len({t.group for t in row.trajectories}) for row in whole] == [2, 2, 2]
-    halves = [row for rank in range(2) for row in share_of(batch, 900, FILLER, rank, 2).rows]
+    halves = [row for rank in range(2) for row in share_of(batch, 900, FILLER, rank, 2, COUNTING).rows]
     # Cut once, or the ranks could not be given the same.
     assert sum(len({t.group for t in row.trajectories}) for row in halves) <= 2 * 6
     assert sum(len(row.trajectories) for row in halves[: len(halves) // 2]) == 12
@@ -66,8 +69,26 @@ def test_a_group_teaches_if_one_of_its_advantages_does() -> None:
         trajectory(1, 0, 5, 0.0, False),
         trajectory(1, 1, 5, 1.0, False),
     ]
-    assert [(t.group, t.episode) for t in with_signal(batch)] == [(1, 0), (1, 1)]
-    assert share_of(batch[:1], 10, FILLER, 0, 2) == Share([], 1, 0)
+    assert [(t.group, t.episode) for t in with_signal(batch, COUNTING)] == [(1, 0), (1, 1)]
+    assert share_of(batch[:1], 10, FILLER, 0, 2, COUNTING) == Share([], 1, 0)
+
+
+def test_what_is_masked_is_not_run_and_its_tokens_do_not_count() -> None:
+    batch = [trajectory(group, episode, 5, 1.0, False) for group in range(2) for episode in range(3)]
+    for each in batch:
+        each.sampled = [False] * 2 + [True] * 3
+        each.stop_reason = "answer"
+    batch[1].stop_reason, batch[2].stop_reason = "max_tokens", "max_turns"
+    for each in batch[3:]:
+        each.advantage = 0.0
+    masking = Objective([SapoTerm(Sapo(name="sapo"))], mask_truncated=True)
+    assert [(t.group, t.episode) for t in with_signal(batch, masking)] == [(0, 0)]
+    assert [(t.group, t.episode) for t in with_signal(batch, COUNTING)] == [(0, 0), (0, 1), (0, 2)]
+    assert len(with_signal(batch, ALL)) == 6
+    share = share_of(batch, 100, FILLER, 0, 1, masking)
+    assert (share.sequences, share.tokens) == (6, 12)  # as in TRL: they count as sequences, not as tokens
+    batch[0].stop_reason = "max_tokens"
+    assert share_of(batch, 100, FILLER, 0, 1, masking).rows == []
 
 
 def test_mini_batches_keep_groups_whole() -> None:
