@@ -20,7 +20,8 @@ def refusal(**changes: object) -> str:
 
 def test_a_missing_tag_is_told_the_choices_of_its_union() -> None:
     message = refusal(stages=[{"max_steps": 1}])
-    assert "stages[0].stage: is required → choose tiny_model, sft, distillation, dpo or rl" in message
+    kinds = "tiny_model, sft, distillation, dpo, rl or on_policy_distillation"
+    assert f"stages[0].stage: is required → choose {kinds}" in message
     message = refusal(stages=[RL | {"algorithm": {"group_size": 4}}])
     assert "stages[0].algorithm.name: is required → choose sapo, grpo, gspo or cispo" in message
 
