@@ -12,7 +12,7 @@ from posttrain.config.learning import LearningStage, Scheduler
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
-from posttrain.config.stage import Surroundings, TaskUse
+from posttrain.config.stage import CurationUse, Surroundings, TaskUse
 from posttrain.config.tasks import RlTask, check_lengths
 
 #: Largest gap between engine's and learner's log-probs that rounding explains, by the type of the weights.
@@ -45,6 +45,13 @@ class OnPolicyStage(LearningStage, ABC):
         default=None, description="The objective that learns from rewards, if the stage does."
     )
     tasks: list[RlTask] = Field(min_length=1, description="What is learned, in fixed shares of every batch.")
+    curation: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Curation recipe, by name or path, that the dataset of a task that it names goes through "
+        "first. In its pass_rate steps without an endpoint the model that the stage starts from plays that "
+        "task. The recipe's own `name` and `output_dir` do not count: the results are in the stage's folder.",
+    )
     prompts_per_step: Positive = Field(default=64, description="Prompts of a rollout batch.")
     max_batch_tokens: Positive | None = Field(
         default=None,
@@ -80,6 +87,36 @@ class OnPolicyStage(LearningStage, ABC):
     @abstractmethod
     def updates_per_step(self) -> int:
         """Optimiser steps on each rollout batch, which is split into as many mini-batches."""
+
+    @property
+    def rewarded(self) -> set[str]:
+        """Names of the tasks that have rewards."""
+        return {task.name for task in self.tasks if task.rewards}
+
+    @property
+    def teacher_name(self) -> str | None:
+        """The teacher: a checkpoint, an earlier stage, or base; None without one."""
+        return None
+
+    @property
+    def divergence_beta(self) -> float:
+        """Kind of the divergence from a teacher, if there is one (see `DivergenceConfig`)."""
+        return 0.0
+
+    @property
+    def reward_factor(self) -> float:
+        """Factor of the loss that learns from rewards."""
+        return 1.0
+
+    @property
+    def language_model_alone(self) -> bool:
+        """Whether nothing of the vision side is trained."""
+        return False
+
+    @property
+    def refill_rounds(self) -> int:
+        """Most rounds of further prompts in a step, in place of those without signal."""
+        return 0
 
     @property
     def cores(self) -> int:
@@ -132,6 +169,12 @@ class OnPolicyStage(LearningStage, ABC):
                 "remove it, or remove cluster.placement",
             )
 
+    def curations(self) -> list[CurationUse]:
+        """Return the recipe that `curation` names."""
+        if self.curation is None:
+            return []
+        return [CurationUse(("curation",), self.curation, [task.data for task in self.tasks], self.tasks)]
+
     def tasks_played(self) -> list[TaskUse]:
         """List the tasks that are learned."""
         return [TaskUse(("tasks", number), task) for number, task in enumerate(self.tasks)]
@@ -142,32 +185,7 @@ class OnPolicyStage(LearningStage, ABC):
 
     def arithmetic(self) -> list[tuple[str, str]]:
         """Return the calculations of prompts, episodes and updates."""
-        parts, episodes = self.updates_per_step, self.episodes_per_step
-        part = episodes // parts
-        share = math.ceil(part / self.num_workers)
-        prompts = ", ".join(f"{task.name} {task.ratio * self.prompts_per_step:g}" for task in self.tasks)
-        updates = self.max_steps * parts
-        ahead = self.rollout.max_staleness
-        return [
-            ("prompts a step", prompts),
-            ("episodes a step", f"{self.prompts_per_step} prompts × {self.episodes_per_prompt} = {episodes}"),
-            (
-                "episodes an update",
-                f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
-                f"in rows of up to {self.batch_tokens:,} tokens",
-            ),
-            ("updates", f"{self.max_steps} steps × {parts} = {updates:,}"),
-            ("episodes", f"{self.max_steps} steps × {episodes} = {self.max_steps * episodes:,}"),
-            (
-                "episodes in flight",
-                f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
-                + (
-                    f"a token is up to {ahead} versions older than the weights that learn from it"
-                    if ahead
-                    else "engines and learners take turns (rollout.max_staleness = 0)"
-                ),
-            ),
-        ]
+        return _arithmetic(self)
 
     def adapter_rank(self, use_gpu: bool) -> int:
         """Rank of the adapters that engines are sent beside the base weights; 0 if they get whole weights."""
@@ -258,3 +276,34 @@ class OnPolicyStage(LearningStage, ABC):
                 "rollout.publish", "there are no adapters to publish", "remove it, or add a `lora` section"
             )
         return self
+
+
+def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
+    """Return the calculations of prompts, episodes and updates of a stage."""
+    parts, episodes = stage.updates_per_step, stage.episodes_per_step
+    part = episodes // parts
+    share = math.ceil(part / stage.num_workers)
+    prompts = ", ".join(f"{task.name} {task.ratio * stage.prompts_per_step:g}" for task in stage.tasks)
+    updates = stage.max_steps * parts
+    ahead, rounds = stage.rollout.max_staleness, stage.refill_rounds
+    refilled = f"; refilling may take {rounds} times as many more" if rounds else ""
+    return [
+        ("prompts a step", prompts),
+        ("episodes a step", f"{stage.prompts_per_step} prompts × {stage.episodes_per_prompt} = {episodes}"),
+        (
+            "episodes an update",
+            f"{episodes} / {parts} mini-batches = {part}; {share} a learner process, "
+            f"in rows of up to {stage.batch_tokens:,} tokens",
+        ),
+        ("updates", f"{stage.max_steps} steps × {parts} = {updates:,}"),
+        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}{refilled}"),
+        (
+            "episodes in flight",
+            f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "
+            + (
+                f"a token is up to {ahead} versions older than the weights that learn from it"
+                if ahead
+                else "engines and learners take turns (rollout.max_staleness = 0)"
+            ),
+        ),
+    ]

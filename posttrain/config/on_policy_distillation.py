@@ -111,6 +111,26 @@ class OnPolicyDistillationStage(OnPolicyStage):
         return self.mini_batches if self.algorithm is None else self.algorithm.mini_batches
 
     @property
+    def teacher_name(self) -> str | None:
+        """The teacher: a checkpoint, an earlier stage, or base."""
+        return self.teacher.checkpoint or self.teacher.stage
+
+    @property
+    def divergence_beta(self) -> float:
+        """Kind of the divergence from the teacher."""
+        return self.loss.beta
+
+    @property
+    def reward_factor(self) -> float:
+        """Factor of the loss that learns from rewards."""
+        return self.reward_weight
+
+    @property
+    def language_model_alone(self) -> bool:
+        """Whether nothing of the vision side is trained."""
+        return self.text_only
+
+    @property
     def teacher_is_base_of_adapters(self) -> bool:
         """Whether the teacher is what the stage starts from, so that adapters need no copy of it."""
         start = self.start_from
@@ -146,10 +166,9 @@ class OnPolicyDistillationStage(OnPolicyStage):
         episodes = self.max_steps * self.episodes_per_step
         most = episodes * self.rollout.max_length
         kind = {0.0: "forward", 1.0: "reverse"}.get(self.loss.beta, "Jensen-Shannon")
-        teacher = self.teacher.checkpoint or self.teacher.stage
         told = (
-            f"{teacher} reads {episodes:,} episodes of up to {self.rollout.max_length:,} tokens, at most"
-            f" {most:,} in all; {kind} divergence (beta = {self.loss.beta:g})"
+            f"{self.teacher_name} reads {episodes:,} episodes of up to {self.rollout.max_length:,} tokens, at"
+            f" most {most:,} in all; {kind} divergence (beta = {self.loss.beta:g})"
         )
         return [*super().arithmetic(), ("teacher", told)]
 
@@ -163,6 +182,20 @@ class OnPolicyDistillationStage(OnPolicyStage):
                 f"choose among {', '.join(known)}, or name a checkpoint" if known else "name a checkpoint",
             )
         super().check_in_run(around)
+
+    @model_validator(mode="after")
+    def _check_distribution(self) -> "OnPolicyDistillationStage":
+        if self.rollout.temperature != 1:
+            raise MisfitError(
+                "rollout.temperature",
+                "the student is compared with its teacher at temperature 1, and is to sample from the same",
+                "remove it",
+            )
+        if self.algorithm is not None and self.algorithm.kl is not None:
+            raise MisfitError(
+                "algorithm.kl", "the divergence from the teacher holds the policy already", "remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_rewards(self) -> "OnPolicyDistillationStage":

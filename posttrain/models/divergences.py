@@ -108,9 +108,9 @@ class _GeneralizedJsd(torch.autograd.Function):
         return divergences
 
     @staticmethod
-    def backward(ctx: _Context, of_divergences: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return _gradients(ctx, of_divergences)
+            return _gradients(ctx, *gradients)
 
 
 @once_differentiable

@@ -11,6 +11,7 @@ import peft
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
@@ -100,6 +101,38 @@ def with_lora(model: PreTrainedModel, settings: LoraConfig, seed: int) -> PeftMo
     wrapped = get_peft_model(model, lora_config(model, settings))
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def add_frozen_adapter(model: PeftModel, name: str, adapter: Path) -> None:
+    """Load another adapter beside those that are trained; it computes where `only_adapter` says so.
+
+    Args:
+        model: The model, before it is sharded.
+        name: What to call it.
+        adapter: Directory of an adapter for the same base.
+    """
+    model.load_adapter(str(adapter), name, is_trainable=False, torch_device="cpu")
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key:
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(model.config.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def only_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Let a model compute with one of its adapters and no other, within this context.
+
+    PEFT's own switch also changes which parameters are trained, of which FSDP2 has taken note.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,22 +41,9 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     logits = head.forward
 
     def head_forward(
-        self: nn.Linear,
-        hidden: Tensor,
-        targets: Tensor | None = None,
-        candidates: Tensor | None = None,
-        watched: Tensor | None = None,
-        beside: Beside | None = None,
-        temperature: float = 1.0,
+        self: nn.Linear, hidden: Tensor, targets: Tensor | None = None, *wanted: Any
     ) -> Tensor | tuple[object, ...]:
-        if targets is None:
-            return logits(hidden)
-        if candidates is not None:
-            return candidate_logprobs(hidden, self.weight, targets, candidates)
-        if watched is None:
-            return token_logprobs(hidden, self.weight, targets)[0]
-        found = watched_logprobs(hidden, self.weight, targets, watched, temperature=temperature)
-        return found if beside is None else (*found, beside(hidden, self.weight))
+        return logits(hidden) if targets is None else _at_targets(hidden, self.weight, targets, *wanted)
 
     def forward(
         self: PreTrainedModel,
@@ -79,3 +67,21 @@ def add_supervised_head(model: PreTrainedModel) -> None:
 
     head.forward = types.MethodType(head_forward, head)
     model.forward = types.MethodType(forward, model)
+
+
+def _at_targets(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    candidates: Tensor | None,
+    watched: Tensor | None,
+    beside: Beside | None,
+    temperature: float,
+) -> Tensor | tuple[object, ...]:
+    """Compute what is wanted at the places of some tokens; see `add_supervised_head`."""
+    if candidates is not None:
+        return candidate_logprobs(hidden, weight, targets, candidates)
+    if watched is None:
+        return token_logprobs(hidden, weight, targets)[0]
+    found = watched_logprobs(hidden, weight, targets, watched, temperature=temperature)
+    return found if beside is None else (*found, beside(hidden, weight))

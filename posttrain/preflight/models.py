@@ -31,11 +31,37 @@ def examine_models(look: Examination) -> None:
         for use in stage.checkpoints():
             _examine_model(look, ("stages", index, *use.key), use.role, use.name)
             examine_length(look, ("stages", index, *use.length_key), use.name, use.max_length)
+            if use.same_tokens and own is not None:
+                _compare_tokens(look, ("stages", index, *use.key), use.role, use.name, own)
 
 
 def examine_length(look: Examination, key: Key, checkpoint: str, length: int) -> None:
     """Look whether an engine can serve a model of a directory for so many tokens."""
     _compare(look, key, length, checkpoint, _longest(read_model_config(checkpoint)))
+
+
+def _compare_tokens(look: Examination, key: Key, role: str, name: str, own: str) -> None:
+    """Look whether two models have the same tokens, where both are in directories."""
+    theirs, ours = _vocabulary(Path(name)), _vocabulary(Path(own))
+    if theirs is None or ours is None or theirs == ours:
+        return
+    token = min(each for each in ours.keys() | theirs.keys() if ours.get(each) != theirs.get(each))
+    look.problem(
+        key,
+        f"the {role} has other tokens than the model: {token!r} is {theirs.get(token)} there and"
+        f" {ours.get(token)} here",
+        "choose one of the model's family, or stage: distillation, which learns from texts",
+    )
+
+
+def _vocabulary(checkpoint: Path) -> dict[str, int] | None:
+    """Read the tokens of a checkpoint's directory, by their texts; None if they cannot be read."""
+    try:
+        told = json.loads((Path(base_model(checkpoint)) / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {each["content"]: each["id"] for each in told["added_tokens"]}
+        return dict(told["model"]["vocab"]) | added
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _compare(look: Examination, key: Key, length: int, model: str, limit: int | None) -> None:

@@ -46,6 +46,12 @@ ADVANTAGE_ZERO_GROUPS = "advantage/zero_groups"
 ADVANTAGE_DROPPED_GROUPS = "advantage/dropped_groups"
 #: Groups whose episodes all had the same outcome, the first reward, and scored unlike in other rewards alone.
 ADVANTAGE_SHAPED_GROUPS = "advantage/shaped_groups"
+#: Dynamic sampling: rounds of further prompts, groups that were replaced, and the episodes that they took, of
+#: which none was learned. Figures of rewards and episodes are then those of the first round.
+REFILL = "refill/"
+REFILL_ROUNDS = "refill/rounds"
+REFILL_GROUPS = "refill/groups"
+REFILL_EPISODES = "refill/episodes"
 EPISODE_TOOL_CALLS = "episode/tool_calls"
 EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"
@@ -67,6 +73,9 @@ CLIP_FRACTION_DUAL = "clip_fraction/dual"
 #: Estimates of KL divergences, in nats a token.
 KL = "kl/"
 KL_TEACHER = "kl/teacher"
+#: Mean divergence from a teacher over the whole vocabulary, of the kind that is learned, in nats a token.
+DIVERGENCE = "divergence/"
+DIVERGENCE_TEACHER = "divergence/teacher"
 KL_ENGINE_LEARNER = "kl/engine_learner"
 KL_OLD_NEW = "kl/old_new"
 #: From the policy to the weights that the stage started with.
@@ -112,6 +121,8 @@ TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
+#: The part of a learner's time in which the teacher read the episodes.
+TIME_TEACHER = "time/teacher"
 TIME_PUBLISH = "time/publish"
 TIME_PROOF = "time/proof"
 #: Seconds that learners waited for episodes, and that an engine waited for permission to start more of them.

@@ -86,6 +86,12 @@ PANELS = (
         from_zero=True,
     ),
     Panel(
+        "Prompts that were replaced",
+        "Groups without signal that gave their places to further prompts, and the episodes that they cost.",
+        lines=(metric.REFILL + "*",),
+        from_zero=True,
+    ),
+    Panel(
         "Entropy",
         "How undecided the policy is; at zero it has stopped exploring.",
         lines=(metric.ENTROPY,),
@@ -254,7 +260,7 @@ def _charts_by_task(panel: Panel, by_task: dict[str, list[Series]]) -> Iterator[
     names = [name for name in by_task if any(fnmatchcase(name, pattern) for pattern in panel.lines)]
     for name in names:
         title = f"{panel.title} by task: {label(name.partition('/')[2])}"
-        chart = draw(title, "", by_task.pop(name)[:MAX_LINES], from_zero=panel.from_zero)
+        chart = draw(title, "", by_task.pop(name)[:MAX_LINES], include=(0.0,) * panel.from_zero)
         if chart:
             yield chart
 

@@ -51,7 +51,7 @@ def write_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     if isinstance(model, PeftModel):
         adapters = dict(_gathered(model, torch.float32, only_trained=True))
         if rank() == 0:
-            model.save_pretrained(str(directory), state_dict=adapters)
+            model.save_pretrained(str(directory), selected_adapters=["default"], state_dict=adapters)
         return
     dtype = loaded_type(model)
     weights = dict(_gathered(model, dtype, only_trained=False))

@@ -13,7 +13,7 @@ by more than `WIDE` times as much: 1.5 nats on the digits of boxes, 2 % of all t
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,8 @@ from posttrain.run.metric_names import (
     LOGPROB_GAP_MEAN,
 )
 from posttrain.training.core.distributed import max_over_ranks, rank, sum_over_ranks
-from posttrain.training.on_policy.token_classes import CLASSES
+from posttrain.training.on_policy.token_classes import CLASSES, TokenClasses
+from posttrain.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,38 @@ class SampledBy:
     classes: np.ndarray
     older: np.ndarray
     approximate: np.ndarray
+
+
+def sampled_by(
+    trajectories: Sequence[Trajectory],
+    classes: TokenClasses,
+    present: int,
+    banned: Tensor | None,
+    device: torch.device,
+) -> SampledBy:
+    """Collect what the engine said of the sampled tokens of a row.
+
+    Args:
+        trajectories: The row.
+        classes: Tells the classes of tokens.
+        present: The policy version of the learner's weights.
+        banned: [T] the probability of tokens that are never sampled, if the engine's log-probs are those of
+            the distribution without them, as they are at another temperature than 1. They are made those of
+            the whole one.
+        device: Where to put the log-probs.
+    """
+    sampled = np.concatenate([np.array(each.sampled) for each in trajectories])
+    versions, approximate, logprobs = (
+        np.concatenate([np.array(told(each)) for each in trajectories])[sampled]
+        for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
+    )
+    engine = torch.from_numpy(logprobs).float().to(device)
+    return SampledBy(
+        logprobs=engine if banned is None else engine + torch.log1p(-banned),
+        classes=np.concatenate([classes.of(e.token_ids, e.sampled) for e in trajectories]),
+        older=versions < present,
+        approximate=approximate,
+    )
 
 
 class Agreement:

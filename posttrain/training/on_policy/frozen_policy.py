@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.config import ModelConfig, OnPolicyStage
-from posttrain.models.load import loaded_type
-from posttrain.models.lora import adapters_off
+from posttrain.models.lora import adapters_off, only_adapter
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import add_supervised_head
 from posttrain.rendering.collation import RopeIndex
@@ -27,16 +25,31 @@ from posttrain.types import Trajectory
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The frozen models that a stage may need beside its policy.
+
+    Attributes:
+        origin: The weights that the stage started from, which a reference has.
+        teacher: A teacher's weights, or an adapter of the policy's own base; None without a teacher.
+    """
+
+    origin: Path
+    teacher: Path | None = None
+
+
+@dataclass(frozen=True)
 class LastStates:
     """What a model's distributions at some places follow from.
 
     Attributes:
         hidden: [T, D] last hidden states before the sampled tokens, without gradient.
         head: [V, D] weight of the head, whole.
+        logprobs: [T] log-probs of the sampled tokens.
     """
 
     hidden: Tensor
     head: Tensor
+    logprobs: Tensor
 
 
 class FrozenPolicy:
@@ -71,7 +84,7 @@ class FrozenPolicy:
             device: Where to compute.
         """
         weights = fetch_folder(checkpoint)
-        renderer = Renderer.from_config(weights, model_config).on(device)
+        renderer = Renderer.from_config(weights, model_config.model_copy(update={"family": None})).on(device)
         model = load_policy(model_config, weights).requires_grad_(False).eval()
         rope_index: RopeIndex | None = getattr(model.base_model, "get_rope_index", None)
         add_supervised_head(model)
@@ -91,7 +104,7 @@ class FrozenPolicy:
     @classmethod
     def adapter_of(cls, policy: PackedPolicy, name: str) -> "FrozenPolicy":
         """Take a policy's base with another of its adapters (see `PackedPolicy`), which is not trained."""
-        return cls(policy, partial(_other_adapter, policy.model, name))
+        return cls(policy, partial(only_adapter, policy.model, name))
 
     @property
     def renderer(self) -> Renderer:
@@ -117,32 +130,9 @@ class FrozenPolicy:
         The head's weight is whole within this context, which ends once a loss of them has gone backward.
         """
         with torch.no_grad(), self._acting():
-            _, states = self._packed.logprobs_beside(trajectories, LastStates)
-        yield states
+            (logprobs, _, _), (hidden, head) = self._packed.logprobs_beside(
+                trajectories, lambda hidden, head: (hidden, head.detach())
+            )
+        yield LastStates(hidden, head, logprobs)
         if not isinstance(self._packed, PackedPolicy):  # the policy's own backward pass gives its parts back
             reshard(self._packed.model)
-
-
-@contextmanager
-def _other_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Let a model compute with one of its adapters, within this context.
-
-    PEFT's own switch also changes which parameters are trained, of which FSDP2 has taken note.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        layer._active_adapter = [name]
-    try:
-        yield
-    finally:
-        for layer, active in zip(layers, before, strict=True):
-            layer._active_adapter = active
-
-
-def freeze_adapter(model: PeftModel, name: str) -> None:
-    """Keep an adapter from being trained, in the type that the model computes in."""
-    for key, parameter in model.named_parameters():
-        if f".{name}." in key:
-            parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(loaded_type(model))

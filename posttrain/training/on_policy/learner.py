@@ -12,6 +12,7 @@ the first need a pass of their own, since the policy has moved when their turn c
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.models.lora import is_adapter
 from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_importance_weights
 from posttrain.rendering.collation import prepare
 from posttrain.run.metric_names import (
@@ -29,6 +31,7 @@ from posttrain.run.metric_names import (
     LEARNING_RATE,
     LOSS,
     TIME_LEARNER,
+    TIME_TEACHER,
     UPDATE_SKIPPED,
 )
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
@@ -37,15 +40,27 @@ from posttrain.training.core.optimizers import build_optimizer
 from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
-from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy
-from posttrain.training.on_policy.frozen_policy import FrozenPolicy
-from posttrain.training.on_policy.objectives import LearnedRow, Piece, normalizer_of, objective_of
+from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy, sampled_by
+from posttrain.training.on_policy.frozen_policy import Beside, FrozenPolicy
+from posttrain.training.on_policy.objectives import (
+    LearnedRow,
+    Objective,
+    Piece,
+    Term,
+    normalizer_of,
+    objective_of,
+)
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
+from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Teacher, TeacherTerm, load_teacher
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
 CPU = torch.device("cpu")
+
+
+def _nothing(hidden: Tensor, weight: Tensor) -> None:
+    """Compute nothing beside the log-probs."""
 
 
 class Learner:
@@ -58,7 +73,7 @@ class Learner:
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
-        origin: The weights that the stage started from, for a reference; the checkpoint if absent.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
 
     Attributes:
         policy: The policy that is trained.
@@ -75,18 +90,24 @@ class Learner:
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
-        origin: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
-        self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed)
+        teacher = None if beside is None else beside.teacher
+        others = {TEACHER_ADAPTER: teacher} if teacher is not None and is_adapter(teacher) else {}
+        self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
-        assert stage.algorithm is not None
-        self.objective = objective_of(stage.algorithm)
-        self._importance_cap = stage.algorithm.importance_cap
-        self._per_sequence = stage.algorithm.loss_normalization == "sequence"
-        self._reference = self._load_reference(model_config, origin or checkpoint)
+        self.teacher: Teacher | None = None
+        if teacher is not None:
+            frozen = load_teacher(model_config, stage, self.policy, teacher, device)
+            self.teacher = Teacher(frozen, stage.divergence_beta, device)
+        taught: list[Term] = [] if teacher is None else [TeacherTerm()]
+        self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
+        self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
+        self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
+        self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -124,8 +145,8 @@ class Learner:
         """Learn from a rollout batch, one optimiser step for each mini-batch; first compare with the engine.
 
         Args:
-            trajectories: The whole batch, the same on every rank; all have an advantage. If it is empty
-                (because every reward failed, say) the policy stays as it is.
+            trajectories: The whole batch, the same on every rank; without a teacher all have an
+                advantage. If it is empty (because every reward failed, say) the policy stays as it is.
             version: The policy version of the present weights. Tokens of older versions are no fault of the
                 engine, and reported apart. If absent it is the newest version in the batch.
 
@@ -155,10 +176,13 @@ class Learner:
             norms.append(self.updates.step())
         if not learned:
             metrics = self._measured(trajectories, step)
-        metrics |= self._summary(norms, step)
+        metrics |= step.summary(norms, self.objective)
+        metrics[UPDATE_SKIPPED] = float(self.updates.take_skipped())
         if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
             metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
+        if self.teacher is not None:
+            metrics[TIME_TEACHER] = self.teacher.take_seconds()
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
@@ -166,7 +190,8 @@ class Learner:
     def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
         """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
         sums = torch.zeros(2, dtype=torch.float64)
-        share = share_of(trajectories, self.stage.batch_tokens, self._filler(), rank(), world_size(), ALL)
+        filler, capacity = _filler(self.renderer.end_token_id), self.stage.batch_tokens
+        share = share_of(trajectories, capacity, filler, rank(), world_size(), ALL)
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
@@ -175,38 +200,17 @@ class Learner:
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
 
-    def _filler(self) -> Trajectory:
-        """Make what a rank runs where others have a row more."""
-        end = self.renderer.end_token_id
-        return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
-
     def _shares(self, trajectories: Sequence[Trajectory]) -> list[Share]:
         """Split a batch into mini-batches, and take this rank's share of each."""
-        filler = self._filler()
+        filler = _filler(self.renderer.end_token_id)
         parts = mini_batches(trajectories, self.stage.updates_per_step)
         capacity, counting = self.stage.batch_tokens, self.objective
         return [share_of(part, capacity, filler, rank(), world_size(), counting) for part in parts]
 
     def _sampled_by(self, row: Row, present: int, banned: Tensor) -> SampledBy:
-        """Collect what the engine said of the sampled tokens of a row.
-
-        At another temperature than 1 an engine's log-probs are those of the distribution without the banned
-        tokens, whose probability is told: they are made those of the whole one, as at 1.
-        """
-        sampled = np.concatenate([np.array(each.sampled) for each in row.trajectories])
-        versions, approximate, logprobs = (
-            np.concatenate([np.array(told(each)) for each in row.trajectories])[sampled]
-            for told in (lambda e: e.versions, lambda e: e.approximate, lambda e: e.logprobs)
-        )
-        engine = torch.from_numpy(logprobs).float().to(self.device)
-        if self.stage.rollout.temperature != 1:
-            engine += torch.log1p(-banned)
-        return SampledBy(
-            logprobs=engine,
-            classes=np.concatenate([self._classes.of(e.token_ids, e.sampled) for e in row.trajectories]),
-            older=versions < present,
-            approximate=approximate,
-        )
+        """Collect what the engine said of the sampled tokens of a row."""
+        tempered = self.stage.rollout.temperature != 1
+        return sampled_by(row.trajectories, self._classes, present, banned if tempered else None, self.device)
 
     @torch.no_grad()
     def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
@@ -236,53 +240,53 @@ class Learner:
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
             reference = self._reference and self._reference.logprobs(row.trajectories)
-            logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
-            if not row.counts:
-                (0 * logprobs.sum()).backward()
-                continue
-            sampled_by = self._sampled_by(row, step.present, banned)
-            if old_logprobs is None:
-                step.agreement.add(logprobs, banned, sampled_by)
-            old = logprobs.detach() if old_logprobs is None else old_logprobs[number]
-            lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
-            advantages = torch.tensor([each.advantage for each in row.trajectories], device=self.device)
-            tokens = SampledTokens(
-                logprobs=logprobs,
-                old_logprobs=old,
-                advantages=advantages.repeat_interleave(lengths),
-                sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
-                normalizer=normalizer_of(self.stage, share),
-                importance_weights=truncated_importance_weights(
-                    old, sampled_by.logprobs, self._importance_cap
-                ),
-                per_sequence=self._per_sequence,
-            )
-            loss, pieces = self.objective.loss(LearnedRow(row.trajectories, tokens, reference))
-            loss.backward()
+            old = None if old_logprobs is None else old_logprobs[number]
+            with nullcontext() if self.teacher is None else self.teacher.of(row.trajectories) as taught:
+                beside = _nothing if taught is None else taught.divergence
+                (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(
+                    row.trajectories, beside
+                )
+                if not row.counts:
+                    (0 * logprobs.sum()).backward()
+                    continue
+                engine = self._sampled_by(row, step.present, banned)
+                if old is None:
+                    step.agreement.add(logprobs, banned, engine)
+                tokens = self._tokens(row, share, logprobs, old, engine)
+                of_teacher = taught and taught.logprobs
+                loss, pieces = self.objective.loss(
+                    LearnedRow(row.trajectories, tokens, reference, of_teacher, divergences)
+                )
+                loss.backward()
             told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
             step.rows.append(told | ratio_metrics(tokens.log_ratios))
             step.pieces.append(pieces)
 
-    def _summary(self, norms: list[float], step: "_Step") -> dict[str, float]:
-        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
-        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
-        sums = [sum(row[name].item() for row in step.rows) for name in names]
-        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
-        total = dict(zip(names, sums, strict=True))
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        metrics = {
-            LOSS: total["loss"] / len(norms),
-            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
-            UPDATE_SKIPPED: float(self.updates.take_skipped()),
-        }
-        if tokens := total["num_tokens"]:  # no group had a signal otherwise
-            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
-            metrics |= self.objective.metrics(step.pieces, tokens)
-        return metrics
+    def _tokens(
+        self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, engine: SampledBy
+    ) -> SampledTokens:
+        """Collect what the terms of the loss need to know of a row's tokens."""
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        lengths = torch.tensor([sum(each.sampled) for each in row.trajectories], device=self.device)
+        advantages = torch.tensor([each.advantage or 0.0 for each in row.trajectories], device=self.device)
+        return SampledTokens(
+            logprobs=logprobs,
+            old_logprobs=old,
+            advantages=advantages.repeat_interleave(lengths),
+            sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
+            normalizer=normalizer_of(self.stage, share),
+            importance_weights=truncated_importance_weights(old, engine.logprobs, self._importance_cap),
+            per_sequence=self._per_sequence,
+        )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
         return self.policy.score(trajectories)
+
+    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove that the teacher's way is the student's, where there is a teacher; see `Teacher.check`."""
+        if self.teacher is not None:
+            self.teacher.check(self.policy, trajectories)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
@@ -290,6 +294,11 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+def _filler(end: int) -> Trajectory:
+    """Make what a rank runs where others have a row more."""
+    return Trajectory("", "", -1, 0, [end, end], [False, True], [0.0, 0.0], [-1, 0], [False, False])
 
 
 class _Step:
@@ -309,3 +318,19 @@ class _Step:
         self.present = present
         self.rows: list[Piece] = []
         self.pieces: list[list[Piece]] = []
+
+    def summary(self, norms: list[float], objective: Objective) -> dict[str, float]:
+        """Make the step's metrics of the optimiser steps' gradient norms and the rows' sums."""
+        names = ("loss", "entropy_sum", "kl_sum", "num_tokens")
+        sums = [sum(row[name].item() for row in self.rows) for name in names]
+        sums = sum_over_ranks(torch.tensor(sums, dtype=torch.float64)).tolist()
+        total = dict(zip(names, sums, strict=True))
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics = {
+            LOSS: total["loss"] / len(norms),
+            GRAD_NORM: sum(finite) / len(finite) if finite else math.nan,
+        }
+        if tokens := total["num_tokens"]:  # no group had a signal otherwise
+            metrics |= {ENTROPY: total["entropy_sum"] / tokens, KL_OLD_NEW: total["kl_sum"] / tokens}
+            metrics |= objective.metrics(self.pieces, tokens)
+        return metrics

@@ -25,6 +25,7 @@ from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.proof import prompt_sequences
 from posttrain.training.on_policy.sending import WeightSource
@@ -71,7 +72,7 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
-        origin: Path,
+        beside: Beside | None = None,
     ) -> None:
         """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
@@ -83,7 +84,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, beside)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -109,6 +110,12 @@ class LearnerActor:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return prompt_sequences(samples, self._learner.renderer)
+
+    def check_teacher(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> None:
+        """Prove the teacher's way; see `Learner.check_teacher`."""
+        assert isinstance(trajectories, list)
+        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
+        self._learner.check_teacher(trajectories)
 
     def place(self) -> str:
         """Tell on which node, and on which of its GPUs, the learner lives."""
@@ -136,7 +143,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
-        origin: The weights that the stage started from; the checkpoint if absent.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
     """
 
     def __init__(
@@ -149,9 +156,10 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
-        origin: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         count = stage.num_workers
+        beside = beside or Beside(checkpoint)
         self._order = threading.RLock()
         self._updates = 0
         self._looks: list[ObjectRef[str]] = []
@@ -164,12 +172,13 @@ class LearnerGroup:
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
         begun = [
-            actor.call(
-                LearnerActor.start, place, config, stage, checkpoint, resume, seed, origin or checkpoint
-            )
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
             for actor in self._actors
         ]
-        self._wait(begun, START_TIMEOUT + seconds_to_read(checkpoint))
+        reading = seconds_to_read(checkpoint)
+        if beside.teacher is not None:
+            reading += seconds_to_read(beside.teacher)
+        self._wait(begun, START_TIMEOUT + reading)
 
     @property
     def updates(self) -> int:
@@ -220,6 +229,10 @@ class LearnerGroup:
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return self._first(LearnerActor.prompt_sequences, samples)
+
+    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+        """Prove by a few sequences that the teacher's way is the student's; see `Learner.check_teacher`."""
+        self._wait(self._every(LearnerActor.check_teacher, ray.put(list(trajectories))), STEP_TIMEOUT)
 
     def manifest(self) -> Manifest:
         """Describe the weights that `send_weights` sends."""

@@ -46,11 +46,15 @@ class LearnedRow:
         trajectories: The episodes, one after another.
         tokens: Their sampled tokens; `tokens.mean` is the normalised mean of a value of each.
         reference_logprobs: [T] the reference's log-probs of these; None where the stage has no reference.
+        teacher_logprobs: [T] a teacher's log-probs of these; None where the stage has no teacher.
+        divergences: [T] the divergences from it over the whole vocabulary, with gradient; None likewise.
     """
 
     trajectories: Sequence[Trajectory]
     tokens: SampledTokens
     reference_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    divergences: Tensor | None = None
 
 
 class Term(Protocol):
@@ -221,14 +225,45 @@ class PenalisedTerm:
         return self.policy.metrics(pieces, num_tokens) | _reference_kl_metric(pieces, num_tokens)
 
 
-def objective_of(algorithm: AlgorithmConfig) -> Objective:
-    """Make the objective that a stage's settings name."""
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term times a factor; its metrics are the term's own."""
+
+    term: Term
+    factor: float
+
+    def teaches(self, episode: Trajectory) -> bool:
+        """Tell whether the term learns from an episode."""
+        return self.term.teaches(episode)
+
+    def loss(self, row: LearnedRow) -> tuple[Tensor, Piece]:
+        """Compute a row's share of the term, times the factor."""
+        share, piece = self.term.loss(row)
+        return self.factor * share, piece
+
+    def metrics(self, pieces: Sequence[Piece], num_tokens: float) -> dict[str, float]:
+        """Make the term's own metrics."""
+        return self.term.metrics(pieces, num_tokens)
+
+
+def objective_of(
+    algorithm: AlgorithmConfig | None, factor: float = 1.0, beside: Sequence[Term] = ()
+) -> Objective:
+    """Make the objective that a stage's settings name.
+
+    Args:
+        algorithm: What learns from rewards, if anything does.
+        factor: The weight of its policy objective.
+        beside: Other terms, with weight 1.
+    """
+    if algorithm is None:
+        return Objective(list(beside))
     policy: Term = SapoTerm(algorithm) if isinstance(algorithm, Sapo) else ClippedTerm(algorithm)
-    terms = [policy]
     if algorithm.kl is not None and algorithm.kl.place == "reward":
-        terms = [PenalisedTerm(algorithm.kl, policy)]
-    elif algorithm.kl is not None:
-        terms = [policy, KlTerm(algorithm.kl)]
+        policy = PenalisedTerm(algorithm.kl, policy)
+    terms = [policy if factor == 1 else WeightedTerm(policy, factor), *beside]
+    if algorithm.kl is not None and algorithm.kl.place != "reward":
+        terms.append(KlTerm(algorithm.kl))
     return Objective(terms, algorithm.mask_truncated)
 
 
@@ -236,10 +271,10 @@ def normalizer_of(stage: OnPolicyStage, share: Share) -> float:
     """Return what the sum over a mini-batch's tokens or sequences is divided by.
 
     Args:
-        stage: The stage's settings.
+        stage: The stage's settings; one without an objective of rewards has the mean over tokens.
         share: A rank's part of the mini-batch, which knows the whole one's counts.
     """
-    kind = stage.algorithm.loss_normalization if stage.algorithm is not None else "sequence"
+    kind = stage.algorithm.loss_normalization if stage.algorithm is not None else "token"
     if kind == "constant":
         return share.sequences * stage.longest_response
     return max(1, share.tokens) if kind == "token" else share.sequences

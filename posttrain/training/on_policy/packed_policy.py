@@ -1,7 +1,8 @@
 """Models that take packed rows of trajectories, and give log-probs; the policy of a learner is one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.data.packing import pack
 from posttrain.models.load import loaded_type
-from posttrain.models.lora import base_named_by, is_adapter, with_lora
+from posttrain.models.lora import add_frozen_adapter, base_named_by, is_adapter, with_lora
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.rendering.collation import RopeIndex, collate_packed
@@ -147,8 +148,10 @@ class PackedPolicy(PackedModel):
             than the run's own both are fetched from there.
         device: Where to compute.
         seed: Seed of the first matrix of each new adapter.
+        others: Adapters of the same base that stand beside those that are trained, by name.
 
     Attributes:
+        base: The weights that adapters are for; the checkpoint itself without adapters.
         model: The model, sharded.
         renderer: The renderer of the checkpoint.
         checkpoint: Where the checkpoint can be read on this node.
@@ -161,9 +164,11 @@ class PackedPolicy(PackedModel):
         checkpoint: Path,
         device: torch.device,
         seed: int,
+        others: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self.checkpoint = fetch_folder(checkpoint)
         base = Path(base_named_by(self.checkpoint)) if is_adapter(self.checkpoint) else checkpoint
+        self.base = base
         weights = fetch_folder(base)
         renderer = Renderer.from_config(weights, model_config).on(device)
         quantization = stage.lora.quantization if stage.lora is not None else None
@@ -181,6 +186,8 @@ class PackedPolicy(PackedModel):
             whole = with_lora(model, stage.lora, seed)
             if is_adapter(self.checkpoint):
                 set_peft_model_state_dict(whole, load_peft_weights(str(self.checkpoint), device="cpu"))
+            for name, path in others.items():
+                add_frozen_adapter(whole, name, fetch_folder(path))
         super().__init__(whole, rope_index, renderer, device, stage.batch_tokens, stage.rollout.temperature)
         barrier()  # a rank whose disk is slow has its weights, too: what follows has a deadline
         shard(self.model, stage.sharding, device, masters=stage.float32_masters)

@@ -13,6 +13,7 @@ from posttrain.data.uses import prompt_of, refusal, too_few_rows
 from posttrain.inference.answers import Question
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.same_tokens import token_difference
 from posttrain.rendering.tools import tool_specs
 from posttrain.types import Sample
 
@@ -109,13 +110,8 @@ def check_same_tokens(student: Renderer, teacher: Path, config: RunConfig) -> No
     model = config.model.model_copy(update={"family": None})
     other = Renderer.from_config(teacher, model)
     remedy = "remove loss.top_k, to learn from the answers' text, or choose another teacher"
-    ours, theirs = student.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-    if ours != theirs:
-        token = min(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        raise TeachingError(
-            f"the teacher {teacher} has other tokens than the student: {token!r} is {theirs.get(token)} there"
-            f" and {ours.get(token)} here; {remedy}"
-        )
+    if difference := token_difference(student, other):
+        raise TeachingError(f"the teacher {teacher} {difference}; {remedy}")
     if (here := student.decode([])) != (there := other.decode([])):
         raise TeachingError(
             f"the prompts of the teacher {teacher} begin the answer with {there!r}, the student's with"
