@@ -204,7 +204,9 @@ def measure(options: argparse.Namespace) -> Figures:
         for task in options.tasks if asked else ():
             # Three sides with a larger model do not fit the memory at once.
             for parts in asked if TASKS[task].large else ["".join(asked)]:
-                figures |= compare(task, prepared(task), options.rounds, parts)
+                found = compare(task, prepared(task), options.rounds, parts)
+                print(found, file=sys.stderr)  # what follows may fail, or be ended
+                figures |= found
         if "c" in options.only:
             folder = prepared("zoom")
             for below in ("alone", "together"):
