@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -128,8 +128,18 @@ class OnPolicyStage(LearningStage, ABC):
     @property
     def longest_response(self) -> int:
         """Most tokens that the policy can sample in an episode."""
-        turns = max(task.max_turns for task in self.tasks)
-        return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
+        return max(
+            min(
+                task.max_turns * (task.max_new_tokens or self.rollout.max_new_tokens),
+                task.max_length or self.rollout.max_length,
+            )
+            for task in self.tasks
+        )
+
+    @property
+    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
+        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
+        return "token" if self.algorithm is None else self.algorithm.loss_normalization
 
     @property
     def has_reference(self) -> bool:
