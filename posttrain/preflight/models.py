@@ -57,7 +57,7 @@ def _compare_tokens(look: Examination, key: Key, role: str, name: str, own: str)
 def _vocabulary(checkpoint: Path) -> dict[str, int] | None:
     """Read the tokens of a checkpoint's directory, by their texts; None if they cannot be read."""
     try:
-        told = json.loads((base_model(checkpoint) / "tokenizer.json").read_text(encoding="utf-8"))
+        told = json.loads((Path(base_model(checkpoint)) / "tokenizer.json").read_text(encoding="utf-8"))
         added = {each["content"]: each["id"] for each in told["added_tokens"]}
         return dict(told["model"]["vocab"]) | added
     except (OSError, ValueError, KeyError, TypeError):

@@ -254,7 +254,7 @@ def _charts_by_task(panel: Panel, by_task: dict[str, list[Series]]) -> Iterator[
     names = [name for name in by_task if any(fnmatchcase(name, pattern) for pattern in panel.lines)]
     for name in names:
         title = f"{panel.title} by task: {label(name.partition('/')[2])}"
-        chart = draw(title, "", by_task.pop(name)[:MAX_LINES], from_zero=panel.from_zero)
+        chart = draw(title, "", by_task.pop(name)[:MAX_LINES], include=(0.0,) * panel.from_zero)
         if chart:
             yield chart
 

@@ -8,7 +8,7 @@ from posttrain.run import metric_names as metric
 from posttrain.viewer.charts import short, smooth
 from posttrain.viewer.comparison import CellResult, Comparison, Setting
 
-#: The reward ends by so much below its best smoothed value.
+#: The reward of the last third of the steps is by so much below its best smoothed value.
 REWARD_FALL = 0.1
 #: The entropy of the last third of the steps, as a share of that of the first.
 ENTROPY_LEFT = 0.5
@@ -20,10 +20,10 @@ GATE_LEAST = 0.5
 KL_GROWTH = 10.0
 #: The rules in words, for the page.
 RULES = (
-    f"a reward that ends {REWARD_FALL:g} below its best (smoothed); an entropy that has halved; more than "
-    f"{CLIPPED:.0%} clipped in the mean of all steps; a gate below {GATE_LEAST:g} for a twentieth of "
-    f"the tokens; updates that move the policy {KL_GROWTH:g} times as far in the last third as in the first; "
-    "updates that were skipped; an accuracy below that of the start, intervals apart"
+    f"a reward whose last third is {REWARD_FALL:g} below its best (smoothed); an entropy that has halved; "
+    f"more than {CLIPPED:.0%} clipped in the mean of all steps; a gate below {GATE_LEAST:g} for a twentieth "
+    f"of the tokens; updates that move the policy {KL_GROWTH:g} times as far in the last third as in the "
+    "first; updates that were skipped; an accuracy below that of the start, intervals apart"
 )
 
 
@@ -54,9 +54,10 @@ def signs(comparison: Comparison) -> list[Sign]:
 
 def _of_cell(cell: CellResult) -> Iterator[str]:
     rewards = smooth(cell.points(metric.REWARD_MEAN))
-    if rewards:
+    last = cell.late(metric.REWARD_MEAN)
+    if rewards and last is not None:
         step, best = max(rewards, key=lambda point: point[1])
-        if (last := rewards[-1][1]) < best - REWARD_FALL:
+        if last < best - REWARD_FALL:
             yield f"the reward fell from {short(best)} at step {short(step)} to {short(last)}"
     before, after = cell.early(metric.ENTROPY), cell.late(metric.ENTROPY)
     if before and after is not None and after < ENTROPY_LEFT * before:

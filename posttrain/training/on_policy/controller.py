@@ -46,7 +46,7 @@ from posttrain.run.rows import EvaluationRow
 from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
-from posttrain.training.on_policy.frozen_policy import FrozenWeights
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -86,14 +86,13 @@ class OnPolicyRunner:
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        teacher = find_teacher(work, stage, origin)
         learners = LearnerGroup(
             *(trained_model(work.config.model, stage, start), stage, start),
             resume=newest is not None,
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
-            frozen=FrozenWeights(origin, teacher),
+            beside=Beside(origin, find_teacher(work, stage, origin)),
         )
         publisher = Publisher(
             learners,
@@ -323,8 +322,9 @@ class Controller:
     def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Compare a step's episodes within their groups; return what there is to say of them."""
         rewards = {task.name: task.rewards for task in self._stage.tasks}
-        rewarded = [each for each in trajectories if each.task in self._stage.rewarded]
-        return rollout_metrics(trajectories, assign_advantages(rewarded, rewards, self._stage.algorithm))
+        rewarded = [each for each in trajectories if rewards[each.task]]
+        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
+        return rollout_metrics(trajectories, counts)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""

@@ -25,6 +25,19 @@ from posttrain.types import Trajectory
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The frozen models that a stage may need beside its policy.
+
+    Attributes:
+        origin: The weights that the stage started from, which a reference has.
+        teacher: A teacher's weights, or an adapter of the policy's own base; None without a teacher.
+    """
+
+    origin: Path
+    teacher: Path | None = None
+
+
+@dataclass(frozen=True)
 class LastStates:
     """What a model's distributions at some places follow from.
 
@@ -37,19 +50,6 @@ class LastStates:
     hidden: Tensor
     head: Tensor
     logprobs: Tensor
-
-
-@dataclass(frozen=True)
-class FrozenWeights:
-    """Where the models come from that stand beside a policy.
-
-    Attributes:
-        origin: The weights that the stage started from, for a reference; the policy's own if absent.
-        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
-    """
-
-    origin: Path | None = None
-    teacher: Path | None = None
 
 
 class FrozenPolicy:

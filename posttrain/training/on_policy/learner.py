@@ -12,6 +12,7 @@ the first need a pass of their own, since the policy has moved when their turn c
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy, sampled_by
-from posttrain.training.on_policy.frozen_policy import FrozenPolicy
+from posttrain.training.on_policy.frozen_policy import Beside, FrozenPolicy
 from posttrain.training.on_policy.objectives import (
     LearnedRow,
     Objective,
@@ -51,7 +52,7 @@ from posttrain.training.on_policy.objectives import (
 )
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.rows import ALL, Row, Share, mini_batches, share_of
-from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Taught, Teacher, TeacherTerm, load_teacher
+from posttrain.training.on_policy.teacher import TEACHER_ADAPTER, Teacher, TeacherTerm, load_teacher
 from posttrain.training.on_policy.token_classes import TokenClasses
 from posttrain.types import Trajectory
 
@@ -72,8 +73,7 @@ class Learner:
         resume: Whether the checkpoint is one of this stage's own; its `state/` is then restored.
         device: Where to train.
         seed: Seed of the first matrix of each new adapter.
-        origin: The weights that the stage started from, for a reference; the checkpoint if absent.
-        teacher: A teacher's weights, or an adapter of the policy's own base, if the stage learns from one.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
 
     Attributes:
         policy: The policy that is trained.
@@ -90,11 +90,11 @@ class Learner:
         resume: bool,
         device: torch.device = CPU,
         seed: int = 0,
-        origin: Path | None = None,
-        teacher: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.stage = stage
         self.device = device
+        teacher = None if beside is None else beside.teacher
         others = {TEACHER_ADAPTER: teacher} if teacher is not None and is_adapter(teacher) else {}
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
@@ -106,7 +106,8 @@ class Learner:
         taught: list[Term] = [] if teacher is None else [TeacherTerm()]
         self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
         self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
-        self._reference = self._load_reference(model_config, origin or checkpoint)
+        self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
+        self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
         self.tolerance = stage.tolerance(model_config.dtype)
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
@@ -189,14 +190,8 @@ class Learner:
     def _measured(self, trajectories: Sequence[Trajectory], step: "_Step") -> dict[str, float]:
         """Compare with the engine where nothing is learned: a row of each rank, and measure its entropy."""
         sums = torch.zeros(2, dtype=torch.float64)
-        share = share_of(
-            trajectories,
-            self.stage.batch_tokens,
-            _filler(self.renderer.end_token_id),
-            rank(),
-            world_size(),
-            ALL,
-        )
+        filler, capacity = _filler(self.renderer.end_token_id), self.stage.batch_tokens
+        share = share_of(trajectories, capacity, filler, rank(), world_size(), ALL)
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
@@ -244,34 +239,28 @@ class Learner:
         """
         for number, row in enumerate(share.rows):
             reduce_over_replicas(self.model, number == len(share.rows) - 1)
+            reference = self._reference and self._reference.logprobs(row.trajectories)
             old = None if old_logprobs is None else old_logprobs[number]
-            if self.teacher is None:
-                self._learn(row, share, old, step, None)
-                continue
-            with self.teacher.of(row.trajectories) as taught:
-                self._learn(row, share, old, step, taught)
-
-    def _learn(
-        self, row: Row, share: Share, old_logprobs: Tensor | None, step: "_Step", taught: Taught | None
-    ) -> None:
-        """Run a row forward and backward; see `_backward`."""
-        beside = _nothing if taught is None else taught.divergence
-        reference = self._reference and self._reference.logprobs(row.trajectories)
-        (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(row.trajectories, beside)
-        if not row.counts:
-            (0 * logprobs.sum()).backward()
-            return
-        engine = self._sampled_by(row, step.present, banned)
-        if old_logprobs is None:
-            step.agreement.add(logprobs, banned, engine)
-        tokens = self._tokens(row, share, logprobs, old_logprobs, engine)
-        teacher_logprobs = None if taught is None else taught.logprobs
-        told = LearnedRow(row.trajectories, tokens, reference, teacher_logprobs, divergences)
-        loss, pieces = self.objective.loss(told)
-        loss.backward()
-        sums = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
-        step.rows.append(sums | ratio_metrics(tokens.log_ratios))
-        step.pieces.append(pieces)
+            with nullcontext() if self.teacher is None else self.teacher.of(row.trajectories) as taught:
+                beside = _nothing if taught is None else taught.divergence
+                (logprobs, entropy, banned), divergences = self.policy.logprobs_beside(
+                    row.trajectories, beside
+                )
+                if not row.counts:
+                    (0 * logprobs.sum()).backward()
+                    continue
+                engine = self._sampled_by(row, step.present, banned)
+                if old is None:
+                    step.agreement.add(logprobs, banned, engine)
+                tokens = self._tokens(row, share, logprobs, old, engine)
+                of_teacher = taught and taught.logprobs
+                loss, pieces = self.objective.loss(
+                    LearnedRow(row.trajectories, tokens, reference, of_teacher, divergences)
+                )
+                loss.backward()
+            told = {"loss": loss.detach(), "entropy_sum": entropy.detach().sum()}
+            step.rows.append(told | ratio_metrics(tokens.log_ratios))
+            step.pieces.append(pieces)
 
     def _tokens(
         self, row: Row, share: Share, logprobs: Tensor, old_logprobs: Tensor | None, engine: SampledBy
@@ -287,7 +276,7 @@ class Learner:
             sequence_ids=torch.arange(len(lengths), device=self.device).repeat_interleave(lengths),
             normalizer=normalizer_of(self.stage, share),
             importance_weights=truncated_importance_weights(old, engine.logprobs, self._importance_cap),
-            per_sequence=self.stage.loss_normalization == "sequence",
+            per_sequence=self._per_sequence,
         )
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:

@@ -25,7 +25,7 @@ from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
-from posttrain.training.on_policy.frozen_policy import FrozenWeights
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.proof import prompt_sequences
 from posttrain.training.on_policy.sending import WeightSource
@@ -72,8 +72,7 @@ class LearnerActor:
         checkpoint: Path,
         resume: bool,
         seed: int,
-        origin: Path | None = None,
-        teacher: Path | None = None,
+        beside: Beside | None = None,
     ) -> None:
         """Join the group and load the checkpoint, and the weights that the stage started from."""
         if config.dtype == "float32":
@@ -85,7 +84,7 @@ class LearnerActor:
                 timeout=COLLECTIVE_TIMEOUT,
                 own=self._store,
             )
-        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, origin, teacher)
+        self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, beside)
         self._source = WeightSource(self._learner.model)
 
     def update(
@@ -144,7 +143,7 @@ class LearnerGroup:
         use_gpu: Whether each learner takes a GPU.
         placement: Says where they live; None leaves that to Ray.
         seed: Seed of new adapters.
-        frozen: What stands beside the policy.
+        beside: The frozen models that the stage needs; the checkpoint is the reference's if absent.
     """
 
     def __init__(
@@ -157,24 +156,28 @@ class LearnerGroup:
         use_gpu: bool,
         placement: Placement | None = None,
         seed: int = 0,
-        frozen: FrozenWeights = FrozenWeights(),  # noqa: B008 (frozen)
+        beside: Beside | None = None,
     ) -> None:
         count = stage.num_workers
+        beside = beside or Beside(checkpoint)
         self._order = threading.RLock()
         self._updates = 0
         self._looks: list[ObjectRef[str]] = []
         self._placement = placement
+        self._whole = stage.sharding == "none"  # each rank holds all weights
         places = placement.learners(count) if placement is not None else [None] * count
         self._actors = [
             Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
             for index, place in enumerate(places)
         ]
         place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
-        told = (config, stage, checkpoint, resume, seed, frozen.origin, frozen.teacher)
-        begun = [actor.call(LearnerActor.start, place, *told) for actor in self._actors]
-        reading = seconds_to_read(checkpoint) + sum(
-            seconds_to_read(each) for each in (frozen.origin, frozen.teacher) if each is not None
-        )
+        begun = [
+            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
+            for actor in self._actors
+        ]
+        reading = seconds_to_read(checkpoint)
+        if beside.teacher is not None:
+            reading += seconds_to_read(beside.teacher)
         self._wait(begun, START_TIMEOUT + reading)
 
     @property
@@ -219,6 +222,8 @@ class LearnerGroup:
     def score(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
         """Compute the log-probs of sampled tokens under the present weights; see `Learner.score`."""
         batch = ray.put(list(trajectories))
+        if self._whole:
+            return self._first(LearnerActor.score, batch)
         return self._wait(self._every(LearnerActor.score, batch), STEP_TIMEOUT)[0]
 
     def prompt_sequences(self, samples: Sequence[Sample]) -> list[Trajectory]:

@@ -46,8 +46,8 @@ class LearnedRow:
         trajectories: The episodes, one after another.
         tokens: Their sampled tokens; `tokens.mean` is the normalised mean of a value of each.
         reference_logprobs: [T] the reference's log-probs of these; None where the stage has no reference.
-        teacher_logprobs: [T] a teacher's log-probs of these tokens, if there is a teacher.
-        divergences: [T] the divergences from it over the whole vocabulary, with gradient.
+        teacher_logprobs: [T] a teacher's log-probs of these; None where the stage has no teacher.
+        divergences: [T] the divergences from it over the whole vocabulary, with gradient; None likewise.
     """
 
     trajectories: Sequence[Trajectory]
@@ -253,28 +253,28 @@ def objective_of(
 
     Args:
         algorithm: What learns from rewards, if anything does.
-        factor: Its weight.
+        factor: The weight of its policy objective.
         beside: Other terms, with weight 1.
     """
     if algorithm is None:
-        return Objective(beside)
+        return Objective(list(beside))
     policy: Term = SapoTerm(algorithm) if isinstance(algorithm, Sapo) else ClippedTerm(algorithm)
-    held: list[Term] = []
     if algorithm.kl is not None and algorithm.kl.place == "reward":
         policy = PenalisedTerm(algorithm.kl, policy)
-    elif algorithm.kl is not None:
-        held = [KlTerm(algorithm.kl)]
-    weighted = policy if factor == 1 else WeightedTerm(policy, factor)
-    return Objective([weighted, *held, *beside], algorithm.mask_truncated)
+    terms = [policy if factor == 1 else WeightedTerm(policy, factor), *beside]
+    if algorithm.kl is not None and algorithm.kl.place != "reward":
+        terms.append(KlTerm(algorithm.kl))
+    return Objective(terms, algorithm.mask_truncated)
 
 
 def normalizer_of(stage: OnPolicyStage, share: Share) -> float:
     """Return what the sum over a mini-batch's tokens or sequences is divided by.
 
     Args:
-        stage: The stage's settings.
+        stage: The stage's settings; one without an objective of rewards has the mean over tokens.
         share: A rank's part of the mini-batch, which knows the whole one's counts.
     """
-    if stage.loss_normalization == "constant":
+    kind = stage.algorithm.loss_normalization if stage.algorithm is not None else "token"
+    if kind == "constant":
         return share.sequences * stage.longest_response
-    return share.sequences if stage.loss_normalization == "sequence" else max(1, share.tokens)
+    return max(1, share.tokens) if kind == "token" else share.sequences

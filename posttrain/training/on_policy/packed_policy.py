@@ -117,7 +117,8 @@ class PackedModel:
 
         They are at temperature 1, as those that engines give of sequences that they did not sample.
 
-        Every rank calls this with the same trajectories, and computes all of them.
+        Every rank that holds a part of the weights calls this with the same trajectories, and computes all
+        of them.
 
         Returns:
             For each trajectory those of its sampled tokens, in order.

@@ -1,4 +1,4 @@
-"""The `on_policy_distillation` stage: one teacher, rewards by weight, and what is refused."""
+"""The `on_policy_distillation` stage: one teacher, rewards by weight, and keys without use are refused."""
 
 from typing import Any
 

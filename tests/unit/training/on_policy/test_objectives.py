@@ -16,6 +16,7 @@ from posttrain.models.load import load_model
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.training.on_policy.agreement import PolicyMismatch
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner import Learner
 from posttrain.types import Trajectory
 from tests.unit.ranks import on_two_ranks
@@ -29,7 +30,8 @@ def make(stage: RlStage, checkpoint: Path, origin: Path | None = None, **setting
     told = stage.model_dump(exclude_unset=True)
     told |= {"algorithm": told["algorithm"] | algorithm} | settings
     config = ModelConfig(family="qwen3_vl", dtype="float32")
-    return Learner(config, RlStage.model_validate(told), checkpoint, resume=False, origin=origin)
+    beside = Beside(origin or checkpoint)
+    return Learner(config, RlStage.model_validate(told), checkpoint, resume=False, beside=beside)
 
 
 def gradients(learner: Learner, trajectories: list[Trajectory]) -> dict[str, torch.Tensor]:

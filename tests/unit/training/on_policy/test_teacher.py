@@ -16,6 +16,7 @@ from posttrain.models.load import load_model
 from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
+from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner import Learner
 from posttrain.training.on_policy.teacher import TeacherError
 from posttrain.types import Trajectory
@@ -70,7 +71,7 @@ def test_the_divergence_is_that_of_whole_vocabularies(
         stage_of(loss={"beta": beta}),
         tiny_checkpoint,
         resume=False,
-        teacher=teacher,
+        beside=Beside(tiny_checkpoint, teacher),
     )
     metrics = learner.update(unrewarded, 0)
     p, q = (logits(path, unrewarded).log_softmax(-1) for path in (tiny_checkpoint, teacher))
@@ -91,7 +92,8 @@ def test_a_student_that_is_its_teacher_learns_nothing(
     model_config: ModelConfig, tiny_checkpoint: Path, unrewarded: list[Trajectory], lora: bool
 ) -> None:
     stage = stage_of(**({"lora": {"rank": 4}} if lora else {}))
-    learner = Learner(model_config, stage, tiny_checkpoint, resume=False, teacher=tiny_checkpoint)
+    beside = Beside(tiny_checkpoint, tiny_checkpoint)
+    learner = Learner(model_config, stage, tiny_checkpoint, resume=False, beside=beside)
     learner.check_teacher(unrewarded)
     metrics = learner.update(unrewarded, 0)
     assert abs(metrics["divergence/teacher"]) < 1e-5
@@ -101,7 +103,8 @@ def test_a_student_that_is_its_teacher_learns_nothing(
 def test_a_teacher_without_the_students_images_is_farther_away(
     model_config: ModelConfig, tiny_checkpoint: Path, unrewarded: list[Trajectory], tmp_path: Path
 ) -> None:
-    learner = Learner(model_config, stage_of(), tiny_checkpoint, resume=False, teacher=tiny_checkpoint)
+    beside = Beside(tiny_checkpoint, tiny_checkpoint)
+    learner = Learner(model_config, stage_of(), tiny_checkpoint, resume=False, beside=beside)
     assert learner.teacher is not None
     blank = [
         replace(
@@ -132,7 +135,8 @@ def test_a_broken_way_is_noticed_at_the_start(
     unrewarded: list[Trajectory],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learner = Learner(model_config, stage_of(), tiny_checkpoint, resume=False, teacher=tiny_checkpoint)
+    beside = Beside(tiny_checkpoint, tiny_checkpoint)
+    learner = Learner(model_config, stage_of(), tiny_checkpoint, resume=False, beside=beside)
     whole = learner.policy.logprobs_beside
 
     def shifted(trajectories: Any, function: Any) -> Any:  # the teacher's states are those of the next token
@@ -155,7 +159,8 @@ def test_rewards_count_beside_the_teacher_by_their_weight(
         settings = SETTINGS | {"tasks": [task], "reward_weight": weight, "algorithm": algorithm}
         del settings["group_size"]
         stage = OnPolicyDistillationStage.model_validate(settings)
-        learner = Learner(model_config, stage, tiny_checkpoint, resume=False, teacher=tiny_checkpoint)
+        beside = Beside(tiny_checkpoint, tiny_checkpoint)
+        learner = Learner(model_config, stage, tiny_checkpoint, resume=False, beside=beside)
         norms.append(learner.update(list(trajectories), 0)["grad_norm"])
     assert norms[1] == pytest.approx(0.25 * norms[0], rel=1e-3)
 
@@ -165,14 +170,14 @@ def test_the_teacher_may_be_an_adapter_of_the_students_base(
 ) -> None:
     """One base, two adapters: the teacher's stays what it was, and the student's is what is written."""
     stage = stage_of(lora={"rank": 4}, learning_rate=0.01)
-    first = Learner(model_config, stage, tiny_checkpoint, resume=False)
+    first = Learner(model_config, stage, tiny_checkpoint, resume=False, beside=Beside(tiny_checkpoint, None))
     for parameter in first.model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
     first.write_checkpoint(tmp_path / "teacher")
     expected = first.score(unrewarded)
-    teacher = tmp_path / "teacher"
-    learner = Learner(model_config, stage, tiny_checkpoint, resume=False, teacher=teacher)
+    beside = Beside(tiny_checkpoint, tmp_path / "teacher")
+    learner = Learner(model_config, stage, tiny_checkpoint, resume=False, beside=beside)
     before = learner.update(unrewarded, 0)
     after = [learner.update(unrewarded, 5) for _ in range(6)][-1]
     assert before["divergence/teacher"] > 1e-4
@@ -184,6 +189,6 @@ def test_the_teacher_may_be_an_adapter_of_the_students_base(
     torch.testing.assert_close(found, flat, atol=2e-5, rtol=0)
     learner.write_checkpoint(tmp_path / "student")
     assert not list((tmp_path / "student").glob("teacher*"))
-    again = Learner(model_config, stage, tmp_path / "student", resume=True, teacher=teacher)
+    again = Learner(model_config, stage, tmp_path / "student", resume=True, beside=beside)
     for one, other in zip(again.score(unrewarded), learner.score(unrewarded), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
