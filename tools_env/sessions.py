@@ -112,6 +112,12 @@ class Session:
     #: Seconds that a call may take (`@tool(deadline_s=…)` says otherwise for one tool), and opening.
     deadline_s: ClassVar[float] = CALL_S
     open_deadline_s: ClassVar[float] = OPEN_S
+    #: What the model is told of its tools; made of the methods.
+    specs: ClassVar[Sequence[ToolSpec]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.specs = [found.spec for found in tools_of(cls).values()]
 
     def open(self, episode: Episode) -> Awaitable[None] | None:
         """Prepare what the calls need; it may be slow. What it raises is a failure of the world."""
@@ -141,7 +147,7 @@ class SessionClass:
         self._made_of, self._params = made_of, dict(params)
         self._tools = tools_of(made_of)
         self.name = made_of.__name__
-        self.specs: Sequence[ToolSpec] = [tool.spec for tool in self._tools.values()]
+        self.specs: Sequence[ToolSpec] = made_of.specs
         self.open_deadline_s = made_of.open_deadline_s
         self.session()
 

@@ -15,7 +15,8 @@ from tools_env.sdk import Arguments, ToolError, ToolResult
 #: Most pixels of decoded images that a tool holds, at 3 bytes each, beside the image in use.
 MAX_KEPT_PIXELS = 1 << 24
 
-_FRAME_TEXTS: dict[Frame, str] = {
+#: How coordinates in a frame are described to the model.
+FRAME_TEXTS: dict[Frame, str] = {
     "norm_1000": "on a scale of 0 to 1000 over the image's width and height",
     "pixel_original": "in pixels of the image",
 }
@@ -41,14 +42,14 @@ class ImageZoomIn:
             frame: `norm_1000` (Qwen2-VL and Qwen3-VL) or `pixel_original`.
             min_side: Least width and height of a crop, in pixels of the file.
         """
-        if frame not in _FRAME_TEXTS:
-            raise ValueError(f"frame {frame!r} is none of {', '.join(_FRAME_TEXTS)}")
+        if frame not in FRAME_TEXTS:
+            raise ValueError(f"frame {frame!r} is none of {', '.join(FRAME_TEXTS)}")
         if min_side < 1:
             raise ValueError(f"min_side must be at least 1, got {min_side}")
         self._frame: Frame = frame
         self._min_side = min_side
         self._decoded = _DecodedImages()
-        box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {_FRAME_TEXTS[frame]}."
+        box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {FRAME_TEXTS[frame]}."
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
         self.spec = ToolSpec(
             name="image_zoom_in_tool",
@@ -93,7 +94,7 @@ class ImageZoomIn:
         left, right = max(0.0, box.x1), min(float(size[0]), box.x2)
         top, bottom = max(0.0, box.y1), min(float(size[1]), box.y2)
         if left >= right or top >= bottom:
-            raise ToolError(f"bbox_2d {corners} lies outside the image; it is {_FRAME_TEXTS[self._frame]}")
+            raise ToolError(f"bbox_2d {corners} lies outside the image; it is {FRAME_TEXTS[self._frame]}")
         # A strip that no processor takes grows as well.
         least = max(self._min_side, math.ceil(max(right - left, bottom - top) / MAX_ASPECT_RATIO) + 1)
         left, right = _grow(left, right, least, size[0])

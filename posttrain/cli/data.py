@@ -41,7 +41,8 @@ example:
 CURATE = """\
 Passes a dataset's rows through the filters of a recipe. Every dropped row is kept with its reason and scores,
 and a table and a page say what each filter removed. Models are asked at OpenAI-compatible endpoints, or in
-engines of our own where an endpoint is a `checkpoint`; no answer is asked for twice.
+engines of our own where an endpoint is a `checkpoint`; no answer is asked for twice. A `pass_rate` step with
+a `task` has a checkpoint play the task's episodes, tools included, so that RL gets what it can learn from.
 
 examples:
   posttrain data curate offline                rules alone, on the dialogues of the quickstart
@@ -131,8 +132,14 @@ def curate_command(options: argparse.Namespace) -> int:
     if recipe.has_checkpoints:
         from posttrain.curation.engines import EngineModels
 
-        with EngineModels(recipe.cluster) as models:
-            report = curate(recipe, PLUGINS, resume=options.resume, open_checkpoint=models.open)
+        with EngineModels(recipe, PLUGINS) as models:
+            report = curate(
+                recipe,
+                PLUGINS,
+                resume=options.resume,
+                open_checkpoint=models.open,
+                open_episodes=models.open_episodes,
+            )
     else:
         report = curate(recipe, PLUGINS, resume=options.resume)
     print(report.table())

@@ -13,7 +13,7 @@ from posttrain.config.lora import LoraConfig
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
-from posttrain.config.stage import Surroundings, TaskUse
+from posttrain.config.stage import CurationUse, Surroundings, TaskUse
 from posttrain.config.tasks import RlTask, check_lengths
 
 #: Largest gap between engine's and learner's log-probs that rounding explains, by the type of the weights.
@@ -46,6 +46,13 @@ class OnPolicyStage(LearningStage, ABC):
         default=None, description="The objective that learns from rewards, if the stage does."
     )
     tasks: list[RlTask] = Field(min_length=1, description="What is learned, in fixed shares of every batch.")
+    curation: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Curation recipe, by name or path, that the dataset of a task that it names goes through "
+        "first. In its pass_rate steps without an endpoint the model that the stage starts from plays that "
+        "task. The recipe's own `name` and `output_dir` do not count: the results are in the stage's folder.",
+    )
     prompts_per_step: Positive = Field(default=64, description="Prompts of a rollout batch.")
     max_batch_tokens: Positive | None = Field(
         default=None,
@@ -108,6 +115,11 @@ class OnPolicyStage(LearningStage, ABC):
         return False
 
     @property
+    def refill_rounds(self) -> int:
+        """Most rounds of further prompts in a step, in place of those without signal."""
+        return 0
+
+    @property
     def cores(self) -> int:
         """Number of cores that the learners wait for: none, since they take turns with the engines."""
         return 0
@@ -157,6 +169,12 @@ class OnPolicyStage(LearningStage, ABC):
                 "the next steps' prompts meanwhile",
                 "remove it, or remove cluster.placement",
             )
+
+    def curations(self) -> list[CurationUse]:
+        """Return the recipe that `curation` names."""
+        if self.curation is None:
+            return []
+        return [CurationUse(("curation",), self.curation, [task.data for task in self.tasks], self.tasks)]
 
     def tasks_played(self) -> list[TaskUse]:
         """List the tasks that are learned."""
@@ -244,7 +262,8 @@ def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
     share = math.ceil(part / stage.num_workers)
     prompts = ", ".join(f"{task.name} {task.ratio * stage.prompts_per_step:g}" for task in stage.tasks)
     updates = stage.max_steps * parts
-    ahead = stage.rollout.max_staleness
+    ahead, rounds = stage.rollout.max_staleness, stage.refill_rounds
+    refilled = f"; refilling may take {rounds} times as many more" if rounds else ""
     return [
         ("prompts a step", prompts),
         ("episodes a step", f"{stage.prompts_per_step} prompts × {stage.episodes_per_prompt} = {episodes}"),
@@ -254,7 +273,7 @@ def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
             f"in rows of up to {stage.batch_tokens:,} tokens",
         ),
         ("updates", f"{stage.max_steps} steps × {parts} = {updates:,}"),
-        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}"),
+        ("episodes", f"{stage.max_steps} steps × {episodes} = {stage.max_steps * episodes:,}{refilled}"),
         (
             "episodes in flight",
             f"at most {ahead + 1} steps × {episodes} = {(ahead + 1) * episodes:,}; "

@@ -71,11 +71,13 @@ class CurationUse:
         key: Path of the key that names the recipe, from the stage.
         recipe: Name or path of the recipe.
         datasets: Datasets of the stage, one of which the recipe has to curate.
+        tasks: Tasks of the stage, that of the recipe's dataset to be played by the model at hand.
     """
 
     key: Key
     recipe: str
     datasets: Sequence[str]
+    tasks: Sequence[TaskConfig] = ()
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,9 @@ class RewardRef(PluginRef):
     )
 
 
-class TaskConfig(Section):
-    """Prompts, the tools that may be used on them and the rewards that judge the answers."""
+class EpisodeTask(Section):
+    """How the prompts of a dataset are played: the tools that may be used, and the rewards that judge."""
 
-    name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
-    data: DatasetName
     tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
     environment: PluginRef | None = Field(
         default=None,
@@ -48,6 +46,38 @@ class TaskConfig(Section):
         default=1,
         description="Most turns of the model in an episode; above 1 only with tools or an environment.",
     )
+    rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "EpisodeTask":
+        if self.tools and self.max_turns < 2:
+            raise MisfitError(
+                "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
+            )
+        if self.max_turns > 1 and not self.tools and self.environment is None:
+            raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
+        if self.environment is None:
+            for reward in self.rewards:
+                if reward.name.startswith(OUTCOME):
+                    reason = f"{reward.name!r} is of an environment, and the task has none"
+                    raise MisfitError("rewards", reason, "name the `environment`, or remove the reward")
+        tools = [tool.name for tool in self.tools]
+        if repeated := next((name for name in tools if tools.count(name) > 1), None):
+            raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
+        if not self.rewards:  # where that is no error of the field
+            return self
+        if fault := reward_list_fault(self.rewards):
+            raise MisfitError("rewards", *fault)
+        if all(reward.weight == 0 for reward in self.rewards):
+            raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
+        return self
+
+
+class TaskConfig(EpisodeTask):
+    """Prompts, the tools that may be used on them and the rewards that judge the answers."""
+
+    name: Name = Field(default="", description="Name in metrics and reports; the dataset's if absent.")
+    data: DatasetName
     max_new_tokens: Positive | None = Field(
         default=None,
         description="Most tokens of one turn of the model on this task, within the rollout's, which hold if "
@@ -57,7 +87,6 @@ class TaskConfig(Section):
         default=None,
         description="Most tokens of an episode of this task, within the rollout's, which hold if absent.",
     )
-    rewards: list[RewardRef] = Field(min_length=1, description="What the episode's reward is the sum of.")
 
     def lengths_in(self, rollout: RolloutConfig) -> tuple[int, int]:
         """Return the most tokens of a turn and of an episode of this task.
@@ -88,30 +117,6 @@ class TaskConfig(Section):
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("data"), str):
             return {**value, "name": value["data"].rpartition("/")[2].removesuffix(".yaml")}
         return value
-
-    @model_validator(mode="after")
-    def _check(self) -> "TaskConfig":
-        if self.tools and self.max_turns < 2:
-            raise MisfitError(
-                "max_turns", "with one turn nothing can follow a tool's result", "set it to 2 or more"
-            )
-        if self.max_turns > 1 and not self.tools and self.environment is None:
-            raise MisfitError("max_turns", "without tools an episode is one turn", "name tools, or remove it")
-        if self.environment is None:
-            for reward in self.rewards:
-                if reward.name.startswith(OUTCOME):
-                    reason = f"{reward.name!r} is of an environment, and the task has none"
-                    raise MisfitError("rewards", reason, "name the `environment`, or remove the reward")
-        tools = [tool.name for tool in self.tools]
-        if repeated := next((name for name in tools if tools.count(name) > 1), None):
-            raise MisfitError("tools", f"{repeated!r} is listed more than once", "list it once")
-        if not self.rewards:  # where that is no error of the field
-            return self
-        if fault := reward_list_fault(self.rewards):
-            raise MisfitError("rewards", *fault)
-        if all(reward.weight == 0 for reward in self.rewards):
-            raise MisfitError("rewards", "every weight is 0", "give one reward a weight")
-        return self
 
 
 class RlTask(TaskConfig):

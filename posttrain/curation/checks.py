@@ -4,15 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.config.curation import CurationConfig, RewardStep
+from posttrain.config.curation import CurationConfig
+from posttrain.config.curation_steps import PassRateStep, RewardStep
 from posttrain.config.document import Key, key_text
 from posttrain.config.endpoints import CheckpointConfig, EndpointConfig
-from posttrain.config.tasks import PluginRef
+from posttrain.config.tasks import EpisodeTask, PluginRef
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.taxonomy import Taxonomy
 from posttrain.endpoint_variables import Variables
 from posttrain.joints import Plugins, Reward
 from posttrain.plugins import PluginError
+from posttrain.reward_spec import OUTCOME
 
 #: Where a model is asked that has no `base_url`, and the key for it.
 VARIABLES = Variables("POSTTRAIN_ENDPOINT_URL", "POSTTRAIN_ENDPOINT_API_KEY")
@@ -42,6 +44,12 @@ def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -
     Raises:
         CurationError: Naming the key of the first fault.
     """
+    for index, step in enumerate(config.steps):
+        if isinstance(step, PassRateStep) and step.endpoint is None:
+            raise CurationError(
+                f"steps[{index}].endpoint: without one the model and the task of an rl stage are meant, and"
+                " there is none here; name a checkpoint of `endpoints`, and the `task` that it plays"
+            )
     for fault in recipe_faults(config, taxonomy, plugins):
         raise CurationError(fault.text)
 
@@ -66,12 +74,30 @@ def recipe_faults(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) 
                 continue
             if isinstance(step, RewardStep) and (reason := _idle_band(step, judge)):
                 yield Fault((*place, "min" if step.min is not None else "max"), reason)
+        if isinstance(step, PassRateStep) and step.task is not None:
+            yield from _task_faults(step.task, (*place, "task"), plugins, base_dir)
     for name, entry in config.endpoints.items():
         try:
             if isinstance(entry, CheckpointConfig):
                 _ = entry.as_model
         except ValueError as error:
             yield Fault(("endpoints", name), str(error))
+
+
+def _task_faults(task: EpisodeTask, place: Key, plugins: Plugins, base_dir: Path) -> Iterator[Fault]:
+    """Look for tools and rewards that are not there, or do not take their params."""
+    for index, tool in enumerate(task.tools):
+        try:
+            plugins.load_tools([tool.model_dump()], base_dir)
+        except ValueError as error:
+            yield Fault((*place, "tools", index), str(error))
+    for index, ref in enumerate(task.rewards):
+        if ref.name.startswith(OUTCOME):
+            continue
+        try:
+            plugins.load_reward(ref.name, base_dir).check(ref.params)
+        except ValueError as error:
+            yield Fault((*place, "rewards", index), str(error))
 
 
 def load_judges(rewards: Sequence[PluginRef], plugins: Plugins, base_dir: Path) -> Mapping[str, Reward]:

@@ -81,7 +81,7 @@ def _identity(config: CurationConfig, dataset: Dataset) -> JsonObject:
             endpoint.pop(key, None)
         if "checkpoint" in endpoint:
             endpoint["checkpoint"] = checkpoint_version(endpoint["checkpoint"])
-    own = {ref.name.rpartition(":")[0] for step in config.steps for _, ref in step.rewards()}
+    own = {ref.name.rpartition(":")[0] for step in config.steps for ref in step.plugins()}
     code: JsonObject = {
         name: _digest(Path(config.base_dir) / name) for name in sorted(own) if name.endswith(".py")
     }

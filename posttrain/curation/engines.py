@@ -1,4 +1,4 @@
-"""A curation's checkpoints in engines of our own: a pool answers its questions, batch after batch.
+"""A curation's checkpoints in engines of our own: a pool answers its questions and plays its episodes.
 
 The pool is asked directly and not through Ray Data: it already shares work out and repeats that of lost
 engines, renders as training does, and answers by seeds (on a CPU in float32 the same seed gives the same
@@ -11,19 +11,25 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import ray
 
 from posttrain.chat_endpoint import BadReply, Completion
-from posttrain.config import ClusterConfig
+from posttrain.config import TaskConfig
+from posttrain.config.curation import CurationConfig
+from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_digest
+from posttrain.curation.episodes import PooledEpisodes
 from posttrain.curation.outcomes import CurationError, RowError
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
-from posttrain.inference.pool import InferencePool
-from posttrain.inference.worker import EngineSetup
+from posttrain.joints import Plugins
+from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.reward_server import start_reward_server
+from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.cluster import cluster
 from posttrain.types import Message
 
@@ -41,31 +47,34 @@ class EngineModels:
     running Ray cluster is used as it is.
 
     Args:
-        settings: The cluster to start where none is running.
+        recipe: The curation.
+        plugins: Tools and rewards of the tasks that its steps play.
         engine: Reference of the engine's class.
         use_gpu: Whether engines take GPUs of a cluster that is running; one that is started says it itself.
 
     Example:
-        with EngineModels(recipe.cluster) as models:
-            report = curate(recipe, PLUGINS, open_checkpoint=models.open)
+        with EngineModels(recipe, PLUGINS) as models:
+            report = curate(recipe, PLUGINS, open_checkpoint=models.open, open_episodes=models.open_episodes)
     """
 
     def __init__(
         self,
-        settings: ClusterConfig,
+        recipe: CurationConfig,
+        plugins: Plugins,
         engine: str = "posttrain.inference.vllm_engine:VllmEngine",
         use_gpu: bool = False,
     ) -> None:
-        self._settings, self._engine, self._use_gpu = settings, engine, use_gpu
+        self._recipe, self._plugins, self._engine, self._use_gpu = recipe, plugins, engine, use_gpu
         self._stack = ExitStack()
-        self._pool: InferencePool | None = None
+        self._rewards: RewardAccess | None = None
+        self._pool: RolloutPool | None = None
         self._served: CheckpointConfig | None = None
 
     def __enter__(self) -> "EngineModels":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close_pool()
+        self.close_pool()
         self._stack.close()
 
     def open(self, name: str, entry: CheckpointConfig) -> "EngineModel":
@@ -74,38 +83,91 @@ class EngineModels:
         Raises:
             CurationError: If it is one of adapters alone.
         """
-        if (Path(entry.checkpoint) / "adapter_config.json").is_file():
-            raise CurationError(
-                f"endpoints.{name}.checkpoint: {entry.checkpoint} holds adapters alone; merge them by"
-                " `posttrain export` and name its output"
-            )
+        _check_whole(name, entry)
         return EngineModel(
             name, entry, lambda questions, sampling: self._pool_of(entry).answer(questions, sampling)
         )
 
-    def _pool_of(self, entry: CheckpointConfig) -> InferencePool:
+    def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
+        """Return what plays a step's task with a checkpoint; nothing is started yet.
+
+        Raises:
+            CurationError: If the checkpoint is one of adapters alone.
+        """
+        _check_whole(step.endpoint or "", entry)
+        return PooledEpisodes(
+            step, lambda: self._pool_of(entry), step.name, entry.max_length, self._recipe.seed
+        )
+
+    def close_pool(self) -> None:
+        """End the engines; a step that asks starts them anew."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _pool_of(self, entry: CheckpointConfig) -> RolloutPool:
         """Return the pool once it serves a checkpoint."""
         if self._pool is None or entry != self._served:
-            self._close_pool()
+            self.close_pool()
             if not ray.is_initialized():
-                gpus = self._stack.enter_context(cluster(**self._settings.model_dump(exclude={"placement"})))
-                self._use_gpu = gpus > 0
-            setup = EngineSetup(
+                settings = self._recipe.cluster.model_dump(exclude={"placement"})
+                self._use_gpu = self._stack.enter_context(cluster(**settings)) > 0
+            tasks = self._tasks(entry)
+            setup = RolloutSetup(
                 model=entry.as_model,
                 checkpoint=Path(entry.checkpoint),
                 engine_config=entry.engine,
                 max_length=entry.max_length,
                 engine=self._engine,
-                lockstep=not self._use_gpu,
+                # Episodes come one by one; a lockstep would have engines wait for tools.
+                lockstep=not (self._use_gpu or tasks),
+                tasks=tasks,
+                image_dir=self._images() if tasks else Path(self._recipe.output_dir),
+                load_tools=self._plugins.load_tools,
+                load_game=self._plugins.load_game,
+                make_environment=self._plugins.make_environment,
+                rewards=self._reward_access() if tasks else None,
+                base_dir=Path(self._recipe.base_dir),
             )
-            pool = InferencePool(setup, actors=entry.actors, use_gpu=self._use_gpu)
-            self._pool, self._served = pool, entry
+            self._pool = RolloutPool(setup, actors=entry.actors, use_gpu=self._use_gpu)
+            self._served = entry
         return self._pool
 
-    def _close_pool(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+    def _tasks(self, entry: CheckpointConfig | None = None) -> list[TaskConfig]:
+        """Return the tasks that steps have a checkpoint play, or all of them, named after their steps."""
+        return [
+            TaskConfig(name=step.name, data=self._recipe.data, **dict(step.task))
+            for step in self._recipe.steps
+            if isinstance(step, PassRateStep) and step.task is not None
+            if entry is None or self._recipe.endpoints.get(step.endpoint or "") == entry
+        ]
+
+    def _images(self) -> Path:
+        """Make a folder for the images of tools, which nobody needs after an episode is scored."""
+        return Path(self._stack.enter_context(TemporaryDirectory(prefix="posttrain-images-")))
+
+    def _reward_access(self) -> RewardAccess:
+        """Return the reward server of all tasks, started when first needed."""
+        if self._rewards is None:
+            folder = Path(self._recipe.output_dir) / self._recipe.name
+            server, self._rewards = start_reward_server(
+                self._plugins, self._tasks(), Path(self._recipe.base_dir), folder / "reward-server.log"
+            )
+            self._stack.callback(server.close)
+        return self._rewards
+
+
+def _check_whole(name: str, entry: CheckpointConfig) -> None:
+    """Refuse a checkpoint of adapters alone.
+
+    Raises:
+        CurationError: If it is one.
+    """
+    if (Path(entry.checkpoint) / "adapter_config.json").is_file():
+        raise CurationError(
+            f"endpoints.{name}.checkpoint: {entry.checkpoint} holds adapters alone; merge them by"
+            " `posttrain export` and name its output"
+        )
 
 
 class EngineModel:

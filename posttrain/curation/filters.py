@@ -9,9 +9,10 @@ from itertools import islice
 from typing import Any, Protocol
 from unicodedata import category
 
-from posttrain.config.curation import DomainStep, FilterStep, QueryStep, ResponseStep
+from posttrain.config.curation_steps import DomainStep, FilterStep, QueryStep, ResponseStep
 from posttrain.curation.asking import CachedModel
 from posttrain.curation.outcomes import Changes, Outcome
+from posttrain.curation.playing import PlaysEpisodes
 from posttrain.curation.rows import answer_of, has_images, query_of, response_of, to_last_user_turn
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy
@@ -40,6 +41,7 @@ class Context:
         entering: Returns the rows that come to this step, in order, with their numbers.
         endpoints: The models by name.
         seed: Seed of the recipe.
+        episodes: Plays the step's task, where it has one.
     """
 
     taxonomy: Taxonomy
@@ -47,6 +49,7 @@ class Context:
     entering: Callable[[], Iterator[tuple[int, Sample]]]
     endpoints: dict[str, CachedModel] = field(default_factory=dict)
     seed: int = 0
+    episodes: PlaysEpisodes | None = None
 
 
 class Filter(Protocol):

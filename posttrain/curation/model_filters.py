@@ -8,7 +8,7 @@ from rapidfuzz.fuzz import ratio
 
 from posttrain.chat_endpoint import BadReply, Completion
 from posttrain.concurrency import all_or_first_failure
-from posttrain.config.curation import (
+from posttrain.config.curation_steps import (
     DomainStep,
     ImageNeededStep,
     PassRateStep,
@@ -17,9 +17,11 @@ from posttrain.config.curation import (
     RewardStep,
     SamplingStep,
 )
+from posttrain.config.tasks import PluginRef
 from posttrain.curation.asking import Sampling
 from posttrain.curation.filters import Context, Domain, Filter, in_domain
 from posttrain.curation.outcomes import Changes, Outcome, RowError
+from posttrain.curation.playing import earned
 from posttrain.curation.rows import (
     answer_input,
     answer_of,
@@ -31,6 +33,7 @@ from posttrain.curation.rows import (
     without_images,
 )
 from posttrain.files.strict_json import JsonError, JsonObject, parse_json
+from posttrain.reward_spec import OUTCOME
 from posttrain.types import Message, Sample, text_message
 
 #: Most tokens of a verdict; it is short, but a thinking model thinks first.
@@ -161,8 +164,8 @@ class RejectionSampling:
         step = self._step
         if sample.chosen:
             raise RowError("a preference pair has two responses, of which a sampled one would replace one")
-        answers = await _answers(step, self._context, to_last_user_turn(sample))
-        right = await _right(step, self._context, sample, answers)
+        answers = await _answers(step, step.endpoint, self._context, to_last_user_turn(sample))
+        right = await _right(step.reward, self._context, sample, answers)
         if right is None:
             return Outcome(_NO_TRUTH)
         scores = {"right": float(sum(right)), "pass_rate": sum(right) / len(right)}
@@ -199,19 +202,67 @@ class PassRate:
     async def judge(self, row: int, sample: Sample) -> Outcome:
         """Judge the model's answers by the ground truth."""
         step = self._step
-        answers = await _answers(step, self._context, to_last_user_turn(sample))
-        right = await _right(step, self._context, sample, answers)
+        assert step.endpoint is not None
+        assert step.reward is not None
+        prompt = to_last_user_turn(sample)
+        answers = await _answers(step, step.endpoint, self._context, prompt)
+        right = await _right(step.reward, self._context, sample, answers)
         if right is None:
             return Outcome(_NO_TRUTH)
-        rate = sum(right) / len(right)
         length = sum(len(answer.text) for answer in answers) / len(answers)
-        scores = {"right": float(sum(right)), "pass_rate": rate, "answer_chars": length}
-        if rate < step.min:
-            return Outcome("too hard", f"{sum(right)} of {len(right)} right", scores)
         is_long = step.long_answer_chars is not None and length >= step.long_answer_chars
-        if rate > step.max and not is_long:
-            return Outcome("too easy", f"{sum(right)} of {len(right)} right", scores)
-        return Outcome(scores=scores, changes=Changes(columns={"pass_rate": rate}))
+        return _in_band(step, right, {"answer_chars": length}, is_long)
+
+
+class EpisodePassRate:
+    """Keeps rows of which the share of episodes that are right lies between two bounds."""
+
+    def __init__(self, step: PassRateStep, context: Context):
+        assert step.task is not None
+        assert context.episodes is not None
+        self._step, self._episodes = step, context.episodes
+        outcome = step.task.rewards[0]
+        # An environment's own outcome is 1 where all is reached.
+        self._full = 1.0 if outcome.name.startswith(OUTCOME) else context.scoring.full(outcome)
+        self._outcome = outcome.name
+
+    async def judge(self, row: int, sample: Sample) -> Outcome:
+        """Judge by the first reward of the task, as its rewards see an episode."""
+        played = await self._episodes.play(row, sample)
+        if played is None:
+            return Outcome("too long", "the prompt leaves no room for an answer")
+        values = earned(played, self._outcome)
+        if all(value is None for value in values):
+            return Outcome(_NO_TRUTH)
+        right = [value is not None and value >= self._full for value in values]
+        calls = sum(len(episode.tool_calls) for episode in played) / len(played)
+        tokens = sum(len(episode.token_ids) for episode in played) / len(played)
+        return _in_band(self._step, right, {"tool_calls": calls, "tokens": tokens})
+
+
+def pass_rate(step: PassRateStep, context: Context) -> Filter:
+    """Make the filter of a `pass_rate` step: by episodes if the step has a task, else by answers."""
+    return PassRate(step, context) if step.task is None else EpisodePassRate(step, context)
+
+
+def _in_band(
+    step: PassRateStep, right: list[bool], figures: dict[str, float], always: bool = False
+) -> Outcome:
+    """Judge a row by the share of its tries that are right.
+
+    Args:
+        step: Has the bounds.
+        right: Which tries are.
+        figures: More to be written down.
+        always: Whether a row is kept that is too easy.
+    """
+    rate, note = sum(right) / len(right), f"{sum(right)} of {len(right)} right"
+    scores = {"right": float(sum(right)), "pass_rate": rate, **figures}
+    if rate < step.min:
+        return Outcome("too hard", note, scores)
+    if rate > step.max and not always:
+        return Outcome("too easy", note, scores)
+    return Outcome(scores=scores, changes=Changes(columns={"pass_rate": rate}))
 
 
 class ImageNeeded:
@@ -228,23 +279,26 @@ class ImageNeeded:
         if not prompt[-1].content:
             return Outcome(note="the query is its image alone")
         prompt = tuple(message for message in prompt if message.content)
-        answers = await _answers(self._step, self._context, prompt)
-        right = await _right(self._step, self._context, sample, answers)
+        step = self._step
+        answers = await _answers(step, step.endpoint, self._context, prompt)
+        right = await _right(step.reward, self._context, sample, answers)
         if right is None:
             return Outcome(note=_NO_TRUTH)
         rate = sum(right) / len(right)
         scores = {"text_only_pass_rate": rate}
-        solved = rate > self._step.max_pass_rate
+        solved = rate > step.max_pass_rate
         return Outcome("solved without the image" if solved else "", scores=scores)
 
 
-async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, ...]) -> list[Completion]:
+async def _answers(
+    step: SamplingStep, name: str, context: Context, prompt: tuple[Message, ...]
+) -> list[Completion]:
     """Ask the model for several answers to one prompt, each with its own seed.
 
     The seeds are the same for every prompt, so that another step with the same settings finds the answers in
     the cache.
     """
-    endpoint = context.endpoints[step.endpoint]
+    endpoint = context.endpoints[name]
     samplings = [
         Sampling(step.temperature, step.max_new_tokens, (context.seed * 1009 + i) % 2**31)
         for i in range(step.samples)
@@ -255,7 +309,7 @@ async def _answers(step: SamplingStep, context: Context, prompt: tuple[Message, 
 
 
 async def _right(
-    step: SamplingStep, context: Context, sample: Sample, answers: list[Completion]
+    reward: PluginRef, context: Context, sample: Sample, answers: list[Completion]
 ) -> list[bool] | None:
     """Tell which answers get the full reward; an answer that was cut off counts as wrong.
 
@@ -263,10 +317,10 @@ async def _right(
         One truth value per answer; None if the reward does not apply.
     """
     inputs = [answer_input(sample, answer.text, answer.truncated) for answer in answers]
-    verdicts = await context.scoring.score(step.reward, inputs)
+    verdicts = await context.scoring.score(reward, inputs)
     if all(verdict.value is None for verdict in verdicts):
         return None
-    full = context.scoring.full(step.reward)
+    full = context.scoring.full(reward)
     return [
         verdict.value is not None and verdict.value >= full and not answer.truncated
         for verdict, answer in zip(verdicts, answers, strict=True)

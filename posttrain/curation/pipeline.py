@@ -14,13 +14,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from posttrain.concurrency import all_or_first_failure
-from posttrain.config.curation import CurationConfig, SamplingStep, Step
-from posttrain.config.endpoints import EndpointConfig, ModelEntry
+from posttrain.config.curation import CurationConfig
+from posttrain.config.curation_steps import PassRateStep, SamplingStep, Step
+from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
 from posttrain.curation.checks import check_recipe
@@ -30,6 +32,7 @@ from posttrain.curation.filters import Context, Filter, applies
 from posttrain.curation.funnel import CurationReport, StepCount
 from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import CurationError, Outcome, RowError
+from posttrain.curation.playing import OpenEpisodes, PlaysEpisodes
 from posttrain.curation.registry import FILTERS
 from posttrain.curation.rows import changed
 from posttrain.curation.scoring import Scoring
@@ -51,6 +54,7 @@ def curate(
     *,
     resume: bool = False,
     open_checkpoint: OpenCheckpoint | None = None,
+    open_episodes: OpenEpisodes | None = None,
 ) -> CurationReport:
     """Run a curation, or continue one that was interrupted.
 
@@ -59,6 +63,7 @@ def curate(
         plugins: Load and run its rewards.
         resume: Whether to continue where it stopped; rows that failed are tried again.
         open_checkpoint: Opens the model of an endpoint that is a `checkpoint`, such as `EngineModels.open`.
+        open_episodes: Opens what plays the task of a step, such as `EngineModels.open_episodes`.
 
     Returns:
         The funnel. `kept.jsonl`, `dropped.jsonl` and `funnel.json` are in its directory.
@@ -78,7 +83,33 @@ def curate(
     check_recipe(config, taxonomy, plugins)
     dataset = load_samples(config.data, config.base_dir)
     with claimed(config, dataset, resume) as directory:
-        return asyncio.run(_Curation(config, plugins, dataset, taxonomy, directory, open_checkpoint).run())
+        opening = _Opening(open_checkpoint, open_episodes)
+        return asyncio.run(_Curation(config, plugins, dataset, taxonomy, directory, opening).run())
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What opens the models and episodes of a curation's checkpoints (see `curate`)."""
+
+    checkpoint: OpenCheckpoint | None
+    episodes: OpenEpisodes | None
+
+    def model(self, name: str, entry: ModelEntry) -> AbstractAsyncContextManager[Model]:
+        """Return the model of an entry of `endpoints`, as a context manager."""
+        if isinstance(entry, EndpointConfig):
+            return Endpoint(name, entry)
+        if self.checkpoint is None:
+            raise CurationError(
+                f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
+            )
+        return self.checkpoint(name, entry)
+
+    def player(self, step: PassRateStep, entry: ModelEntry) -> PlaysEpisodes:
+        """Return what plays a step's task."""
+        assert isinstance(entry, CheckpointConfig)
+        if self.episodes is None:
+            raise CurationError(f"step {step.name}: episodes need engines; pass `open_episodes`")
+        return self.episodes(step, entry)
 
 
 class _Curation:
@@ -91,12 +122,11 @@ class _Curation:
         dataset: Dataset,
         taxonomy: Taxonomy,
         directory: Path,
-        open_checkpoint: OpenCheckpoint | None,
+        opening: _Opening,
     ):
         self.config, self.dataset, self.taxonomy, self.directory = config, dataset, taxonomy, directory
         self.journals: list[Journal] = []
-        self._plugins = plugins
-        self._open_checkpoint = open_checkpoint
+        self._plugins, self._opening = plugins, opening
 
     async def run(self) -> CurationReport:
         """Run all steps, then write the rows and the funnel."""
@@ -145,10 +175,14 @@ class _Curation:
         allowed = int(self.config.max_error_share * len(rows))
         name = getattr(step, "endpoint", None)
         async with AsyncExitStack() as stack:
-            models, at_once = {}, ROWS_AT_ONCE
+            models, episodes, at_once = {}, None, ROWS_AT_ONCE
             if name is not None:
                 entry = self.config.endpoints[name]
-                models[name] = CachedModel(await stack.enter_async_context(self._open(name, entry)), cache)
+                if isinstance(step, PassRateStep) and step.plays:
+                    episodes = self._opening.player(step, entry)
+                else:
+                    model = await stack.enter_async_context(self._opening.model(name, entry))
+                    models[name] = CachedModel(model, cache)
                 samples = step.samples if isinstance(step, SamplingStep) else 1
                 # Twice as many as are answered at a time, so that the model is busy while answers are scored.
                 at_once = 2 * -(-entry.concurrency // samples)
@@ -158,21 +192,12 @@ class _Curation:
                 lambda: ((row, self.current(row, index)) for row in rows),
                 models,
                 self.config.seed,
+                episodes,
             )
             work = _StepWork(self, index, step, journal, FILTERS[step.filter](step, context), allowed)
             progress = tqdm(total=len(rows), initial=len(rows) - len(todo), desc=step.name, disable=None)
             stack.callback(progress.close)
             await work.run(todo, at_once, progress)
-
-    def _open(self, name: str, entry: ModelEntry) -> AbstractAsyncContextManager[Model]:
-        """Return the model of an entry of `endpoints`, as a context manager."""
-        if isinstance(entry, EndpointConfig):
-            return Endpoint(name, entry)
-        if self._open_checkpoint is None:
-            raise CurationError(
-                f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
-            )
-        return self._open_checkpoint(name, entry)
 
     def _report(self) -> CurationReport:
         """Count the rows of each step."""

@@ -10,11 +10,11 @@ from typing import Any
 from posttrain.curation.filters import Context, Filter, Query, Response
 from posttrain.curation.model_filters import (
     ImageNeeded,
-    PassRate,
     QueryReview,
     RejectionSampling,
     Reward,
     domain,
+    pass_rate,
 )
 
 #: From a step's section of the recipe (see `posttrain.config.curation`) and the context to the filter.
@@ -25,6 +25,6 @@ FILTERS: dict[str, Callable[[Any, Context], Filter]] = {
     "response": Response,
     "reward": Reward,
     "rejection_sampling": RejectionSampling,
-    "pass_rate": PassRate,
+    "pass_rate": pass_rate,
     "image_needed": ImageNeeded,
 }

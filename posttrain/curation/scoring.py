@@ -52,8 +52,9 @@ class Scoring:
         self._stack.close()
 
     def full(self, reward: PluginRef) -> float:
-        """Return the value that a perfect answer gets."""
-        return self._loaded[reward.name].high
+        """Return the value that a perfect answer gets, also of a reward that scores elsewhere."""
+        loaded = self._loaded.get(reward.name)
+        return (loaded or self._plugins.load_reward(reward.name, self._base_dir)).high
 
     async def score(self, reward: PluginRef, inputs: Sequence[RewardInput]) -> list[Verdict]:
         """Return one verdict an answer, in order.

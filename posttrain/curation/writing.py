@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from posttrain.config.curation import Step
+from posttrain.config.curation_steps import Step
 from posttrain.curation.funnel import CurationReport
 from posttrain.curation.journal import FAILED, KEPT, PENDING, Journal
 from posttrain.data.dataset import Dataset

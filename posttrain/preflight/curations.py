@@ -1,6 +1,7 @@
 """The curations of a run's stages, and the models behind addresses that it asks."""
 
-from posttrain.config.curation import load_curation
+from posttrain.config.curation import CurationConfig, load_curation
+from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.stage import CurationUse
@@ -30,8 +31,10 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
     if recipe is None:
         return
     if recipe.data not in use.datasets:
-        reason = f"the recipe {use.recipe!r} curates {recipe.data!r}, which is not in the stage's mixture"
-        look.problem(key, reason, "put it in data.mixture, or choose another recipe")
+        reason = f"the recipe {use.recipe!r} curates {recipe.data!r}, which the stage does not learn from"
+        look.problem(key, reason, "put it there, or choose another recipe")
+    if reason := _no_task(recipe, use):
+        look.problem(key, f"{use.recipe}: {reason}")
     for name, entry in recipe.endpoints.items():
         what = f"{use.recipe}: endpoints.{name}"
         if isinstance(entry, EndpointConfig):
@@ -44,6 +47,18 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
     if taxonomy is not None:
         for fault in recipe_faults(recipe, taxonomy, look.plugins):
             look.problem(key, f"{use.recipe}: {fault.text}")
+
+
+def _no_task(recipe: CurationConfig, use: CurationUse) -> str:
+    """Return why the model at hand cannot play what a recipe wants it to; "" if it can, or is not to."""
+    steps = [step for step in recipe.steps if isinstance(step, PassRateStep) and step.endpoint is None]
+    tasks = [task.name for task in use.tasks if task.data == recipe.data]
+    if not steps or len(tasks) == 1:
+        return ""
+    reason = f"step {steps[0].name!r} names no endpoint, so the stage's own model is to play the stage's task"
+    if not use.tasks:
+        return f"{reason}, but only an rl stage has one; name an `endpoint`, and what it does there"
+    return f"{reason}, but {len(tasks)} of its tasks are of {recipe.data!r}; it has to be one"
 
 
 def _examine_address(look: Examination, endpoint: EndpointConfig, key: Key, what: str) -> None:

@@ -46,6 +46,12 @@ ADVANTAGE_ZERO_GROUPS = "advantage/zero_groups"
 ADVANTAGE_DROPPED_GROUPS = "advantage/dropped_groups"
 #: Groups whose episodes all had the same outcome, the first reward, and scored unlike in other rewards alone.
 ADVANTAGE_SHAPED_GROUPS = "advantage/shaped_groups"
+#: Dynamic sampling: rounds of further prompts, groups that were replaced, and the episodes that they took, of
+#: which none was learned. Figures of rewards and episodes are then those of the first round.
+REFILL = "refill/"
+REFILL_ROUNDS = "refill/rounds"
+REFILL_GROUPS = "refill/groups"
+REFILL_EPISODES = "refill/episodes"
 EPISODE_TOOL_CALLS = "episode/tool_calls"
 EPISODE_TURNS = "episode/turns"
 EPISODE_TOKENS = "episode/tokens"

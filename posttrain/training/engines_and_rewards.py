@@ -4,7 +4,6 @@ Starting an engine takes half a minute, so one pool serves every stage and evalu
 stage only changes its weights.
 """
 
-import secrets
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,9 @@ from posttrain.inference.weights import CheckpointWeights
 from posttrain.joints import Plugins
 from posttrain.preflight.adapters import frozen_by, linear_weights
 from posttrain.rollout.play import RolloutPool
+from posttrain.rollout.reward_server import start_reward_server
 from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.directory import RunDir
-from posttrain.run.node import node_address
 from posttrain.run.placement import Placement
 
 
@@ -153,17 +152,14 @@ class EnginesAndRewards:
         return reaches_vision(linear, lora.target_modules, frozen_by(model))
 
     def _start_rewards(self) -> RewardAccess:
-        """Start a reward server in a process of its own, which serves the run's rewards and no others.
-
-        It listens where the engines of every node reach it, and nowhere else.
-        """
-        references = sorted({reward.name for task in self._tasks for reward in task.rewards})
-        token = secrets.token_urlsafe(24)
-        log = self._run.path / "reward-server.log"
-        server = self._plugins.start_reward_server(
-            references, token=token, base_dir=Path(self._config.base_dir), log=log, host=node_address()
+        """Start the reward server."""
+        config = self._config
+        server, access = start_reward_server(
+            self._plugins,
+            self._tasks,
+            Path(config.base_dir),
+            self._run.path / "reward-server.log",
+            config.reward_wait_s,
         )
         self._stack.callback(server.close)
-        return RewardAccess(
-            server.url, token, self._plugins.make_reward_client, wait=self._config.reward_wait_s
-        )
+        return access

@@ -44,7 +44,7 @@ FIGURES = (
     ),
     Figure(
         "Clip fraction",
-        "Share whose ratio is beyond the clip: of tokens in GRPO, of tokens of such sequences in GSPO. SAPO clips nothing.",
+        "Share of the tokens whose ratio, or whose sequence's in GSPO, is clipped. SAPO clips nothing.",
         metric.CLIP_FRACTION,
     ),
     Figure(

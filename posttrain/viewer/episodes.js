@@ -180,7 +180,7 @@ function toolbar(row) {
   toggle.setAttribute("aria-pressed", String(beside));
   toggle.onclick = () => { beside = !beside; choose(chosen); };
   const picker = make("select", "");
-  for (const name of ["none", "log-prob", "entropy", "advantage"]) picker.append(new Option(`shade: ${name}`, name, false, name === shade));
+  for (const name of ["none", "log-prob", "advantage"]) picker.append(new Option(`shade: ${name}`, name, false, name === shade));
   picker.onchange = () => { shade = picker.value; choose(chosen); };
   const has = row.tokens?.length ? null : make("span", "note", "no figures of tokens were recorded");
   return make("div", "bar-top", make("b", "", `${visible(row.stage)} · ${row.step ? `step ${row.step}` : "evaluation"} · ${visible(row.task)}`),
@@ -268,7 +268,6 @@ function marked(text) {
 
 const SHADES = {
   "log-prob": { key: "logprobs", worst: -5, text: (value) => `log-prob ${figure(value)} (${(100 * Math.exp(value)).toFixed(1)} %)` },
-  entropy: { key: "entropies", worst: 3, text: (value) => `entropy ${figure(value)} nats` },
   advantage: { key: "advantages", worst: 2, text: (value) => `advantage ${figure(value)}` },
 };
 
@@ -293,10 +292,10 @@ function shaded(text, tokens, advantage) {
 }
 
 function calls(row) {
-  const head = make("tr", "", ...["", "tool", "arguments", "time", "images", "outcome"].map((text) => make("th", "", text)));
+  const head = make("tr", "", ...["", "tool", "arguments", "images", "outcome"].map((text) => make("th", "", text)));
   return make("table", "calls", head, ...row.tool_calls.map((call, place) => make("tr", "", make("td", "", String(place + 1)),
     make("td", "", visible(call.name || "?")), make("td", "", visible(shortened(plain(call.arguments), 400))),
-    make("td", "", call.seconds == null ? "–" : `${figure(call.seconds)} s`), make("td", "", String(call.images)),
+    make("td", "", String(call.images)),
     make("td", call.ok ? "" : "bad", call.ok ? "served" : visible(shortened(call.error || "failed", 400))))));
 }
 

@@ -86,6 +86,12 @@ PANELS = (
         from_zero=True,
     ),
     Panel(
+        "Prompts that were replaced",
+        "Groups without signal that gave their places to further prompts, and the episodes that they cost.",
+        lines=(metric.REFILL + "*",),
+        from_zero=True,
+    ),
+    Panel(
         "Entropy",
         "How undecided the policy is; at zero it has stopped exploring.",
         lines=(metric.ENTROPY,),

@@ -10,21 +10,25 @@ from typing import Any
 
 import pytest
 
-from posttrain.config import ClusterConfig
 from posttrain.config.curation import load_curation
+from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.pipeline import curate
+from posttrain.curation.playing import PlaysEpisodes
 from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
+from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import Sample
+from posttrain.types import Sample, Trajectory
 from tests.at_work import answer_all
 
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
 ROWS = 20
 REWARDS = """\
+from pathlib import Path
+
 from rewards import reward
 
 @reward("odd")
@@ -33,6 +37,14 @@ def odd(x):
 
 @reward("digit")
 def digit(x):
+    return float(x.answer < "5")
+
+@reward("fails_once")
+def fails_once(x):
+    # As the one above, but it fails the first time on row 3.
+    if "[3]" in x.prompt[0].text and not (mark := Path(__file__).with_name("failed")).exists():
+        mark.touch()
+        raise OSError("the judge is away")
     return float(x.answer < "5")
 """
 DATASET = "name: rows\ndescription: Questions.\nlicence: CC0-1.0\nsource: {path: rows.jsonl}\n"
@@ -136,7 +148,7 @@ def test_engines_start_when_asked_and_outlive_their_actors(
         steps += "temperature: 0, samples: 1, max_new_tokens: 9, min: 0.5}\n"
     recipe = load_curation(write_curation(tmp_path / "c", [], endpoints, steps))
     (tmp_path / "baseline" / "faults" / "die").write_text("1")
-    with EngineModels(ClusterConfig(), engine=f"{SCRIPTED}:ScriptedEngine") as models:
+    with EngineModels(recipe, PLUGINS, engine=f"{SCRIPTED}:ScriptedEngine") as models:
         caplog.set_level(logging.WARNING)
         report = curate(recipe, PLUGINS, open_checkpoint=models.open)
         assert "died while" in caplog.text
@@ -149,3 +161,58 @@ def test_engines_start_when_asked_and_outlive_their_actors(
     assert 3 < first.kept == second.kept < ROWS
     with pytest.raises(CurationError, match="a checkpoint needs engines"):
         curate(recipe.model_copy(update={"name": "d"}), PLUGINS)
+
+
+class Interrupted:
+    """Plays as another does, and is ended as by Ctrl-C when so many rows were given to it."""
+
+    def __init__(self, models: EngineModels, rows: int = 1000) -> None:
+        self._models, self._rows = models, rows
+        self.played: list[int] = []
+
+    def open(self, step: PassRateStep, entry: CheckpointConfig) -> PlaysEpisodes:
+        self._episodes = self._models.open_episodes(step, entry)
+        return self
+
+    async def play(self, row: int, sample: Sample) -> Sequence[Trajectory] | None:
+        if len(self.played) == self._rows:
+            raise KeyboardInterrupt
+        self.played.append(row)
+        return await self._episodes.play(row, sample)
+
+
+def test_a_pass_rate_is_that_of_episodes_with_tools(
+    ray_cluster: None, talker: Path, samples: list[Sample], tmp_path: Path
+) -> None:
+    """Rows with a picture take a zoom first; a reward that failed is no 0; a row is played once."""
+    entry = f"{{checkpoint: {talker}, dtype: float32, max_length: 512, engine: {{max_num_seqs: 8}}}}"
+    task = "{tools: [image_zoom_in], max_turns: 2, rewards: ['own.py:fails_once', tool_calls]}"
+    steps = f"steps: [{{filter: pass_rate, endpoint: talker, samples: 4, task: {task}}}]\n"
+    steps += "max_error_share: 0.1\n"
+    recipe = load_curation(write_curation(tmp_path / "c", samples, f"  talker: {entry}\n", steps))
+    with EngineModels(recipe, PLUGINS, engine=f"{SCRIPTED}:ScriptedEngine") as models:
+        first, rest = Interrupted(models, rows=11), Interrupted(models)
+        with pytest.raises(KeyboardInterrupt):
+            curate(recipe, PLUGINS, open_episodes=first.open)
+        journal = tmp_path / "c" / "out" / "c" / "steps" / "00-pass_rate.jsonl"
+        lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        judged = {line["row"] for line in lines if "error" not in line}
+        curate(recipe, PLUGINS, resume=True, open_episodes=rest.open)
+        assert set(rest.played) == set(range(ROWS)) - judged
+        report = curate(recipe, PLUGINS, resume=True, open_episodes=rest.open)
+    assert (tmp_path / "c" / "failed").exists()
+    rates = {}
+    for row in range(ROWS):
+        seed, turn = stable_seed(0, "curation", "pass_rate", row), int(row < len(samples))
+        tries = [stable_seed(stable_seed(seed, episode), turn) % 10 < 5 for episode in range(4)]
+        rates[f"r{row}"] = sum(tries) / 4
+    kept, dropped = (list(map(json.loads, text.splitlines())) for text in files(tmp_path / "c"))
+    # At least one of them solved, and at most 0.9 of them: what is usual of episodes.
+    assert {row["id"]: row["pass_rate"] for row in kept} == {
+        name: rate for name, rate in rates.items() if 0 < rate < 0.9
+    }
+    told = {row["id"]: row["dropped"] for row in dropped}
+    assert {name: verdict["scores"]["pass_rate"]["pass_rate"] for name, verdict in told.items()} == {
+        name: rate for name, rate in rates.items() if rate in (0, 1)
+    }
+    assert report.steps[1].reasons.keys() == {"too easy", "too hard"}

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.config import ModelConfig, RlStage, TaskConfig
+from posttrain.config.rl import DynamicSampling
 from posttrain.data.mixing import Mixture
 from posttrain.first_party import PLUGINS
 from posttrain.inference.engine import EngineUse, stable_seed
@@ -41,7 +42,7 @@ LIMITS = Limits(max_new_tokens=16, max_length=MAX_LENGTH)
 
 
 class Brevity:
-    """A reward client to which a shorter answer is a better one."""
+    """A reward client to which a shorter answer is a better one, but for what is hopeless."""
 
     def __init__(self, url: str, token: str, *, timeout: float, wait: float) -> None:
         pass
@@ -52,7 +53,10 @@ class Brevity:
         inputs: Sequence[RewardInput],
         groups: Sequence[int] | None = None,
     ) -> list[RewardResult]:
-        return [RewardResult(1 / len(each.completion_ids)) for each in inputs]
+        return [
+            RewardResult(0.0 if each.ground_truth == "hopeless" else 1 / len(each.completion_ids))
+            for each in inputs
+        ]
 
 
 @dataclass
@@ -206,6 +210,24 @@ def test_in_turns_it_is_the_straight_loop_bit_for_bit_also_when_resumed(bench: B
             assert torch.equal(learned[name], tensor), name
     start = load_file(bench.start / "model.safetensors")
     assert not torch.equal(start["lm_head.weight"], weights["lm_head.weight"])
+
+
+def test_refilled_steps_are_resumed_bit_for_bit(bench: Bench) -> None:
+    """Every other scene teaches nothing and is replaced; the second part of the run is resumed."""
+    stage = stage_of(3).model_copy(update={"dynamic_sampling": DynamicSampling(max_rounds=2)})
+    bench.samples = [
+        replace(sample, ground_truth="hopeless" if index % 2 else "")
+        for index, sample in enumerate(bench.samples)
+    ]
+    whole, halves = RunDir(bench.folder / "whole"), RunDir(bench.folder / "halves")
+    found = bench.paced(stage, whole)
+    resumed = bench.paced(stage, halves, stop_after=1) + bench.paced(stage, halves)
+    assert sum(row["refill/groups"] for row in found) > 0
+    assert list(map(without_times, found)) == list(map(without_times, resumed))
+    weights, again = (
+        load_file(run.path / "rl" / "checkpoint-3" / "model.safetensors") for run in (whole, halves)
+    )
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
 
 
 #: Seconds that scoring takes for half of the scenes.

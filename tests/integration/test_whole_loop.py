@@ -48,12 +48,20 @@ stages:
     save_steps: 2
     warmup_ratio: 0.25
     num_workers: 1
+    curation: not_solved.yaml
+    dynamic_sampling: {max_rounds: 1}
 reward_wait_s: 3
 evaluation:
   stages: [cold_start, rl]
   tasks:
     with_tool: {num_samples: 16}
     without_tool: {num_samples: 16, stages: [rl]}
+"""
+#: What the model that RL starts from nearly always solves goes.
+NOT_SOLVED = """
+name: not-solved
+data: markers_train
+steps: [{filter: pass_rate, samples: 2, min: 0}]
 """
 #: What SFT and RL need not wait for, where there is a tiny model already.
 PASSED_OVER = ("tiny_model", "cold_start", "distillation", "dpo")
@@ -65,6 +73,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quickstart with less of everything: steps, and scenes in its datasets."""
     path = tmp_path_factory.mktemp("whole-loop") / "smallest.yaml"
     path.write_text(SMALLEST, encoding="utf-8")
+    (path.parent / "not_solved.yaml").write_text(NOT_SOLVED, encoding="utf-8")
     datasets = path.parent / "datasets_cfg"
     datasets.mkdir()
     for name in (name for name in dataset_names() if name.startswith("markers_")):
@@ -145,8 +154,12 @@ def test_every_part_left_its_traces(undisturbed: Path):
     ]
     funnel = json.loads((undisturbed / "cold_start" / "curation" / "funnel.json").read_text())
     assert 0 < funnel["kept"] < funnel["read"]
+    assert learned[0]["refill/episodes"] == 4 * learned[0]["refill/groups"]
     page = (undisturbed / "report.html").read_text("utf-8")
     assert f"curated: {funnel['kept']} of {funnel['read']} rows kept" in page
+    kept = rows(undisturbed / "rl" / "curation" / "kept.jsonl")
+    assert {row["pass_rate"] for row in kept} <= {0.0, 0.5}
+    assert f"curated: {len(kept)} of 24 rows kept" in page
 
 
 def test_stages_start_from_what_they_name(undisturbed: Path):
@@ -222,7 +235,7 @@ def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undis
     """No in-process shortcut: rewards come from the server, or the run ends with what to do."""
     settings = yaml.safe_load((undisturbed / "resolved.json").read_text())
     settings["model"]["name_or_path"] = str(undisturbed / "sft" / "checkpoint-8")
-    settings["stages"] = [settings["stages"][-1] | {"max_steps": 50, "start_from": None}]
+    settings["stages"] = [settings["stages"][-1] | {"max_steps": 50, "start_from": None, "curation": None}]
     settings["evaluation"] = None
     from_sft = recipe.parent / "from-sft.yaml"
     from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")

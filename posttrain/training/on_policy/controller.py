@@ -19,12 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from posttrain.config import OnPolicyStage, RunConfig
-from posttrain.data.mixing import Mixture
-from posttrain.data.renderable import RowCheck
-from posttrain.data.sources import load_samples
+from posttrain.config import OnPolicyStage
 from posttrain.inference.worker import InferenceWorker
-from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
@@ -35,6 +31,7 @@ from posttrain.run.metric_names import (
     DATA_LEFT_OUT,
     PUBLISH_PROOF_GAP,
     PUBLISH_REPEATED,
+    REWARD_ERRORS,
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
@@ -51,14 +48,16 @@ from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
-from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
+from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts, stage_prompts
 from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.refilling import Refills
 from posttrain.training.on_policy.rollout_metrics import rollout_metrics
-from posttrain.training.on_policy.signals.group_relative import assign_advantages
+from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
 from posttrain.training.on_policy.teachers import find_teacher, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
+from posttrain.training.stage_curation import curated_datasets
 from posttrain.types import Trajectory
 
 
@@ -85,6 +84,7 @@ class OnPolicyRunner:
         origin = work.start_of(stage)
         assert origin is not None
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
+        curated = curated_datasets(stage, work, playing=stage)
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
         learners = LearnerGroup(
             *(trained_model(work.config.model, stage, start), stage, start),
@@ -109,7 +109,7 @@ class OnPolicyRunner:
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
         pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-        prompts = stage_prompts(work.config, stage, pool, start)
+        prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
         sizes = TokenBytes.of_checkpoint(start)
         crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
@@ -117,7 +117,7 @@ class OnPolicyRunner:
         try:
             with saving_on_sigterm(work.run):
                 if pacing.next_step is not None:
-                    first, _ = prompts.of_step(pacing.next_step)
+                    first = prompts.of_step(pacing.next_step).groups
                     sequences = learners.prompt_sequences([group.sample for group in first])
                     publisher.prove_by(sequences)
                     learners.check_teacher(proof_sequences(sequences))
@@ -132,26 +132,6 @@ class OnPolicyRunner:
         final = work.run.newest_checkpoint(stage.name)
         assert final is not None
         return final
-
-
-def stage_prompts(
-    config: RunConfig, stage: OnPolicyStage, pool: EpisodePool, checkpoint: Path
-) -> StepPrompts:
-    """Open the data of a stage, and return the prompts of its steps.
-
-    Args:
-        config: The run's settings.
-        stage: The stage's.
-        pool: Measures prompts.
-        checkpoint: Where the policy's processor is.
-    """
-    check: RowCheck = RenderCheck(KnownRenderer(checkpoint, config.model), "episodes")
-    samples = {
-        task.name: load_samples(task.data, config.base_dir, use="episodes", check=check)
-        for task in stage.tasks
-    }
-    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
-    return StepPrompts(mixture, stage, config.seed_of(stage), pool.prompt_tokens)
 
 
 class Learners(Protocol):
@@ -218,11 +198,13 @@ class PlayedStep:
     Attributes:
         trajectories: By group and episode.
         groups: The groups.
+        refills: The rounds in which they were played.
         metrics: What there is to say of them.
     """
 
     trajectories: list[Trajectory]
     groups: Sequence[GroupJob]
+    refills: Refills
     metrics: dict[str, float]
 
 
@@ -250,10 +232,10 @@ class Controller:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
         temperature = stage.rollout.temperature
         self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
-        self._prompts = PromptsAhead(prompts.of_step, stage.max_steps)
+        self._all_prompts, self._prompts = prompts, PromptsAhead(prompts.of_step, stage.max_steps)
         self._meter = EngineMeter(crew.pool.actors)
         self._in_flight: dict[int, StepInFlight] = {}
-        self._left_out: dict[int, int] = {}
+        self._refills: dict[int, Refills] = {}
         self._saved = pacing.learned
         self._version = -1  # of the learners' weights, as the engines know them
         self._begin_row()
@@ -267,9 +249,13 @@ class Controller:
     def play(self, step: int) -> None:
         """Give a step's groups to the engines."""
         begun = time.perf_counter()
-        groups, self._left_out[step] = self._prompts.take(step)
+        drawn = self._prompts.take(step)
+        refills = Refills(self._all_prompts, drawn, self._stage.refill_rounds, self._compare)
         self._row[TIME_LEARNER_WAIT] += time.perf_counter() - begun
-        self._in_flight[step] = StepInFlight(self._crew.pool, self._meter, groups, self._limits)
+        self._refills[step] = refills
+        self._in_flight[step] = StepInFlight(
+            self._crew.pool, self._meter, drawn.groups, self._limits, refills.further
+        )
 
     def collect(self, step: int) -> PlayedStep | None:
         """Wait for a step's episodes; return None where the run is asked to stop."""
@@ -279,16 +265,20 @@ class Controller:
         if played is None:
             return None
         del self._in_flight[step]
+        refills = self._refills.pop(step)
         metrics = {
             TIME_ROLLOUT: flight.seconds,
             TIME_REWARD: max(group.reward_seconds for group in played),
-            DATA_LEFT_OUT: float(self._left_out.pop(step)),
+            DATA_LEFT_OUT: float(refills.drawn.left_out),
+            **refills.metrics(),
         }
-        return PlayedStep(in_order(played), flight.groups, metrics)
+        return PlayedStep(in_order(played), flight.groups, refills, metrics)
 
     def _stopping(self) -> bool:
         """Tell whether the run is asked to stop; raise an error if what it waits for could not be learned."""
         self._crew.learners.check()
+        for flight in self._in_flight.values():  # also those of steps that are learned later
+            flight.go_on()
         return stop_requested(self._run)
 
     def learn(self, step: int, played: PlayedStep) -> None:
@@ -303,7 +293,9 @@ class Controller:
         ages = self._pacing.ages(
             version for each in trajectories for version in each.versions if version >= 0
         )
-        self._row |= played.metrics | self._compare(trajectories)
+        counts = self._compare(trajectories)
+        self._row |= rollout_metrics(in_order(played.refills.first), counts) | played.metrics
+        self._row[REWARD_ERRORS] += played.refills.errors
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
@@ -319,12 +311,11 @@ class Controller:
             self._row |= self._crew.learners.update(learnable, self._version)
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
 
-    def _compare(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Compare a step's episodes within their groups; return what there is to say of them."""
+    def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
+        """Compare episodes within their groups."""
         rewards = {task.name: task.rewards for task in self._stage.tasks}
         rewarded = [each for each in trajectories if rewards[each.task]]
-        counts = assign_advantages(rewarded, rewards, self._stage.algorithm)
-        return rollout_metrics(trajectories, counts)
+        return assign_advantages(rewarded, rewards, self._stage.algorithm)
 
     def publish(self) -> int:
         """Bring the learners' weights to every engine, as a new version."""

@@ -37,13 +37,14 @@ class EpisodePool(Protocol):
 
 
 class StepInFlight:
-    """A step's groups, from their start to the end of the last one.
+    """A step's groups, from their start to the end of the last one, in one round or several.
 
     Args:
         pool: Plays them.
         meter: Told of each that starts and ends.
-        groups: The groups.
+        groups: The groups, whose indices are their places.
         limits: Lengths of the episodes, by task.
+        further: From the groups of a round to those that are played in the places of some; none ends it.
         stall: Seconds in which some group must end.
     """
 
@@ -53,16 +54,15 @@ class StepInFlight:
         meter: EngineMeter,
         groups: Sequence[GroupJob],
         limits: Mapping[str, Limits],
+        further: Callable[[Sequence[PlayedGroup]], Sequence[GroupJob]] = lambda played: (),
         stall: float = STALL_S,
     ) -> None:
-        self.groups = groups
-        self._meter = meter
+        self.groups = list(groups)
+        self._pool, self._meter, self._limits = pool, meter, limits
+        self._further, self._is_last = further, False
         self._stall = stall
         self._begun = self._ended = time.perf_counter()
-        meter.started(len(groups))
-        self._futures = pool.submit([PlayGroup(group, limits[group.task]) for group in groups])
-        for future in self._futures:
-            future.add_done_callback(self._on_end)
+        self._futures = self._begin(groups)
 
     @property
     def seconds(self) -> float:
@@ -76,23 +76,49 @@ class StepInFlight:
             PoolError: If no group ends in a long time.
             Exception: What a group failed of.
         """
-        left, since = set(self._futures), time.monotonic()
-        while left:
-            if stopping():
-                return None
-            done, pending = wait(left, LOOK_S, FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            if len(pending) < len(left):
-                left, since = pending, time.monotonic()
+        since, is_stopping = time.monotonic(), stopping()
+        while not is_stopping:
+            self.go_on()
+            left = self._unfinished()
+            if left:
+                wait(left, LOOK_S, FIRST_EXCEPTION)
+            elif self._is_last:
+                return [future.result() for future in self._futures]
+            if len(self._unfinished()) < len(left):
+                since = time.monotonic()
             elif time.monotonic() - since > self._stall:
-                raise PoolError(self._stalled(len(pending)))
-        return [future.result() for future in self._futures]
+                raise PoolError(self._stalled(len(left)))
+            is_stopping = stopping()
+        return None
+
+    def go_on(self) -> None:
+        """Begin the next round where the present one has ended well, and there is one."""
+        if self._is_last or not all(future.done() and not _failed(future) for future in self._futures):
+            return
+        groups = self._further([future.result() for future in self._futures])
+        self._is_last = not groups
+        for group, future in zip(groups, self._begin(groups) if groups else (), strict=True):
+            self.groups[group.group], self._futures[group.group] = group, future
 
     def cancel(self) -> None:
         """Give up the groups that have not ended."""
         for future in self._futures:
             future.cancel()
+
+    def _unfinished(self) -> list[Future[PlayedGroup]]:
+        """Return the groups that have not ended; raise what one of the others failed of."""
+        for future in self._futures:
+            if future.done():
+                future.result()
+        return [future for future in self._futures if not future.done()]
+
+    def _begin(self, groups: Sequence[GroupJob]) -> list[Future[PlayedGroup]]:
+        """Give groups to the engines."""
+        self._meter.started(len(groups))
+        futures = self._pool.submit([PlayGroup(group, self._limits[group.task]) for group in groups])
+        for future in futures:
+            future.add_done_callback(self._on_end)
+        return futures
 
     def _stalled(self, unfinished: int) -> str:
         """Say that nothing ends any more, and name a group that does not."""
@@ -107,6 +133,11 @@ class StepInFlight:
     def _on_end(self, _: Future[PlayedGroup]) -> None:
         self._ended = time.perf_counter()
         self._meter.ended()
+
+
+def _failed(future: Future[PlayedGroup]) -> bool:
+    """Tell whether a group that has ended has no result."""
+    return future.cancelled() or future.exception() is not None
 
 
 def in_order(played: Sequence[PlayedGroup]) -> list[Trajectory]:

@@ -3,11 +3,17 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
-from posttrain.config import OnPolicyStage
+from posttrain.config import DatasetConfig, OnPolicyStage, RunConfig
 from posttrain.data.formats import DataError
 from posttrain.data.mixing import REPLACEMENTS, Mixture
+from posttrain.data.renderable import RowCheck
+from posttrain.data.sources import load_samples
 from posttrain.inference.engine import stable_seed
+from posttrain.rendering.row_checks import KnownRenderer, RenderCheck
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 
@@ -16,8 +22,24 @@ logger = logging.getLogger(__name__)
 #: Counts the tokens of prompts, by the group's index.
 MeasurePrompts = Callable[[Sequence[GroupJob]], Mapping[int, int]]
 
-#: A step's groups, and how many prompts were left out.
-Drawn = tuple[list[GroupJob], int]
+
+@dataclass
+class Drawn:
+    """A step's prompts, which rounds of refilling change.
+
+    Attributes:
+        step: The step.
+        groups: Its groups, each in its place.
+        rows: The task and the row of every prompt that was drawn for the step so far.
+        turns: By place, how many rows of `Mixture.replacement` were tried there.
+        left_out: How many prompts were left out since they are too long.
+    """
+
+    step: int
+    groups: list[GroupJob]
+    rows: set[tuple[str, int]]
+    turns: list[int]
+    left_out: int = 0
 
 
 class PromptsAhead:
@@ -70,40 +92,79 @@ class StepPrompts:
         self._told = False
 
     def of_step(self, step: int) -> Drawn:
-        """Draw a step's groups; return them, and how many prompts were left out.
+        """Draw a step's groups.
 
         Raises:
             DataError: If REPLACEMENTS prompts in a row leave no room for an answer.
             EpisodeError: If a prompt cannot be shown to the model.
         """
         count = self._stage.prompts_per_step
-        first = (step - 1) * count
-        groups = [self._group(step, group, *self._mixture.index(first + group)) for group in range(count)]
-        left_out, turn, unmeasured = 0, 0, groups
+        rows = [self._mixture.index((step - 1) * count + place) for place in range(count)]
+        groups = [self._group(step, place, *row) for place, row in enumerate(rows)]
+        drawn = Drawn(step, groups, set(rows), [0] * count)
+        self._replace_too_long(drawn, groups, 0)
+        return drawn
+
+    def refill(self, drawn: Drawn, places: Sequence[int], turn: int) -> list[GroupJob]:
+        """Put further prompts of the same tasks in some places of a step; return their groups.
+
+        Which they are is a function of seed, step, round and the places that were refilled until then. No
+        row comes twice in a step; a place whose task has no more of them keeps what it has.
+
+        Args:
+            drawn: The step; it is changed.
+            places: Of the groups that are replaced.
+            turn: The round, counted from 1.
+
+        Raises:
+            DataError, EpisodeError: As `of_step` says.
+        """
+        groups = [group for place in places if (group := self._new_row(drawn, place, turn)) is not None]
+        for group in groups:
+            drawn.groups[group.group] = group
+        self._replace_too_long(drawn, groups, turn)
+        return [drawn.groups[group.group] for group in groups]
+
+    def _new_row(self, drawn: Drawn, place: int, turn: int) -> GroupJob | None:
+        """Return a group of the next row that the step has not had yet; None if there is none."""
+        task = drawn.groups[place].task
+        left = len(self._mixture.datasets[task]) - sum(name == task for name, _ in drawn.rows)
+        for _ in range(REPLACEMENTS if left else 0):
+            task, row = self._next_row(drawn, place)
+            if (task, row) not in drawn.rows:
+                drawn.rows.add((task, row))
+                return self._group(drawn.step, place, task, row, turn)
+        return None
+
+    def _next_row(self, drawn: Drawn, place: int) -> tuple[str, int]:
+        """Return the next row that may take a place."""
+        count = self._stage.prompts_per_step
+        draw, draws = (drawn.step - 1) * count + place, self._stage.max_steps * count
+        drawn.turns[place] += 1
+        return drawn.groups[place].task, self._mixture.replacement(draw, drawn.turns[place], draws)
+
+    def _replace_too_long(self, drawn: Drawn, groups: Sequence[GroupJob], turn: int) -> None:
+        """Replace those of a step's groups whose prompts leave no room for an answer."""
+        tried, unmeasured = 0, groups
         while too_long := self._too_long(unmeasured):
-            turn += 1
-            left_out += len(too_long)
-            if turn > REPLACEMENTS:
+            tried += 1
+            drawn.left_out += len(too_long)
+            if tried > REPLACEMENTS:
                 last, tokens = too_long[0]
                 raise DataError(
-                    f"dataset {self._datasets[last.task]}: {turn} prompts one after another leave no room for"
-                    f" an answer; the last, row {last.sample.id!r}, has {tokens} tokens. Raise"
+                    f"dataset {self._datasets[last.task]}: {tried} prompts one after another leave no room"
+                    f" for an answer; the last, row {last.sample.id!r}, has {tokens} tokens. Raise"
                     f" stages.{self._stage.name}.{self._length_of(last.task)}, lower"
                     " model.max_pixels, or filter the dataset"
                 )
-            draws = self._stage.max_steps * count
+            places = [long.group for long, _ in too_long]
+            rows = [self._next_row(drawn, place) for place in places]
+            drawn.rows.update(rows)
             unmeasured = [
-                self._group(
-                    step,
-                    long.group,
-                    long.task,
-                    self._mixture.replacement(first + long.group, turn, draws),
-                )
-                for long, _ in too_long
+                self._group(drawn.step, place, *row, turn) for place, row in zip(places, rows, strict=True)
             ]
             for group in unmeasured:
-                groups[group.group] = group
-        return groups, left_out
+                drawn.groups[group.group] = group
 
     def _length_of(self, task: str) -> str:
         """Return the key and the value of a task's most tokens of an episode."""
@@ -111,11 +172,11 @@ class StepPrompts:
         key = f"tasks[{number}].max_length" if own.max_length else "rollout.max_length"
         return f"{key} = {self._limits[task].max_length}"
 
-    def _group(self, step: int, group: int, task: str, row: int) -> GroupJob:
-        """Make the group of a row in its place of a step."""
-        seed = stable_seed(self._seed, self._stage.shared_name, step, group)
+    def _group(self, step: int, place: int, task: str, row: int, turn: int = 0) -> GroupJob:
+        """Make the group of a row in its place of a step; in further rounds it has a seed of its own."""
+        seed = stable_seed(self._seed, self._stage.shared_name, step, place, *([turn] if turn else []))
         sample = self._mixture.datasets[task][row]
-        return GroupJob(group, task, sample, self._stage.episodes_per_prompt, seed)
+        return GroupJob(place, task, sample, self._stage.episodes_per_prompt, seed)
 
     def _too_long(self, groups: Sequence[GroupJob]) -> list[tuple[GroupJob, int]]:
         """Return the groups whose prompts leave no room for an answer, with their tokens; name the first."""
@@ -136,3 +197,30 @@ class StepPrompts:
                 self._length_of(group.task),
             )
         return found
+
+
+def stage_prompts(
+    config: RunConfig,
+    stage: OnPolicyStage,
+    measure: MeasurePrompts,
+    checkpoint: Path,
+    curated: Mapping[str, DatasetConfig] = MappingProxyType({}),
+) -> StepPrompts:
+    """Open the data of a stage, and return the prompts of its steps.
+
+    Args:
+        config: The run's settings.
+        stage: The stage's.
+        measure: Counts the tokens of prompts.
+        checkpoint: Where the policy's processor is.
+        curated: What takes the place of datasets, by their name.
+    """
+    check: RowCheck = RenderCheck(KnownRenderer(checkpoint, config.model), "episodes")
+    samples = {
+        task.name: load_samples(
+            curated.get(task.data, task.data), config.base_dir, use="episodes", check=check
+        )
+        for task in stage.tasks
+    }
+    mixture = Mixture(samples, {task.name: task.ratio for task in stage.tasks}, seed=config.seed_of(stage))
+    return StepPrompts(mixture, stage, config.seed_of(stage), measure)

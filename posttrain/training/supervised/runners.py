@@ -20,9 +20,9 @@ from posttrain.run.rows import EvaluationRow
 from posttrain.run.tracking import showing_progress
 from posttrain.training.run_at_work import RunAtWork, standalone, step_in_name
 from posttrain.training.shared_data import check_shared_folders
+from posttrain.training.stage_curation import curated_datasets
 from posttrain.training.stage_job import StageJob
 from posttrain.training.supervised.ray_workers import run_workers
-from posttrain.training.supervised.stage_curation import curated_dataset
 from posttrain.training.supervised.teacher_answers import taught_datasets
 
 S = TypeVar("S", bound=TrainingStage)
@@ -131,12 +131,7 @@ class SftRunner(DrawingRunner[SftStage]):
 
     def prepared(self) -> Mapping[str, DatasetConfig]:
         """Curate the dataset that the recipe names, or continue an interrupted curation."""
-        found = curated_dataset(self.stage, self.work)
-        if found is None:
-            return {}
-        name, curated, funnel = found
-        print(funnel, flush=True)
-        return {name: curated}
+        return curated_datasets(self.stage, self.work)
 
 
 class DistillationRunner(DrawingRunner[DistillationStage]):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from posttrain.config import ConfigError
-from posttrain.config.curation import Step
+from posttrain.config.curation_steps import Step
 from posttrain.curation.filters import Context
 from posttrain.curation.outcomes import Outcome, RowError
 from posttrain.curation.registry import FILTERS

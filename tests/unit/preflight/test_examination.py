@@ -95,7 +95,7 @@ def test_bad_references_are_found_with_their_place(folder: Path, old: str, new: 
     [
         ("thinkin", "mine.yaml:7: stages[0].curation: there is no such curation recipe as 'thinkin'"),
         ("own.yaml", "own.yaml:4: steps[0].filter"),
-        ("thinking", "curates 'markers_thinking', which is not in the stage's mixture"),
+        ("thinking", "curates 'markers_thinking', which the stage does not learn from"),
     ],
 )
 def test_a_curation_that_cannot_be_is_found(folder: Path, recipe: str, message: str) -> None:

@@ -17,8 +17,7 @@ from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeError, TaskEnvironments, prompt_tokens
 from posttrain.rollout.jobs import GroupJob
 from posttrain.run.directory import RunDir
-from posttrain.training.on_policy.controller import stage_prompts
-from posttrain.training.on_policy.prompts import StepPrompts
+from posttrain.training.on_policy.prompts import StepPrompts, stage_prompts
 from posttrain.types import Block, ImageRef, Message, Sample
 from tests.unit.rollout.local_pool import LocalPool
 
@@ -77,7 +76,7 @@ def prompts_of(config: RunConfig, folder: Path, checkpoint: Path) -> StepPrompts
     stage = config.stages[0]
     assert isinstance(stage, RlStage)
     pool: Any = LocalPool(checkpoint, stage.tasks, stage.rollout.max_length, folder)
-    return stage_prompts(config, stage, pool, checkpoint)
+    return stage_prompts(config, stage, pool.prompt_tokens, checkpoint)
 
 
 def ids(groups: Sequence[GroupJob]) -> list[str]:
@@ -90,10 +89,10 @@ def test_a_step_takes_the_next_prompt_in_place_of_one_that_is_too_long(
     write_dataset(tmp_path, "rows", [SMALL, LARGE, SMALL, LARGE, SMALL, SMALL])
     prompts = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint)
     drawn = [prompts.of_step(step) for step in (1, 2, 3)]
-    for groups, _ in drawn:
-        assert [group.group for group in groups] == [0, 1, 2, 3]
-        assert not {"rows-1", "rows-3"} & set(ids(groups))
-    assert sum(left_out for _, left_out in drawn) >= 4  # two of the six rows, in twelve draws
+    for step in drawn:
+        assert [group.group for group in step.groups] == [0, 1, 2, 3]
+        assert not {"rows-1", "rows-3"} & set(ids(step.groups))
+    assert sum(step.left_out for step in drawn) >= 4  # two of the six rows, in twelve draws
     (warning,) = [record.message for record in caplog.records if "leaves no room" in record.message]
     assert "dataset rows has a prompt of 1613 tokens" in warning
     assert "rollout.max_length = 120" in warning
@@ -107,8 +106,9 @@ def test_a_replacement_is_of_the_same_task(tmp_path: Path, tiny_checkpoint: Path
     write_dataset(tmp_path, "rows", [LARGE, SMALL, LARGE])
     write_dataset(tmp_path, "others", [SMALL] * 3)
     config = config_of(tmp_path, [("rows", 0.5), ("others", 0.5)])
-    groups, left_out = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
-    assert left_out > 0
+    drawn = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
+    groups = drawn.groups
+    assert drawn.left_out > 0
     assert sorted(group.task for group in groups) == ["others", "others", "rows", "rows"]
     assert [group.sample.id for group in groups if group.task == "rows"] == ["rows-1", "rows-1"]
 
@@ -124,8 +124,9 @@ def test_a_task_has_lengths_of_its_own(
     stage["rollout"]["max_length"] = 2000
     stage["tasks"][1]["max_length"] = 500
     config = RunConfig.model_validate(config.model_dump(exclude_unset=True) | {"stages": [stage]})
-    groups, left_out = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
-    assert left_out > 0
+    drawn = prompts_of(config, tmp_path, tiny_checkpoint).of_step(1)
+    groups = drawn.groups
+    assert drawn.left_out > 0
     assert {group.sample.id for group in groups if group.task == "others"} == {"others-3"}
     assert "stage rl: row" in caplog.text
     assert "tasks[1].max_length = 500" in caplog.text
@@ -135,9 +136,9 @@ def test_nothing_is_left_out_where_all_prompts_fit(
     tmp_path: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_dataset(tmp_path, "rows", [SMALL] * 4)
-    groups, left_out = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint).of_step(1)
-    assert left_out == 0
-    assert sorted(ids(groups)) == [f"rows-{index}" for index in range(4)]
+    drawn = prompts_of(config_of(tmp_path), tmp_path, tiny_checkpoint).of_step(1)
+    assert drawn.left_out == 0
+    assert sorted(ids(drawn.groups)) == [f"rows-{index}" for index in range(4)]
     assert not caplog.records
 
 
