@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, NaturalFloat, Positive, PositiveFloat, check_shares
 from posttrain.config.learning import LearningStage, Scheduler
+from posttrain.config.lora import LoraConfig
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
@@ -238,33 +239,9 @@ class OnPolicyStage(LearningStage, ABC):
                 f"an episode of up to rollout.max_length = {self.rollout.max_length} tokens has to fit a row",
                 "raise it, or remove it",
             )
-        self._check_adapters()
+        if self.lora is not None:
+            _check_adapters(self.lora, self.rollout)
         return self
-
-    def _check_adapters(self) -> None:
-        """Check that engines can compute what learners of adapters do."""
-        if self.lora is None:
-            return
-        if self.lora.dropout:
-            raise MisfitError(
-                "lora.dropout",
-                "engines sample without dropout, and episodes are learned with the log-probs that they were "
-                "sampled with",
-                "remove it",
-            )
-        if self.lora.quantization == "int8":
-            raise MisfitError(
-                "lora.quantization",
-                "int8 rounds what it multiplies as well as the weights, and engines do not: they would "
-                "sample from another policy",
-                "use nf4",
-            )
-        if self.lora.quantization is not None and self.rollout.publish == "adapter":
-            raise MisfitError(
-                "rollout.publish",
-                "beside the weights as they were before they were quantised, adapters are another policy",
-                "remove it: engines then get the quantised weights with the adapters merged into them",
-            )
 
     @model_validator(mode="after")
     def _check_rollout(self) -> "OnPolicyStage":
@@ -312,3 +289,27 @@ def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
             ),
         ),
     ]
+
+
+def _check_adapters(lora: LoraConfig, rollout: OnPolicyRolloutConfig) -> None:
+    """Check that engines can compute what learners of adapters do."""
+    if lora.dropout:
+        raise MisfitError(
+            "lora.dropout",
+            "engines sample without dropout, and episodes are learned with the log-probs that they were "
+            "sampled with",
+            "remove it",
+        )
+    if lora.quantization == "int8":
+        raise MisfitError(
+            "lora.quantization",
+            "int8 rounds what it multiplies as well as the weights, and engines do not: they would "
+            "sample from another policy",
+            "use nf4",
+        )
+    if lora.quantization is not None and rollout.publish == "adapter":
+        raise MisfitError(
+            "rollout.publish",
+            "beside the weights as they were before they were quantised, adapters are another policy",
+            "remove it: engines then get the quantised weights with the adapters merged into them",
+        )
