@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, NaturalFloat, Positive, PositiveFloat, check_shares
 from posttrain.config.learning import LearningStage, Scheduler
+from posttrain.config.lora import LoraConfig
 from posttrain.config.memory import LearnerLoad
 from posttrain.config.objectives import AlgorithmConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig
@@ -140,8 +141,13 @@ class OnPolicyStage(LearningStage, ABC):
     @property
     def longest_response(self) -> int:
         """Most tokens that the policy can sample in an episode."""
-        turns = max(task.max_turns for task in self.tasks)
-        return min(turns * self.rollout.max_new_tokens, self.rollout.max_length)
+        return max(
+            min(
+                task.max_turns * (task.max_new_tokens or self.rollout.max_new_tokens),
+                task.max_length or self.rollout.max_length,
+            )
+            for task in self.tasks
+        )
 
     @property
     def has_reference(self) -> bool:
@@ -233,7 +239,8 @@ class OnPolicyStage(LearningStage, ABC):
                 f"an episode of up to rollout.max_length = {self.rollout.max_length} tokens has to fit a row",
                 "raise it, or remove it",
             )
-        _check_adapters(self)
+        if self.lora is not None:
+            _check_adapters(self.lora, self.rollout)
         return self
 
     @model_validator(mode="after")
@@ -284,25 +291,23 @@ def _arithmetic(stage: OnPolicyStage) -> list[tuple[str, str]]:
     ]
 
 
-def _check_adapters(stage: OnPolicyStage) -> None:
+def _check_adapters(lora: LoraConfig, rollout: OnPolicyRolloutConfig) -> None:
     """Check that engines can compute what learners of adapters do."""
-    if stage.lora is None:
-        return
-    if stage.lora.dropout:
+    if lora.dropout:
         raise MisfitError(
             "lora.dropout",
             "engines sample without dropout, and episodes are learned with the log-probs that they were "
             "sampled with",
             "remove it",
         )
-    if stage.lora.quantization == "int8":
+    if lora.quantization == "int8":
         raise MisfitError(
             "lora.quantization",
             "int8 rounds what it multiplies as well as the weights, and engines do not: they would "
             "sample from another policy",
             "use nf4",
         )
-    if stage.lora.quantization is not None and stage.rollout.publish == "adapter":
+    if lora.quantization is not None and rollout.publish == "adapter":
         raise MisfitError(
             "rollout.publish",
             "beside the weights as they were before they were quantised, adapters are another policy",

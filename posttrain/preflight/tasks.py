@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.config.document import Key
+from posttrain.config import RlTask
+from posttrain.config.document import Key, key_text
 from posttrain.config.stage import TaskUse
 from posttrain.joints import Reward, Tool
 from posttrain.media.images import ImageError
@@ -92,11 +93,30 @@ def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:
             if gate in loaded and least > loaded[gate].high:
                 reason = f"{gate} never gives {least:g}, but {loaded[gate].high:g} at most"
                 look.problem((*use.key, "rewards", index, "only_if"), reason, "lower it")
+    if isinstance(use.task, RlTask):
+        advise_conditions(look, use, loaded)
     return [
         LoadedReward(ref.name, loaded[ref.name], ref.params)
         for ref in use.task.rewards
         if ref.name in loaded and not (loaded[ref.name].is_async or loaded[ref.name].group)
     ]
+
+
+def advise_conditions(look: Examination, use: TaskUse, loaded: Mapping[str, Reward]) -> None:
+    """Note which bonuses of a task also count where its outcome, the first reward, is not reached."""
+    outcome = use.task.rewards[0].name if use.task.rewards else ""
+    if outcome not in loaded:
+        return
+    bonuses = [
+        ref.name
+        for ref in use.task.rewards[1:]
+        if ref.name in loaded and ref.weight * loaded[ref.name].high > 0 and outcome not in ref.only_if
+    ]
+    if bonuses:
+        look.note(
+            f"{key_text(use.key)}: {', '.join(bonuses)} also count where {outcome} is not reached, and teach"
+            f" what does not solve the task → add only_if: {{{outcome}: {loaded[outcome].high:g}}}"
+        )
 
 
 def examine_golds(look: Examination, dataset: Dataset, key: Key, rewards: Sequence[LoadedReward]) -> None:

@@ -124,7 +124,7 @@ def test_a_file_derives_from_a_recipe(tmp_path: Path) -> None:
         ("stages.rl.num_generations=4", "it is called algorithm.group_size"),
         ("stages.rl.group_size=4", "it belongs in algorithm.group_size"),
         ("freeze_vision_tower=true", "it belongs in model.freeze_vision_tower"),
-        ("stages.rl.rollout.temperature=1.2", "training samples at 1.0"),
+        ("stages.rl.rollout.top_p=0.9", "training samples from the whole distribution"),
         ("stages.rl.algorithm.clip_low=0.1", "stages[1].algorithm.clip_low: unknown key"),
         ("stages.rl.max_steps=many", "should be a whole number, not 'many'"),
         ("stages.rl.max_steps=1.5", "should be a whole number, not 1.5"),

@@ -238,6 +238,15 @@ def test_params_of_rewards_by_name_and_by_choice(look, reward, reason):
     assert reason in message
 
 
+def test_a_bonus_without_a_condition_is_noted(look):
+    rewards = ["answer_accuracy", {"name": "tool_calls", "weight": 0.3}, {"name": "truncation"}]
+    [note] = [each for each in look(rl(rewards=rewards)).notes if "only_if" in each]
+    assert note.startswith("stages[0].tasks[0]: tool_calls also count where answer_accuracy is not reached")
+    assert note.endswith("add only_if: {answer_accuracy: 1}")
+    rewards[1] = {"name": "tool_calls", "weight": 0.3, "only_if": {"answer_accuracy": 1}}
+    assert not any("only_if" in each for each in look(rl(rewards=rewards)).notes)
+
+
 UNEVEN = {"data": {"mixture": {"dialogues": 0.99995, "pictures": 5e-5}}}
 
 

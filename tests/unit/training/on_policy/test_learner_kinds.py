@@ -181,13 +181,13 @@ def test_only_later_mini_batches_are_run_twice(
     learner = make(mini_batches=2)
     sampled = sample(learner, episodes)
     passes: list[tuple[list[int], bool]] = []
-    original = learner.policy.logprobs
+    original = learner.policy._run
 
-    def noted(trajectories: list[Trajectory]) -> Any:
+    def noted(trajectories: list[Trajectory], *how: Any) -> Any:
         passes.append(([each.group for each in trajectories], torch.is_grad_enabled()))
-        return original(trajectories)
+        return original(trajectories, *how)
 
-    learner.policy.logprobs = noted  # pyright: ignore[reportAttributeAccessIssue]
+    learner.policy._run = noted  # pyright: ignore[reportAttributeAccessIssue]
     metrics = learner.update(sampled)
     # The second, before the first update; then each.
     assert passes == [([1, 1], False), ([0, 0], True), ([1, 1], True)]
@@ -195,17 +195,26 @@ def test_only_later_mini_batches_are_run_twice(
     assert metrics["logprob_gap/max"] < 1e-5
 
 
-def test_groups_without_signal_cost_nothing(
+def test_groups_without_signal_change_nothing_and_cost_one_pass(
     make: Callable[..., Learner], episodes: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = make(mini_batches=2)
-    for episode in episodes:
+    alike = sample(learner, episodes)
+    for episode in alike:
         episode.advantage = 0.0
-    monkeypatch.setattr(learner.policy, "logprobs", None)  # calling it would raise
+    passes: list[bool] = []
+    original = learner.policy._run
+
+    def noted(*how: Any) -> Any:
+        passes.append(torch.is_grad_enabled())
+        return original(*how)
+
+    monkeypatch.setattr(learner.policy, "_run", noted)
     before = {name: p.clone() for name, p in learner.model.named_parameters()}
-    metrics = learner.update(episodes)
+    metrics = learner.update(alike)
     assert metrics["loss"] == metrics["grad_norm"] == metrics["update/skipped"] == 0
-    assert "entropy" not in metrics  # nothing was measured
+    assert passes == [False]  # to compare with the engine, and to measure
+    assert metrics["entropy"] > 0
     assert all(torch.equal(before[name], p) for name, p in learner.model.named_parameters())
     assert learner.updates.schedule.last_epoch == 2
 
