@@ -235,7 +235,7 @@ def head_pass(model: ModelLoad, load: LearnerLoad) -> float:
     if load.teaches:  # the teacher's head and states, and a chunk of both distributions
         teacher = load.teacher or shape
         hidden += width * (load.tokens * teacher.hidden + (load.shards > 1) * teacher.embedding)
-        forward = max(forward, 6 * 4 * min(DIVERGENCE_CHUNK, load.tokens) * shape.vocabulary)
+        forward = max(forward, 8 * 4 * min(DIVERGENCE_CHUNK, load.tokens) * shape.vocabulary)
     if load.lora is not None:
         return hidden + forward
     copied = width if width < 4 else 0  # gradients are computed in the model's type, and added up in float32

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Positions at a time. A backward pass holds five [CHUNK, V] tensors in float32 at the most.
+#: Positions at a time. A backward pass holds eight [CHUNK, V] tensors in float32 at the most.
 CHUNK = 128
 
 
