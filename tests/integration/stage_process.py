@@ -5,6 +5,7 @@ its standard input. Nothing has run in it by then that a fork would break: it ha
 """
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -80,6 +81,7 @@ class StageProcesses:
 
 def serve() -> None:
     """Fork the ranks of one job after another."""
+    gc.freeze()  # nothing that is loaded is garbage, and the children need not look
     for line in sys.stdin:
         assert len(os.listdir("/proc/self/task")) == 1  # noqa: PTH208
         job = json.loads(line)

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.two_hosts import SHARED, two_hosts, why_not
+from tests.two_hosts import SHARED, TwoHosts, two_hosts, why_not
 from tests.zoomer import train_zoomer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two_hosts")]
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     train_zoomer(folder / "model", tmp_path_factory.mktemp("zooms"))
     (folder / "scenes.yaml").write_text(SCENES, encoding="utf-8")
-    for name in ("runs", "one", "cache"):
+    for name in ("runs", "one", "cache", "apart"):
         (folder / name).mkdir()
     one = RECIPE.format(runs=folder / "one", where=", num_cpus: 2")
     (folder / "one.yaml").write_text(one, encoding="utf-8")
@@ -76,24 +77,29 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_a_folder_that_is_not_shared_is_named(folder: Path, tmp_path: Path):
-    with two_hosts(folder, tmp_path, hidden=["runs", "cache"]) as hosts:
-        code, output = hosts.run(
-            posttrain("run", str(SHARED / "two.yaml"), "name=alone"),
-            TIMEOUT,
-            POSTTRAIN_CACHE=str(SHARED / "cache"),
-        )
+@pytest.fixture(scope="module")
+def hosts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    """Each has a folder `runs` and a folder `apart` of its own; the cache is shared."""
+    with two_hosts(folder, tmp_path_factory.mktemp("logs"), hidden=["runs", "apart"]) as hosts:
+        yield hosts
+
+
+def test_a_folder_that_is_not_shared_is_named(hosts: TwoHosts):
+    code, output = hosts.run(
+        posttrain("run", str(SHARED / "two.yaml"), "name=alone"),
+        TIMEOUT,
+        POSTTRAIN_CACHE=str(SHARED / "apart"),
+    )
     assert code == 2, output[-3000:]
     said = output.strip().splitlines()[-1]
-    assert said.startswith(f"posttrain: node {hosts.second.address} does not see {SHARED}/cache/"), said
-    assert f"needs for the images of dataset scenes.yaml: share {SHARED}/cache/" in said
+    assert said.startswith(f"posttrain: node {hosts.second.address} does not see {SHARED}/apart/"), said
+    assert f"needs for the images of dataset scenes.yaml: share {SHARED}/apart/" in said
 
 
-def test_two_hosts_learn_what_one_learns(folder: Path, tmp_path: Path):
-    with two_hosts(folder, tmp_path, hidden=["runs"]) as hosts:
-        code, output = hosts.run(
-            posttrain("run", str(SHARED / "two.yaml")), TIMEOUT, POSTTRAIN_CACHE=str(SHARED / "cache")
-        )
+def test_two_hosts_learn_what_one_learns(folder: Path, hosts: TwoHosts):
+    code, output = hosts.run(
+        posttrain("run", str(SHARED / "two.yaml")), TIMEOUT, POSTTRAIN_CACHE=str(SHARED / "cache")
+    )
     assert code == 0, output[-3000:]
     command = posttrain("run", str(folder / "one.yaml"))
     environment = os.environ | {"POSTTRAIN_CACHE": str(folder / "cache")}

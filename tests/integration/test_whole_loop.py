@@ -14,6 +14,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from posttrain.cli.main import main
 from posttrain.config import dataset_names, load_dataset_config
 
 pytestmark = pytest.mark.slow
@@ -105,13 +106,18 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    """SIGKILL the whole process group as soon as a condition holds."""
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait for a condition, for as long as the run goes on."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert process.poll() is None, f"the run ended before it was killed:\n{process.communicate()[0]}"
+        assert process.poll() is None, f"the run ended before:\n{process.communicate()[0]}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL the whole process group as soon as a condition holds."""
+    wait_until(process, condition)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -178,11 +184,12 @@ def test_stages_start_from_what_they_name(undisturbed: Path):
         assert distance(stage, origin) < distance(stage, other), stage
 
 
-def test_a_used_directory_is_refused(recipe: Path, undisturbed: Path):
-    process = start(recipe, undisturbed.parent)
-    output = finish(process)
-    assert process.returncode == 2
-    assert "--resume" in output
+def test_a_used_directory_is_refused(
+    recipe: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(recipe.parent)
+    assert main(["run", str(recipe), f"output_dir={undisturbed.parent}"]) == 2
+    assert "--resume" in "".join(capsys.readouterr())
 
 
 def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Path, tmp_path: Path):
@@ -208,15 +215,25 @@ def test_eval_measures_a_checkpoint_as_the_run_did(recipe: Path, undisturbed: Pa
     assert measured["metrics"]["tokens"] == before["metrics"]["tokens"]
 
 
-def test_a_run_killed_in_two_stages_ends_as_the_undisturbed_one(
+def test_a_run_disturbed_in_two_stages_ends_as_the_undisturbed_one(
     recipe: Path, undisturbed: Path, tmp_path: Path
 ):
+    """Killed while SFT trains; then its rewards are gone, and nothing stands in for them."""
     run = tmp_path / "smallest"
     changes = [f"model.name_or_path={undisturbed / 'tiny_model' / 'checkpoint-8'}", "evaluation.stages=[rl]"]
     changes += [f"stages.{stage}=null" for stage in PASSED_OVER]
     kill_when(start(recipe, tmp_path, *changes), (run / "sft/checkpoint-4/manifest.json").is_file)
     changes += ["--resume"]
-    kill_when(start(recipe, tmp_path, *changes), (run / "rl/checkpoint-2/manifest.json").is_file)
+    process = start(recipe, tmp_path, *changes)
+    wait_until(process, (run / "rl/checkpoint-2/manifest.json").is_file)
+    servers = reward_servers(process.pid)
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode == 2, output
+    assert "the reward server" in output
+    assert "--resume" in output
     resumed = start(recipe, tmp_path, *changes)
     output = finish(resumed)
     assert resumed.returncode == 0, output
@@ -229,31 +246,6 @@ def test_a_run_killed_in_two_stages_ends_as_the_undisturbed_one(
     measured = [row["accuracy"] for row in rows(run / "evaluation.jsonl")]
     expected = [row["accuracy"] for row in rows(undisturbed / "evaluation.jsonl") if row["stage"] == "rl"]
     assert measured == expected
-
-
-def test_without_the_reward_server_the_run_says_so_and_stops(recipe: Path, undisturbed: Path, tmp_path: Path):
-    """No in-process shortcut: rewards come from the server, or the run ends with what to do."""
-    settings = yaml.safe_load((undisturbed / "resolved.json").read_text())
-    settings["model"]["name_or_path"] = str(undisturbed / "sft" / "checkpoint-8")
-    settings["stages"] = [settings["stages"][-1] | {"max_steps": 50, "start_from": None, "curation": None}]
-    settings["evaluation"] = None
-    from_sft = recipe.parent / "from-sft.yaml"
-    from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    process = start(from_sft, tmp_path)
-    first = tmp_path / "smallest" / "rollouts" / "rl" / "step-1.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while not first.is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    servers = reward_servers(process.pid)
-    assert servers
-    for pid in servers:
-        os.kill(pid, signal.SIGKILL)
-    output = finish(process)
-    assert process.returncode == 2, output
-    assert "the reward server" in output
-    assert "--resume" in output
 
 
 def test_a_terminated_rl_stage_saves_what_is_learned_and_goes_on_from_there(
@@ -269,12 +261,7 @@ def test_a_terminated_rl_stage_saves_what_is_learned_and_goes_on_from_there(
     from_sft = recipe.parent / "terminated.yaml"
     from_sft.write_text(yaml.safe_dump(settings), encoding="utf-8")
     process = start(from_sft, tmp_path)
-    second = tmp_path / "smallest" / "rollouts" / "rl" / "step-2.jsonl"
-    deadline = time.monotonic() + TIMEOUT
-    while not second.is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(process, (tmp_path / "smallest" / "rollouts" / "rl" / "step-2.jsonl").is_file)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     output = finish(process)

@@ -16,6 +16,7 @@ multiprocessing.set_forkserver_preload(
         "posttrain.training.supervised.dpo",
         "posttrain.training.supervised.sft",
         "posttrain.training.on_policy.learner",
+        "tests.unit.frozen",
     ]
 )
 

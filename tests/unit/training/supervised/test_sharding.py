@@ -88,10 +88,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sharded(
+    tiny_checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, RunDir]:
+    """By type, what two ranks do from the first step to the last."""
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        output = tmp_path_factory.mktemp("sharded")
+        job = begin(work(tiny_checkpoint, folder, output, 2, dtype, "sharded"))
+        on_ranks(2, job, output / "store")
+        runs[dtype] = job.run
+    return runs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shards_learn_what_a_whole_model_does_and_resume_on_other_ranks(
-    tiny_checkpoint, folder, tmp_path, dtype
+    tiny_checkpoint, folder, sharded, tmp_path, dtype
 ):
     """Two ranks, one rank; two ranks up to step 1, one up to step 3, two to the end: the same."""
 
@@ -101,15 +115,13 @@ def test_shards_learn_what_a_whole_model_does_and_resume_on_other_ranks(
 
     whole = begin(job(1, "whole"))
     on_ranks(1, whole, tmp_path / "unused")
-    sharded = begin(job(2, "sharded")).run
-    on_ranks(2, job(2, "sharded"), tmp_path / "store")
     moved = begin(job(2, "moved")).run
     for ranks, until in ((2, 1), (1, 3), (2, STEPS)):
         on_ranks(ranks, job(ranks, "moved", until), tmp_path / f"store-{until}")
     exact = 1e-6 if dtype == "float32" else 1e-3  # bfloat16's gradients are rounded rank by rank
-    assert losses(sharded) == pytest.approx(losses(whole.run), rel=exact)
+    assert losses(sharded[dtype]) == pytest.approx(losses(whole.run), rel=exact)
     assert losses(moved) == pytest.approx(losses(whole.run), rel=exact)
-    finals = [run.newest_checkpoint("sft") for run in (whole.run, sharded, moved)]
+    finals = [run.newest_checkpoint("sft") for run in (whole.run, sharded[dtype], moved)]
     weights = [load_file(final / "model.safetensors") for final in finals if final]
     assert len(weights) == 3
     for name, tensor in weights[0].items():
@@ -120,15 +132,16 @@ def test_shards_learn_what_a_whole_model_does_and_resume_on_other_ranks(
 
 
 @pytest.mark.slow
-def test_two_ranks_that_resume_end_bit_for_bit_as_if_they_had_not_stopped(tiny_checkpoint, folder, tmp_path):
-    runs = []
-    for name, stops in (("at-once", (STEPS,)), ("stopped", (1, STEPS))):
-        run = begin(work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", name)).run
-        for until in stops:
-            given = work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", name)
-            on_ranks(2, dataclasses.replace(given, until=until), tmp_path / f"{name}-{until}")
-        runs.append(run.newest_checkpoint("sft"))
-    at_once, stopped = runs
+def test_two_ranks_that_resume_end_bit_for_bit_as_if_they_had_not_stopped(
+    tiny_checkpoint, folder, sharded, tmp_path
+):
+    run = begin(work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", "stopped")).run
+    for until in (1, STEPS):
+        given = work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", "stopped")
+        on_ranks(2, dataclasses.replace(given, until=until), tmp_path / f"stopped-{until}")
+    at_once, stopped = sharded["bfloat16"].newest_checkpoint("sft"), run.newest_checkpoint("sft")
+    assert at_once is not None
+    assert stopped is not None
     assert losses(RunDir(at_once.parents[1])) == losses(RunDir(stopped.parents[1]))
     for path in (at_once / "model.safetensors", *sorted((at_once / "state").glob("*.safetensors"))):
         ours, theirs = load_file(path), load_file(stopped / path.relative_to(at_once))
@@ -137,10 +150,8 @@ def test_two_ranks_that_resume_end_bit_for_bit_as_if_they_had_not_stopped(tiny_c
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_a_whole_model_once_and_nothing_that_runs(tiny_checkpoint, folder, tmp_path):
-    job = begin(work(tiny_checkpoint, folder, tmp_path, 2, "bfloat16", "run"))
-    on_ranks(2, job, tmp_path / "store")
-    final = job.run.newest_checkpoint("sft")
+def test_a_checkpoint_is_a_whole_model_once_and_nothing_that_runs(sharded, tmp_path):
+    final = sharded["bfloat16"].newest_checkpoint("sft")
     assert final is not None
     whole = load_file(final / "model.safetensors")
     parameters = sum(tensor.numel() for tensor in whole.values())
