@@ -98,6 +98,7 @@ STAGES = [
         {"stage": "rl", "max_steps": 1, "algorithm": {"name": name}, "rollout": {}, "tasks": [{}]}
         for name in ALGORITHMS
     ),
+    {"stage": "on_policy_distillation", "max_steps": 1, "teacher": {}, "rollout": {}, "tasks": [{}]},
     {"stage": "tiny_model", "max_steps": 1},
 ]
 RUN = {"name": "test", "model": {}, "cluster": {}, "evaluation": {"tasks": [{}]}}

@@ -50,7 +50,7 @@ def test_every_key_has_a_page() -> None:
         ("seed", "whole number ≥ 0", "0"),
         ("run.seed", "whole number ≥ 0", "0"),
         ("model.dtype", "one of float32, bfloat16", "bfloat16"),
-        ("stages[1].algorithm.tau_neg", "number > 0", "1.05"),
+        ("stages[1].dynamic_sampling.max_rounds", "whole number ≥ 1", "3"),
         ("stages.rl.algorithm.sapo.tau_neg", "number > 0", "1.05"),
         ("stages.rl.algorithm", "section", "{name: sapo}"),
         ("evaluation.tasks.rewards", "list of sections (at least 1)", "[{name: answer_accuracy}]"),
