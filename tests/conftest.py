@@ -104,7 +104,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A file's tests share fixtures, and some files the session's engine and Ray cluster.
     """
-    items.sort(key=lambda item: item.path.stem != "test_whole_loop")  # the longest file begins first
+    # The longest file begins first; then the one whose Ray cluster is no other's, since a process has one.
+    first = ("test_whole_loop", "test_placement")
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
     sharing = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
     for item in items:
         file = item.nodeid.partition("::")[0]
