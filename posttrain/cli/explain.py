@@ -63,9 +63,9 @@ class _Page:
             yield from self._wrap(f"{entry.name}: {_first_sentence(entry.description)}", hang=2)
             for variant in entry.children if _has_variants(entry) else ():
                 yield from self._wrap(_title(variant), 4, hang=2)
-                yield from self._names(variant, 8)
+                yield from self._names(variant.children, 8)
             if not _has_variants(entry):
-                yield from self._names(entry, 4)
+                yield from self._names(entry.children, 4)
         yield from ["", "More of one key: `posttrain explain KEY`. More files:"]
         yield from (f"    posttrain explain {entry.name:<10} {entry.description}" for entry in others)
 
@@ -99,15 +99,16 @@ class _Page:
             yield from ["", *self._wrap("in every variant:", indent)]
             for key in shared.values():
                 yield from self._key(key, indent + 2)
-        written_out = self._expand or sum(len(each.children) for each in entry.children) <= MOST_KEYS
-        for variant in entry.children:
+        own = [[key for key in variant.children if key.name not in shared] for variant in entry.children]
+        written_out = self._expand or len(shared) + sum(map(len, own)) <= MOST_KEYS
+        for variant, keys in zip(entry.children, own, strict=True):
             yield from ["", *self._wrap(_title(variant), indent, hang=2)]
             if not written_out:
-                yield from self._names(variant, indent + 4)
+                yield from self._names(keys, indent + 4)
                 yield from self._wrap(f"`posttrain explain {variant.text}` tells more", indent + 4)
                 continue
-            for key in variant.children:
-                if key.name not in shared and not key.kind.startswith("the word"):
+            for key in keys:
+                if not key.kind.startswith("the word"):
                     yield from self._key(key, indent + 2)
 
     def _key(self, key: Entry, indent: int) -> Iterator[str]:
@@ -120,11 +121,11 @@ class _Page:
             for variant in key.children:
                 yield from self._wrap(_title(variant), indent + 6, hang=2)
         elif key.children:
-            yield from self._names(key, indent + 4)
+            yield from self._names(key.children, indent + 4)
 
-    def _names(self, entry: Entry, indent: int) -> Iterator[str]:
-        """Yield the names of a section's keys, by commas; of those with keys of their own marked so."""
-        names = [f"{key.name}{{…}}" if key.children else key.name for key in entry.children]
+    def _names(self, keys: Sequence[Entry], indent: int) -> Iterator[str]:
+        """Yield the names of keys, by commas; of those with keys of their own marked so."""
+        names = [f"{key.name}{{…}}" if key.children else key.name for key in keys]
         yield from self._wrap(", ".join(names), indent)
 
     def _wrap(self, text: str, indent: int = 0, hang: int = 0) -> list[str]:
