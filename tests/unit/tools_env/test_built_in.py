@@ -185,12 +185,13 @@ def die() -> None:
 def test_the_world_s_failures_are_told_apart(
     begin: Any, load: Any, name: str, fault: Any, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool_environment, "CALL_S", 0.2)
+    deadline = 0.2 if fault is hang else 20.0
+    monkeypatch.setattr(tool_environment, "CALL_S", deadline)
     (tool, *_) = load(name)
     environment = begin(name)
     mine = environment._tools[tool.spec.name]
     if isinstance(mine, SessionTool):
-        monkeypatch.setattr(type(mine.provider), "deadline_of", lambda self, tool: 0.2)
+        monkeypatch.setattr(type(mine.provider), "deadline_of", lambda self, tool: deadline)
         monkeypatch.setattr(mine.provider._made_of, "open", lambda self, episode: None)  # pyright: ignore
         monkeypatch.setattr(mine.provider._made_of, "call", lambda self, *_: fault())  # pyright: ignore
     else:
