@@ -149,6 +149,7 @@ def draw(
     low, high = LOG_RANGE if log else (-math.inf, math.inf)
     lines = [Series(s.label, [(x, y) for x, y in s.points if low <= y <= high]) for s in lines]
     lines = [series for series in lines if series.points]
+    bands = [_within(band, low, high) for band in bands]
     limit = limit if limit is not None and low <= limit <= high else None
     tops = _stacked(stack)
     spread = [series for band in bands for series in (band.low, band.middle, band.high)]
@@ -253,6 +254,14 @@ def _line(series: Series, colour: int, x: Scale, y: Scale, log: bool) -> Mark:
         return Mark(series.label, colour, line=_path(points, x, y), last=last)
     raw = _path(points, x, y)
     return Mark(series.label, colour, line=_path(smooth(points), x, y), faint=raw, last=last)
+
+
+def _within(band: Band, low: float, high: float) -> Band:
+    """Return a band without the steps at which one of its three values cannot be shown."""
+    three = zip(band.low.points, band.middle.points, band.high.points, strict=True)
+    kept = [points for points in three if all(low <= y <= high for _, y in points)]
+    columns = zip((band.low, band.middle, band.high), range(3), strict=True)
+    return Band(*(Series(series.label, [points[at] for points in kept]) for series, at in columns))
 
 
 def _band(band: Band, colour: int, x: Scale, y: Scale) -> Mark:

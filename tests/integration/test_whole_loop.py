@@ -288,7 +288,7 @@ def test_a_comparison_is_run_killed_and_resumed_cell_by_cell(
     recipe: Path, undisturbed: Path, tmp_path: Path, soak: bool
 ):
     if not soak:
-        pytest.skip("takes a minute; unit tests show what becomes of `vary`, and of what cells record")
+        pytest.skip("takes two minutes; unit tests show what becomes of `vary`, and of what cells record")
     changes = [f"model.name_or_path={undisturbed / 'sft' / 'checkpoint-8'}", "stages.rl.start_from=base"]
     changes += [f"stages.{stage}=null" for stage in (*PASSED_OVER, "sft")]
     changes += ["evaluation={stages: [base, rl]}", "evaluation.tasks.without_tool=null"]

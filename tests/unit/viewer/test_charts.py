@@ -43,6 +43,18 @@ def test_no_values_make_no_chart():
     assert draw("nothing positive", "", [Series("a", [(1, 0.0), (2, -1.0)])], log=True) is None
 
 
+def test_a_band_that_touches_zero_leaves_those_steps_out_of_a_logarithmic_chart():
+    low, middle, high = (Series("gap", [(1, y), (2, 2 * y), (3, 3 * y)]) for y in (0.0, 1e-3, 1e-2))
+    assert draw("gap", "", bands=[Band(low, middle, high)], log=True) is None
+    low = Series("gap", [(1, 0.0), (2, 1e-4), (3, 1e-4)])
+    chart = draw("gap", "", bands=[Band(low, middle, high)], log=True, include=(0.0, 1e-2))
+    assert chart is not None
+    assert [probe.step for probe in chart.probes] == [2, 3]
+    shorter = draw("gap", "", bands=[Band(low, middle, high)], include=(0.0, 1e-2))
+    assert shorter is not None
+    assert [probe.step for probe in shorter.probes] == [1, 2, 3]
+
+
 @settings(max_examples=40)
 @given(
     points=st.lists(
