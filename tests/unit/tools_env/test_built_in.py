@@ -154,7 +154,7 @@ def check(reply: EnvironmentReply) -> None:
     assert call.ok != bool(call.error)
     assert "failed (" not in call.error
     for ref in reply.message.images:
-        assert open_image(ref.path).size
+        assert all(open_image(ref.path).size)
 
 
 @functools.cache

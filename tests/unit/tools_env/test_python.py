@@ -52,7 +52,8 @@ def test_names_are_kept_and_what_was_done_before_a_fault_as_well(run: Run) -> No
     told = run("x = 4\n1 / 0\nx = 5")[0]
     assert told == "Error: ZeroDivisionError: division by zero (line 2)"
     assert run("f(1)")[0].strip() == "4"
-    assert "was ended: the limit of time" in run("x = 9\nwhile True: pass")[0]
+    ended = run("x = 9\nwhile True: pass")[0]  # by whichever limit it reaches first
+    assert "was ended: the limit of time" in ended or "s of processor time" in ended
     assert run("x")[0].strip() == "4"
 
 
