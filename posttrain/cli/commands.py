@@ -7,6 +7,7 @@ from typing import Any
 from posttrain.config import ConfigError, Document, RunConfig, build_run
 from posttrain.config.arithmetic import batch_arithmetic
 from posttrain.config.memory import Cards
+from posttrain.files.strict_json import JsonObject, parse_json
 
 
 def add_command(
@@ -35,6 +36,21 @@ def add_command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(command=name, action=action)
     return parser
+
+
+def json_object(text: str) -> JsonObject:
+    """Read an argument that is a JSON object.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('not a JSON object such as {"limit": 5}')
+    return value
 
 
 def load_checked(document: Document, about_to_run: bool, cards: Cards | None = None) -> RunConfig:

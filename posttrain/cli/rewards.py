@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.commands import add_command
-from posttrain.files.strict_json import parse_json
+from posttrain.cli.commands import add_command, json_object
 from posttrain.plugins import declared
 from rewards.sdk import RewardError
 from rewards.serving.config import TOKEN_VARIABLE
@@ -138,18 +137,12 @@ def _add_reward(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reward", metavar="REWARD", help="a name, or file.py:attribute")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="samples as JSON lines")
     parser.add_argument(
-        "--params", type=_params, default={}, metavar="JSON", help="the reward's parameters as a JSON object"
+        "--params",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="the reward's parameters as a JSON object",
     )
-
-
-def _params(text: str) -> dict[str, object]:
-    try:
-        params = parse_json(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not isinstance(params, dict):
-        raise argparse.ArgumentTypeError('not a JSON object such as {"longest": 100}')
-    return params
 
 
 def list_command(_: argparse.Namespace) -> int:

@@ -7,8 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from posttrain.cli.commands import add_command
-from posttrain.files.strict_json import parse_json
+from posttrain.cli.commands import add_command, json_object
 from posttrain.plugins import declared
 
 LIST = """\
@@ -54,14 +53,14 @@ def add_verbs(verbs: Any) -> None:
     check = add_command(verbs, "check", check_command, "check a tool or an environment", CHECK)
     check.add_argument("reference", metavar="REF", help="a name, or file.py:attribute")
     check.add_argument(
-        "--params", type=_object, default={}, metavar="JSON", help="its params as a JSON object"
+        "--params", type=json_object, default={}, metavar="JSON", help="its params as a JSON object"
     )
     check.add_argument(
-        "--columns", type=_object, default={}, metavar="JSON", help="columns of the row it is tried on"
+        "--columns", type=json_object, default={}, metavar="JSON", help="columns of the row it is tried on"
     )
     check.add_argument(
         "--arguments",
-        type=_object,
+        type=json_object,
         action="append",
         default=[],
         metavar="JSON",
@@ -80,16 +79,6 @@ def add_verbs(verbs: Any) -> None:
     check.add_argument(
         "--base-dir", type=Path, default=Path(), metavar="DIR", help="where file references start"
     )
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('not a JSON object such as {"limit": 5}')
-    return value
 
 
 def list_command(_: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,7 +10,7 @@ from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Sec
 from posttrain.config.data import Use
 from posttrain.config.endpoints import EndpointConfig
 from posttrain.config.memory import LearnerLoad
-from posttrain.config.model import infer_family
+from posttrain.config.model import check_directory, infer_family
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.sft import LossConfig, Normalization, SupervisedStage
@@ -49,13 +48,7 @@ class TeacherConfig(Section):
                 f"a stage has one teacher, and {found}",
                 "write exactly one of checkpoint, stage and endpoint",
             )
-        path = self.checkpoint
-        if path and path.startswith("/") and not Path(path).is_dir():
-            raise MisfitError(
-                "checkpoint",
-                f"there is no directory {path}",
-                "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-32B-Instruct",
-            )
+        check_directory("checkpoint", self.checkpoint)
         return self
 
 

@@ -222,3 +222,21 @@ class ClusterConfig(Section):
         "get, besides HF_*, NCCL_*, GLOO_*, VLLM_*, POSTTRAIN_CACHE and those of proxies. Whoever sees the "
         "cluster's dashboard sees their values.",
     )
+
+
+def check_directory(key: str, model: str | None) -> None:
+    """Check that a model that is named by a path is there; a name of the hub is taken as it is.
+
+    Args:
+        key: The key that names it, from its section.
+        model: The path or name, if it has one.
+
+    Raises:
+        MisfitError: If it is not.
+    """
+    if model and model.startswith("/") and not Path(model).is_dir():
+        raise MisfitError(
+            key,
+            f"there is no directory {model}",
+            "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-32B-Instruct",
+        )

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, Section
 from posttrain.config.memory import LearnerLoad
-from posttrain.config.model import infer_family
+from posttrain.config.model import check_directory, infer_family
 from posttrain.config.on_policy import OnPolicyStage
 from posttrain.config.paths import ModelPath
 from posttrain.config.shapes import named_shape
@@ -42,12 +41,7 @@ class OnPolicyTeacher(Section):
                 "checkpoint", f"a stage has one teacher, and {found}", "write checkpoint or stage"
             )
         path = self.checkpoint
-        if path and path.startswith("/") and not Path(path).is_dir():
-            raise MisfitError(
-                "checkpoint",
-                f"there is no directory {path}",
-                "correct the path, or name a model of the hub, such as Qwen/Qwen3-VL-32B-Instruct",
-            )
+        check_directory("checkpoint", path)
         if path and infer_family(path) is None:
             raise MisfitError(
                 "checkpoint",
