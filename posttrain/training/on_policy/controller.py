@@ -27,6 +27,7 @@ from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
+from posttrain.run.judging import spending_metrics
 from posttrain.run.metric_names import (
     DATA_LEFT_OUT,
     PUBLISH_PROOF_GAP,
@@ -45,6 +46,7 @@ from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
+from posttrain.training.on_policy.judge_agreement import JudgedPair, agreement_metrics, judged_pairs
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
@@ -113,7 +115,8 @@ class OnPolicyRunner:
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
         sizes = TokenBytes.of_checkpoint(start)
         crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
-        controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
+        judged = judged_pairs(work.plugins, stage.tasks, Path(work.config.base_dir))
+        controller = Controller(stage, work.run, crew, prompts, pacing, tracker, judged)
         try:
             with saving_on_sigterm(work.run):
                 if pacing.next_step is not None:
@@ -218,6 +221,7 @@ class Controller:
         prompts: The prompts of each step.
         pacing: Where the stage stands.
         tracker: Takes the metrics.
+        judged: By task, the judges that are compared with its rules.
     """
 
     def __init__(
@@ -228,8 +232,10 @@ class Controller:
         prompts: StepPrompts,
         pacing: Pacing,
         tracker: MetricsLog,
+        judged: Mapping[str, Sequence[JudgedPair]] | None = None,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
+        self._judged = judged or {}
         temperature = stage.rollout.temperature
         self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._all_prompts, self._prompts = prompts, PromptsAhead(prompts.of_step, stage.max_steps)
@@ -295,6 +301,7 @@ class Controller:
         )
         counts = self._compare(trajectories)
         self._row |= rollout_metrics(in_order(played.refills.first), counts) | played.metrics
+        self._row |= agreement_metrics(trajectories, self._judged)
         self._row[REWARD_ERRORS] += played.refills.errors
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
@@ -344,6 +351,7 @@ class Controller:
             PUBLISH_REPEATED: max(self._row.get(PUBLISH_REPEATED, 0.0), float(repeated)),
             TIME_ENGINE_WAIT: self._meter.take(),
             TIME_STEP: time.perf_counter() - self._begun,
+            **spending_metrics(self._run.path),
         }
         self._tracker.log(self._stage.name, step, self._row)
         if step % self._stage.save_steps == 0 or step == self._stage.max_steps:
