@@ -41,7 +41,7 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
-from posttrain.run.token_figures import write_token_figures
+from posttrain.run.token_figures import Entropies, write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.frozen_policy import Beside
@@ -142,6 +142,10 @@ class Learners(Protocol):
 
     def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
         """Learn from a step's episodes with the weights that are served as a version; return metrics."""
+        ...
+
+    def entropies(self) -> Entropies:
+        """Return the entropies at the sampled tokens of the last update's episodes, as far as known."""
         ...
 
     def check(self) -> None:
@@ -308,15 +312,20 @@ class Controller:
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
-        if self._crew.token_bytes is not None:
-            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        self._write_figures(rows, trajectories, {})
         check_world(trajectories, self._stage.rollout.max_failed_share, name)
         taught = self._stage.teacher_name is not None
         told = [each for each in trajectories if taught or each.advantage is not None]
         learnable = [each for each in told if not each.failed]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
+        self._write_figures(rows, trajectories, self._crew.learners.entropies())
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _write_figures(self, rows: Path, trajectories: Sequence[Trajectory], entropies: Entropies) -> None:
+        """Write the figures of the tokens of a step's episodes beside their rows."""
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes, entropies))
 
     def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
         """Compare episodes within their groups."""
