@@ -100,6 +100,11 @@ class OnPolicyStage(LearningStage, ABC):
         return None
 
     @property
+    def teacher_top_k(self) -> int:
+        """How many of its likeliest tokens a teacher in engines tells; 0 without one."""
+        return 0
+
+    @property
     def divergence_beta(self) -> float:
         """Kind of the divergence from a teacher, if there is one (see `DivergenceConfig`)."""
         return 0.0

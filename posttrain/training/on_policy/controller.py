@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage
+from posttrain.inference.pool import InferencePool
+from posttrain.inference.reading import Reading
 from posttrain.inference.worker import InferenceWorker
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
@@ -35,7 +37,6 @@ from posttrain.run.metric_names import (
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
-    TIME_ROLLOUT,
     TIME_STEP,
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
@@ -44,17 +45,18 @@ from posttrain.run.token_figures import write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.frozen_policy import Beside
-from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
+from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order, readings_in_order
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
 from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts, stage_prompts
 from posttrain.training.on_policy.proof import proof_sequences
 from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.read_as_played import ReadAsPlayed
 from posttrain.training.on_policy.refilling import Refills
-from posttrain.training.on_policy.rollout_metrics import rollout_metrics
+from posttrain.training.on_policy.rollout_metrics import play_times, rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
-from posttrain.training.on_policy.teachers import find_teacher, trained_model
+from posttrain.training.on_policy.teachers import find_teacher, read_sequences, reading_pool, trained_model
 from posttrain.training.on_policy.turns import engines_asleep
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.training.stage_curation import curated_datasets
@@ -79,10 +81,17 @@ class OnPolicyRunner:
     def run(self) -> Path:
         """Train from the stage's newest checkpoint, or from its start; return the final checkpoint."""
         work, stage = self._work, self._stage
-        newest = work.run.newest_checkpoint(stage.name)
-        done = step_of(newest) if newest else 0
         origin = work.start_of(stage)
         assert origin is not None
+        teacher = find_teacher(work, stage, origin)
+        with reading_pool(work, stage, teacher) as readers:
+            return self._train(origin, teacher, readers)
+
+    def _train(self, origin: Path, teacher: Path | None, readers: InferencePool | None) -> Path:
+        """Train; the teacher is in the learners unless there are engines of its own."""
+        work, stage = self._work, self._stage
+        newest = work.run.newest_checkpoint(stage.name)
+        done = step_of(newest) if newest else 0
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         curated = curated_datasets(stage, work, playing=stage)
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
@@ -92,7 +101,7 @@ class OnPolicyRunner:
             use_gpu=work.use_gpu,
             placement=work.services.placement,
             seed=work.config.seed_of(stage),
-            beside=Beside(origin, find_teacher(work, stage, origin)),
+            beside=Beside(origin, teacher if readers is None else None),
         )
         publisher = Publisher(
             learners,
@@ -104,7 +113,9 @@ class OnPolicyRunner:
             adapters_of=origin if adapters else None,
         )
         engines = pool.on_each(InferenceWorker.place)
-        work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
+        reading = {} if readers is None else readers.on_each(InferenceWorker.place)
+        places = {"learners": learners.places(), "engines": [*engines.values()]}
+        work.record_places(stage, **places, **({"teacher": [*reading.values()]} if reading else {}))
         tracker = Tracker(work.run, work.config.trackers)
         tracker.rewind(stage.name, done)
         tracker.start(stage.name, stage.max_steps)
@@ -112,7 +123,8 @@ class OnPolicyRunner:
         prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
         learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
         sizes = TokenBytes.of_checkpoint(start)
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
+        playing = pool if readers is None else ReadAsPlayed(pool, readers, stage.teacher_top_k)
+        crew = Crew(playing, learners, publisher, work.services.next_version, learning, sizes)
         controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
         try:
             with saving_on_sigterm(work.run):
@@ -120,7 +132,8 @@ class OnPolicyRunner:
                     first = prompts.of_step(pacing.next_step).groups
                     sequences = learners.prompt_sequences([group.sample for group in first])
                     publisher.prove_by(sequences)
-                    learners.check_teacher(proof_sequences(sequences))
+                    proof = proof_sequences(sequences)
+                    learners.check_teacher(proof, read_sequences(readers, proof, stage.teacher_top_k))
                 if stage.lora is not None:
                     publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
@@ -137,8 +150,13 @@ class OnPolicyRunner:
 class Learners(Protocol):
     """What learns (see `LearnerGroup`)."""
 
-    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
-        """Learn from a step's episodes with the weights that are served as a version; return metrics."""
+    def update(
+        self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+    ) -> dict[str, float]:
+        """Learn from a step's episodes with the weights that are served as a version; return metrics.
+
+        Readings are what a teacher in engines says of each, where there is one.
+        """
         ...
 
     def check(self) -> None:
@@ -197,12 +215,14 @@ class PlayedStep:
 
     Attributes:
         trajectories: By group and episode.
+        readings: What a teacher in engines says of each; empty without one.
         groups: The groups.
         refills: The rounds in which they were played.
         metrics: What there is to say of them.
     """
 
     trajectories: list[Trajectory]
+    readings: list[Reading | None]
     groups: Sequence[GroupJob]
     refills: Refills
     metrics: dict[str, float]
@@ -267,12 +287,12 @@ class Controller:
         del self._in_flight[step]
         refills = self._refills.pop(step)
         metrics = {
-            TIME_ROLLOUT: flight.seconds,
+            **play_times(flight.seconds, played),
             TIME_REWARD: max(group.reward_seconds for group in played),
             DATA_LEFT_OUT: float(refills.drawn.left_out),
             **refills.metrics(),
         }
-        return PlayedStep(in_order(played), flight.groups, refills, metrics)
+        return PlayedStep(in_order(played), readings_in_order(played), flight.groups, refills, metrics)
 
     def _stopping(self) -> bool:
         """Tell whether the run is asked to stop; raise an error if what it waits for could not be learned."""
@@ -307,8 +327,9 @@ class Controller:
         taught = self._stage.teacher_name is not None
         told = [each for each in trajectories if taught or each.advantage is not None]
         learnable = [each for each in told if not each.failed]
+        readings = [each for each in played.readings if each is not None]
         with self._crew.learning():
-            self._row |= self._crew.learners.update(learnable, self._version)
+            self._row |= self._crew.learners.update(learnable, self._version, readings)
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
 
     def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
