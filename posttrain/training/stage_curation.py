@@ -11,8 +11,8 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
 from posttrain.config.curation import CurationConfig, load_curation
-from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
 from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.episodes import PooledEpisodes
@@ -93,7 +93,7 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
     Raises:
         CurationError: If it is not clear which task of the stage they are about.
     """
-    steps = [step for step in recipe.steps if isinstance(step, PassRateStep) and step.endpoint is None]
+    steps = [step for step in recipe.steps if isinstance(step, PlayingStep) and step.endpoint is None]
     if not steps:
         return recipe
     origin, model, rollout = work.start_of(stage), work.config.model, stage.rollout
@@ -162,7 +162,7 @@ class _Engines:
         self.work.services.close_pool()
         return self.models.open(name, entry)
 
-    def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
+    def open_episodes(self, step: PlayingStep, entry: CheckpointConfig) -> PooledEpisodes:
         """Return a checkpoint that plays (see `EngineModels`)."""
         if step.endpoint != AT_HAND or self.stage is None:
             self.work.services.close_pool()
