@@ -100,14 +100,20 @@ class InlineCalls:
                 turns.append(Turn(message, ((message.content, False),)))
             else:
                 start = ": " if before == "tool" else ""
-                end = f"\n{self.stop}" if following == "tool" else ""
-                said = (Block("text", text=start + self.written(message.text) + end),)
+                written = self.written(message.text)
+                stops = following == "tool" or (not following and written != message.text)
+                said = (Block("text", text=start + written + (f"\n{self.stop}" if stops else "")),)
                 learned = message.train is not False
                 if before == "tool":
                     turns[-1] = _longer(turns[-1], said, learned)
                 else:
                     turns.append(Turn(Message("assistant", said, message.train), ((said, learned),)))
         return turns
+
+    def is_open(self, messages: Sequence[Message]) -> bool:
+        """Tell whether a dialogue ends within a turn: after results, or where a call waits for its own."""
+        last = messages[-1]
+        return last.role == "tool" or (last.role == "assistant" and self.written(last.text) != last.text)
 
     def result(self, message: Message, *, is_first: bool, is_last: bool) -> tuple[Block, ...]:
         """Return what is shown of a call's result; before the first one the mark stands already."""
