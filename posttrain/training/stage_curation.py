@@ -5,7 +5,7 @@ stage starts from plays the stage's own task, in the engines that the stage then
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.episodes import PooledEpisodes
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.pipeline import curate
+from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
+from posttrain.run.judging import write_budget
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.viewer.curation_page import write_curation_page
 
@@ -57,7 +59,7 @@ def curated_datasets(
         engines = _Engines(playing, work, models, recipe)
         report = curate(
             recipe,
-            work.plugins,
+            _counting_judges(work),
             resume=True,
             open_checkpoint=engines.open,
             open_episodes=engines.open_episodes,
@@ -77,6 +79,12 @@ def curated_datasets(
         source=SourceConfig(path=str(report.directory / "kept.jsonl")),
     )
     return {recipe.data: kept}
+
+
+def _counting_judges(work: RunAtWork) -> Plugins:
+    """Return a run's plugins, with rewards that are scored within the run's budget of judges."""
+    budget = write_budget(work.run.path, work.config.judge_budget)
+    return replace(work.plugins, make_scorer=partial(work.plugins.make_scorer, judge_budget=budget))
 
 
 def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunAtWork) -> CurationConfig:
