@@ -100,7 +100,7 @@ class _Opening:
         """Return the model of an entry of `endpoints`, as a context manager."""
         if isinstance(entry, EndpointConfig):
             return Endpoint(name, entry)
-        if self.checkpoint is None:
+        if self.checkpoint is None or not isinstance(entry, CheckpointConfig):
             raise CurationError(
                 f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
             )
