@@ -78,7 +78,10 @@ class PlayingStep(SamplingStep):
     def plugins(self) -> list[PluginRef]:
         """List also the tools and rewards of the task."""
         task = self.task
-        played = [] if task is None else [*task.tools, *task.rewards, *filter(None, [task.environment])]
+        if task is None:
+            return super().plugins()
+        tools = [tool for tool in task.tools if isinstance(tool, PluginRef)]
+        played = [*tools, *task.rewards, *filter(None, [task.environment])]
         return [*super().plugins(), *played]
 
     def refuse_with_episodes(self, **why: str) -> None:

@@ -1,11 +1,13 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
+from posttrain.config.mcp import McpServerConfig
 from posttrain.config.rollout import RolloutConfig
 from posttrain.reward_spec import OUTCOME, reward_list_fault
 
@@ -18,10 +20,27 @@ class PluginRef(Section):
     )
     params: dict[str, object] = Field(default_factory=dict, description="Arguments of the plugin.")
 
+    def missing_variables(self) -> list[str]:
+        """Return the environment variables that it needs and that are not set here: none that is known."""
+        return []
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+
+def _kind_of_tool(value: object) -> str:
+    """Tell which of the two classes an entry of a task's tools is: one with `mcp` is a server."""
+    is_server = isinstance(value, McpServerConfig) or (isinstance(value, dict) and "mcp" in value)
+    return McpServerConfig.__name__ if is_server else PluginRef.__name__
+
+
+#: An entry of a task's tools.
+ToolEntry = Annotated[
+    Annotated[PluginRef, Tag(PluginRef.__name__)] | Annotated[McpServerConfig, Tag(McpServerConfig.__name__)],
+    Discriminator(_kind_of_tool),
+]
 
 
 class RewardRef(PluginRef):
@@ -59,7 +78,10 @@ class RewardRef(PluginRef):
 class EpisodeTask(Section):
     """How the prompts of a dataset are played: the tools that may be used, and the rewards that judge."""
 
-    tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
+    tools: list[ToolEntry] = Field(
+        default_factory=list,
+        description="Tools offered to the model: a name, file.py:attribute, or an MCP server, {mcp: …}.",
+    )
     environment: PluginRef | None = Field(
         default=None,
         description="What answers the model's turns, such as a game; its rewards are environment.NAME.",

@@ -62,6 +62,10 @@ def load_tools(look: Examination, use: TaskUse) -> None:
     found: list[tuple[Key, Sequence[Tool]]] = []
     for index, tool in enumerate(use.task.tools):
         key = (*use.key, "tools", index)
+        if missing := tool.missing_variables():
+            reason = f"{tool.name} was not started here: the environment variable {missing[0]} is not set"
+            look.missing(key, reason, f"set it: export {missing[0]}=…")
+            continue
         loaded = look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir)
         found.append((key, loaded or ()))
     if use.task.environment is not None:
@@ -72,7 +76,8 @@ def load_tools(look: Examination, use: TaskUse) -> None:
     for key, tools in found:
         for name in (tool.spec.name for tool in tools):
             if name in names:
-                look.problem(key, f"two tools call themselves {name!r}", "rename or remove one")
+                remedy = "rename or remove one; an MCP server's can have a prefix"
+                look.problem(key, f"two tools call themselves {name!r}", remedy)
             names.add(name)
 
 

@@ -13,7 +13,7 @@ as that would have.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,37 +88,31 @@ class OnPolicyRunner:
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         curated = curated_datasets(stage, work, playing=stage)
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        learners = LearnerGroup(
-            *(trained_model(work.config.model, stage, start), stage, start),
-            resume=newest is not None,
-            use_gpu=work.use_gpu,
-            placement=work.services.placement,
-            seed=work.config.seed_of(stage),
-            beside=Beside(origin, find_teacher(work, stage, origin)),
-        )
-        publisher = Publisher(
-            learners,
-            pool,
-            stage,
-            work.config.model.dtype,
-            use_gpu=work.use_gpu,
-            shared=work.shares_gpus,
-            adapters_of=origin if adapters else None,
-        )
-        engines = pool.on_each(InferenceWorker.place)
-        work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
-        tracker = Tracker(work.run, work.config.trackers)
-        tracker.rewind(stage.name, done)
-        tracker.start(stage.name, stage.max_steps)
-        pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-        prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
-        learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        sizes = TokenBytes.of_checkpoint(start)
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
-        judged = judged_pairs(work.plugins, stage.tasks, Path(work.config.base_dir))
-        controller = Controller(stage, work.run, crew, prompts, pacing, tracker, judged)
-        try:
-            with saving_on_sigterm(work.run):
+        with (
+            closing(Tracker(work.run, work.config.trackers)) as tracker,
+            closing(self._start_learners(start, origin)) as learners,
+        ):
+            publisher = Publisher(
+                learners,
+                pool,
+                stage,
+                work.config.model.dtype,
+                use_gpu=work.use_gpu,
+                shared=work.shares_gpus,
+                adapters_of=origin if adapters else None,
+            )
+            engines = pool.on_each(InferenceWorker.place)
+            work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
+            tracker.rewind(stage.name, done)
+            tracker.start(stage.name, stage.max_steps)
+            pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
+            prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
+            learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
+            sizes = TokenBytes.of_checkpoint(start)
+            crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
+            judged = judged_pairs(work.plugins, stage.tasks, Path(work.config.base_dir))
+            controller = Controller(stage, work.run, crew, prompts, pacing, tracker, judged)
+            with closing(controller), saving_on_sigterm(work.run):
                 if pacing.next_step is not None:
                     first = prompts.of_step(pacing.next_step).groups
                     sequences = learners.prompt_sequences([group.sample for group in first])
@@ -128,13 +122,21 @@ class OnPolicyRunner:
                     publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
                 controller.save()
-        finally:
-            tracker.close()
-            controller.close()
-            learners.close()
         final = work.run.newest_checkpoint(stage.name)
         assert final is not None
         return final
+
+    def _start_learners(self, start: Path, origin: Path) -> LearnerGroup:
+        """Start the learners from a checkpoint, which is the stage's own unless it is the stage's origin."""
+        work, stage = self._work, self._stage
+        return LearnerGroup(
+            *(trained_model(work.config.model, stage, start), stage, start),
+            resume=start != origin,
+            use_gpu=work.use_gpu,
+            placement=work.services.placement,
+            seed=work.config.seed_of(stage),
+            beside=Beside(origin, find_teacher(work, stage, origin)),
+        )
 
 
 class Learners(Protocol):

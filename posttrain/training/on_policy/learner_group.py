@@ -172,15 +172,19 @@ class LearnerGroup:
             Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
             for index, place in enumerate(places)
         ]
-        place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
-        begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
-            for actor in self._actors
-        ]
-        reading = seconds_to_read(checkpoint)
-        if beside.teacher is not None:
-            reading += seconds_to_read(beside.teacher)
-        self._wait(begun, START_TIMEOUT + reading)
+        try:
+            place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
+            begun = [
+                actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
+                for actor in self._actors
+            ]
+            reading = seconds_to_read(checkpoint)
+            if beside.teacher is not None:
+                reading += seconds_to_read(beside.teacher)
+            self._wait(begun, START_TIMEOUT + reading)
+        except BaseException:  # also where the run is ended while they start
+            self.close()
+            raise
 
     @property
     def updates(self) -> int:
