@@ -9,6 +9,7 @@ class WorldError(Exception):
 
     Attributes:
         tool: The tool or environment that failed; whoever runs it fills it in.
+        seconds: After how long; None where nobody has measured it.
 
     Args:
         reason: What happened, for people; the model never sees it.
@@ -18,3 +19,4 @@ class WorldError(Exception):
     def __init__(self, reason: str, tool: str = "") -> None:
         super().__init__(reason)
         self.tool = tool
+        self.seconds: float | None = None

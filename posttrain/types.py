@@ -212,6 +212,7 @@ class ToolCall:
         ok: Whether the tool ran.
         error: The error message that the model was shown if it did not run.
         images: Number of images that the tool returned.
+        seconds: How long it took; None where nothing was run. It is no part of what calls are compared by.
     """
 
     name: str
@@ -219,6 +220,7 @@ class ToolCall:
     ok: bool
     error: str = ""
     images: int = 0
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -245,10 +247,12 @@ class ToolFailure:
     Attributes:
         tool: The tool or environment that failed.
         reason: What happened, in one line.
+        seconds: After how long, where that is known. It is no part of what failures are compared by.
     """
 
     tool: str
     reason: str
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ class EpisodePlayer:
             await self._dialogue(job, slot, partner, ledger)
         except WorldError as error:
             logger.warning("%s: %s failed: %s", _named(job.sample, job.task), error.tool, error)
-            failures.append(ToolFailure(error.tool, str(error)))
+            failures.append(ToolFailure(error.tool, str(error), error.seconds))
             ledger.prompt = ledger.prompt or job.sample.messages
             ledger.stop_reason = "error"
         finally:
