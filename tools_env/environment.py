@@ -118,8 +118,8 @@ class ToolEnvironment:
         calls = tuple(call for call, _ in outcomes)
         if self._over or left == 0:
             return self._end(calls, truncated=not self._over)
-        blocks = [block for _, shown in outcomes for block in shown]
-        return EnvironmentReply(Message("tool", tuple(blocks)), calls, done=False)
+        first, *further = (Message("tool", tuple(shown)) for _, shown in outcomes)
+        return EnvironmentReply(first, calls, done=False, further=tuple(further))
 
     def close(self) -> Mapping[str, float]:
         """End the episode and its sessions; return the rewards of a user's environment.

@@ -100,9 +100,9 @@ class Chat:
                 reply = environment.step(answer) if environment is not None else None
                 if reply is not None:
                     self._tell(reply)
-                if reply is None or reply.message is None:
+                if reply is None or not reply.messages:
                     break
-                messages.append(reply.message)
+                messages += reply.messages
         finally:
             if environment is not None:
                 environment.close()
@@ -128,7 +128,7 @@ class Chat:
         for call in reply.calls:
             arguments = json.dumps(call.arguments, ensure_ascii=False)
             self._write(f"  → {call.name} {arguments}" + ("" if call.ok else f": {call.error}") + "\n")
-        for block in reply.message.content if reply.message is not None else ():
+        for block in (block for message in reply.messages for block in message.content):
             shown = block.image.path if block.image is not None else block.text
             self._write(f"  ← {shown}\n")
 

@@ -51,6 +51,28 @@ class RewardRef(PluginRef):
         default_factory=dict,
         description="Other rewards of the list and the least value each must have for this one to count.",
     )
+    unless: dict[str, float] = Field(
+        default_factory=dict,
+        description="Other rewards of the list and the value from which on each decides without this one: a "
+        "judge with unless: {math: 1} is asked only where the rule does not find the answer right.",
+    )
+    audit_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the episodes on which a judge is asked although its conditions fail. It does "
+        "not count there; the report shows how far it agrees with the rules.",
+    )
+
+    @model_validator(mode="after")
+    def _check_audit(self) -> "RewardRef":
+        if self.audit_share and not (self.only_if or self.unless):
+            raise MisfitError(
+                "audit_share",
+                "without a condition it is asked every time",
+                "set only_if or unless, or remove it",
+            )
+        return self
 
 
 class EpisodeTask(Section):

@@ -1,9 +1,9 @@
 """The curations of a run's stages, and the models behind addresses that it asks."""
 
 from posttrain.config.curation import CurationConfig, load_curation
-from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.stage import CurationUse
 from posttrain.curation.checks import VARIABLES, missing_address, recipe_faults, withheld_key
 from posttrain.curation.taxonomy import load_taxonomy
@@ -51,7 +51,7 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key) -> None:
 
 def _no_task(recipe: CurationConfig, use: CurationUse) -> str:
     """Return why the model at hand cannot play what a recipe wants it to; "" if it can, or is not to."""
-    steps = [step for step in recipe.steps if isinstance(step, PassRateStep) and step.endpoint is None]
+    steps = [step for step in recipe.steps if isinstance(step, PlayingStep) and step.endpoint is None]
     tasks = [task.name for task in use.tasks if task.data == recipe.data]
     if not steps or len(tasks) == 1:
         return ""

@@ -15,7 +15,7 @@ from posttrain.inference.images import engine_images
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
-from posttrain.types import EnvironmentReply, Message, Sample, Trajectory
+from posttrain.types import EnvironmentReply, Message, Sample, Trajectory, text_message
 from tests.at_work import play
 from tests.integration.engine_truth import serve
 from tools_env.environment import ToolEnvironment
@@ -90,6 +90,24 @@ def test_logprobs_of_episodes_with_several_images_agree_with_transformers(
     assert {len(trajectory.images) for trajectory in trajectories} == {1, 2, 3}
     assert {trajectory.stop_reason for trajectory in trajectories} == {"answer", "max_tokens"}
     assert largest_gap(talker, trajectories, renderer) < TOLERANCE
+
+
+def test_a_turn_ends_with_the_tokens_that_complete_a_stop(vllm_engine: Any, renderer: Renderer) -> None:
+    prompt = renderer.render([text_message("user", "Which letter?")], add_generation_prompt=True).token_ids
+    asked: dict[str, Any] = {"token_ids": prompt, "max_tokens": 24, "temperature": 1.0}
+    requests = [Request(id=str(seed), seed=seed, **asked) for seed in range(24)]
+    whole = {each.id: each for each in serve(vllm_engine, requests) if len(each.token_ids) > 5}
+    stops = {name: (renderer.decode(each.token_ids[1:4]),) for name, each in whole.items()}
+    stops = {name: stop for name, stop in stops.items() if "\ufffd" not in stop[0]}  # halves of letters
+    assert len(stops) > 3
+    again = [Request(id=name, seed=int(name), stops=stop, **asked) for name, stop in stops.items()]
+    for cut in serve(vllm_engine, again):
+        count, (stop,) = len(cut.token_ids), stops[cut.id]
+        assert cut.token_ids == whole[cut.id].token_ids[:count]
+        assert stop in renderer.decode(cut.token_ids)
+        assert stop not in renderer.decode(cut.token_ids[:-1])
+        assert (cut.finish_reason, count <= 4, len(cut.versions)) == ("stop", True, count)
+        torch.testing.assert_close(cut.logprobs, whole[cut.id].logprobs[:count], rtol=0, atol=1e-5)
 
 
 def test_a_rollout_is_a_function_of_weights_and_seeds(

@@ -13,7 +13,7 @@ as that would have.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.rollout.world import check_world
 from posttrain.run.directory import RunDir, step_of
+from posttrain.run.judging import spending_metrics
 from posttrain.run.metric_names import (
     DATA_LEFT_OUT,
     PUBLISH_PROOF_GAP,
@@ -40,11 +41,12 @@ from posttrain.run.metric_names import (
 )
 from posttrain.run.process import saving_on_sigterm, stop_requested
 from posttrain.run.rows import EvaluationRow
-from posttrain.run.token_figures import write_token_figures
+from posttrain.run.token_figures import Entropies, write_token_figures
 from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
 from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
+from posttrain.training.on_policy.judge_agreement import JudgedPair, agreement_metrics, judged_pairs
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
@@ -86,36 +88,31 @@ class OnPolicyRunner:
         start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
         curated = curated_datasets(stage, work, playing=stage)
         pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        learners = LearnerGroup(
-            *(trained_model(work.config.model, stage, start), stage, start),
-            resume=newest is not None,
-            use_gpu=work.use_gpu,
-            placement=work.services.placement,
-            seed=work.config.seed_of(stage),
-            beside=Beside(origin, find_teacher(work, stage, origin)),
-        )
-        publisher = Publisher(
-            learners,
-            pool,
-            stage,
-            work.config.model.dtype,
-            use_gpu=work.use_gpu,
-            shared=work.shares_gpus,
-            adapters_of=origin if adapters else None,
-        )
-        engines = pool.on_each(InferenceWorker.place)
-        work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
-        tracker = Tracker(work.run, work.config.trackers)
-        tracker.rewind(stage.name, done)
-        tracker.start(stage.name, stage.max_steps)
-        pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-        prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
-        learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        sizes = TokenBytes.of_checkpoint(start)
-        crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
-        controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
-        try:
-            with saving_on_sigterm(work.run):
+        with (
+            closing(Tracker(work.run, work.config.trackers)) as tracker,
+            closing(self._start_learners(start, origin)) as learners,
+        ):
+            publisher = Publisher(
+                learners,
+                pool,
+                stage,
+                work.config.model.dtype,
+                use_gpu=work.use_gpu,
+                shared=work.shares_gpus,
+                adapters_of=origin if adapters else None,
+            )
+            engines = pool.on_each(InferenceWorker.place)
+            work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
+            tracker.rewind(stage.name, done)
+            tracker.start(stage.name, stage.max_steps)
+            pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
+            prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
+            learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
+            sizes = TokenBytes.of_checkpoint(start)
+            crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
+            judged = judged_pairs(work.plugins, stage.tasks, Path(work.config.base_dir))
+            controller = Controller(stage, work.run, crew, prompts, pacing, tracker, judged)
+            with closing(controller), saving_on_sigterm(work.run):
                 if pacing.next_step is not None:
                     first = prompts.of_step(pacing.next_step).groups
                     sequences = learners.prompt_sequences([group.sample for group in first])
@@ -125,13 +122,21 @@ class OnPolicyRunner:
                     publisher.canary(work.services.next_version())
                 run_paced(pacing, controller, (PolicyMismatch, StalenessError))
                 controller.save()
-        finally:
-            tracker.close()
-            controller.close()
-            learners.close()
         final = work.run.newest_checkpoint(stage.name)
         assert final is not None
         return final
+
+    def _start_learners(self, start: Path, origin: Path) -> LearnerGroup:
+        """Start the learners from a checkpoint, which is the stage's own unless it is the stage's origin."""
+        work, stage = self._work, self._stage
+        return LearnerGroup(
+            *(trained_model(work.config.model, stage, start), stage, start),
+            resume=start != origin,
+            use_gpu=work.use_gpu,
+            placement=work.services.placement,
+            seed=work.config.seed_of(stage),
+            beside=Beside(origin, find_teacher(work, stage, origin)),
+        )
 
 
 class Learners(Protocol):
@@ -139,6 +144,10 @@ class Learners(Protocol):
 
     def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
         """Learn from a step's episodes with the weights that are served as a version; return metrics."""
+        ...
+
+    def entropies(self) -> Entropies:
+        """Return the entropies at the sampled tokens of the last update's episodes, as far as known."""
         ...
 
     def check(self) -> None:
@@ -218,6 +227,7 @@ class Controller:
         prompts: The prompts of each step.
         pacing: Where the stage stands.
         tracker: Takes the metrics.
+        judged: By task, the judges that are compared with its rules.
     """
 
     def __init__(
@@ -228,8 +238,10 @@ class Controller:
         prompts: StepPrompts,
         pacing: Pacing,
         tracker: MetricsLog,
+        judged: Mapping[str, Sequence[JudgedPair]] | None = None,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
+        self._judged = judged or {}
         temperature = stage.rollout.temperature
         self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._all_prompts, self._prompts = prompts, PromptsAhead(prompts.of_step, stage.max_steps)
@@ -295,21 +307,27 @@ class Controller:
         )
         counts = self._compare(trajectories)
         self._row |= rollout_metrics(in_order(played.refills.first), counts) | played.metrics
+        self._row |= agreement_metrics(trajectories, self._judged)
         self._row[REWARD_ERRORS] += played.refills.errors
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
-        if self._crew.token_bytes is not None:
-            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        self._write_figures(rows, trajectories, {})
         check_world(trajectories, self._stage.rollout.max_failed_share, name)
         taught = self._stage.teacher_name is not None
         told = [each for each in trajectories if taught or each.advantage is not None]
         learnable = [each for each in told if not each.failed]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version)
+        self._write_figures(rows, trajectories, self._crew.learners.entropies())
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _write_figures(self, rows: Path, trajectories: Sequence[Trajectory], entropies: Entropies) -> None:
+        """Write the figures of the tokens of a step's episodes beside their rows."""
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes, entropies))
 
     def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
         """Compare episodes within their groups."""
@@ -344,6 +362,7 @@ class Controller:
             PUBLISH_REPEATED: max(self._row.get(PUBLISH_REPEATED, 0.0), float(repeated)),
             TIME_ENGINE_WAIT: self._meter.take(),
             TIME_STEP: time.perf_counter() - self._begun,
+            **spending_metrics(self._run.path),
         }
         self._tracker.log(self._stage.name, step, self._row)
         if step % self._stage.save_steps == 0 or step == self._stage.max_steps:

@@ -34,6 +34,7 @@ from posttrain.run.metric_names import (
     TIME_TEACHER,
     UPDATE_SKIPPED,
 )
+from posttrain.run.token_figures import Entropies
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
@@ -80,6 +81,7 @@ class Learner:
         model: Its model.
         renderer: Its renderer.
         tolerance: Largest gap between engine's and learner's log-probs (see `Agreement`).
+        entropies: Of the policy that the last update started from, at the episodes that this rank ran.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Learner:
         self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
         self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
         self.tolerance = stage.tolerance(model_config.dtype)
+        self.entropies: Entropies = {}
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
             [self.model],
@@ -157,6 +160,7 @@ class Learner:
             PolicyMismatch: If the engine sampled from other weights than these; nothing is learned then.
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
+        self.entropies = {}
         if not trajectories:
             return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
@@ -195,7 +199,7 @@ class Learner:
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
-                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+                self._observe(row, step, logprobs, entropy, banned)
                 sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
@@ -212,12 +216,23 @@ class Learner:
         tempered = self.stage.rollout.temperature != 1
         return sampled_by(row.trajectories, self._classes, present, banned if tempered else None, self.device)
 
+    def _observe(
+        self, row: Row, step: "_Step", logprobs: Tensor, entropy: Tensor, banned: Tensor
+    ) -> SampledBy:
+        """Compare the policy that a step starts from with the engine, and keep its entropies."""
+        engine = self._sampled_by(row, step.present, banned)
+        step.agreement.add(logprobs, banned, engine)
+        parts = entropy.detach().cpu().split([sum(each.sampled) for each in row.trajectories])
+        for each, part in zip(row.trajectories, parts, strict=True):
+            self.entropies[each.group, each.episode] = part.numpy().astype(np.float16)
+        return engine
+
     @torch.no_grad()
     def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
         """Compute the log-probs of a row before the first update of a step."""
-        logprobs, _, banned = self.policy.logprobs(row.trajectories)
+        logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+            self._observe(row, step, logprobs, entropy, banned)
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -249,9 +264,10 @@ class Learner:
                 if not row.counts:
                     (0 * logprobs.sum()).backward()
                     continue
-                engine = self._sampled_by(row, step.present, banned)
                 if old is None:
-                    step.agreement.add(logprobs, banned, engine)
+                    engine = self._observe(row, step, logprobs, entropy, banned)
+                else:
+                    engine = self._sampled_by(row, step.present, banned)
                 tokens = self._tokens(row, share, logprobs, old, engine)
                 of_teacher = taught and taught.logprobs
                 loss, pieces = self.objective.loss(
