@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.boxes import Box, Frame
+from posttrain.failures import ToolFailure
 
 Role = Literal["system", "user", "assistant", "tool"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -257,21 +258,6 @@ class EnvironmentReply:
     def messages(self) -> tuple[Message, ...]:
         """All that the model is shown next."""
         return () if self.message is None else (self.message, *self.further)
-
-
-@dataclass(frozen=True)
-class ToolFailure:
-    """A failure of the world in an episode, which says nothing of the model.
-
-    Attributes:
-        tool: The tool or environment that failed.
-        reason: What happened, in one line.
-        seconds: After how long, where that is known. It is no part of what failures are compared by.
-    """
-
-    tool: str
-    reason: str
-    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from posttrain.failures import ToolFailure
 from posttrain.files.durable import write_atomic
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.messages import message_from_json, message_to_json
 from posttrain.run.estimates import Estimate, estimates_from_json, estimates_to_json
 from posttrain.run.json_fields import integer, mapping, number, numbers, objects, text, texts
-from posttrain.types import Message, RewardResult, ToolCall, ToolFailure
+from posttrain.types import Message, RewardResult, ToolCall
 
 METRICS, EVALUATION, ROLLOUTS = "metrics.jsonl", "evaluation.jsonl", "rollouts"
 #: A line is read in pieces of this size, so that a damaged file cannot fill the memory.

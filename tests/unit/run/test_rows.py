@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.failures import ToolFailure
 from posttrain.run.rows import (
     EpisodeRow,
     EvaluationRow,
@@ -18,7 +19,7 @@ from posttrain.run.rows import (
     row_line,
     write_rows,
 )
-from posttrain.types import Block, ImageRef, Message, RewardResult, ToolCall, ToolFailure, text_message
+from posttrain.types import Block, ImageRef, Message, RewardResult, ToolCall, text_message
 
 OLD_RUN = Path(__file__).parent / "old_run"
 EPISODE = EpisodeRow(
