@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from posttrain.config.mcp import McpServerConfig
+
 HOSTILE = Path(__file__).parents[2] / "mcp_hostile.py"
 
 
@@ -48,6 +50,15 @@ def test_one_that_does_not_is_named_by_its_key(look, tools: list[Any], key: str,
     (problem,) = look(task(*tools)).problems
     assert problem.key == f"stages[0].tasks[0].{key}"
     assert reason in problem.reason
+
+
+def test_the_files_of_its_command_line_are_those_that_other_nodes_need(folder: Path) -> None:
+    program = folder / "serve.py"
+    program.touch()
+    args = ["-u", "serve.py", "none.py", "x" * 5000, "\0", "datasets_cfg"]
+    made = McpServerConfig.model_validate({"mcp": "s", "command": "python", "args": args})
+    assert made.files(str(folder)) == [program]
+    assert McpServerConfig.model_validate({"mcp": "s", "url": "http://b"}).files(str(folder)) == []
 
 
 def test_without_its_variables_nothing_is_started(look, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_each_episode_has_a_process_with_no_secrets_that_ends_with_it(
 def test_what_a_task_may_not_say_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, why in (
         ({"command": "/no/such/program"}, "'s' cannot be used.*No such file"),
-        ({"command": sys.executable, "args": ["-c", "print('hello')"]}, "Connection closed"),
+        ({"command": sys.executable, "args": ["-c", "print('hello')"]}, "ended with exit code 0"),
         ({"url": "http://127.0.0.1:9/mcp"}, "'s' cannot be used"),
         (hostile("x") | {"mcp": "s", "env_vars": ["NO_SUCH_KEY"]}, "variable NO_SUCH_KEY, which is not set"),
         (hostile("x") | {"mcp": "s", "enabled_tools": ["went"]}, "no tool 'went'; it has go"),
@@ -168,7 +168,7 @@ def test_a_server_that_cannot_be_offered_is_refused_when_it_is_loaded(
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("dies", "last words: out of cheese"),
+        ("dies", "ended with exit code 3; its last words: out of cheese"),
         ("hangs", "did not return within 1 s"),
         ("garbage", "what is no message to its standard output: b'Traceback of nothing"),
         ("gigabyte", "a message of more than"),
@@ -317,7 +317,7 @@ class _Http(BaseHTTPRequestHandler):
         except OSError:
             self.server.cut_off = True  # pyright: ignore[reportAttributeAccessIssue]
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name there
         pass
 
 
