@@ -388,3 +388,43 @@ def test_adapters_of_a_model_that_is_gone(look, folder):
     (folder / "own" / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/qwen3-vl"}')
     message = only(look(sft(), model={"name_or_path": "./own"}))
     assert "holds adapters for /gone/qwen3-vl, which is not there" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        (
+            {"tokens": {"a": 1, "b": 0}},
+            "the teacher has other tokens than the model: 'a' is 1 there and 0 here",
+        ),
+        ({"tokens": {"a": 0, "b": 1, "c": 2}}, "'c' is 2 there and None here"),
+        ({"patch_size": 14}, "cuts images otherwise than the model: its patch_size is 14, the model's 16"),
+    ],
+)
+def test_a_teacher_whose_distribution_is_of_other_tokens(look, folder, changes, reason):
+    sides = {"model": {}, "teacher": changes}
+    for name, own in sides.items():
+        checkpoint(folder, WEIGHTS, TOKENS, IMAGES)
+        (folder / "own").rename(folder / name)
+        vocabulary = {"model": {"vocab": own.get("tokens", {"a": 0, "b": 1})}, "added_tokens": []}
+        (folder / name / "tokenizer.json").write_text(json.dumps(vocabulary))
+        sizes = {"patch_size": own.get("patch_size", 16), "merge_size": 2}
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(sizes))
+    stage = rl() | {"stage": "on_policy_distillation", "teacher": {"checkpoint": "./teacher"}}
+    problems = look(stage, model={"name_or_path": "./model", "family": "qwen3_vl"}).problems
+    assert len(problems) == bool(reason)
+    assert all(problem.key == "stages[0].teacher.checkpoint" for problem in problems)
+    assert all(reason in problem.reason for problem in problems)
+
+
+@pytest.mark.parametrize("rewards", [[], ["answer_accuracy"]])
+def test_pass_rates_of_a_task_without_rewards(look, folder, rewards):
+    own = {"name": "own", "data": "prompts", "steps": [{"filter": "pass_rate", "max": 0.9, "samples": 4}]}
+    (folder / "own.yaml").write_text(yaml.safe_dump(own))
+    stage = rl(rewards=rewards) | {"stage": "on_policy_distillation", "teacher": {"stage": "base"}}
+    stage["curation"] = "own.yaml"
+    problems = [str(problem) for problem in look(stage).problems]
+    assert len(problems) == (not rewards)
+    assert all("stages[0].curation" in each and "'prompts' has no rewards" in each for each in problems)
+    assert all("give the task one" in each for each in problems)
