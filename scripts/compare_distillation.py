@@ -36,13 +36,13 @@ from posttrain.config.document import read_document
 from posttrain.run.metric_names import DIVERGENCE_TEACHER, EPISODE_TOKENS, KL_TEACHER
 
 RECIPE = "on-policy-distillation"
-ON_POLICY, TASK = "on_policy", "with_tool"
+LIVE, TASK = "on_policy", "with_tool"
 #: Stages of the recipe that make what students start from, the last but one, and their teacher.
 MODELS = ("tiny_model", "sft", "cold_start")
 #: Stages of an arm's run.
 LEARNED, MEASURED = "learned", "measured"
 #: The arms, and the stage of the recipe that each is made of.
-ARMS = {"off-policy": "off_policy"} | dict.fromkeys(("on-policy", "engines", "lora", "text"), ON_POLICY)
+ARMS = {"off-policy": "off_policy"} | dict.fromkeys(("on-policy", "engines", "lora", "text"), LIVE)
 #: What an arm changes of the on-policy stage, key by key.
 CHANGES: dict[str, dict[str, Any]] = {
     "engines": {"teacher": {"place": "engines", "engine": {"kv_cache_gb": 0.5}}, "loss": {"top_k": 64}},
@@ -93,7 +93,7 @@ def run_of(arm: str, start: Path, teacher: Path) -> dict[str, Any]:
     settings = recipe()
     settings["model"]["name_or_path"] = str(start.resolve())
     stages = {_name(stage): stage for stage in settings["stages"]}
-    learning, measuring = stages[ARMS.get(arm, ON_POLICY)], stages[f"measured_{ON_POLICY}"]
+    learning, measuring = stages[ARMS.get(arm, LIVE)], stages[f"measured_{LIVE}"]
     for key, value in CHANGES.get(arm, {}).items():
         learning[key] = {**learning[key], **value} if isinstance(learning.get(key), dict) else value
     for stage in (learning, measuring):
