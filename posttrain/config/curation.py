@@ -18,6 +18,12 @@ from posttrain.config.problems import problems_of
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.files.nearest import did_you_mean
 
+#: Why a stage's own task cannot be played for its pass rates, and what to do.
+NO_REWARDS = (
+    "has no rewards, which say what is solved: give the task one (where a teacher is learned from it is "
+    "measured, and not learned), or name an `endpoint` in the step"
+)
+
 
 class CurationConfig(Section):
     """What `posttrain data curate` takes."""

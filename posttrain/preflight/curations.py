@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from posttrain.config.curation import CurationConfig, load_curation
+from posttrain.config.curation import NO_REWARDS, CurationConfig, load_curation
 from posttrain.config.document import Key
 from posttrain.config.endpoints import EarlierModelConfig, EndpointConfig
 from posttrain.config.sampling_steps import PlayingStep
@@ -59,12 +59,14 @@ def _examine_recipe(look: Examination, use: CurationUse, key: Key, earlier: Sequ
 def _no_task(recipe: CurationConfig, use: CurationUse) -> str:
     """Return why the model at hand cannot play what a recipe wants it to; "" if it can, or is not to."""
     steps = [step for step in recipe.steps if isinstance(step, PlayingStep) and step.endpoint is None]
-    tasks = [task.name for task in use.tasks if task.data == recipe.data]
-    if not steps or len(tasks) == 1:
+    tasks = [task for task in use.tasks if task.data == recipe.data]
+    if not steps or (len(tasks) == 1 and tasks[0].rewards):
         return ""
     reason = f"step {steps[0].name!r} names no endpoint, so the stage's own model is to play the stage's task"
     if not use.tasks:
         return f"{reason}, but only an rl stage has one; name an `endpoint`, and what it does there"
+    if len(tasks) == 1:
+        return f"{reason}, but {tasks[0].name!r} {NO_REWARDS}"
     return f"{reason}, but {len(tasks)} of its tasks are of {recipe.data!r}; it has to be one"
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
-from posttrain.config.curation import CurationConfig, load_curation
+from posttrain.config.curation import NO_REWARDS, CurationConfig, load_curation
 from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
@@ -145,13 +145,19 @@ def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
     """Return the task of a stage that the model at hand plays.
 
     Raises:
-        CurationError: If none or several of the stage's tasks are of the recipe's dataset.
+        CurationError: If none or several of the stage's tasks are of the recipe's dataset, or it has no
+            rewards.
     """
     tasks = [task for task in stage.tasks if task.data == recipe.data]
     if len(tasks) != 1:
         raise CurationError(
             f"stage {stage.name}: {len(tasks)} of its tasks are of {recipe.data!r}, which {stage.curation!r} "
             "curates; its pass_rate step plays the one that is"
+        )
+    if not tasks[0].rewards:
+        raise CurationError(
+            f"stage {stage.name}: a pass_rate step of {stage.curation!r} is to play its task "
+            f"{tasks[0].name!r}, which {NO_REWARDS}"
         )
     return tasks[0]
 
