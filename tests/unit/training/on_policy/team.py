@@ -13,6 +13,8 @@ import pytest
 
 from posttrain.config import RlStage
 from posttrain.data.mixing import Mixture
+from posttrain.failures import ToolFailure
+from posttrain.inference.reading import Reading
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
 from posttrain.run.directory import RunDir
@@ -22,7 +24,7 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import StepPrompts
-from posttrain.types import RewardResult, Sample, ToolFailure, Trajectory, text_message
+from posttrain.types import RewardResult, Sample, Trajectory, text_message
 
 STEPS = 6
 PROMPTS = 4
@@ -94,7 +96,9 @@ class Team:
     def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
         return {group.group: 5 for group in groups}
 
-    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+    def update(
+        self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+    ) -> dict[str, float]:
         assert version == self.version
         if self.faults:
             self.faults -= 1
