@@ -52,7 +52,7 @@ def test_processes_stay_below_what_was_computed(bench: ModuleType, tmp_path: Pat
 
 def test_a_large_rollout_stays_below_what_was_computed(bench: ModuleType, tmp_path: Path, soak: bool) -> None:
     if not soak:
-        pytest.skip("it takes an hour: --soak")
+        pytest.skip("it takes many minutes, and 20 GiB: --soak")
     config = bench.Settings(**LARGE, room=1.0).run_config(bench.make_model(tmp_path))
     needed, free = sum(bench.computed(config).values()), psutil.virtual_memory().available
     if needed > free:
