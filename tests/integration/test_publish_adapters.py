@@ -8,6 +8,7 @@ import ray
 
 from posttrain.inference.engine import AdapterSlots, EngineUse
 from posttrain.inference.worker import InferenceWorker
+from posttrain.models.lora import write_merged
 from posttrain.rendering.rendering import Renderer
 from posttrain.run.actors import kill_all
 from posttrain.training.on_policy.learner_group import LearnerGroup
@@ -16,6 +17,7 @@ from posttrain.types import Sample, Trajectory
 from tests.integration.publish_parts import MODEL, Engines, learn, make_stage, publisher, start_engines
 
 RANK = 4
+Scores = list[list[list[float]]]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def test_adapters_follow_the_learners(
     make_talker: Callable[..., Path],
     rate: float,
     soak: bool,
+    tmp_path: Path,
 ) -> None:
     """At a rate of next to nothing every version serves the same, bit for bit."""
     publishing = publisher(learners, healthy, sequences, adapters_of=talker)
@@ -80,6 +83,20 @@ def test_adapters_follow_the_learners(
     ray.get(worker.call(InferenceWorker.load_weights, make_talker(1), 90), timeout=60)
     healthy.published[-1].bring([worker])
     assert healthy.score(sequences) == before
+    # Merged by PEFT and read from a disk, the same adapters say the same of the same tokens.
+    learners.write_checkpoint(tmp_path / "adapters")
+    write_merged(tmp_path / "adapters", tmp_path / "merged")
+    ray.get(worker.call(InferenceWorker.load_weights, tmp_path / "merged", 91), timeout=60)
+    merged = healthy.score(sequences)
+    ray.get(worker.call(InferenceWorker.load_weights, talker, 92), timeout=60)
+    learned = largest_gap(before, healthy.score(sequences))
+    assert largest_gap(before, merged) < 1e-5
+    assert learned > 1e-3 if rate == 1e-3 else learned < 1e-5
+
+
+def largest_gap(one: Scores, other: Scores) -> float:
+    """Return the largest difference of the first worker's scores."""
+    return max(abs(a - b) for x, y in zip(one[0], other[0], strict=True) for a, b in zip(x, y, strict=True))
 
 
 def test_an_adapter_that_is_dropped_is_found_by_the_canary_and_not_without(

@@ -17,7 +17,7 @@ from ray import cloudpickle
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 MIB = 2**20
-#: Growth from the third step to the last that is noise. Whoever keeps each turn's images grows by 180 MiB.
+#: Growth over three steps that is noise of the C library. Whoever keeps each turn's images grows by 90 MiB.
 NOISE = 48 * MIB
 #: 64 × 16 episodes of six turns, with images of four megapixels.
 LARGE = {"groups": 64, "group_size": 16, "turns": 6, "pixels": 4_000_000, "images": 48}
@@ -30,6 +30,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The script as a module, which Ray's workers get whole, since they do not find it."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("bench_host_memory")
+    monkeypatch.setattr(module, "LOADED", 2)  # what a learner makes of pixels takes most of the time
     cloudpickle.register_pickle_by_value(module)
     yield module
     cloudpickle.unregister_pickle_by_value(module)
@@ -46,12 +47,12 @@ def test_processes_stay_below_what_was_computed(bench: ModuleType, tmp_path: Pat
     for name, sizes in found.items():
         assert len(sizes) == settings.steps
         assert max(sizes) < bounds[name], name
-        assert sizes[-1] - sizes[2] < NOISE, (name, [size // MIB for size in sizes])
+        assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
 
 
 def test_a_large_rollout_stays_below_what_was_computed(bench: ModuleType, tmp_path: Path, soak: bool) -> None:
     if not soak:
-        pytest.skip("it takes an hour: --soak")
+        pytest.skip("it takes many minutes, and 20 GiB: --soak")
     config = bench.Settings(**LARGE, room=1.0).run_config(bench.make_model(tmp_path))
     needed, free = sum(bench.computed(config).values()), psutil.virtual_memory().available
     if needed > free:
