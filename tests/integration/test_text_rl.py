@@ -101,6 +101,8 @@ def test_whole_weights_and_merged_adapters_of_a_text_model(tmp_path: Path) -> No
         assert row["update/skipped"] == 0
         assert row["logprob_gap/max"] < 1e-4  # of episodes that engines sampled after a publish
         assert row["step"] == 2 or row["publish/proof_gap"] < 1e-4  # what is learned last is not published
+    places = json.loads((run / "whole" / "places.json").read_text("utf-8"))
+    assert {what: len(where) for what, where in places.items()} == {"learners": 1, "engines": 1}
     whole, adapters = run / "whole" / "checkpoint-2", run / "adapters" / "checkpoint-2"
     learned = largest_change(weights_of(whole), weights_of(base))
     assert "lm_head.weight" not in learned

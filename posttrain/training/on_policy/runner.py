@@ -116,7 +116,10 @@ class OnPolicyRunner:
     def _record_places(
         self, learners: LearnerGroup, pool: InferencePool, readers: InferencePool | None
     ) -> None:
-        """Record where each of them runs."""
+        """Record where each of them runs, once all engines serve: those that still start do not answer."""
+        for each in (pool, readers):
+            if each is not None:
+                each.ready()
         places = {"learners": learners.places(), "engines": [*pool.on_each(InferenceWorker.place).values()]}
         if readers is not None:
             places["teacher"] = [*readers.on_each(InferenceWorker.place).values()]
