@@ -18,6 +18,7 @@ from posttrain.config.memory import (
     adapters,
     engine_least,
     learner_memory,
+    served_beside,
 )
 from posttrain.config.model import ModelConfig
 from posttrain.config.rollout import OnPolicyRolloutConfig, RolloutConfig
@@ -108,7 +109,22 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
                 text += f"; {amount(size)} more for up to {versions} versions of the adapters"
             spans = f", on each of its {each} GPUs" if each > 1 else ""
             rows.append((f"{stage.shared_name}: each of {stage.engines} engines{spans}", text))
+        rows += _reading_rows(model, stage)
     return [*dict.fromkeys(rows)]
+
+
+def _reading_rows(model: ModelLoad, stage: StageConfig) -> list[tuple[str, str]]:
+    """Estimate the memory of engines whose model reads what is played; nothing if its size is not known."""
+    reading = stage.reading_engines
+    teacher = None if reading is None else served_beside(model, reading.checkpoint)
+    if reading is None or teacher is None:
+        return []
+    each = reading.rollout.engine.tensor_parallel_size
+    least = engine_least(teacher, reading.rollout.max_length, each)
+    weights = amount(teacher.width * teacher.shape.parameters / each)
+    spans = f", on each of its {each} GPUs" if each > 1 else ""
+    name = f"{stage.shared_name}: each of {reading.rollout.actors} engines of the teacher{spans}"
+    return [(name, f"{amount(least)} at the least, {weights} of them weights")]
 
 
 def stage_misfits(
@@ -121,6 +137,10 @@ def stage_misfits(
         found.append(engine_misfit(model, rollout, card, ("rollout",)))
         if shared:
             found.append(_beside_learner(model, stage, rollout, card))
+    reading = stage.reading_engines
+    teacher = None if reading is None else served_beside(model, reading.checkpoint)
+    if reading is not None and teacher is not None:
+        found.append(engine_misfit(teacher, reading.rollout, card, reading.key))
     return [misfit for misfit in found if misfit is not None]
 
 

@@ -15,12 +15,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.config.memory import ModelLoad, learner_memory
+from posttrain.config.memory import ModelLoad, learner_memory, served_beside
 from posttrain.config.model import ModelConfig, infer_family
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.run import RunConfig
 from posttrain.config.shapes import Shape, Tower
-from posttrain.config.stage import StageConfig
+from posttrain.config.stage import ReadingEngines, StageConfig
 
 GIB = 2**30
 #: Part of the machine's memory that may hold pixels, of all its engines together and of all its learners.
@@ -174,6 +174,11 @@ def host_processes(
         HostProcess("the run itself", 1, _driver(load)),
         HostProcess("engine", stage.engines, _engine(config, stage, model, load, host)),
     ]
+    reading = stage.reading_engines
+    if reading is not None:
+        teacher = None if model is None else served_beside(model, reading.checkpoint)
+        parts = _reading_engine(config, stage, reading, teacher, load)
+        found.append(HostProcess("engine of the teacher", reading.rollout.actors, parts))
     if load.episodes:
         sent = load.episodes * (load.max_length * TOKEN_SENT + EPISODE)
         found.append(HostProcess("learner", stage.learners, _learner(config, stage, model, load, host)))
@@ -212,6 +217,24 @@ def _engine(
         width = 4 if model is None else model.width
         parts["patches"] = 2.0 * 2 * width * max(STEP_TOKENS, load.max_length) * load.token_bytes
         cache = rollout.engine.kv_cache_gb
+        parts["weights and cache"] = CPU_CACHE if cache is None else cache * GIB
+        if model is not None:
+            parts["weights and cache"] += model.width * model.shape.parameters
+    return parts | {"process": _process(config)}
+
+
+def _reading_engine(
+    config: RunConfig, stage: StageConfig, reading: ReadingEngines, model: ModelLoad | None, load: RolloutLoad
+) -> dict[str, float]:
+    """Return what an engine holds that reads a group at a time; its images are then all there."""
+    parts: dict[str, float] = {}
+    if load.token_bytes:
+        parts["pixels"] = reading.together * load.sequence_pixels
+        parts["decoding"] = DECODERS * DECODING * load.sequence_pixels / max(1, _images(stage))
+    if not config.use_gpu:
+        width = 4 if model is None else model.width
+        parts["patches"] = 2.0 * 2 * width * max(STEP_TOKENS, load.max_length) * load.token_bytes
+        cache = reading.rollout.engine.kv_cache_gb
         parts["weights and cache"] = CPU_CACHE if cache is None else cache * GIB
         if model is not None:
             parts["weights and cache"] += model.width * model.shape.parameters

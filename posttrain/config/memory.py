@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from posttrain.config.lora import LoraConfig
-from posttrain.config.shapes import Shape, Tower
+from posttrain.config.shapes import Shape, Tower, named_shape
 
 BYTES = {"float32": 4, "bfloat16": 2}
 #: Bytes of a parameter that bitsandbytes holds, with the scales of its blocks.
@@ -70,6 +70,17 @@ class ModelLoad:
         tower = self.shape.tower.parameters if self.shape.tower is not None else 0
         fixed = tower * (not self.tower_trained) + self.shape.mergers * (not self.mergers_trained)
         return self.shape.parameters - fixed
+
+
+def served_beside(model: ModelLoad, name: str | None) -> ModelLoad | None:
+    """Return a model that a run's engines serve beside its own, by name; None if its widths are not known.
+
+    Args:
+        model: The run's own, whose type it has.
+        name: Hugging Face id or local directory; None for a model like the run's own.
+    """
+    shape = model.shape if name is None else named_shape(name)
+    return None if shape is None else ModelLoad(shape, model.width)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ from posttrain.config.memory import LearnerLoad
 from posttrain.config.model import check_directory, infer_family
 from posttrain.config.on_policy import OnPolicyStage
 from posttrain.config.paths import ModelPath
+from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.shapes import named_shape
-from posttrain.config.stage import CheckpointUse, Content, Surroundings, TaskUse
+from posttrain.config.stage import CheckpointUse, Content, ReadingEngines, Surroundings, TaskUse
 from posttrain.config.tasks import DistillationTask
+
+#: Likeliest tokens of a teacher in engines that are learned, if a stage does not say how many.
+TOP_K = 64
 
 
 class OnPolicyTeacher(Section):
@@ -32,6 +36,24 @@ class OnPolicyTeacher(Section):
         default=None,
         description="Name of an earlier stage of the run, whose final checkpoint is the teacher; or base.",
     )
+    place: Literal["learners", "engines"] = Field(
+        default="learners",
+        description="Where the teacher is. In the `learners` it is frozen beside the student, and tells its "
+        "distribution over the whole vocabulary as an episode is learned. In `engines` of its own it reads "
+        "every episode as soon as its group is over, while others are still played, and tells its top_k "
+        "likeliest tokens: for a teacher that is larger than the student, on GPUs of its own.",
+    )
+    actors: Positive = Field(default=1, description="Number of the teacher's engines.")
+    engine: EngineConfig = Field(
+        default_factory=EngineConfig, description="Settings of each of the teacher's engines."
+    )
+
+    @model_validator(mode="after")
+    def _check_place(self) -> "OnPolicyTeacher":
+        for key in ("actors", "engine"):
+            if self.place == "learners" and key in self.model_fields_set:
+                raise MisfitError(key, "the teacher is in the learners", "remove it, or set place: engines")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> "OnPolicyTeacher":
@@ -53,7 +75,7 @@ class OnPolicyTeacher(Section):
 
 
 class DivergenceConfig(Section):
-    """The loss: how far the student's distribution is from its teacher's, over the whole vocabulary."""
+    """The loss: how far the student's distribution is from its teacher's."""
 
     beta: float = Field(
         default=1.0,
@@ -62,6 +84,14 @@ class DivergenceConfig(Section):
         description="Kind of the divergence: 0 is the forward Kullback-Leibler divergence, which covers all "
         "that the teacher may say; 1 the reverse one, which settles on what it is likeliest to say; between "
         "them is the generalised Jensen-Shannon divergence.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="With a teacher in engines: how many of its likeliest tokens, beside the sampled one, "
+        f"are told apart at a place; all others count as one. {TOP_K} if absent. In the learners it tells "
+        "all.",
     )
 
 
@@ -115,6 +145,20 @@ class OnPolicyDistillationStage(OnPolicyStage):
         return self.loss.beta
 
     @property
+    def teacher_top_k(self) -> int:
+        """How many of its likeliest tokens a teacher in engines tells; 0 of one in the learners."""
+        return (self.loss.top_k or TOP_K) if self.teacher.place == "engines" else 0
+
+    @property
+    def reading_engines(self) -> ReadingEngines | None:
+        """The engines of a teacher that has its own."""
+        if not self.teacher_top_k:
+            return None
+        settings = {"max_length": self.rollout.max_length, "max_new_tokens": 1}
+        rollout = RolloutConfig(actors=self.teacher.actors, engine=self.teacher.engine, **settings)
+        return ReadingEngines(("teacher",), rollout, self.teacher.checkpoint, self.episodes_per_prompt)
+
+    @property
     def reward_factor(self) -> float:
         """Factor of the loss that learns from rewards."""
         return self.reward_weight
@@ -133,6 +177,8 @@ class OnPolicyDistillationStage(OnPolicyStage):
     def load(self) -> LearnerLoad:
         """Return what a learner holds: the teacher as well, and no images where the stage is text_only."""
         load = replace(super().load(), sees_images=not self.text_only)
+        if self.teacher_top_k:
+            return load
         if self.teacher.checkpoint is not None:
             return replace(load, teacher=named_shape(self.teacher.checkpoint), teaches=True)
         return replace(load, reference=not self.teacher_is_base_of_adapters, teaches=True)
@@ -164,6 +210,10 @@ class OnPolicyDistillationStage(OnPolicyStage):
             f"{self.teacher_name} reads {episodes:,} episodes of up to {self.rollout.max_length:,} tokens, at"
             f" most {most:,} in all; {kind} divergence (beta = {self.loss.beta:g})"
         )
+        if self.teacher_top_k:
+            told += (
+                f" over its {self.teacher_top_k} likeliest tokens; {self.teacher.actors} engines of its own"
+            )
         return [*super().arithmetic(), ("teacher", told)]
 
     def check_in_run(self, around: Surroundings) -> None:
@@ -188,6 +238,16 @@ class OnPolicyDistillationStage(OnPolicyStage):
         if self.algorithm is not None and self.algorithm.kl is not None:
             raise MisfitError(
                 "algorithm.kl", "the divergence from the teacher holds the policy already", "remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_top_k(self) -> "OnPolicyDistillationStage":
+        if self.loss.top_k is not None and not self.teacher_top_k:
+            raise MisfitError(
+                "loss.top_k",
+                "a teacher in the learners tells its distribution over the whole vocabulary",
+                "remove it, or set teacher.place: engines",
             )
         return self
 

@@ -102,6 +102,28 @@ class CheckpointUse:
 
 
 @dataclass(frozen=True)
+class ReadingEngines:
+    """Engines beside those that play, whose model reads what was played.
+
+    Attributes:
+        key: Path of the section of their settings, from the stage.
+        rollout: How many there are, and how long what they read may be.
+        checkpoint: Hugging Face id or local directory of their model; None where it is one of the run's own.
+        together: Episodes that are read at once.
+    """
+
+    key: Key
+    rollout: RolloutConfig
+    checkpoint: str | None
+    together: int
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs that they take."""
+        return self.rollout.actors * self.rollout.engine.tensor_parallel_size
+
+
+@dataclass(frozen=True)
 class EndpointUse:
     """A model behind an address that a stage asks.
 
@@ -207,14 +229,25 @@ class StageConfig(Section):
         """How the stage generates episodes; None if it generates none."""
         return None
 
+    @property
+    def reading_engines(self) -> ReadingEngines | None:
+        """Engines of another model that read what is played, on GPUs of their own; None without them."""
+        return None
+
+    @property
+    def playing_gpus(self) -> int:
+        """Number of GPUs of the engines that generate episodes, if there are GPUs."""
+        return 0 if self.episodes is None else self.engines * self.episodes.engine.tensor_parallel_size
+
     def gpus(self, shared: bool) -> int:
         """Return how many GPUs learners and engines take together.
 
         Args:
-            shared: Whether they share them.
+            shared: Whether learners and the engines that play share them.
         """
-        engines = 0 if self.episodes is None else self.engines * self.episodes.engine.tensor_parallel_size
-        return max(self.learners, engines) if shared else self.learners + engines
+        engines, reading = self.playing_gpus, self.reading_engines
+        both = max(self.learners, engines) if shared else self.learners + engines
+        return both + (0 if reading is None else reading.gpus)
 
     def origin(self, before: str) -> str | None:
         """Return whose checkpoint the stage starts from: a stage's name, `base`, or None for a new model.
@@ -298,7 +331,7 @@ class TrainingStage(StageConfig):
                 f"{self.cores} workers take one core each, and cluster.num_cpus is {around.cpus}",
                 "lower it, or raise cluster.num_cpus",
             )
-        taken, taken_by_engines = self.gpus(around.shared), self.gpus(shared=False) - self.learners
+        taken, taken_by_engines = self.gpus(around.shared), self.playing_gpus
         if around.gpus and taken > around.gpus:
             raise MisfitError("num_workers", *self._too_few_gpus(taken, around.gpus))
         if around.shared and around.gpus != 0 and self.engines and self.learners != taken_by_engines:
@@ -312,8 +345,13 @@ class TrainingStage(StageConfig):
     def _too_few_gpus(self, taken: int, gpus: int) -> tuple[str, str]:
         engines = f" + {self.engines} rollout.actors" if self.engines else ""
         each = 1 if self.episodes is None else self.episodes.engine.tensor_parallel_size
-        if each == 1:
-            return too_few_gpus(f"{self.num_workers} num_workers{engines}", gpus)
+        reading = self.reading_engines
+        beside = "" if reading is None else f" + {reading.rollout.actors} {reading.key[0]}.actors"
+        spans = 1 if reading is None else reading.rollout.engine.tensor_parallel_size
+        if each == spans == 1:
+            return too_few_gpus(f"{self.num_workers} num_workers{engines}{beside}", gpus)
         _, remedy = too_few_gpus("", gpus)
-        takers = f"{self.num_workers} num_workers{engines} × {each} engine.tensor_parallel_size"
+        takers = f"{self.num_workers} num_workers{engines}"
+        takers += f" × {each} engine.tensor_parallel_size" * (each > 1) + beside
+        takers += f" × {spans} {reading.key[0]}.engine.tensor_parallel_size" * (spans > 1) if reading else ""
         return f"{takers} take {taken} GPUs, and cluster.num_gpus is {gpus}", remedy

@@ -48,6 +48,7 @@ class EngineUse:
         sleeps: Whether the engine gives its GPU memory away in between.
         tempered: Whether log-probs of sampled tokens are those of the distribution that they are drawn from:
             at the request's temperature, and without the tokens that are never sampled.
+        reads: Most likeliest tokens per place that `Engine.read` is asked for; 0 for an engine that samples.
     """
 
     on_publish: OnPublish = "recompute"
@@ -55,6 +56,7 @@ class EngineUse:
     adapters: AdapterSlots | None = None
     sleeps: bool = False
     tempered: bool = False
+    reads: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,26 @@ class ScoreRequest:
     Attributes:
         token_ids: At least two tokens, image placeholders expanded.
         images: The dialogue's images, in the order of their placeholders.
+        since: Index of the first token whose log-probs are read; what comes before it may be shared with
+            sequences that were read before.
     """
 
     token_ids: Sequence[int]
     images: Sequence[EngineImage] = ()
+    since: int = 1
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """What a model says at the places of T given tokens, at temperature 1.
+
+    Attributes:
+        top: Its K likeliest tokens.
+        given: [T] float32 log-probs of the given tokens.
+    """
+
+    top: TopTokens
+    given: np.ndarray
 
 
 class Engine(Protocol):
@@ -248,6 +266,15 @@ class Engine(Protocol):
 
         Returns:
             For each sequence the log-probs of all its tokens but the first.
+        """
+        ...
+
+    def read(self, sequences: Sequence[ScoreRequest], top: int) -> list[ReadTokens]:
+        """Compute what the model says at the places of given tokens, those from `ScoreRequest.since` on.
+
+        Args:
+            sequences: The sequences, which are read together.
+            top: Number of likeliest tokens per place: at most `EngineUse.reads`, and the vocabulary.
         """
         ...
 

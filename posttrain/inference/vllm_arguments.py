@@ -13,8 +13,12 @@ from posttrain.inference.engine import EngineUse
 
 #: GiB for keys and values on a CPU, unless the configuration says how many.
 CPU_KV_CACHE_GB = 1.0
+#: Tokens of a GPU's step of an engine that reads: all their logits are held at once.
+READ_AT_ONCE = 2048
 #: Sequences that can be scored while the engine is full of requests.
 SCORING_SLOTS = 4
+#: Most likeliest tokens per place that are returned of sampled tokens.
+TOP_SAMPLED = 20
 #: Which of a CPU's cores each of an engine's processes takes.
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 #: The ranks for which vLLM's LoRA has kernels.
@@ -41,15 +45,17 @@ def engine_arguments(
         dtype=dtype,  # pyright: ignore[reportArgumentType]
         max_model_len=max_length + use.tempered,  # see `scoring_prompt`
         max_num_seqs=config.max_num_seqs + SCORING_SLOTS,
-        max_num_batched_tokens=max(max_length, 8192),
+        max_num_batched_tokens=READ_AT_ONCE if use.reads and not on_cpu else max(max_length, 8192),
         enforce_eager=config.enforce_eager or on_cpu,
         kv_cache_memory_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
         gpu_memory_utilization=config.gpu_memory_utilization,
         enable_chunked_prefill=not on_cpu,
-        enable_prefix_caching=not on_cpu,
+        # An engine that reads draws nothing at random: a CPU shares prefixes too.
+        enable_prefix_caching=not on_cpu or use.reads > 0,
         limit_mm_per_prompt={"video": 0},
         mm_processor_cache_gb=0,  # pixels come pre-processed; the renderer caches them
         mm_device_do_normalize=False,  # and normalised
+        max_logprobs=max(use.reads, TOP_SAMPLED),
         generation_config="vllm",  # a checkpoint's top_p or top_k would change the distribution
         logprobs_mode="processed_logprobs" if use.tempered else "raw_logprobs",
         scheduling_policy="priority",  # sequences to score go first

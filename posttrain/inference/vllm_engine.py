@@ -13,7 +13,7 @@ per image). And `torch.compile` takes 18 s at the first batch, for two small fun
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -23,22 +23,18 @@ from vllm import LLMEngine
 from vllm.outputs import RequestOutput
 
 from posttrain.config import EngineConfig
-from posttrain.inference.engine import Completion, EngineError, EngineUse, Request, ScoreRequest
+from posttrain.inference.engine import Completion, EngineError, EngineUse, ReadTokens, Request, ScoreRequest
 from posttrain.inference.vllm_adapters import Adapter, Adapters
 from posttrain.inference.vllm_arguments import cores_divided, engine_arguments
-from posttrain.inference.vllm_inputs import (
-    prompt_of,
-    sampling_parameters,
-    scoring_parameters,
-    scoring_prompt,
-)
-from posttrain.inference.vllm_outputs import completion_of, scores_of
+from posttrain.inference.vllm_given import GivenSequences
+from posttrain.inference.vllm_inputs import prompt_of, sampling_parameters
+from posttrain.inference.vllm_outputs import completion_of
 from posttrain.inference.vllm_weights import ModelWeights
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
 from posttrain.models.precision import keep_float32_exact
 
-#: vLLM's priorities, the smallest first.
-SCORING, SAMPLING = 0, 1
+#: vLLM's priority of turns, after that of sequences to score.
+SAMPLING = 1
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,7 @@ class VllmEngine:
         self._submitted: dict[str, _Submitted] = {}
         self._finished: list[Completion] = []  # while sequences were scored
         self._arrivals = count()
+        self._given = GivenSequences(self._engine, self._weights, self._adapters, use, self._advance_with)
         self._capacity = config.max_num_seqs
         self._step_began: float | None = None
 
@@ -227,27 +224,15 @@ class VllmEngine:
         Raises:
             EngineError: If vLLM scored other tokens than were given, or if the weights came in part only.
         """
-        waiting = {f"score {next(self._arrivals)}": index for index in range(len(sequences))}
-        tempered, salt = self._use.tempered, self._weights.cache_salt
-        prompts = [scoring_prompt(sequence, salt, tempered) for sequence in sequences]
-        lora = self._adapters.newest and self._adapters.newest.request
-        scores: list[list[float]] = [[] for _ in sequences]
-        try:
-            for name, index in waiting.items():
-                parameters = scoring_parameters(None if tempered else sequences[index].token_ids[-1])
-                self._engine.add_request(
-                    name, prompts[index], parameters, lora_request=lora, priority=SCORING
-                )
-            while waiting:
-                for output in self._advance():
-                    index = waiting.pop(output.request_id, None)
-                    if index is None:
-                        self._finished.append(self._completion(output))
-                    else:
-                        scores[index] = scores_of(output, sequences[index], tempered)
-        finally:
-            self._engine.abort_request(list(waiting))
-        return scores
+        return self._given.score(sequences)
+
+    def read(self, sequences: Sequence[ScoreRequest], top: int) -> list[ReadTokens]:
+        """Compute what the model says at the places of given tokens; see `Engine.read`.
+
+        Raises:
+            EngineError: As in `score`, or if so many tokens cannot be told.
+        """
+        return self._given.read(sequences, top)
 
     def sleep(self) -> None:
         """Give the GPU's memory away until `wake`: weights wait in the host's memory, caches are dropped.
@@ -277,6 +262,12 @@ class VllmEngine:
             return [output for output in outputs if output.finished]
         finally:
             self._step_began = None
+
+    def _advance_with(self, given: Collection[str]) -> list[RequestOutput]:
+        """Make one step, and return what is finished of given sequences; turns wait for `step`."""
+        outputs = self._advance()
+        self._finished += [self._completion(output) for output in outputs if output.request_id not in given]
+        return [output for output in outputs if output.request_id in given]
 
     def _adapters_in_use(self) -> list[Adapter | None]:
         """List the adapters of requests in flight."""

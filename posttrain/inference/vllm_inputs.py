@@ -99,6 +99,20 @@ def scoring_parameters(last_token_id: int | None) -> SamplingParams:
     )
 
 
+def reading_parameters(request: ScoreRequest, top: int, again: bool) -> SamplingParams:
+    """Make vLLM's parameters of a sequence to read, after which its last token is sampled.
+
+    Args:
+        request: The sequence.
+        top: Number of likeliest tokens per place.
+        again: Whether nothing is to be taken from the prefix cache, which holds no log-probs.
+    """
+    parameters = scoring_parameters(request.token_ids[-1])
+    parameters.prompt_logprobs = parameters.logprobs = top  # in addition to the given token's
+    parameters.skip_reading_prefix_cache = again
+    return parameters
+
+
 def _item(image: EngineImage) -> MultiModalKwargsItem:
     """Make vLLM's form of an image; its pixels are not copied, so that requests share them."""
     pixels = MultiModalFieldElem(image.pixels, PixelsField(patches=image.patches))

@@ -4,7 +4,7 @@ import numpy as np
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import RequestOutput
 
-from posttrain.inference.engine import Completion, EngineError, Request, ScoreRequest, TopTokens
+from posttrain.inference.engine import Completion, EngineError, ReadTokens, Request, ScoreRequest, TopTokens
 
 
 def completion_of(output: RequestOutput, request: Request) -> Completion:
@@ -63,6 +63,32 @@ def scores_of(output: RequestOutput, request: ScoreRequest, whole: bool) -> list
     if [token_id for token_id, _ in pairs] != list(request.token_ids[1:]):
         raise EngineError(f"vLLM scored other tokens than the {len(request.token_ids)} that were given")
     return [logprob for _, logprob in pairs]
+
+
+def reads_too_late(output: RequestOutput, request: ScoreRequest) -> bool:
+    """Tell whether the prefix cache had the place before the first token that is to be read."""
+    return (output.num_cached_tokens or 0) >= request.since
+
+
+def reading_of(output: RequestOutput, request: ScoreRequest, top: int) -> ReadTokens:
+    """Read what the model says at the places of a sequence's tokens, those from `since` on.
+
+    vLLM returns no log-probs of what its prefix cache had, or any: they are counted from the end.
+
+    Raises:
+        EngineError: If they are not those of the sequence's tokens.
+    """
+    given, sampled = output.prompt_logprobs, output.outputs[0].logprobs
+    assert isinstance(given, FlatLogprobs)
+    assert isinstance(sampled, FlatLogprobs)
+    width, count = top + 1, len(request.token_ids) - 1 - request.since
+    ids = np.array(given.token_ids[len(given.token_ids) - count * width :] + sampled.token_ids, np.int32)
+    logprobs = np.array(given.logprobs[len(given.logprobs) - count * width :] + sampled.logprobs, np.float32)
+    whole = ids.size == logprobs.size == (count + 1) * width
+    if not whole or ids[::width].tolist() != list(request.token_ids[request.since :]):
+        raise EngineError(f"vLLM read other tokens than the {len(request.token_ids)} that were given")
+    ids, logprobs = ids.reshape(-1, width), logprobs.reshape(-1, width)
+    return ReadTokens(TopTokens(ids[:, 1:], logprobs[:, 1:]), logprobs[:, 0])
 
 
 def _top_tokens(logprobs: FlatLogprobs, count: int) -> TopTokens:

@@ -1,5 +1,6 @@
 """Distillation from a teacher's answers, and from the log-probs of the teacher's likeliest tokens."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,49 @@ def top_k_kl(top: TopLogprobs) -> Tensor:
     left = (rest > 0) & (top.student_tail > -torch.inf)
     tail = torch.where(left, top.student_tail, 0)
     return known + torch.where(left, rest * (torch.where(left, rest, 1).log() - tail), 0)
+
+
+#: Least probability of all tokens together that are no candidates: what is left of 1 in float32.
+LEAST_REST = 2.0**-23
+
+
+def top_k_jsd(top: TopLogprobs, beta: float) -> Tensor:
+    """Compute the divergence of `generalized_jsd` at each token, over the candidates and the rest as one.
+
+    With q the teacher, p the student, m = (1 − β) p + β q, and sums over candidates and rest::
+
+        β = 0       KL(q ‖ p)          β = 1       KL(p ‖ q)
+        otherwise   β KL(q ‖ m) + (1 − β) KL(p ‖ m)
+
+    To merge tokens never adds to a divergence: it is at most that over the whole vocabulary, and equal to it
+    if every token is a candidate. A teacher's rest below `LEAST_REST` is rounding, and counts as that.
+
+    Args:
+        top: The two distributions. A candidate of which the teacher's log-prob is −inf does not count, so
+            that a token can be named twice.
+        beta: β, between 0 and 1.
+
+    Returns:
+        [T] divergences in nats, with gradient; never negative but for rounding.
+
+    Source:
+        Agarwal et al. (arXiv 2306.13649) for the kinds. The term for the rest is ours, as in `top_k_kl`.
+    """
+    shares = top.teacher.double().exp()
+    rest = (1 - shares.sum(-1)).clamp(min=LEAST_REST).log().to(top.student.dtype)
+    others = top.student_tail > -torch.inf
+    counts = torch.cat([top.teacher > -torch.inf, others[:, None]], -1)
+    teacher = torch.cat([top.teacher.to(top.student.dtype), rest[:, None]], -1).masked_fill(~counts, 0)
+    student = torch.cat([top.student, torch.where(others, top.student_tail, 0)[:, None]], -1)
+    student = student.masked_fill(~counts, 0)
+    of_teacher, of_student = (each.exp() * counts for each in (teacher, student))
+    if beta == 0:
+        return (of_teacher * (teacher - student)).sum(-1)
+    if beta == 1:
+        return (of_student * (student - teacher)).sum(-1)
+    mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    to_teacher = (of_teacher * (teacher - mixture)).sum(-1)
+    return beta * to_teacher + (1 - beta) * (of_student * (student - mixture)).sum(-1)
 
 
 def distillation_loss(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from posttrain.inference.reading import Reading
 from posttrain.types import Sample, Trajectory
 
 
@@ -34,10 +35,17 @@ class PlayedGroup:
     Attributes:
         trajectories: Its episodes' trajectories in order, checked, and scored if the setup has rewards.
         reward_seconds: Time that the rewards took after the last episode had ended.
+        readings: What a teacher in engines says of each trajectory, None of those that the world failed;
+            empty without such a teacher.
+        played_at: `time.perf_counter()` of the run's own process when it got the episodes of such a stage.
+        read_at: The same when it got the readings.
     """
 
     trajectories: list[Trajectory]
     reward_seconds: float
+    readings: list[Reading | None] = field(default_factory=list)
+    played_at: float = 0.0
+    read_at: float = 0.0
 
 
 @dataclass

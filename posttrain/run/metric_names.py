@@ -133,7 +133,8 @@ TIME_STEP = "time/step"
 TIME_ROLLOUT = "time/rollout"
 TIME_REWARD = "time/reward"
 TIME_LEARNER = "time/learner"
-#: The part of a learner's time in which the teacher read the episodes.
+#: The part of a learner's time in which the teacher read the episodes; of a teacher in engines, which reads
+#: while others are played, the seconds that a step waited for it once its last episode was over.
 TIME_TEACHER = "time/teacher"
 TIME_PUBLISH = "time/publish"
 TIME_PROOF = "time/proof"

@@ -107,6 +107,7 @@ class Placement:
         self._use_gpu, self._sharing = use_gpu, sharing
         self._engines: PlacementGroup | None = None
         self._learners: PlacementGroup | None = None
+        self._readers: PlacementGroup | None = None
         self._each = 1
 
     def engines(self, count: int, gpus_each: int) -> list[Place]:
@@ -154,6 +155,26 @@ class Placement:
         self._learners = _reserved(count, 1, "learners")
         return [Place(1, _bundle(self._learners, index)) for index in range(count)]
 
+    def readers(self, count: int, gpus_each: int) -> list[Place]:
+        """Return the places of engines that read what others play; no others share their GPUs.
+
+        Raises:
+            PlacementError: If so many GPUs are not free.
+        """
+        found = nodes()
+        if not self._use_gpu:
+            return on_cores(count, found, spread=True)
+        if _with_gpus(found) == 1:
+            return [Place(gpus_each)] * count
+        self._readers = _reserved(count, gpus_each, "engines that read")
+        return [Place(gpus_each, _bundle(self._readers, index)) for index in range(count)]
+
+    def release_readers(self) -> None:
+        """Give back what was reserved for engines that read, which have ended."""
+        if self._readers is not None:
+            remove_placement_group(self._readers)
+            self._readers = None
+
     def release_learners(self) -> None:
         """Give back what was reserved for learners, which have ended."""
         if self._learners is not None:
@@ -163,6 +184,7 @@ class Placement:
     def release(self) -> None:
         """Give back everything that was reserved; whoever lived there has ended."""
         self.release_learners()
+        self.release_readers()
         if self._engines is not None:
             remove_placement_group(self._engines)
             self._engines = None

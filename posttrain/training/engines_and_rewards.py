@@ -4,16 +4,20 @@ Starting an engine takes half a minute, so one pool serves every stage and evalu
 stage only changes its weights.
 """
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from posttrain.config import LoraConfig, OnPolicyRolloutConfig, RolloutConfig, RunConfig, StageConfig
 from posttrain.config.lora_targets import reaches_vision
 from posttrain.config.model import infer_family
+from posttrain.config.stage import ReadingEngines
 from posttrain.inference.engine import AdapterSlots, EngineUse
+from posttrain.inference.pool import InferencePool
 from posttrain.inference.weight_transfer import TransferGroup
 from posttrain.inference.weights import CheckpointWeights
+from posttrain.inference.worker import EngineSetup
 from posttrain.joints import Plugins
 from posttrain.preflight.adapters import frozen_by, linear_weights
 from posttrain.rollout.play import RolloutPool
@@ -78,6 +82,40 @@ class EnginesAndRewards:
                 self._pool.publish(CheckpointWeights(checkpoint, self.next_version()))
         self._serving = checkpoint
         return self._pool
+
+    @contextmanager
+    def reading_pool(
+        self, checkpoint: Path, engines: ReadingEngines, top: int, busy_beside: int
+    ) -> Iterator[InferencePool]:
+        """Serve a teacher's checkpoint for the length of a `with` block, in engines that read.
+
+        Args:
+            checkpoint: Directory or Hugging Face id of its weights.
+            engines: How it is served.
+            top: Number of likeliest tokens that it tells of a place.
+            busy_beside: Number of processes that compute at the same time, a core each, without GPUs.
+        """
+        config, rollout = self._config, engines.rollout
+        setup = EngineSetup(
+            model=config.model.model_copy(update={"family": infer_family(checkpoint)}),
+            checkpoint=checkpoint,
+            engine_config=rollout.engine,
+            max_length=rollout.max_length,
+            use=EngineUse(reads=top),
+        )
+        places = self.placement.readers(rollout.actors, rollout.engine.tensor_parallel_size)
+        pool = InferencePool(
+            setup,
+            actors=rollout.actors,
+            use_gpu=config.use_gpu,
+            places=places,
+            busy_beside=0 if config.use_gpu else busy_beside,
+        )
+        try:
+            yield pool
+        finally:
+            pool.close()
+            self.placement.release_readers()
 
     def next_version(self) -> int:
         """Return an unused policy version, for weights that are not those of a checkpoint."""

@@ -2,22 +2,25 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from posttrain.inference.engine import EngineError, Request, stable_seed
+from posttrain.inference.engine import EngineError, Request, ScoreRequest, stable_seed
 from posttrain.inference.images import engine_images
+from posttrain.media.images import save_image
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
-from posttrain.types import EnvironmentReply, Message, Sample, Trajectory, text_message
+from posttrain.types import Block, EnvironmentReply, Message, Sample, Trajectory, text_message
 from tests.at_work import play
-from tests.integration.engine_truth import serve
+from tests.integration.engine_truth import logprobs_of, model_at, serve
 from tools_env.environment import ToolEnvironment
 from tools_env.zoom import ImageZoomIn
 
@@ -234,6 +237,38 @@ def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, rende
         assert ended or len(completion.token_ids) == 6
         assert renderer.end_token_id not in completion.token_ids[:-1]
         assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_images_of_forty_shapes_are_seen_as_transformers_sees_them(
+    vllm_engine: Any, renderer: Renderer, talker: Path, tmp_path: Path
+) -> None:
+    """Two to a prompt; each has as many placeholders in the engine as it has in the learner."""
+    model = model_at(talker)
+    sequences = []
+    for number in range(0, 40, 2):
+        shown = [
+            save_image(Image.new("RGB", (37 + 7 * each, 211 - 3 * each), (6 * each, 90, 40)), tmp_path)
+            for each in (number, number + 1)
+        ]
+        blocks = [*(Block("image", image=each) for each in shown), Block("text", text="Which?")]
+        rendered = renderer.render([Message("user", tuple(blocks))], add_generation_prompt=True)
+        images = engine_images(rendered.images, renderer)
+        sequences.append(ScoreRequest(token_ids=[*rendered.token_ids, 5, 6], images=images))
+    assert len({tuple(image.grid_thw.tolist()) for each in sequences for image in each.images}) > 4
+    for asked, found in zip(sequences, vllm_engine.score(sequences), strict=True):
+        learner = logprobs_of(model, asked.token_ids, asked.images, renderer.image_token_id)
+        assert (learner - torch.tensor(found)).abs().max() < TOLERANCE
+
+
+def test_an_answer_to_other_tokens_than_were_submitted_is_refused(vllm_engine: Any) -> None:
+    """As where an engine's own processor expands placeholders a second time."""
+    request = Request(id="twice", token_ids=[5, 6, 7], max_tokens=2, temperature=1.0, seed=0)
+    vllm_engine.submit(request)
+    [(key, submitted)] = vllm_engine._submitted.items()
+    vllm_engine._submitted[key] = replace(submitted, request=replace(request, token_ids=[5, 6, 7, 7]))
+    with pytest.raises(EngineError, match="other tokens than the 4 that were submitted"):
+        serve(vllm_engine, [])
+    vllm_engine.abort()
 
 
 def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: list[Sample]) -> None:

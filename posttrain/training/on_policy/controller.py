@@ -13,20 +13,19 @@ as that would have.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage
-from posttrain.inference.worker import InferenceWorker
+from posttrain.inference.reading import Reading
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.rollout.world import check_world
-from posttrain.run.directory import RunDir, step_of
+from posttrain.run.directory import RunDir
 from posttrain.run.judging import spending_metrics
 from posttrain.run.metric_names import (
     DATA_LEFT_OUT,
@@ -36,114 +35,31 @@ from posttrain.run.metric_names import (
     TIME_ENGINE_WAIT,
     TIME_LEARNER_WAIT,
     TIME_REWARD,
-    TIME_ROLLOUT,
     TIME_STEP,
 )
-from posttrain.run.process import saving_on_sigterm, stop_requested
-from posttrain.run.rows import EvaluationRow
+from posttrain.run.process import stop_requested
 from posttrain.run.token_figures import Entropies, write_token_figures
-from posttrain.run.tracking import Tracker
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
-from posttrain.training.on_policy.frozen_policy import Beside
-from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order
-from posttrain.training.on_policy.judge_agreement import JudgedPair, agreement_metrics, judged_pairs
-from posttrain.training.on_policy.learner import PolicyMismatch
-from posttrain.training.on_policy.learner_group import LearnerGroup
-from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
-from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts, stage_prompts
-from posttrain.training.on_policy.proof import proof_sequences
-from posttrain.training.on_policy.publishing import Publisher
+from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order, readings_in_order
+from posttrain.training.on_policy.judge_agreement import JudgedPair, agreement_metrics
+from posttrain.training.on_policy.pacing import EngineMeter, Pacing, age_metrics
+from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.refilling import Refills
-from posttrain.training.on_policy.rollout_metrics import rollout_metrics
+from posttrain.training.on_policy.rollout_metrics import play_times, rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
-from posttrain.training.on_policy.teachers import find_teacher, trained_model
-from posttrain.training.on_policy.turns import engines_asleep
-from posttrain.training.run_at_work import RunAtWork
-from posttrain.training.stage_curation import curated_datasets
 from posttrain.types import Trajectory
-
-
-class OnPolicyRunner:
-    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
-
-    Args:
-        work: The run.
-        stage: The stage's settings.
-    """
-
-    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
-        self._work, self._stage = work, stage
-
-    def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: such a stage measures nothing by itself."""
-        return []
-
-    def run(self) -> Path:
-        """Train from the stage's newest checkpoint, or from its start; return the final checkpoint."""
-        work, stage = self._work, self._stage
-        newest = work.run.newest_checkpoint(stage.name)
-        done = step_of(newest) if newest else 0
-        origin = work.start_of(stage)
-        assert origin is not None
-        start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
-        curated = curated_datasets(stage, work, playing=stage)
-        pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        with (
-            closing(Tracker(work.run, work.config.trackers)) as tracker,
-            closing(self._start_learners(start, origin)) as learners,
-        ):
-            publisher = Publisher(
-                learners,
-                pool,
-                stage,
-                work.config.model.dtype,
-                use_gpu=work.use_gpu,
-                shared=work.shares_gpus,
-                adapters_of=origin if adapters else None,
-            )
-            engines = pool.on_each(InferenceWorker.place)
-            work.record_places(stage, learners=learners.places(), engines=[*engines.values()])
-            tracker.rewind(stage.name, done)
-            tracker.start(stage.name, stage.max_steps)
-            pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-            prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
-            learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-            sizes = TokenBytes.of_checkpoint(start)
-            crew = Crew(pool, learners, publisher, work.services.next_version, learning, sizes)
-            judged = judged_pairs(work.plugins, stage.tasks, Path(work.config.base_dir))
-            controller = Controller(stage, work.run, crew, prompts, pacing, tracker, judged)
-            with closing(controller), saving_on_sigterm(work.run):
-                if pacing.next_step is not None:
-                    first = prompts.of_step(pacing.next_step).groups
-                    sequences = learners.prompt_sequences([group.sample for group in first])
-                    publisher.prove_by(sequences)
-                    learners.check_teacher(proof_sequences(sequences))
-                if stage.lora is not None:
-                    publisher.canary(work.services.next_version())
-                run_paced(pacing, controller, (PolicyMismatch, StalenessError))
-                controller.save()
-        final = work.run.newest_checkpoint(stage.name)
-        assert final is not None
-        return final
-
-    def _start_learners(self, start: Path, origin: Path) -> LearnerGroup:
-        """Start the learners from a checkpoint, which is the stage's own unless it is the stage's origin."""
-        work, stage = self._work, self._stage
-        return LearnerGroup(
-            *(trained_model(work.config.model, stage, start), stage, start),
-            resume=start != origin,
-            use_gpu=work.use_gpu,
-            placement=work.services.placement,
-            seed=work.config.seed_of(stage),
-            beside=Beside(origin, find_teacher(work, stage, origin)),
-        )
 
 
 class Learners(Protocol):
     """What learns (see `LearnerGroup`)."""
 
-    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
-        """Learn from a step's episodes with the weights that are served as a version; return metrics."""
+    def update(
+        self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+    ) -> dict[str, float]:
+        """Learn from a step's episodes with the weights that are served as a version; return metrics.
+
+        Readings are what a teacher in engines says of each, where there is one.
+        """
         ...
 
     def entropies(self) -> Entropies:
@@ -206,12 +122,14 @@ class PlayedStep:
 
     Attributes:
         trajectories: By group and episode.
+        readings: What a teacher in engines says of each; empty without one.
         groups: The groups.
         refills: The rounds in which they were played.
         metrics: What there is to say of them.
     """
 
     trajectories: list[Trajectory]
+    readings: list[Reading | None]
     groups: Sequence[GroupJob]
     refills: Refills
     metrics: dict[str, float]
@@ -279,12 +197,12 @@ class Controller:
         del self._in_flight[step]
         refills = self._refills.pop(step)
         metrics = {
-            TIME_ROLLOUT: flight.seconds,
+            **play_times(flight.seconds, played),
             TIME_REWARD: max(group.reward_seconds for group in played),
             DATA_LEFT_OUT: float(refills.drawn.left_out),
             **refills.metrics(),
         }
-        return PlayedStep(in_order(played), flight.groups, refills, metrics)
+        return PlayedStep(in_order(played), readings_in_order(played), flight.groups, refills, metrics)
 
     def _stopping(self) -> bool:
         """Tell whether the run is asked to stop; raise an error if what it waits for could not be learned."""
@@ -319,8 +237,9 @@ class Controller:
         taught = self._stage.teacher_name is not None
         told = [each for each in trajectories if taught or each.advantage is not None]
         learnable = [each for each in told if not each.failed]
+        readings = [each for each in played.readings if each is not None]
         with self._crew.learning():
-            self._row |= self._crew.learners.update(learnable, self._version)
+            self._row |= self._crew.learners.update(learnable, self._version, readings)
         self._write_figures(rows, trajectories, self._crew.learners.entropies())
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
 

@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from typing import Protocol
 
 from posttrain.inference.pool import PoolError
+from posttrain.inference.reading import Reading
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
@@ -162,3 +163,10 @@ def in_order(played: Sequence[PlayedGroup]) -> list[Trajectory]:
     """Return the trajectories of groups by group and episode."""
     trajectories = [trajectory for group in played for trajectory in group.trajectories]
     return sorted(trajectories, key=lambda trajectory: (trajectory.group, trajectory.episode))
+
+
+def readings_in_order(played: Sequence[PlayedGroup]) -> list[Reading | None]:
+    """Return what a teacher in engines says of each trajectory of `in_order`; nothing without one."""
+    told = [pair for group in played for pair in zip(group.trajectories, group.readings, strict=False)]
+    told.sort(key=lambda pair: (pair[0].group, pair[0].episode))
+    return [reading for _, reading in told]

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.inference.reading import Reading
 from posttrain.models.lora import is_adapter
 from posttrain.objectives.packed import SampledTokens, ratio_metrics, truncated_importance_weights
 from posttrain.rendering.collation import prepare
@@ -42,6 +44,7 @@ from posttrain.training.core.policy import Updates
 from posttrain.training.core.sharding import reduce_over_replicas
 from posttrain.training.core.update_guard import UpdateGuard
 from posttrain.training.on_policy.agreement import Agreement, PolicyMismatch, SampledBy, sampled_by
+from posttrain.training.on_policy.engine_teacher import EngineTeacher
 from posttrain.training.on_policy.frozen_policy import Beside, FrozenPolicy
 from posttrain.training.on_policy.objectives import (
     LearnedRow,
@@ -101,11 +104,13 @@ class Learner:
         self.policy = PackedPolicy(model_config, stage, checkpoint, device, seed, others)
         self.model = self.policy.model
         self.renderer = self.policy.renderer
-        self.teacher: Teacher | None = None
+        self.teacher: Teacher | EngineTeacher | None = None
+        if stage.teacher_top_k:
+            self.teacher = EngineTeacher(stage.divergence_beta, stage.teacher_top_k, device)
         if teacher is not None:
             frozen = load_teacher(model_config, stage, self.policy, teacher, device)
             self.teacher = Teacher(frozen, stage.divergence_beta, device)
-        taught: list[Term] = [] if teacher is None else [TeacherTerm()]
+        taught: list[Term] = [] if self.teacher is None else [TeacherTerm()]
         self.objective = objective_of(stage.algorithm, stage.reward_factor, taught)
         self._importance_cap = math.inf if stage.algorithm is None else stage.algorithm.importance_cap
         self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
@@ -116,7 +121,7 @@ class Learner:
         self.updates = Updates(
             [self.model],
             build_optimizer([self.model], stage.optimizer, stage.learning_rate, stage.weight_decay),
-            self._rate,
+            partial(_rate, stage),
             UpdateGuard(
                 stage.max_skipped_updates,
                 "Lower learning_rate, or look for a reward that is not finite in rollouts/",
@@ -134,17 +139,12 @@ class Learner:
             return FrozenPolicy.base_of(self.policy)
         return FrozenPolicy.load(model_config, self.stage, origin, self.device)
 
-    def _rate(self, update: int) -> float:
-        """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
-        total = self.stage.max_steps * self.stage.updates_per_step
-        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.updates_per_step
-        if update < warmup:
-            return (update + 1) / warmup
-        progress = (update - warmup) / max(1, total - warmup)
-        decays = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
-        return float(decays[self.stage.lr_scheduler_type])
-
-    def update(self, trajectories: list[Trajectory], version: int | None = None) -> dict[str, float]:
+    def update(
+        self,
+        trajectories: list[Trajectory],
+        version: int | None = None,
+        readings: Sequence[Reading | None] = (),
+    ) -> dict[str, float]:
         """Learn from a rollout batch, one optimiser step for each mini-batch; first compare with the engine.
 
         Args:
@@ -152,18 +152,22 @@ class Learner:
                 advantage. If it is empty (because every reward failed, say) the policy stays as it is.
             version: The policy version of the present weights. Tokens of older versions are no fault of the
                 engine, and reported apart. If absent it is the newest version in the batch.
+            readings: What a teacher in engines says of each, where the stage has one.
 
         Returns:
             The step's metrics, the same on every rank.
 
         Raises:
             PolicyMismatch: If the engine sampled from other weights than these; nothing is learned then.
+            ReadingError: If the readings are not of these trajectories.
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
         self.entropies = {}
         if not trajectories:
             return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
+        if self.teacher is not None:
+            self.teacher.hear(trajectories, readings)
         shares = self._shares(trajectories)
         prepare([each for share in shares for row in share.rows for each in row.trajectories], self.renderer)
         present = max(max(each.versions) for each in trajectories) if version is None else version
@@ -185,8 +189,9 @@ class Learner:
         if self.stage.algorithm is not None and self.stage.algorithm.mask_truncated:
             metrics[EPISODE_MASKED] = float(sum(self.objective.masked(each) for each in trajectories))
         metrics[LEARNING_RATE] = self.updates.learning_rate
-        if self.teacher is not None:
-            metrics[TIME_TEACHER] = self.teacher.take_seconds()
+        seconds = None if self.teacher is None else self.teacher.take_seconds()
+        if seconds is not None:
+            metrics[TIME_TEACHER] = seconds
         metrics[TIME_LEARNER] = time.perf_counter() - begun
         return metrics
 
@@ -299,10 +304,12 @@ class Learner:
         """Compute log-probs with the present weights; see `PackedPolicy.score`."""
         return self.policy.score(trajectories)
 
-    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+    def check_teacher(
+        self, trajectories: Sequence[Trajectory], readings: Sequence[Reading | None] = ()
+    ) -> None:
         """Prove that the teacher's way is the student's, where there is a teacher; see `Teacher.check`."""
         if self.teacher is not None:
-            self.teacher.check(self.policy, trajectories)
+            self.teacher.check(self.policy, trajectories, readings)
 
     def write_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint that loads anywhere, and its training state (call on every rank)."""
@@ -310,6 +317,17 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+def _rate(stage: OnPolicyStage, update: int) -> float:
+    """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
+    total = stage.max_steps * stage.updates_per_step
+    warmup = stage.warmup_steps(stage.max_steps) * stage.updates_per_step
+    if update < warmup:
+        return (update + 1) / warmup
+    progress = (update - warmup) / max(1, total - warmup)
+    decays = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
+    return float(decays[stage.lr_scheduler_type])
 
 
 def _filler(end: int) -> Trajectory:

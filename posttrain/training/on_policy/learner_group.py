@@ -17,6 +17,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from posttrain.config import ModelConfig, OnPolicyStage
 from posttrain.files.reading import seconds_to_read
 from posttrain.inference.adapters import AdapterFiles
+from posttrain.inference.reading import Reading
 from posttrain.inference.weight_transfer import Backend, Manifest, TransferGroup
 from posttrain.inference.weights import WeightsSuperseded
 from posttrain.models.precision import keep_float32_exact
@@ -40,6 +41,10 @@ P = ParamSpec("P")
 START_TIMEOUT = 600
 STEP_TIMEOUT = 3600
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+#: Episodes, and what a teacher in engines says of each.
+Batch = tuple[list[Trajectory], Sequence[Reading | None]]
 
 
 class LearnerFailed(RuntimeError):
@@ -89,12 +94,11 @@ class LearnerActor:
         self._source = WeightSource(self._learner.model)
 
     def update(
-        self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]", version: int | None
+        self, batch: "Batch | ObjectRef[Batch]", version: int | None
     ) -> tuple[dict[str, float], Entropies]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
-        assert isinstance(trajectories, list)
-        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
-        return self._learner.update(trajectories, version), self._learner.entropies
+        trajectories, readings = _fetched(batch)
+        return self._learner.update(trajectories, version, readings), self._learner.entropies
 
     def source(
         self, method: Callable[Concatenate[WeightSource, P], R], *args: P.args, **kwargs: P.kwargs
@@ -112,11 +116,9 @@ class LearnerActor:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return prompt_sequences(samples, self._learner.renderer)
 
-    def check_teacher(self, trajectories: "list[Trajectory] | ObjectRef[list[Trajectory]]") -> None:
+    def check_teacher(self, batch: "Batch | ObjectRef[Batch]") -> None:
         """Prove the teacher's way; see `Learner.check_teacher`."""
-        assert isinstance(trajectories, list)
-        fetch_files(Path(image.ref.path) for trajectory in trajectories for image in trajectory.images)
-        self._learner.check_teacher(trajectories)
+        self._learner.check_teacher(*_fetched(batch))
 
     def place(self) -> str:
         """Tell on which node, and on which of its GPUs, the learner lives."""
@@ -131,6 +133,13 @@ class LearnerActor:
         """Write a checkpoint; see `Learner.write_checkpoint`. It is there on the home node afterwards."""
         with writing_home(directory):
             self._learner.write_checkpoint(directory)
+
+
+def _fetched(batch: "Batch | ObjectRef[Batch]") -> Batch:
+    """Return a batch that Ray has put in the place of its reference, with its images on this node."""
+    assert isinstance(batch, tuple)
+    fetch_files(Path(image.ref.path) for trajectory in batch[0] for image in trajectory.images)
+    return batch
 
 
 class LearnerGroup:
@@ -206,9 +215,14 @@ class LearnerGroup:
                 raise WeightsSuperseded(f"the learners have gone on from the weights of update {updates}")
             yield
 
-    def update(self, trajectories: Sequence[Trajectory], version: int | None = None) -> dict[str, float]:
+    def update(
+        self,
+        trajectories: Sequence[Trajectory],
+        version: int | None = None,
+        readings: Sequence[Reading | None] = (),
+    ) -> dict[str, float]:
         """Learn from a rollout batch; see `Learner.update`."""
-        batch = ray.put(list(trajectories))  # once, and not once a rank
+        batch = ray.put((list(trajectories), readings))  # once, and not once a rank
         with self._order:
             self._updates += 1
             calls = self._every(LearnerActor.update, batch, version)
@@ -242,9 +256,12 @@ class LearnerGroup:
         """Make sequences of prompts alone; see `proof.prompt_sequences`."""
         return self._first(LearnerActor.prompt_sequences, samples)
 
-    def check_teacher(self, trajectories: Sequence[Trajectory]) -> None:
+    def check_teacher(
+        self, trajectories: Sequence[Trajectory], readings: Sequence[Reading | None] = ()
+    ) -> None:
         """Prove by a few sequences that the teacher's way is the student's; see `Learner.check_teacher`."""
-        self._wait(self._every(LearnerActor.check_teacher, ray.put(list(trajectories))), STEP_TIMEOUT)
+        batch = ray.put((list(trajectories), readings))
+        self._wait(self._every(LearnerActor.check_teacher, batch), STEP_TIMEOUT)
 
     def manifest(self) -> Manifest:
         """Describe the weights that `send_weights` sends."""

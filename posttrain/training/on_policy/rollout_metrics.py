@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from posttrain.rollout.jobs import PlayedGroup
 from posttrain.rollout.world import failure_metrics
 from posttrain.run.metric_names import (
     ADVANTAGE_DROPPED_GROUPS,
@@ -15,6 +16,8 @@ from posttrain.run.metric_names import (
     REWARD,
     REWARD_ERRORS,
     REWARD_MEAN,
+    TIME_ROLLOUT,
+    TIME_TEACHER,
     of_task,
 )
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts
@@ -81,3 +84,16 @@ def _silent_groups(trajectories: Sequence[Trajectory]) -> int:
         if trajectory.advantage is not None:
             groups.setdefault(trajectory.group, []).append(trajectory.advantage)
     return sum(not any(advantages) for advantages in groups.values())
+
+
+def play_times(seconds: float, played: Sequence[PlayedGroup]) -> dict[str, float]:
+    """Return how long a step's episodes took, and how long the step then waited for a teacher in engines.
+
+    Args:
+        seconds: From the start of the first group to the end of the last, and of what a teacher read of it.
+        played: The groups.
+    """
+    if not any(group.read_at for group in played):
+        return {TIME_ROLLOUT: seconds}
+    waited = max(group.read_at for group in played) - max(group.played_at for group in played)
+    return {TIME_ROLLOUT: seconds - waited, TIME_TEACHER: waited}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.config import ModelConfig, OnPolicyStage
+from posttrain.inference.reading import Reading
 from posttrain.models.divergences import generalized_jsd
 from posttrain.models.lora import base_named_by, is_adapter
 from posttrain.run.metric_names import DIVERGENCE_TEACHER, KL_TEACHER
@@ -23,8 +24,8 @@ from posttrain.types import Trajectory
 
 #: Name of a teacher that is an adapter of the student's own base.
 TEACHER_ADAPTER = "teacher"
-#: Largest divergence of a model from itself that rounding explains, in nats a token.
-ITSELF = 1e-4
+#: Largest divergence of a model from itself that rounding explains, in nats a token; and of any.
+ITSELF, FINITE = 1e-4, float("inf")
 
 
 class TeacherError(RuntimeError):
@@ -67,13 +68,21 @@ class Teacher:
             self._seconds += self._now() - begun
             yield Taught(states.logprobs, partial(_divergence, states, self._beta))
 
-    def take_seconds(self) -> float:
+    def hear(self, trajectories: Sequence[Trajectory], readings: Sequence[Reading | None]) -> None:
+        """Take nothing: the teacher reads each row itself."""
+
+    def take_seconds(self) -> float | None:
         """Return how long the teacher has read since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     @torch.no_grad()
-    def check(self, policy: PackedPolicy, trajectories: Sequence[Trajectory]) -> None:
+    def check(
+        self,
+        policy: PackedPolicy,
+        trajectories: Sequence[Trajectory],
+        readings: Sequence[Reading | None] = (),
+    ) -> None:
         """Prove that what the teacher says of a student that is its teacher is nothing.
 
         The student reads a few sequences twice, once as its own teacher on the way that the teacher takes.
@@ -85,15 +94,9 @@ class Teacher:
         itself = Teacher(FrozenPolicy(policy), self._beta, self._device)
         for places in policy.rows(trajectories):
             row = [trajectories[place] for place in places]
-            for teacher, kind in ((itself, "itself"), (self, "its teacher")):
+            for teacher, kind, limit in ((itself, "itself", ITSELF), (self, "its teacher", FINITE)):
                 with teacher.of(row) as taught:
-                    _, divergences = policy.logprobs_beside(row, taught.divergence)
-                [largest] = max_over_ranks(divergences.abs().max().cpu().double()[None]).tolist()
-                if not largest < (ITSELF if teacher is itself else float("inf")):
-                    raise TeacherError(
-                        f"a student's divergence from {kind} is {largest:.2e} at a token, and should be "
-                        + ("0 within rounding" if teacher is itself else "finite")
-                    )
+                    check_distance(policy, row, taught, kind, limit)
         reshard(policy.model)
         self.take_seconds()
 
@@ -101,6 +104,23 @@ class Teacher:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def check_distance(
+    policy: PackedPolicy, row: Sequence[Trajectory], taught: Taught, kind: str, limit: float
+) -> None:
+    """Check that a student's largest divergence from a teacher is below a limit, on every rank.
+
+    Raises:
+        TeacherError: If it is not, or is no number.
+    """
+    _, divergences = policy.logprobs_beside(row, taught.divergence)
+    [largest] = max_over_ranks(divergences.abs().max().cpu().double()[None]).tolist()
+    if not largest < limit:
+        raise TeacherError(
+            f"a student's divergence from {kind} is {largest:.2e} at a token, and should be "
+            + ("finite" if limit == FINITE else "0 within rounding")
+        )
 
 
 def _divergence(states: LastStates, beta: float, hidden: Tensor, weight: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from posttrain.models.divergences import generalized_jsd
 from posttrain.models.logprobs import candidate_logprobs
-from posttrain.objectives.distill import TopLogprobs, distillation_loss, top_k_kl
+from posttrain.objectives.distill import TopLogprobs, distillation_loss, top_k_jsd, top_k_kl
 from posttrain.objectives.sft import sft_loss, sft_normalizer
 
 TOKENS, WIDTH, VOCABULARY = 12, 5, 17
@@ -118,3 +119,59 @@ def test_the_mix_weighs_tokens_as_the_supervised_loss_does(normalization: str) -
     rows = [torch.cat([(sample == IDS).nonzero()[:, 0] for sample in samples]) for samples in pieces]
     total = sum(distillation_loss(logprobs[r], kl[r], IDS[r], *settings, 0.3).item() for r in rows)  # pyright: ignore
     assert total == pytest.approx(found.item(), rel=1e-12)
+
+
+def kinds_by_definition(beta: float, k: int) -> list[float]:
+    """Compute the divergences over k tokens and all others as one, number by number."""
+    student = (HIDDEN @ WEIGHT.T).log_softmax(1)
+    found = []
+    for q, p in zip(TEACHER.exp().tolist(), student.exp().tolist(), strict=True):
+        best = sorted(range(VOCABULARY), key=lambda token: -q[token])[:k]
+        pairs = [(q[token], p[token]) for token in best]
+        others = [token for token in range(VOCABULARY) if token not in best]
+        if others:
+            pairs.append((math.fsum(q[token] for token in others), math.fsum(p[token] for token in others)))
+        if beta in (0, 1):
+            pairs = [(a, b) if beta == 0 else (b, a) for a, b in pairs]
+            found.append(math.fsum(a * math.log(a / b) for a, b in pairs))
+        else:
+            mixed = [(a, b, (1 - beta) * b + beta * a) for a, b in pairs]
+            terms = [beta * a * math.log(a / m) + (1 - beta) * b * math.log(b / m) for a, b, m in mixed]
+            found.append(math.fsum(terms))
+    return found
+
+
+def kinds(beta: float, k: int, hidden: Tensor = HIDDEN, weight: Tensor = WEIGHT) -> Tensor:
+    teacher, ids = TEACHER.topk(k)
+    _, candidates, rest = candidate_logprobs(hidden, weight, TARGETS, ids, chunk_size=5)
+    return top_k_jsd(TopLogprobs(teacher, candidates, rest), beta)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_every_kind_equals_its_definition_and_the_whole_vocabularys(beta: float) -> None:
+    for k in (1, 4, VOCABULARY):
+        assert kinds(beta, k).tolist() == pytest.approx(kinds_by_definition(beta, k), rel=1e-9)
+    teacher_head = torch.eye(VOCABULARY, dtype=torch.float64)
+    full = generalized_jsd(HIDDEN, WEIGHT, TEACHER, teacher_head, beta)
+    torch.testing.assert_close(kinds(beta, VOCABULARY), full, rtol=1e-9, atol=1e-12)
+    assert (kinds(beta, 4) <= full + 1e-12).all()
+    inputs = (HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_())
+    assert torch.autograd.gradcheck(lambda h, w: kinds(beta, 3, h, w), inputs)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_a_token_without_the_teachers_word_does_not_count_and_a_sure_teacher_is_finite(beta: float) -> None:
+    teacher, ids = TEACHER.topk(3)
+    again = torch.cat([ids, ids[:, :1]], 1)
+    _, candidates, rest = candidate_logprobs(HIDDEN, WEIGHT, TARGETS, again)
+    repeated = torch.cat([teacher, torch.full((TOKENS, 1), -torch.inf)], 1)
+    torch.testing.assert_close(top_k_jsd(TopLogprobs(repeated, candidates, rest), beta), kinds(beta, 3))
+    sure = torch.tensor([[0.0], [1e-7]])  # rounding may carry the log-prob of one token above 0
+    student = torch.tensor([[-1e-9], [-3.0]], requires_grad=True)
+    tail = torch.tensor([-20.0, -0.05], requires_grad=True)
+    found = top_k_jsd(TopLogprobs(sure, student, tail), beta)
+    found.sum().backward()
+    assert student.grad is not None
+    assert tail.grad is not None
+    assert all(each.isfinite().all() for each in (found, student.grad, tail.grad))
+    assert found[0].abs() < 1e-5 < found[1]

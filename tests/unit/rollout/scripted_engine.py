@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer
 
-from posttrain.inference.engine import Completion, Request, ScoreRequest
+from posttrain.inference.engine import Completion, ReadTokens, Request, ScoreRequest, TopTokens
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
 
 ZOOM = (
@@ -93,6 +94,22 @@ class ScriptedEngine:
 
     def score(self, sequences: Sequence[ScoreRequest]) -> list[list[float]]:
         return [[-0.5] * (len(sequence.token_ids) - 1) for sequence in sequences]
+
+    def read(self, sequences: Sequence[ScoreRequest], top: int) -> list[ReadTokens]:
+        """Say of every token only how many images stand before it."""
+        self.step_began = time.monotonic()
+        if self._fault("die"):
+            os._exit(1)
+        if self._fault("hang"):
+            time.sleep(600)
+        self.step_began = None
+        found = []
+        for each in sequences:
+            places = range(each.since, len(each.token_ids))
+            given = [-1.0 - sum(image.offset < place for image in each.images) for place in places]
+            told = (np.zeros((len(places), top), np.int32), np.full((len(places), top), -9.0, np.float32))
+            found.append(ReadTokens(TopTokens(*told), np.array(given, np.float32)))
+        return found
 
     def sleep(self) -> None:
         assert not self.busy

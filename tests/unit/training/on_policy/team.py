@@ -14,6 +14,7 @@ import pytest
 from posttrain.config import RlStage
 from posttrain.data.mixing import Mixture
 from posttrain.failures import ToolFailure
+from posttrain.inference.reading import Reading
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
 from posttrain.run.directory import RunDir
@@ -95,7 +96,9 @@ class Team:
     def prompt_tokens(self, groups: Sequence[GroupJob]) -> Mapping[int, int]:
         return {group.group: 5 for group in groups}
 
-    def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+    def update(
+        self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+    ) -> dict[str, float]:
         assert version == self.version
         if self.faults:
             self.faults -= 1

@@ -12,6 +12,7 @@ import pytest
 
 from posttrain.config import RewardRef, RlTask, RolloutConfig
 from posttrain.inference.pool import PoolError
+from posttrain.inference.reading import Reading
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
@@ -176,9 +177,11 @@ def test_episodes_go_when_their_step_is_learned(folder: RunDir, staleness: int) 
     alive: list[int] = []
 
     class Watched(Team):
-        def update(self, trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
+        def update(
+            self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+        ) -> dict[str, float]:
             seen.extend(weakref.ref(each) for each in trajectories)
-            return super().update(trajectories, version)
+            return super().update(trajectories, version, readings)
 
     log = Log(on_row=lambda step: alive.append(sum(each() is not None for each in seen)))
     gc.disable()
