@@ -9,7 +9,7 @@ from posttrain.config.base import MisfitError, Name, Natural, Section
 from posttrain.config.curation_steps import Step
 from posttrain.config.data import DatasetName
 from posttrain.config.document import Document, read_document
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.endpoints import EndpointConfig, ModelEntry, ServedConfig
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.filter_step import Share
 from posttrain.config.model import ClusterConfig
@@ -53,7 +53,7 @@ class CurationConfig(Section):
     @property
     def has_checkpoints(self) -> bool:
         """Whether it needs engines."""
-        return any(isinstance(entry, CheckpointConfig) for entry in self.endpoints.values())
+        return any(isinstance(entry, ServedConfig) for entry in self.endpoints.values())
 
     @model_validator(mode="after")
     def _check(self) -> "CurationConfig":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
 from posttrain.config.curation import CurationConfig, load_curation
-from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
 from posttrain.curation.engines import EngineModel, EngineModels
@@ -53,6 +53,7 @@ def curated_datasets(
         return {}
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
+    recipe = with_stages(recipe, work)
     if playing is not None:
         recipe = about_model_at_hand(recipe, playing, work)
     with EngineModels(recipe, work.plugins, use_gpu=work.use_gpu) as models:
@@ -122,6 +123,22 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
             changes["temperature"] = rollout.temperature
         found.append(step.model_copy(update=changes))
     return recipe.model_copy(update={"steps": found, "endpoints": {**recipe.endpoints, AT_HAND: entry}})
+
+
+def with_stages(recipe: CurationConfig, work: RunAtWork) -> CurationConfig:
+    """Return a recipe that names stages of a run with the checkpoints that these ended in.
+
+    Raises:
+        CurationError: If there is no such stage before this one.
+    """
+    endpoints = {**recipe.endpoints}
+    for name, entry in recipe.endpoints.items():
+        if not isinstance(entry, EarlierModelConfig):
+            continue
+        if entry.stage not in work.checkpoints:
+            raise CurationError(f"endpoints.{name}.stage: no earlier stage is called {entry.stage!r}")
+        endpoints[name] = entry.at(str(work.checkpoints[entry.stage]), work.config.model)
+    return recipe.model_copy(update={"endpoints": endpoints})
 
 
 def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
