@@ -1,6 +1,7 @@
 """An MCP server by the SDK, with pictures: over stdio, or over HTTP where a port is given."""
 
 import io
+import json
 import os
 import sys
 
@@ -48,7 +49,18 @@ def refuse() -> CallToolResult:
     return CallToolResult(content=[TextContent(text="give a city", type="text")], is_error=True)
 
 
+@server.tool(structured_output=False)
+def image_zoom_in_tool(bbox_2d: list[float], label: str, img_idx: int) -> Image:
+    """Zoom, into a picture of this server's own."""
+    return snap(int(bbox_2d[0]) % 256)[1]  # pyright: ignore[reportReturnType]
+
+
 if __name__ == "__main__":
+    if os.environ.get("ZOOM"):  # what the tool is to be described as
+        told = json.loads(os.environ["ZOOM"])
+        zoom = server._tool_manager.get_tool("image_zoom_in_tool")
+        assert zoom is not None
+        zoom.description, zoom.parameters = told["description"], told["parameters"]
     if sys.argv[1:]:
         server.run("streamable-http", port=int(sys.argv[1]))
     else:

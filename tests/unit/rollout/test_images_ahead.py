@@ -1,6 +1,5 @@
 """Images are loaded once, in threads and before an engine has room for their prompts, and wait for room."""
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -104,4 +103,4 @@ def test_episodes_share_their_images_and_are_those_of_any_room(
     assert all(image.pixels is pixels[image.sha256] for image in shown if image.sha256 in prompts)
     for room in (1, max(each.nbytes for each in pixels.values()) * 3):
         narrow = play(engine, renderer, zoom_task, jobs, limits, lockstep, room)
-        assert [dataclasses.asdict(each) for each in narrow] == [dataclasses.asdict(each) for each in wide]
+        assert narrow == wide
