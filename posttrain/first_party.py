@@ -10,6 +10,7 @@ from pathlib import Path
 from posttrain.joints import Plugins
 from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
+from rewards.budget import read_budget
 from rewards.sdk import load_reward
 from rewards.serving.client import RewardClient
 from rewards.serving.launch import start_server
@@ -24,10 +25,12 @@ class SingleScorer:
     Args:
         references: The rewards that may be asked for.
         base_dir: Folder against which file references are resolved.
+        judge_budget: File of what judges may spend; None for no limit.
     """
 
-    def __init__(self, references: Sequence[str], base_dir: Path) -> None:
-        self._scorer = Scorer(references, base_dir=base_dir)
+    def __init__(self, references: Sequence[str], base_dir: Path, judge_budget: Path | None = None) -> None:
+        budget = None if judge_budget is None else read_budget(judge_budget)
+        self._scorer = Scorer(references, base_dir=base_dir, judge_budget=budget)
 
     def __enter__(self) -> "SingleScorer":
         return self

@@ -111,6 +111,11 @@ class Reward(Protocol):
         ...
 
     @property
+    def budgeted(self) -> bool:
+        """Whether what it asks for is counted against the run's budget of judges."""
+        ...
+
+    @property
     def written(self) -> Callable[[object], Sequence[str] | None] | None:
         """What writes right answers to a ground truth as models would; None where nobody has said how."""
         ...
@@ -177,9 +182,19 @@ class RewardServerStarter(Protocol):
     """Starts a reward server."""
 
     def __call__(
-        self, references: Sequence[str], *, token: str, base_dir: Path, log: Path, host: str
+        self,
+        references: Sequence[str],
+        *,
+        token: str,
+        base_dir: Path,
+        log: Path,
+        host: str,
+        judge_budget: Path | None,
     ) -> RewardServer:
-        """Start a server of these rewards and no others at an address; its output goes to `log`."""
+        """Start a server of these rewards and no others at an address; its output goes to `log`.
+
+        What judges may spend stands in the file `judge_budget`, if there is one.
+        """
         ...
 
 
@@ -205,8 +220,13 @@ class RewardScorer(Protocol):
 class RewardScorerFactory(Protocol):
     """Starts the processes of a scorer."""
 
-    def __call__(self, references: Sequence[str], base_dir: Path) -> AbstractContextManager[RewardScorer]:
-        """Start processes that load these rewards; leaving the context ends them."""
+    def __call__(
+        self, references: Sequence[str], base_dir: Path, judge_budget: Path | None = None
+    ) -> AbstractContextManager[RewardScorer]:
+        """Start processes that load these rewards; leaving the context ends them.
+
+        What judges may spend stands in the file `judge_budget`, if there is one.
+        """
         ...
 
 

@@ -23,6 +23,17 @@ FAMILY_FRAMES: dict[Family, Frame] = {
     "qwen3_vl": "norm_1000",
 }
 
+#: How a model calls tools: by JSON between tags, or between marks within its turn, as the report on Qwen2-VL
+#: or the code of Qwen-Agent has them.
+ToolFormat = Literal["hermes", "qwen2_vl", "qwen_agent"]
+#: How each family was trained to call tools; Qwen2.5-VL's template knows none, and gets those of Qwen2.5.
+FAMILY_TOOL_FORMATS: dict[ModelFamily, ToolFormat] = {
+    "qwen2_vl": "qwen2_vl",
+    "qwen2_5_vl": "hermes",
+    "qwen3_vl": "hermes",
+    "text": "hermes",
+}
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -226,16 +237,24 @@ class EnvironmentReply:
     """An environment's reply to one assistant turn.
 
     Attributes:
-        message: What the model is shown next, text and images; None if the episode is over.
+        message: What the model is shown next, text and images: where it called tools, the result of its first
+            call. None if the episode is over.
         calls: The tool calls of the turn, run or refused.
         done: Whether the episode is over.
         truncated: Whether it ended at the turn limit, and not with an answer.
+        further: The results of the turn's other calls, a message each, in the order of the calls.
     """
 
     message: Message | None
     calls: tuple[ToolCall, ...]
     done: bool
     truncated: bool = False
+    further: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All that the model is shown next."""
+        return () if self.message is None else (self.message, *self.further)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def parameters_of(function: Callable[..., object]) -> list[Parameter]:
     return found
 
 
+def takes_budget(known: Sequence[Parameter]) -> bool:
+    """Tell whether what a reward asks for is counted against a budget of judges."""
+    return any(parameter["name"] == "budget" for parameter in known)
+
+
 def parameter_fault(known: Sequence[Parameter], params: Mapping[str, object], complete: bool = True) -> str:
     """Return why some params do not fit, naming the parameter and the nearest one; "" if they do.
 

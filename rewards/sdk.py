@@ -13,7 +13,7 @@ from pathlib import Path
 from posttrain.plugins import PluginError, resolve
 from posttrain.reward_spec import OUTCOME
 from posttrain.types import RewardInput, Score
-from rewards.parameters import parameter_fault, parameters_of
+from rewards.parameters import parameter_fault, parameters_of, takes_budget
 
 #: Largest size of what an environment may say of its state.
 OUTCOME_LIMIT = 1e9
@@ -25,6 +25,20 @@ GroupRewardFunction = Callable[..., Sequence[Verdict] | Awaitable[Sequence[Verdi
 
 class RewardError(ValueError):
     """A reward broke its contract, or was given parameters that it does not take."""
+
+
+class StopScoring(RuntimeError):
+    """No more scores can be had, as where a budget is spent: the run is to stop with this message.
+
+    A reward raises it; every other error is of one sample, and the run goes on without that.
+    """
+
+
+class LeftOut(RuntimeError):
+    """The reward is to be left out of this episode and of all others of its prompt, so that they compare.
+
+    A reward raises it where it cannot be had any more and the others of the task are to count alone.
+    """
 
 
 class ParameterError(RewardError):
@@ -100,6 +114,11 @@ class Reward:
     def is_async(self) -> bool:
         """Whether it waits for others rather than computes, so that many calls may run at once."""
         return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether what it asks for is counted against a run's budget of judges."""
+        return takes_budget(parameters_of(self.function))
 
     @property
     def summary(self) -> str:

@@ -136,17 +136,26 @@ def job_header(calls: Sequence[Call], inputs: int) -> JobHeader:
 
 
 def spec_to_json(spec: RewardSpec) -> JsonObject:
-    """Write `{"name", "weight", "params", "only_if"}`."""
+    """Write every field of a reward of a list."""
     return dataclasses.asdict(spec)
 
 
 def spec_from_json(value: object, where: str) -> RewardSpec:
-    """Read `{"name", "weight", "params", "only_if"}`, all but the first optional."""
-    row = _fields(value, where, {"name": str}, {"weight": (int, float), "params": dict, "only_if": dict})
-    gates = row.get("only_if", {})
-    _fields(gates, f"{where}.only_if", {}, dict.fromkeys(gates, (int, float)))
-    only_if = {name: float(least) for name, least in gates.items()}
-    return RewardSpec(row["name"], float(row.get("weight", 1.0)), row.get("params", {}), only_if)
+    """Read what `spec_to_json` wrote; all fields but the name are optional."""
+    optional: dict[str, Kind] = {"weight": (int, float), "params": dict, "audit_share": (int, float)}
+    row = _fields(value, where, {"name": str}, {**optional, "only_if": dict, "unless": dict})
+    conditions: dict[str, dict[str, float]] = {}
+    for key in ("only_if", "unless"):
+        gates = row.get(key, {})
+        _fields(gates, f"{where}.{key}", {}, dict.fromkeys(gates, (int, float)))
+        conditions[key] = {name: float(least) for name, least in gates.items()}
+    return RewardSpec(
+        row["name"],
+        float(row.get("weight", 1.0)),
+        row.get("params", {}),
+        **conditions,
+        audit_share=float(row.get("audit_share", 0.0)),
+    )
 
 
 def input_to_json(x: RewardInput) -> JsonObject:
@@ -210,13 +219,13 @@ def token_ids(value: object, where: str) -> tuple[int, ...]:
 
 
 def outcome_to_json(outcome: Outcome) -> JsonObject:
-    """Write `{"score": {…} or null, "error": "…"}`."""
+    """Write every field of what a reward said of an episode."""
     return dataclasses.asdict(outcome)
 
 
 def outcome_from_json(row: dict[str, Any]) -> Outcome:
     """Read what `outcome_to_json` wrote."""
-    return Outcome(Score(**row["score"]) if row["score"] else None, row["error"])
+    return Outcome(**{**row, "score": Score(**row["score"]) if row["score"] else None})
 
 
 def result_to_json(result: RewardResult) -> JsonObject:

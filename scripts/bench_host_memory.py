@@ -15,6 +15,7 @@ Measured after every step, each with its goal:
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -51,8 +52,10 @@ MIB = 2**20
 #: Growth that is allowed from the third step to the last, as a part of the estimate.
 GROWTH = 0.1
 LOOK = "look"
-#: Pixels of a token of the tiny model, whose patches are 8 × 8.
-TOKEN_PIXELS = 16**2
+#: Width of a patch, as Qwen3-VL's; with the tiny model's own an image would be four times as many tokens.
+PATCH = 16
+#: Pixels of a token: four patches.
+TOKEN_PIXELS = (2 * PATCH) ** 2
 #: What is measured, and what of its estimate is not there: the model.
 MEASURED = ("the run itself", "engine", "learner", OBJECT_STORE)
 NOT_HERE = ("weights and cache", "training", "patches")
@@ -215,10 +218,33 @@ def store_bytes() -> int:
     return int(float(line.split()[3]) * MIB)
 
 
+def make_model(folder: Path) -> Path:
+    """Write the tiny model, with patches of `PATCH`; its weights, which nothing loads, stay as they are."""
+    checkpoint = folder / "model"
+    build_tiny("qwen3_vl", checkpoint)
+    for name in ("config.json", "processor_config.json"):
+        path = checkpoint / name
+        path.write_text(re.sub(r'"patch_size": \d+', f'"patch_size": {PATCH}', path.read_text()))
+    return checkpoint
+
+
+def computed(config: RunConfig) -> dict[str, float]:
+    """Return the most bytes of each process, by what it is."""
+    shape = model_shape(config.model)
+    assert shape is not None
+    host = Host(float(memory_bytes()))
+    processes = host_processes(config, config.stages[0], model_load(config.model, shape), host)
+    # Nothing is computed here, and no checkpoint is written.
+    return {
+        each.name: sum(size for part, size in each.parts.items() if part not in NOT_HERE)
+        for each in processes
+        if each.name in MEASURED
+    }
+
+
 def measure(settings: Settings, folder: Path) -> tuple[dict[str, list[int]], dict[str, float]]:
     """Play steps; return the bytes of every process after each, and what was computed beforehand."""
-    checkpoint, images = folder / "model", folder / "images"
-    build_tiny("qwen3_vl", checkpoint)
+    checkpoint, images = make_model(folder), folder / "images"
     write_images(images, settings.images, settings.pixels)
     files = sorted(images.iterdir())
     config = settings.run_config(checkpoint)
@@ -235,16 +261,7 @@ def measure(settings: Settings, folder: Path) -> tuple[dict[str, list[int]], dic
         load_tools=no_tools,
         make_environment=make_looking,
     )
-    host = Host(float(memory_bytes()))
-    shape = model_shape(config.model)
-    assert shape is not None
-    processes = host_processes(config, stage, model_load(config.model, shape), host)
-    # Nothing is computed here, and no checkpoint is written.
-    bounds = {
-        each.name: sum(size for part, size in each.parts.items() if part not in NOT_HERE)
-        for each in processes
-        if each.name in MEASURED
-    }
+    bounds = computed(config)
     pool = RolloutPool(setup, actors=1, use_gpu=False)
     learner = Actor(PixelLearner, use_gpu=False)
     ray.get(learner.call(PixelLearner.start, checkpoint, config.model))

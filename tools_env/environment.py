@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from posttrain.failures import WorldError
 from posttrain.media.images import ImageError
 from posttrain.messages import without_thinking
 from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample, ToolCall
+from tools_env.arguments import misfit
 from tools_env.games import Environment, LoadedGame, checked_rewards
 from tools_env.hermes import ParsedCall, parse_calls
 from tools_env.numbers import whole_numbers
@@ -30,6 +28,9 @@ from tools_env.sessions import (
 from tools_env.shown import blocks_of, blocks_of_parts, checked, checked_parts, readable
 
 logger = logging.getLogger(__name__)
+
+#: Seconds in which a call's arguments are checked.
+CHECK_S = 5.0
 
 
 class ToolEnvironment:
@@ -116,8 +117,8 @@ class ToolEnvironment:
         calls = tuple(call for call, _ in outcomes)
         if self._over or left == 0:
             return self._end(calls, truncated=not self._over)
-        blocks = [block for _, shown in outcomes for block in shown]
-        return EnvironmentReply(Message("tool", tuple(blocks)), calls, done=False)
+        first, *further = (Message("tool", tuple(shown)) for _, shown in outcomes)
+        return EnvironmentReply(first, calls, done=False, further=tuple(further))
 
     def close(self) -> Mapping[str, float]:
         """End the episode and its sessions; return the rewards of a user's environment.
@@ -238,10 +239,12 @@ def _fitting(call: ParsedCall, tools: Mapping[str, AnyTool]) -> tuple[AnyTool, d
     if tool is None:
         raise ToolError(f"there is no tool {call.name[:80]!r}; the tools are: {', '.join(tools) or 'none'}")
     arguments = whole_numbers(copy.deepcopy(call.arguments), tool.spec.parameters)
-    wrong = best_match(Draft202012Validator(tool.spec.parameters).iter_errors(arguments))
+    try:
+        wrong = in_the_world(call.name, lambda: misfit(tool.spec.parameters, arguments), CHECK_S)
+    except Exception as error:  # of the schema, which a server may have made up
+        raise WorldError(f"has a schema that cannot be checked: {told(error)}", call.name) from error
     if wrong is not None:
-        place = "".join(f"[{key!r}]" for key in wrong.absolute_path)
-        raise ToolError(f"arguments{place} of {call.name}: {wrong.message[:400]}")
+        raise ToolError(f"arguments{wrong[0]} of {call.name}: {wrong[1]}")
     return tool, arguments
 
 

@@ -56,6 +56,8 @@ def parse_calls(text: str) -> list[ParsedCall]:
 def _parse(body: str) -> ParsedCall:
     if len(body) > MAX_CALL_LENGTH:
         return ParsedCall(error=f"the call is longer than {MAX_CALL_LENGTH:,} characters")
+    if not body.strip():
+        return ParsedCall(error="the call is empty: it names no tool")
     try:
         call = parse_json(body)
     except JsonError as error:

@@ -1,12 +1,14 @@
 """Load what a task names: tools, and its environment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from posttrain.plugins import PluginError, declared, is_declared_name, resolve
 from posttrain.types import ToolSpec
 from tools_env.games import Environment, LoadedGame
+from tools_env.mcp.server import McpServer
+from tools_env.mcp.settings import McpSettings
 from tools_env.sdk import Tool, ToolReference
 from tools_env.sessions import AnyTool, Provider, Session, SessionClass, SessionTool
 
@@ -18,7 +20,7 @@ def load_tools(references: Iterable[ToolReference], base_dir: Path | None = None
 
     Args:
         references: `name`, `file.py:attr` or `package.module:attr`; or `{"name": …, "params": {…}}`, whose
-            params go to the tool's class.
+            params go to the tool's class; or an MCP server, `{"mcp": …, "command": …}`.
         base_dir: Where relative files are looked for.
 
     Raises:
@@ -58,6 +60,8 @@ def is_environment(reference: str, base_dir: Path | None = None) -> bool:
 
 
 def _load(reference: ToolReference, base_dir: Path | None) -> list[AnyTool]:
+    if not isinstance(reference, str) and "mcp" in reference:
+        return [*_mcp_server(reference, base_dir).tools]
     name, params = _read(reference)
     found = resolve(name, TOOLS, object, base_dir)
     if isinstance(found, type) and issubclass(found, Environment):
@@ -76,6 +80,14 @@ def _load(reference: ToolReference, base_dir: Path | None) -> list[AnyTool]:
     if not isinstance(found, Tool) or not isinstance(found.spec, ToolSpec):
         raise PluginError(f"tool {name} is a {type(found).__name__}; decorate a function with @tool")
     return [found]
+
+
+def _mcp_server(reference: Mapping[str, Any], base_dir: Path | None) -> McpServer:
+    try:
+        settings = McpSettings.of(reference, base_dir)
+    except (TypeError, ValueError) as error:
+        raise PluginError(str(error)) from error
+    return McpServer(settings)
 
 
 def _read(reference: ToolReference) -> tuple[str, dict[str, Any]]:

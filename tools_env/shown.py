@@ -34,16 +34,24 @@ def checked(result: Any) -> ToolResult:
     ):
         raise WorldError(f"returned {result!r:.100}, which is no text, image or ToolResult")
     images = [_rgb(image) for image in result.images[:MAX_IMAGES]]
-    left_out = len(result.images) - len(images)
-    note = f"\n[{left_out} more images were cut]" if left_out else ""
-    return ToolResult(result.text[:MAX_TEXT] + note if note else result.text, images)
+    return ToolResult(images_cut(result.text, len(result.images) - len(images)), images)
+
+
+def images_cut(text: str, count: int) -> str:
+    """Return a text that also says how many images were left out, if any were."""
+    return f"{text[:MAX_TEXT]}\n[{count} more images were cut]" if count else text
+
+
+def unmarked(text: str) -> str:
+    """Free a text of what the chat template would take for its own markup."""
+    return _MARKUP.sub("< ", text)
 
 
 def readable(text: str) -> str:
     """Cut a text to size, and free it of what the chat template would take for its own markup."""
     if len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]}\n[{len(text) - MAX_TEXT:,} more characters were cut]"
-    return _MARKUP.sub("< ", text).encode("utf-8", "replace").decode()
+    return unmarked(text).encode("utf-8", "replace").decode()
 
 
 def blocks_of(result: ToolResult, image_dir: Path) -> list[Block]:

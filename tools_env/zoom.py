@@ -15,6 +15,18 @@ from tools_env.sdk import Arguments, ToolError, ToolResult
 #: Most pixels of decoded images that a tool holds, at 3 bytes each, beside the image in use.
 MAX_KEPT_PIXELS = 1 << 24
 
+#: What the published tool is said to do, and its arguments, word for word (Qwen-Agent, where Qwen3-VL's is).
+_PUBLISHED = (
+    "Zoom in on a specific region of an image by cropping it based on a bounding box (bbox) and an optional "
+    "object label"
+)
+_BOX = (
+    "The bounding box of the region to zoom in, as [x1, y1, x2, y2], where (x1, y1) is the top-left corner "
+    "and (x2, y2) is the bottom-right corner"
+)
+_LABEL = "The name or label of the object in the specified bounding box"
+_IMAGE = "The index of the zoomed-in image (starting from 0)"
+
 #: How coordinates in a frame are described to the model.
 FRAME_TEXTS: dict[Frame, str] = {
     "norm_1000": "on a scale of 0 to 1000 over the image's width and height",
@@ -29,7 +41,10 @@ class ImageZoomIn:
     Boxes that hang over an edge are cut at it, and small ones grow around their centre, so that the
     processor has something to look at.
 
-    Name, arguments and their types are those that Qwen3-VL was trained with (Qwen3-VL report, appendix).
+    What is announced is word for word what Qwen3-VL was trained with, as far as that is published (report,
+    appendix, and Qwen-Agent's tool of the same name); in pixels, it says so. The published tool counts
+    `img_idx` from 0 over all images of the dialogue in their order, crops that it returned included, and so
+    does this one; the published one counts a file that is shown twice once, this one as often as it is shown.
 
     Example:
         ImageZoomIn()({"bbox_2d": [100, 100, 300, 300], "label": "cup", "img_idx": 0}, [ImageRef("/a.png")])
@@ -49,17 +64,17 @@ class ImageZoomIn:
         self._frame: Frame = frame
         self._min_side = min_side
         self._decoded = _DecodedImages()
-        box = f"The region as [x1, y1, x2, y2]: its top-left and bottom-right corners, {FRAME_TEXTS[frame]}."
+        box = _BOX if frame == "norm_1000" else f"{_BOX}, {FRAME_TEXTS[frame]}"
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
         self.spec = ToolSpec(
             name="image_zoom_in_tool",
-            description="Zoom in on a region of an image to see its details.",
+            description=_PUBLISHED,
             parameters={
                 "type": "object",
                 "properties": {
                     "bbox_2d": numbers | {"description": box},
-                    "label": {"type": "string", "description": "What the region shows."},
-                    "img_idx": {"type": "number", "description": "Which image, counted from 0."},
+                    "label": {"type": "string", "description": _LABEL},
+                    "img_idx": {"type": "number", "description": _IMAGE},
                 },
                 "required": ["bbox_2d", "label", "img_idx"],
             },

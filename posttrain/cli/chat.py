@@ -100,9 +100,9 @@ class Chat:
                 reply = environment.step(answer) if environment is not None else None
                 if reply is not None:
                     self._tell(reply)
-                if reply is None or reply.message is None:
+                if reply is None or not reply.messages:
                     break
-                messages.append(reply.message)
+                messages += reply.messages
         finally:
             if environment is not None:
                 environment.close()
@@ -112,23 +112,26 @@ class Chat:
     def _turn(self, messages: Sequence[Message]) -> str:
         """Return the model's next turn, written as it comes."""
         prompt = self._renderer.render(messages, self._tools, add_generation_prompt=True)
+        stops = self._renderer.stops if self._tools else ()
         with torch.inference_mode():
             made = self._model.generate(
                 **collate([prompt], self._renderer, self._model.device),
                 **self._sampling,
                 eos_token_id=self._renderer.end_token_id,
+                **({"stop_strings": [*stops], "tokenizer": self._renderer.tokenizer} if stops else {}),
                 pad_token_id=self._renderer.pad_token_id,
                 suppress_tokens=self._renderer.banned_token_ids,
                 streamer=_Pieces(self._renderer.tokenizer, self._write),
             )
-        return self._renderer.decode(made[0, len(prompt.token_ids) :].tolist())
+        sampled = made[0, len(prompt.token_ids) :].tolist()
+        return self._renderer.decode(sampled, continues=messages[-1].role == "tool")
 
     def _tell(self, reply: EnvironmentReply) -> None:
         """Write what was called, and what came back: the paths of images, and texts."""
         for call in reply.calls:
             arguments = json.dumps(call.arguments, ensure_ascii=False)
             self._write(f"  → {call.name} {arguments}" + ("" if call.ok else f": {call.error}") + "\n")
-        for block in reply.message.content if reply.message is not None else ():
+        for block in (block for message in reply.messages for block in message.content):
             shown = block.image.path if block.image is not None else block.text
             self._write(f"  ← {shown}\n")
 

@@ -7,6 +7,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from posttrain.cli.call_targets import add_call_targets, run_curation
 from posttrain.cli.commands import add_command
 from posttrain.config import load_dataset_config
 from posttrain.config.curation import curation_names, load_curation
@@ -86,6 +87,7 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     recipes = ", ".join(curation_names())
     curate.add_argument("recipe", metavar="RECIPE|FILE", help=f"a YAML file, or one of {recipes}")
     curate.add_argument("--resume", action="store_true", help="go on where it was interrupted")
+    add_call_targets(verbs)
 
 
 def inspect_command(options: argparse.Namespace) -> int:
@@ -124,27 +126,7 @@ def convert_command(options: argparse.Namespace) -> int:
 
 def curate_command(options: argparse.Namespace) -> int:
     """Run `posttrain data curate`: pass a dataset's rows through the filters of a recipe."""
-    from posttrain.curation.pipeline import curate
-    from posttrain.first_party import PLUGINS
-    from posttrain.viewer.curation_page import write_curation_page
-
-    recipe = load_curation(options.recipe)
-    if recipe.has_checkpoints:
-        from posttrain.curation.engines import EngineModels
-
-        with EngineModels(recipe, PLUGINS) as models:
-            report = curate(
-                recipe,
-                PLUGINS,
-                resume=options.resume,
-                open_checkpoint=models.open,
-                open_episodes=models.open_episodes,
-            )
-    else:
-        report = curate(recipe, PLUGINS, resume=options.resume)
-    print(report.table())
-    print(f"{report.directory}: {report.kept:,} rows in kept.jsonl, {report.dropped:,} in dropped.jsonl")
-    print(write_curation_page(report.directory))
+    run_curation(load_curation(options.recipe), options.resume)
     return 0
 
 

@@ -31,6 +31,7 @@ a configuration (rewards.yaml) also fixes parameters that clients then cannot se
       params: {{model: Qwen3-VL-32B-Instruct, base_url: http://judge:8000/v1}}
   image_roots: [images]
   workers: 8
+  judge_budget: {{ledger: judges.json, max_calls: 10000}}
 """
 
 LIST = """\
@@ -126,6 +127,9 @@ def add_verbs(verbs: Any) -> None:
         metavar="DIR",
         help="folder below which images may be named by reference; may be repeated (default: none)",
     )
+    serve.add_argument(
+        "--judge-budget", type=Path, metavar="FILE", help="JSON: what judges may spend, as in a configuration"
+    )
     serve.add_argument("--url-file", type=Path, metavar="FILE", help="write the address there once it serves")
     for parser in (check, score, serve):
         parser.add_argument(
@@ -214,19 +218,24 @@ def score_command(options: argparse.Namespace) -> int:
 
 def serve_command(options: argparse.Namespace) -> int:
     """Run `posttrain rewards serve`."""
+    from rewards.budget import read_budget
     from rewards.serving.config import ServerConfig, read_server_config
     from rewards.serving.server import serve
 
     if options.config:
-        if options.rewards or options.image_root:
-            raise RewardError("rewards serve: name rewards and image roots in the --config file, or here")
+        if options.rewards or options.image_root or options.judge_budget:
+            raise RewardError(
+                "rewards serve: name rewards, image roots and the judges' budget in --config, or here"
+            )
         config = read_server_config(options.config)
     else:
+        budget = read_budget(options.judge_budget) if options.judge_budget else None
         config = ServerConfig.model_validate(
             {
                 "rewards": options.rewards or _loadable(),
                 "base_dir": options.base_dir,
                 "image_roots": options.image_root,
+                "judge_budget": budget,
             }
         )
     where = {

@@ -9,14 +9,18 @@ Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ADDRESS = r"^(https?://[^\s@?#]+)?$"
 #: What a pattern means, in a word and in a sentence's end.
 PATTERNS = {
     _NAME: ("name", "up to 64 letters, digits, '.', '_' and '-', no mark first"),
+    _VARIABLE: ("variable", "the name of an environment variable, not its value"),
     _ADDRESS: ("address", "an address that begins with http:// or https://, without user name and query"),
 }
 #: Names become folder names and metric prefixes.
 Name = Annotated[str, Field(pattern=_NAME)]
+#: The name of an environment variable.
+Variable = Annotated[str, Field(pattern=_VARIABLE)]
 Address = Annotated[str, Field(pattern=_ADDRESS)]
 
 

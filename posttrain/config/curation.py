@@ -6,14 +6,16 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from posttrain.config.base import MisfitError, Name, Natural, Section
-from posttrain.config.curation_steps import PassRateStep, Share, Step
+from posttrain.config.curation_steps import Step
 from posttrain.config.data import DatasetName
-from posttrain.config.document import read_document
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.document import Document, read_document
+from posttrain.config.endpoints import EndpointConfig, ModelEntry, ServedConfig
 from posttrain.config.errors import ConfigError, Problem
+from posttrain.config.filter_step import Share
 from posttrain.config.model import ClusterConfig
 from posttrain.config.paths import LocalPath, relative_to
 from posttrain.config.problems import problems_of
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.files.nearest import did_you_mean
 
 #: Why a stage's own task cannot be played for its pass rates, and what to do.
@@ -57,7 +59,7 @@ class CurationConfig(Section):
     @property
     def has_checkpoints(self) -> bool:
         """Whether it needs engines."""
-        return any(isinstance(entry, CheckpointConfig) for entry in self.endpoints.values())
+        return any(isinstance(entry, ServedConfig) for entry in self.endpoints.values())
 
     @model_validator(mode="after")
     def _check(self) -> "CurationConfig":
@@ -87,7 +89,7 @@ class CurationConfig(Section):
             if name is not None and name not in self.endpoints:
                 remedy = did_you_mean(name, self.endpoints) or "describe it under `endpoints`"
                 raise MisfitError(f"steps[{index}].endpoint", f"there is no endpoint {name!r}", remedy)
-            plays = isinstance(step, PassRateStep) and step.plays
+            plays = isinstance(step, PlayingStep) and step.plays
             if plays and isinstance(self.endpoints.get(name or ""), EndpointConfig):
                 raise MisfitError(
                     f"steps[{index}].endpoint",
@@ -131,6 +133,15 @@ def load_curation(source: str | Path, base_dir: Path | None = None) -> CurationC
     document.data.setdefault("base_dir", str(Path.cwd() if shipped else path.absolute().parent))
     if base_dir is not None:
         document.data["base_dir"] = str(base_dir)
+    return build_curation(document)
+
+
+def build_curation(document: Document) -> CurationConfig:
+    """Build a recipe from its data, which have a `base_dir`.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
     # A base_dir that is no text is refused by the validation.
     folder = Path(str(document.data["base_dir"]))
     try:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Natural, Positive, PositiveFloat, Section
 from posttrain.config.packages import PackageUse
 from posttrain.config.paths import ModelPath
-from posttrain.types import Family, ModelFamily
+from posttrain.types import Family, ModelFamily, ToolFormat
 
 AttnImplementation = Literal["sdpa", "flash_attention_2", "flash_attention_3"]
 FusedLayers = Literal["none", "liger"]
@@ -117,6 +117,12 @@ class ModelConfig(Section):
         "tokens are a prefix of the longer dialogue's; or stripped, as Qwen3's own templates do, and then "
         "a turn so cut is not learned from unless its message says train: true.",
     )
+    tool_format: ToolFormat | None = Field(
+        default=None,
+        description="How the model calls tools; as its family was trained to if absent. hermes is JSON in "
+        "<tool_call> tags, which Qwen3-VL knows; qwen2_vl is *FUNCTION* and *ARGS* as in the report on "
+        "Qwen2-VL, with the results in the same turn; qwen_agent is the same with the marks of Qwen-Agent.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="Precision of the weights in the learner and in the engine."
     )
@@ -164,6 +170,12 @@ class ModelConfig(Section):
         told = infer_family(self.name_or_path)
         if self.family and told and read_model_config(self.name_or_path) and self.family != told:
             raise MisfitError("family", f"{self.name_or_path}/config.json tells of {told}", "remove it")
+        if (self.family or told) == "qwen3_vl" and self.tool_format not in (None, "hermes"):
+            raise MisfitError(
+                "tool_format",
+                f"Qwen3-VL's template shows no images within a turn, as {self.tool_format} needs it to",
+                "remove it: hermes is what Qwen3-VL was trained on",
+            )
         if (self.family or told) == "text":
             _refuse_vision_keys(self.model_fields_set)
         return self

@@ -23,7 +23,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 class OnPolicyStage(LearningStage, ABC):
     """A stage that learns from episodes which the policy plays, with the tools that each task offers."""
 
-    runner: ClassVar[str] = "posttrain.training.on_policy.controller:OnPolicyRunner"
+    runner: ClassVar[str] = "posttrain.training.on_policy.runner:OnPolicyRunner"
     unsupported: ClassVar[dict[str, tuple[str, str]]] = {
         "num_train_epochs": ("the stage's length is counted in rollout batches", "write max_steps"),
         "per_device_batch_size": (

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from posttrain.config.base import MisfitError, Name, Natural, PositiveFloat, Section
 from posttrain.config.distillation import DistillationStage
 from posttrain.config.dpo import DpoStage
+from posttrain.config.judge_budget import JudgeBudgetConfig
 from posttrain.config.learning import LearningStage
 from posttrain.config.model import ClusterConfig, ModelConfig, infer_family
 from posttrain.config.on_policy_distillation import OnPolicyDistillationStage
@@ -52,6 +53,10 @@ class RunConfig(Section):
     )
     reward_wait_s: PositiveFloat = Field(
         default=60, description="Seconds to wait for a reward server that does not answer before stopping."
+    )
+
+    judge_budget: JudgeBudgetConfig | None = Field(
+        default=None, description="What the judges of the run may cost; no limit if absent."
     )
 
     @property

@@ -1,11 +1,13 @@
 """Tasks: prompts with their tools and rewards, for RL and for evaluation."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from posttrain.config.base import MisfitError, Name, NaturalFloat, Positive, PositiveFloat, Section
 from posttrain.config.data import DatasetName
+from posttrain.config.mcp import McpServerConfig
 from posttrain.config.rollout import RolloutConfig
 from posttrain.reward_spec import OUTCOME, reward_list_fault
 
@@ -18,10 +20,27 @@ class PluginRef(Section):
     )
     params: dict[str, object] = Field(default_factory=dict, description="Arguments of the plugin.")
 
+    def missing_variables(self) -> list[str]:
+        """Return the environment variables that it needs and that are not set here: none that is known."""
+        return []
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+
+def _kind_of_tool(value: object) -> str:
+    """Tell which of the two classes an entry of a task's tools is: one with `mcp` is a server."""
+    is_server = isinstance(value, McpServerConfig) or (isinstance(value, dict) and "mcp" in value)
+    return McpServerConfig.__name__ if is_server else PluginRef.__name__
+
+
+#: An entry of a task's tools.
+ToolEntry = Annotated[
+    Annotated[PluginRef, Tag(PluginRef.__name__)] | Annotated[McpServerConfig, Tag(McpServerConfig.__name__)],
+    Discriminator(_kind_of_tool),
+]
 
 
 class RewardRef(PluginRef):
@@ -32,12 +51,37 @@ class RewardRef(PluginRef):
         default_factory=dict,
         description="Other rewards of the list and the least value each must have for this one to count.",
     )
+    unless: dict[str, float] = Field(
+        default_factory=dict,
+        description="Other rewards of the list and the value from which on each decides without this one: a "
+        "judge with unless: {math: 1} is asked only where the rule does not find the answer right.",
+    )
+    audit_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the episodes on which a judge is asked although its conditions fail. It does "
+        "not count there; the report shows how far it agrees with the rules.",
+    )
+
+    @model_validator(mode="after")
+    def _check_audit(self) -> "RewardRef":
+        if self.audit_share and not (self.only_if or self.unless):
+            raise MisfitError(
+                "audit_share",
+                "without a condition it is asked every time",
+                "set only_if or unless, or remove it",
+            )
+        return self
 
 
 class EpisodeTask(Section):
     """How the prompts of a dataset are played: the tools that may be used, and the rewards that judge."""
 
-    tools: list[PluginRef] = Field(default_factory=list, description="Tools offered to the model.")
+    tools: list[ToolEntry] = Field(
+        default_factory=list,
+        description="Tools offered to the model: a name, file.py:attribute, or an MCP server, {mcp: …}.",
+    )
     environment: PluginRef | None = Field(
         default=None,
         description="What answers the model's turns, such as a game; its rewards are environment.NAME.",

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.config.curation import CurationConfig
-from posttrain.config.curation_steps import PassRateStep, RewardStep
+from posttrain.config.curation_steps import RewardStep
 from posttrain.config.document import Key, key_text
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig, EndpointConfig
+from posttrain.config.sampling_steps import CallTargetsStep, PlayingStep
 from posttrain.config.tasks import EpisodeTask, PluginRef
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.taxonomy import Taxonomy
@@ -45,10 +46,16 @@ def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -
         CurationError: Naming the key of the first fault.
     """
     for index, step in enumerate(config.steps):
-        if isinstance(step, PassRateStep) and step.endpoint is None:
+        if isinstance(step, PlayingStep) and step.endpoint is None:
             raise CurationError(
                 f"steps[{index}].endpoint: without one the model and the task of an rl stage are meant, and"
                 " there is none here; name a checkpoint of `endpoints`, and the `task` that it plays"
+            )
+    for name, entry in config.endpoints.items():
+        if isinstance(entry, EarlierModelConfig):
+            raise CurationError(
+                f"endpoints.{name}.stage: there is no run here that has a stage {entry.stage!r}; name a"
+                " `checkpoint`, or curate in an sft or rl stage (`curation: RECIPE`)"
             )
     for fault in recipe_faults(config, taxonomy, plugins):
         raise CurationError(fault.text)
@@ -74,8 +81,10 @@ def recipe_faults(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) 
                 continue
             if isinstance(step, RewardStep) and (reason := _idle_band(step, judge)):
                 yield Fault((*place, "min" if step.min is not None else "max"), reason)
-        if isinstance(step, PassRateStep) and step.task is not None:
+        if isinstance(step, PlayingStep) and step.task is not None:
             yield from _task_faults(step.task, (*place, "task"), plugins, base_dir)
+        if isinstance(step, CallTargetsStep):
+            yield from _tool_faults(step.tools, place, plugins, base_dir)
     for name, entry in config.endpoints.items():
         try:
             if isinstance(entry, CheckpointConfig):
@@ -86,11 +95,7 @@ def recipe_faults(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) 
 
 def _task_faults(task: EpisodeTask, place: Key, plugins: Plugins, base_dir: Path) -> Iterator[Fault]:
     """Look for tools and rewards that are not there, or do not take their params."""
-    for index, tool in enumerate(task.tools):
-        try:
-            plugins.load_tools([tool.model_dump()], base_dir)
-        except ValueError as error:
-            yield Fault((*place, "tools", index), str(error))
+    yield from _tool_faults(task.tools, place, plugins, base_dir)
     for index, ref in enumerate(task.rewards):
         if ref.name.startswith(OUTCOME):
             continue
@@ -98,6 +103,14 @@ def _task_faults(task: EpisodeTask, place: Key, plugins: Plugins, base_dir: Path
             plugins.load_reward(ref.name, base_dir).check(ref.params)
         except ValueError as error:
             yield Fault((*place, "rewards", index), str(error))
+
+
+def _tool_faults(tools: Sequence[PluginRef], place: Key, plugins: Plugins, base_dir: Path) -> Iterator[Fault]:
+    for index, tool in enumerate(tools):
+        try:
+            plugins.load_tools([tool.model_dump()], base_dir)
+        except ValueError as error:
+            yield Fault((*place, "tools", index), str(error))
 
 
 def load_judges(rewards: Sequence[PluginRef], plugins: Plugins, base_dir: Path) -> Mapping[str, Reward]:

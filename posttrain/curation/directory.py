@@ -4,6 +4,7 @@
 <output_dir>/<name>/
     curation.json                 the recipe, and fingerprints of the data and of the user's own code
     steps/00-query.jsonl …        every step's verdict on every row, appended as it is known
+    images/                       of the episodes that became rows
     kept.jsonl  dropped.jsonl     the rows, in the canonical form; a dropped one says why in `dropped`
     funnel.json  curation.html
 """
@@ -27,6 +28,8 @@ from posttrain.files.strict_json import Json, JsonObject
 #: Keys of a recipe that may change while a curation is under way: places, and how fast things go.
 _PLACES = dict.fromkeys(("output_dir", "base_dir", "taxonomy", "max_error_share", "cluster"), True)
 _TRANSPORT = ("base_url", "concurrency", "timeout_s", "max_attempts", "actors", "engine")
+#: Folder of the images of episodes.
+IMAGES = "images"
 #: Most changes that an error message lists.
 MOST_CHANGES = 8
 

@@ -19,8 +19,8 @@ import ray
 from posttrain.chat_endpoint import BadReply, Completion
 from posttrain.config import TaskConfig
 from posttrain.config.curation import CurationConfig
-from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_digest
 from posttrain.curation.episodes import PooledEpisodes
 from posttrain.curation.outcomes import CurationError, RowError
@@ -88,7 +88,7 @@ class EngineModels:
             name, entry, lambda questions, sampling: self._pool_of(entry).answer(questions, sampling)
         )
 
-    def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
+    def open_episodes(self, step: PlayingStep, entry: CheckpointConfig) -> PooledEpisodes:
         """Return what plays a step's task with a checkpoint; nothing is started yet.
 
         Raises:
@@ -138,7 +138,7 @@ class EngineModels:
         return [
             TaskConfig(name=step.name, data=self._recipe.data, **dict(step.task))
             for step in self._recipe.steps
-            if isinstance(step, PassRateStep) and step.task is not None
+            if isinstance(step, PlayingStep) and step.task is not None
             if entry is None or self._recipe.endpoints.get(step.endpoint or "") == entry
         ]
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from posttrain.config.curation_steps import PassRateStep
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.curation.outcomes import CurationError, RowError
 from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import EpisodeError, Limits
@@ -25,7 +25,7 @@ class PooledEpisodes:
         seed: Seed of the curation.
     """
 
-    step: PassRateStep
+    step: PlayingStep
     open_pool: Callable[[], RolloutPool]
     task: str
     max_length: int

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from posttrain.curation.rows import answer_of, has_images, query_of, response_of
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy
 from posttrain.messages import THINK_END
-from posttrain.types import Block, Sample
+from posttrain.types import Block, Message, Sample, ToolSpec
 
 #: What stands for a character or an object that could not be written.
 _REPLACEMENTS = "\ufffc\ufffd"
@@ -42,6 +42,8 @@ class Context:
         endpoints: The models by name.
         seed: Seed of the recipe.
         episodes: Plays the step's task, where it has one.
+        tools: What a model is told of the tools that the step names.
+        keep_images: Copies a dialogue's images to where the curation's rows keep them.
     """
 
     taxonomy: Taxonomy
@@ -50,6 +52,8 @@ class Context:
     endpoints: dict[str, CachedModel] = field(default_factory=dict)
     seed: int = 0
     episodes: PlaysEpisodes | None = None
+    tools: Sequence[ToolSpec] = ()
+    keep_images: Callable[[Sequence[Message], Sample], Sequence[Message]] = lambda messages, _: messages
 
 
 class Filter(Protocol):

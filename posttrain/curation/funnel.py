@@ -25,6 +25,7 @@ class StepCount:
         failed: Rows for which there was no verdict.
         changed: Rows that it kept, and whose query, response or columns it changed.
         reasons: Dropped rows by reason.
+        kept_as: Kept rows by what they were found to be, where the filter tells it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class StepCount:
     failed: int = 0
     changed: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    kept_as: Counter[str] = field(default_factory=Counter)
 
     @property
     def kept(self) -> int:
@@ -70,7 +72,8 @@ class CurationReport:
     def to_json(self) -> JsonObject:
         """Return the content of funnel.json."""
         steps: list[Json] = [
-            vars(step) | {"reasons": dict(step.reasons), "kept": step.kept} for step in self.steps
+            vars(step) | {"reasons": {**step.reasons}, "kept_as": {**step.kept_as}, "kept": step.kept}
+            for step in self.steps
         ]
         return {
             "name": self.name,
@@ -91,15 +94,18 @@ class CurationReport:
         lines = [("step", "in", "dropped", "kept", "share of what was read", "why")]
         for step in self.steps:
             bar = "█" * round(BAR_WIDTH * step.kept / self.read) if self.read else ""
-            why = " · ".join(
-                f"{reason} {count:,}" for reason, count in step.reasons.most_common(MOST_REASONS)
-            )
-            if more := len(step.reasons) - MOST_REASONS:
-                why += f" · {more} more" if more > 0 else ""
+            why = " · ".join(filter(None, [_counts(step.reasons), _counts(step.kept_as, "kept: ")]))
             figures = (f"{step.entered:,}", f"{step.dropped:,}", f"{step.kept:,}")
             lines.append((step.name, *figures, bar, why))
         widths = [max(len(line[column]) for line in lines) for column in range(6)]
         return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def _counts(counts: Counter[str], before: str = "") -> str:
+    """Write the most frequent of some counts in one line, or nothing."""
+    told = " · ".join(f"{what} {count:,}" for what, count in counts.most_common(MOST_REASONS))
+    more = len(counts) - MOST_REASONS
+    return (f"{before}{told}" if told else "") + (f" · {more} more" if more > 0 else "")
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -55,6 +55,7 @@ class Journal:
             line["error"] = outcome
         else:
             line |= {"reason": outcome.reason, "note": outcome.note, "scores": {**outcome.scores}}
+            line |= {"kept_as": outcome.kept_as} if outcome.kept_as else {}
             line["changes"] = {k: v for k, v in asdict(outcome.changes).items() if v not in (None, {})}
         self._log.append([line])
         if time.monotonic() - self._synced > SYNC_EVERY_S:
@@ -67,7 +68,8 @@ class Journal:
     def outcome(self, row: int) -> Outcome:
         """Read the verdict on a row that was judged."""
         line = self._log.read(self._offsets[row])
-        return Outcome(line["reason"], line["note"], line["scores"], Changes(**line["changes"]))
+        changes = Changes(**line["changes"])
+        return Outcome(line["reason"], line["note"], line["scores"], changes, line.get("kept_as", ""))
 
     def sync(self) -> None:
         """Make everything that was written safe from a power failure."""

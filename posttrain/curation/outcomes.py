@@ -1,8 +1,10 @@
 """The verdict of a filter on a row, and the ways in which a curation can fail."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.files.strict_json import JsonObject
+from posttrain.messages import MessageRow
 
 
 class CurationError(RuntimeError):
@@ -20,15 +22,20 @@ class Changes:
     Attributes:
         query: New text of the last user message; None for no change.
         response: New response, in place of everything after the last user message; None for no change.
+        messages: The whole dialogue in place of the row's, in the canonical JSON form; None for no change.
+        tools: The specifications of that dialogue's tools, as rows have them; None for no change.
         columns: Columns that are set.
     """
 
     query: str | None = None
     response: str | None = None
+    messages: Sequence[MessageRow] | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
     columns: JsonObject = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.query is not None or self.response is not None or bool(self.columns)
+        written = (self.query, self.response, self.messages, self.tools)
+        return any(part is not None for part in written) or bool(self.columns)
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class Outcome:
         note: Details of this row.
         scores: Numbers on which the verdict is based.
         changes: Changes of a row that is kept.
+        kept_as: What a kept row was found to be, in the same words for all rows of this kind; "" for nothing.
     """
 
     reason: str = ""
     note: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes)
+    kept_as: str = ""
 
     @property
     def kept(self) -> bool:

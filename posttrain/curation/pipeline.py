@@ -15,18 +15,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from posttrain.concurrency import all_or_first_failure
 from posttrain.config.curation import CurationConfig
-from posttrain.config.curation_steps import PassRateStep, SamplingStep, Step
+from posttrain.config.curation_steps import Step
 from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.sampling_steps import CallTargetsStep, PlayingStep, RejectionStep, SamplingStep
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
 from posttrain.curation.checks import check_recipe
-from posttrain.curation.directory import claimed
+from posttrain.curation.directory import IMAGES, claimed
 from posttrain.curation.endpoint import Endpoint
 from posttrain.curation.filters import Context, Filter, applies
 from posttrain.curation.funnel import CurationReport, StepCount
@@ -34,7 +36,7 @@ from posttrain.curation.journal import DROPPED, FAILED, KEPT, PENDING, Journal
 from posttrain.curation.outcomes import CurationError, Outcome, RowError
 from posttrain.curation.playing import OpenEpisodes, PlaysEpisodes
 from posttrain.curation.registry import FILTERS
-from posttrain.curation.rows import changed
+from posttrain.curation.rows import changed, keep_images
 from posttrain.curation.scoring import Scoring
 from posttrain.curation.taxonomy import Taxonomy, load_taxonomy
 from posttrain.curation.writing import write_rows
@@ -42,7 +44,7 @@ from posttrain.data.dataset import Dataset
 from posttrain.data.sources import load_samples
 from posttrain.files.durable import write_atomic
 from posttrain.joints import Plugins
-from posttrain.types import Sample
+from posttrain.types import Sample, ToolSpec
 
 #: Rows judged at the same time in a step that asks no model; rewards that ask one bound their own requests.
 ROWS_AT_ONCE = 64
@@ -98,13 +100,13 @@ class _Opening:
         """Return the model of an entry of `endpoints`, as a context manager."""
         if isinstance(entry, EndpointConfig):
             return Endpoint(name, entry)
-        if self.checkpoint is None:
+        if self.checkpoint is None or not isinstance(entry, CheckpointConfig):
             raise CurationError(
                 f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
             )
         return self.checkpoint(name, entry)
 
-    def player(self, step: PassRateStep, entry: ModelEntry) -> PlaysEpisodes:
+    def player(self, step: PlayingStep, entry: ModelEntry) -> PlaysEpisodes:
         """Return what plays a step's task."""
         assert isinstance(entry, CheckpointConfig)
         if self.episodes is None:
@@ -178,7 +180,7 @@ class _Curation:
             models, episodes, at_once = {}, None, ROWS_AT_ONCE
             if name is not None:
                 entry = self.config.endpoints[name]
-                if isinstance(step, PassRateStep) and step.plays:
+                if isinstance(step, PlayingStep) and step.plays:
                     episodes = self._opening.player(step, entry)
                 else:
                     model = await stack.enter_async_context(self._opening.model(name, entry))
@@ -193,11 +195,25 @@ class _Curation:
                 models,
                 self.config.seed,
                 episodes,
+                self._tools_of(step),
+                partial(keep_images, self.directory / IMAGES),
             )
             work = _StepWork(self, index, step, journal, FILTERS[step.filter](step, context), allowed)
             progress = tqdm(total=len(rows), initial=len(rows) - len(todo), desc=step.name, disable=None)
             stack.callback(progress.close)
             await work.run(todo, at_once, progress)
+
+    def _tools_of(self, step: Step) -> list[ToolSpec]:
+        """Return what a model is told of the tools that a step names, or whose calls become rows."""
+        base_dir = Path(self.config.base_dir)
+        told = step.tools if isinstance(step, CallTargetsStep) else []
+        game = None
+        if isinstance(step, RejectionStep) and step.task is not None:
+            told, game = step.task.tools, step.task.environment
+        tools = [*self._plugins.load_tools([tool.model_dump() for tool in told], base_dir)]
+        if game is not None:
+            tools += self._plugins.load_game(game.model_dump(), base_dir).tools
+        return [tool.spec for tool in tools]
 
     def _report(self) -> CurationReport:
         """Count the rows of each step."""
@@ -270,7 +286,10 @@ def _count(count: StepCount, journal: Journal, row: int) -> None:
     """Add one row to a step's count."""
     fate = journal.fate[row]
     if fate == KEPT:
-        count.changed += bool(journal.outcome(row).changes)
+        outcome = journal.outcome(row)
+        count.changed += bool(outcome.changes)
+        if outcome.kept_as:
+            count.kept_as[outcome.kept_as] += 1
         return
     assert fate in (DROPPED, FAILED), "a row was not judged"
     count.dropped += 1

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.curation.outcomes import RowError
 from posttrain.types import Sample, Trajectory
 
@@ -23,7 +23,7 @@ class PlaysEpisodes(Protocol):
 
 
 #: From a step that plays, and its checkpoint, to what plays.
-OpenEpisodes = Callable[[PassRateStep, CheckpointConfig], PlaysEpisodes]
+OpenEpisodes = Callable[[PlayingStep, CheckpointConfig], PlaysEpisodes]
 
 
 def earned(played: Sequence[Trajectory], reward: str) -> list[float | None]:

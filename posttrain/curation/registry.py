@@ -7,15 +7,9 @@ here for it.
 from collections.abc import Callable
 from typing import Any
 
+from posttrain.curation.episode_filters import call_targets, pass_rate, rejection_sampling
 from posttrain.curation.filters import Context, Filter, Query, Response
-from posttrain.curation.model_filters import (
-    ImageNeeded,
-    QueryReview,
-    RejectionSampling,
-    Reward,
-    domain,
-    pass_rate,
-)
+from posttrain.curation.model_filters import ImageNeeded, QueryReview, Reward, domain
 
 #: From a step's section of the recipe (see `posttrain.config.curation`) and the context to the filter.
 FILTERS: dict[str, Callable[[Any, Context], Filter]] = {
@@ -24,7 +18,8 @@ FILTERS: dict[str, Callable[[Any, Context], Filter]] = {
     "domain": domain,
     "response": Response,
     "reward": Reward,
-    "rejection_sampling": RejectionSampling,
+    "rejection_sampling": rejection_sampling,
     "pass_rate": pass_rate,
+    "call_targets": call_targets,
     "image_needed": ImageNeeded,
 }

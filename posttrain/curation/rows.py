@@ -1,10 +1,14 @@
 """Parts of a row that filters look at: prompt, query and response; and the row after a step's changes."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from posttrain.curation.outcomes import Changes
-from posttrain.messages import without_thinking
-from posttrain.types import Block, Message, RewardInput, Sample, text_message
+from posttrain.data.formats.canonical import tools_of
+from posttrain.files.durable import write_atomic
+from posttrain.messages import message_from_json, without_thinking
+from posttrain.types import Block, ImageRef, Message, RewardInput, Sample, text_message
 
 
 def to_last_user_turn(sample: Sample) -> tuple[Message, ...]:
@@ -68,7 +72,41 @@ def changed(sample: Sample, changes: Changes) -> Sample:
         messages = (*messages[:last], Message("user", tuple(blocks)), *messages[last + 1 :])
     if changes.response is not None:
         messages = (*messages[: last + 1], text_message("assistant", changes.response))
-    return dataclasses.replace(sample, messages=messages, columns=sample.columns | changes.columns)
+    if changes.messages is not None:
+        messages = tuple(map(message_from_json, changes.messages))
+    tools = sample.tools if changes.tools is None else tools_of({"tools": [*changes.tools]})
+    return dataclasses.replace(
+        sample, messages=messages, tools=tools, columns=sample.columns | changes.columns
+    )
+
+
+def keep_images(folder: Path, messages: Sequence[Message], sample: Sample) -> list[Message]:
+    """Copy the images of messages into a folder, each once, and return the messages with their new places.
+
+    Images of tools lie where the engines keep them, and go when these end; those of the row stay.
+    """
+    folder.mkdir(exist_ok=True)
+    own = {image.path for message in sample.messages for image in message.images}
+
+    def kept(image: ImageRef) -> ImageRef:
+        source = Path(image.path)
+        if image.path in own:
+            return image
+        place = folder / source.name
+        if not place.is_file():
+            write_atomic(place, source.read_bytes())
+        return dataclasses.replace(image, path=str(place.absolute()))
+
+    return [
+        dataclasses.replace(
+            message,
+            content=tuple(
+                block if block.image is None else dataclasses.replace(block, image=kept(block.image))
+                for block in message.content
+            ),
+        )
+        for message in messages
+    ]
 
 
 def _last_user(sample: Sample) -> int:

@@ -80,7 +80,8 @@ class Dispatcher:
                     self._queue.append(entry)
                 else:
                     self._queue.appendleft(entry)  # it need not wait until an engine has room
-                future.add_done_callback(partial(self._forget, entry))
+                # Not the entry, which has the future: results would stay until garbage is collected.
+                future.add_done_callback(partial(self._forget, entry.ticket))
             self._dispatch()
         return futures
 
@@ -224,14 +225,14 @@ class Dispatcher:
             if keeper.serving and keeper.inbox:
                 keeper.send()
 
-    def _forget(self, entry: Entry, future: Future[Any]) -> None:
+    def _forget(self, ticket: int, future: Future[Any]) -> None:
         """Cancel a job in its worker whose future was cancelled."""
         if not future.cancelled():
             return
         with self.lock:
             for keeper in self.keepers:
-                if keeper.held.pop(entry.ticket, None) and keeper.actor is not None and not self._closed:
-                    keeper.actor.call(InferenceWorker.cancel, entry.ticket)
+                if keeper.held.pop(ticket, None) and keeper.actor is not None and not self._closed:
+                    keeper.actor.call(InferenceWorker.cancel, ticket)
 
 
 def _settle(future: Future[Any], result: object, error: Exception | None) -> None:

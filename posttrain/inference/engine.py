@@ -95,6 +95,7 @@ class Request:
         seed: Seed of the sample, which depends on nothing else that the engine does.
         top_p: Probability mass of the likeliest tokens that sampling is restricted to.
         top_logprobs: Number of likeliest tokens per place whose log-probs are returned, at most 20.
+        stops: Texts that end the turn as well; the tokens that complete one are returned.
 
     Example:
         Request(id="3-0-1", token_ids=[1, 5, 9], max_tokens=64, temperature=1.0, seed=stable_seed(0, 3, 0, 1))
@@ -108,6 +109,7 @@ class Request:
     seed: int
     top_p: float = 1.0
     top_logprobs: int = 0
+    stops: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Completion:
         token_ids: The sampled tokens, with the end-of-turn token if it was sampled.
         logprobs: Log-prob of each sampled token, under the model's own distribution at temperature 1 (but see
             `EngineUse.tempered`).
-        finish_reason: `stop` at the end-of-turn token, `length` at `max_tokens`.
+        finish_reason: `stop` at the end-of-turn token or a text of `Request.stops`, `length` at `max_tokens`.
         versions: The policy version whose weights sampled each token; weights may change within a turn.
         approximate: Whether each log-prob is approximate, because keys and values that older weights had
             computed were kept when the weights changed.

@@ -55,7 +55,9 @@ def sampling_parameters(request: Request, end_token_id: int, bias: dict[int, flo
         logit_bias=bias,
         stop_token_ids=[end_token_id],
         ignore_eos=True,  # only the end-of-turn token ends a turn
-        detokenize=False,
+        stop=list(request.stops),
+        detokenize=bool(request.stops),
+        skip_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

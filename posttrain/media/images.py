@@ -12,6 +12,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -29,19 +30,23 @@ class ImageError(ValueError):
     """An image cannot be used; the message names the file and the reason."""
 
 
+class ImageSizeError(ImageError):
+    """An image is one, but of a size or shape that cannot be used."""
+
+
 def check_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     """Refuse a (width, height) that no image processor takes.
 
     Raises:
-        ImageError: If there are no pixels or too many, or one side is more than 200 times the other.
+        ImageSizeError: If there are no pixels or too many, or one side is more than 200 times the other.
     """
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"{width}×{height} is empty")
+        raise ImageSizeError(f"{width}×{height} is empty")
     if width * height > max_pixels:
-        raise ImageError(f"{width}×{height} has more than the {max_pixels:,} pixels allowed")
+        raise ImageSizeError(f"{width}×{height} has more than the {max_pixels:,} pixels allowed")
     if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise ImageError(f"{width}×{height} is more than {MAX_ASPECT_RATIO} times as long as it is wide")
+        raise ImageSizeError(f"{width}×{height} is more than {MAX_ASPECT_RATIO} times as long as it is wide")
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -58,6 +63,17 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: If the file is missing, of another format, damaged, or of an unusable size.
     """
     with _header(path, max_pixels) as image:
+        return _to_rgb(image)
+
+
+def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode what somebody has sent, as `open_image` decodes a file.
+
+    Raises:
+        ImageSizeError: If it is an image of an unusable size, by its header.
+        ImageError: If it is of another format, or damaged.
+    """
+    with _opened(io.BytesIO(content), "that was sent", max_pixels) as image:
         return _to_rgb(image)
 
 
@@ -176,16 +192,30 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 @contextlib.contextmanager
 def _header(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image's file without decoding it; every failure inside the context becomes an `ImageError`."""
+    name = repr(str(path)[-200:])
+    try:
+        file = open_regular(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"image {name} cannot be used: {_reason(error)}") from error
+    with file, _opened(file, name, max_pixels) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image without decoding it; every failure inside the context becomes an `ImageError`."""
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             check_size(image.size, max_pixels)
             if image.mode in ("I", "F"):
                 raise ImageError("pixels of 32 bits a channel have no agreed brightness")
             yield image
     except Exception as error:
         # Decoders of damaged files raise whatever they like: SyntaxError, struct.error, IndexError…
-        raise ImageError(f"image {str(path)[-200:]!r} cannot be used: {_reason(error)}") from error
+        bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+        kind = ImageSizeError if isinstance(error, (ImageSizeError, *bombs)) else ImageError
+        raise kind(f"image {name} cannot be used: {_reason(error)}") from error
 
 
 def _is_turned(image: Image.Image) -> bool:

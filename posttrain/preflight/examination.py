@@ -14,6 +14,7 @@ from posttrain.preflight.curations import examine_curations, examine_endpoints
 from posttrain.preflight.datasets import Dataset, examine_dataset, examine_rows
 from posttrain.preflight.devices import examine_devices
 from posttrain.preflight.findings import Examination, Findings
+from posttrain.preflight.judges import examine_judges
 from posttrain.preflight.machine import examine_machine
 from posttrain.preflight.models import examine_models
 from posttrain.preflight.pixels import examine_pixels
@@ -53,6 +54,7 @@ def examine(config: RunConfig, document: Document, plugins: Plugins, cards: Card
             later.append(dataset.config.name)
         elif not look.findings.problems:
             examine_golds(look, dataset, task.key, rewards)
+    examine_judges(look)
     if later:
         names = ", ".join(dict.fromkeys(later))
         look.note(f"gold answers are not tried here of what is generated when the run starts: {names}")

@@ -62,6 +62,10 @@ def load_tools(look: Examination, use: TaskUse) -> None:
     found: list[tuple[Key, Sequence[Tool]]] = []
     for index, tool in enumerate(use.task.tools):
         key = (*use.key, "tools", index)
+        if missing := tool.missing_variables():
+            reason = f"{tool.name} was not started here: the environment variable {missing[0]} is not set"
+            look.missing(key, reason, f"set it: export {missing[0]}=…")
+            continue
         loaded = look.attempt(key, look.plugins.load_tools, [tool.model_dump()], look.base_dir)
         found.append((key, loaded or ()))
     if use.task.environment is not None:
@@ -72,7 +76,8 @@ def load_tools(look: Examination, use: TaskUse) -> None:
     for key, tools in found:
         for name in (tool.spec.name for tool in tools):
             if name in names:
-                look.problem(key, f"two tools call themselves {name!r}", "rename or remove one")
+                remedy = "rename or remove one; an MCP server's can have a prefix"
+                look.problem(key, f"two tools call themselves {name!r}", remedy)
             names.add(name)
 
 
@@ -93,6 +98,19 @@ def load_rewards(look: Examination, use: TaskUse) -> list[LoadedReward]:
             if gate in loaded and least > loaded[gate].high:
                 reason = f"{gate} never gives {least:g}, but {loaded[gate].high:g} at most"
                 look.problem((*use.key, "rewards", index, "only_if"), reason, "lower it")
+        for gate, least in ref.unless.items():
+            if gate in loaded and least > loaded[gate].high:
+                reason = f"{gate} never gives {least:g}, but {loaded[gate].high:g} at most"
+                look.problem((*use.key, "rewards", index, "unless"), reason, "lower it")
+        if ref.audit_share and ref.name in loaded:
+            if not loaded[ref.name].is_async:
+                reason = f"{ref.name} asks no service, so it is computed for every episode anyway"
+                look.problem((*use.key, "rewards", index, "audit_share"), reason, "remove it")
+            elif loaded[ref.name].group:
+                reason = (
+                    f"{ref.name} compares episodes, and more of them would change what it says of the others"
+                )
+                look.problem((*use.key, "rewards", index, "audit_share"), reason, "remove it")
     if isinstance(use.task, RlTask):
         advise_conditions(look, use, loaded)
     return [
@@ -110,7 +128,9 @@ def advise_conditions(look: Examination, use: TaskUse, loaded: Mapping[str, Rewa
     bonuses = [
         ref.name
         for ref in use.task.rewards[1:]
-        if ref.name in loaded and ref.weight * loaded[ref.name].high > 0 and outcome not in ref.only_if
+        if ref.name in loaded
+        and ref.weight * loaded[ref.name].high > 0
+        and outcome not in {*ref.only_if, *ref.unless}
     ]
     if bonuses:
         look.note(

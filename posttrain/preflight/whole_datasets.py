@@ -58,7 +58,8 @@ def _examine_rows(look: Examination, use: DatasetUse, renderer: KnownRenderer | 
 def _examine_tools(look: Examination, renderer: KnownRenderer) -> None:
     """Look whether the prompts of a task can announce its tools."""
     for use in look.config.tasks():
-        tools = [*look.plugins.load_tools([tool.model_dump() for tool in use.task.tools], look.base_dir)]
+        here = [tool for tool in use.task.tools if not tool.missing_variables()]
+        tools = [*look.plugins.load_tools([tool.model_dump() for tool in here], look.base_dir)]
         if use.task.environment is not None:
             tools += look.plugins.load_game(use.task.environment.model_dump(), look.base_dir).tools
         if tools and (reason := tools_fault(renderer, [tool.spec for tool in tools])):

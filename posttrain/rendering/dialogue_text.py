@@ -7,13 +7,15 @@ written down here a second time.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from jinja2 import TemplateError
 
 from posttrain.rendering.chat_templates import check_text_kept, without_earlier_thinking
+from posttrain.rendering.inline_calls import InlineCalls
 from posttrain.rendering.processors import TemplateProcessor, TextTokenizer
 from posttrain.rendering.rendered import RenderError
-from posttrain.types import Message, ModelFamily, ToolSpec, text_message
+from posttrain.types import Block, Message, ModelFamily, ToolFormat, ToolSpec, text_message
 
 #: Control tokens that a family writes and reads as text, such as those around boxes; all others are refused.
 #: Markup such as `<tool_call>` and `<think>` is ordinary vocabulary to the tokenizer and always allowed.
@@ -27,6 +29,7 @@ WRITTEN_TOKENS: dict[ModelFamily, frozenset[str]] = {
 }
 
 _PROBE = (text_message("user", "question"), text_message("assistant", "answer"))
+_SHOWN: tuple[Literal["image"], Literal["video"]] = ("image", "video")
 _PROBE_TOOL = ToolSpec("probe_of_the_template", "", {"type": "object", "properties": {}})
 
 
@@ -35,6 +38,7 @@ class DialogueText:
 
     Attributes:
         opening: What a prompt writes of the assistant's turn, such as `<think>` and a line break; often "".
+        calls: How calls and results are written within a turn; None where the template writes them.
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
     """
 
@@ -46,6 +50,7 @@ class DialogueText:
         end_token_id: int,
         placeholders: Mapping[str, str],
         strips_thinking: bool = False,
+        tool_format: ToolFormat = "hermes",
     ) -> None:
         """Learn the format.
 
@@ -56,6 +61,7 @@ class DialogueText:
             end_token_id: The token that ends a turn.
             placeholders: The tokens in whose place an `image` and a `video` are shown; {} of a text model.
             strips_thinking: Whether thinking before the last user message is removed.
+            tool_format: How the model calls tools; `hermes` is written by the template.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
@@ -65,6 +71,7 @@ class DialogueText:
         self._end_token = tokenizer.convert_ids_to_tokens(end_token_id)
         self._placeholders = placeholders
         self._strips_thinking = strips_thinking
+        self.calls: InlineCalls | None = None if tool_format == "hermes" else InlineCalls(tool_format)
         self._learn_control_tokens(tokenizer)
         self._learn_template()
 
@@ -89,31 +96,78 @@ class DialogueText:
         self._check(messages, tools)
         if self._strips_thinking:
             messages = without_earlier_thinking(messages)
-        text = self._apply_template(messages, tools, add_generation_prompt)
+        messages, tools, turns, is_open = self._turns(messages, tools)
+        text = self._apply_template(messages, tools, add_generation_prompt and not is_open)
         pieces = self._assistant_turn.split(text)
-        turns = [message for message in messages if message.role == "assistant"]
-        if pieces[1::2] != [turn.text + self._end_token for turn in turns]:
+        if pieces[1::2] != ["".join(part for part, _ in turn) for turn in turns]:
             raise RenderError(
                 f"the {self._family} checkpoint's chat template rewrites assistant turns (it may strip"
                 " <think> blocks); training needs a template that keeps them (posttrain/rendering/templates)"
             )
         check_text_kept(text, messages)
-        self._check_placeholders(text, messages)
-        return self._supervise(pieces, turns)
+        _check_placeholders(text, messages, self._placeholders)
+        if is_open:
+            pieces[-1] = ""
+            turns[-1].pop()
+        return self._supervise(pieces[::2], turns)
 
-    def reply(self, message: Message) -> str:
-        """Write what follows an assistant's end-of-turn token: a reply, and the header of the next turn.
+    def _turns(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec]
+    ) -> tuple[Sequence[Message], Sequence[ToolSpec], list[list[tuple[str, bool]]], bool]:
+        """Return what the template is given, and the parts that it is to write of each assistant turn.
+
+        Returns:
+            Messages and tools for the template; of each assistant turn the texts, and for each whether it is
+            learned from; and whether the last one goes on.
+        """
+        if self.calls is None:
+            spoken = [message for message in messages if message.role == "assistant"]
+            turns = [[(turn.text + self._end_token, turn.train is not False)] for turn in spoken]
+            return messages, tools, turns, False
+        joined = self.calls.joined(self.calls.announced(messages, tools))
+        turns = []
+        for turn in joined:
+            if turn.message.role == "assistant":
+                parts = [(self._text_of(blocks), learned) for blocks, learned in turn.parts]
+                turns.append([*parts, (self._end_token, parts[-1][1])])
+        return [turn.message for turn in joined], (), turns, self.calls.is_open(messages)
+
+    def _text_of(self, blocks: Sequence[Block]) -> str:
+        """Return the text of an assistant's blocks, with a placeholder for each image."""
+        return "".join(block.text if block.type == "text" else self._shown[block.type] for block in blocks)
+
+    def reply(self, messages: Sequence[Message], stopped: str | None = None) -> str:
+        """Write what follows an assistant's turn: its calls' results or a reply, and the next header.
+
+        Args:
+            messages: The results, one for each call, or the reply.
+            stopped: Where the turn stopped at the mark of a result, what it has behind it; None if it ended.
 
         Raises:
             RenderError: If it contains control tokens, or the template cannot express it.
         """
-        self._check([message])
-        text = self._apply_template([*_PROBE, message], (), add_generation_prompt=True)
-        if message.role not in ("tool", "user") or not text.startswith(self._probe_text):
-            raise RenderError(f"the chat template cannot append a {message.role} message to a dialogue")
+        self._check(messages)
+        if self.calls is None or messages[0].role != "tool":
+            unfinished = "" if stopped is None else self._end_token
+            return unfinished + self._next_turn(messages)
+        *blocks, goes_on = self.calls.results(messages, stopped or "")
+        if stopped is None:  # the model ended its turn after the call
+            shown = Message("user", (Block("text", text=self.calls.stop), *blocks))
+            return self._next_turn([shown]) + goes_on.text.lstrip()
+        text = self._text_of((*blocks, goes_on))
+        _check_placeholders(text, messages, self._placeholders)
+        return text
+
+    def _next_turn(self, messages: Sequence[Message]) -> str:
+        """Write what the template writes between two turns of the assistant."""
+        text = self._apply_template([*_PROBE, *messages], (), add_generation_prompt=True)
+        if any(message.role not in ("tool", "user") for message in messages) or not text.startswith(
+            self._probe_text
+        ):
+            raise RenderError(f"the chat template cannot append a {messages[0].role} message to a dialogue")
         text = text.removeprefix(self._probe_text)
-        check_text_kept(text, [message])
-        self._check_placeholders(text, [message])
+        check_text_kept(text, messages)
+        _check_placeholders(text, messages, self._placeholders)
         return text
 
     def _check(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> None:
@@ -122,7 +176,8 @@ class DialogueText:
         Raises:
             RenderError: If the template knows no tools and there are some, or a text has control tokens.
         """
-        if not self._renders_tools and (tools or any(message.role == "tool" for message in messages)):
+        knows_tools = self._renders_tools or self.calls is not None
+        if not knows_tools and (tools or any(message.role == "tool" for message in messages)):
             raise RenderError(
                 f"the {self._family} checkpoint's chat template knows no tools; give the checkpoint one that"
                 " does (posttrain/rendering/templates)"
@@ -140,20 +195,6 @@ class DialogueText:
                 raise RenderError(
                     f"{owner} text contains the control token {found.group()!r} (…{around!r}…), which"
                     " would be read as structure; remove it from the data or describe it in other words"
-                )
-
-    def _check_placeholders(self, text: str, messages: Sequence[Message]) -> None:
-        """Check that the template wrote one placeholder for each image and video; texts cannot contain any.
-
-        Raises:
-            RenderError: If it wrote more or fewer.
-        """
-        for noun, token in self._placeholders.items():
-            shown = sum(block.type == noun for message in messages for block in message.content)
-            if (found := text.count(token)) != shown:
-                raise RenderError(
-                    f"the chat template wrote {found} {noun} placeholders for {shown} {noun}s; it shows them"
-                    " in user and tool messages only"
                 )
 
     def _learn_control_tokens(self, tokenizer: TextTokenizer) -> None:
@@ -185,13 +226,19 @@ class DialogueText:
         self._assistant_turn = re.compile(
             rf"(?<={re.escape(header)})(.*?{re.escape(self._end_token)})", flags=re.DOTALL
         )
+        before, _, after = asked.partition(_PROBE[0].text)
+        #: What the template writes for an image and for a video, where turns may have some.
+        self._shown: dict[str, str] = {}
+        for noun in _SHOWN if self.calls is not None and self._placeholders else ():
+            written = self._apply_template([Message("user", (Block(noun),))])
+            self._shown[noun] = written.removeprefix(before).removesuffix(after)
         self._renders_tools = _PROBE_TOOL.name in self._apply_template(_PROBE, [_PROBE_TOOL])
 
     def _apply_template(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
     ) -> str:
         """Render messages; a template that refuses them raises RenderError."""
-        conversation = [{"role": each.role, "content": self._content(each)} for each in messages]
+        conversation = [{"role": each.role, "content": _content(each, self._family)} for each in messages]
         try:
             return self._template.apply_chat_template(
                 conversation,
@@ -202,41 +249,59 @@ class DialogueText:
         except (TemplateError, TypeError) as error:  # TypeError: a text where it expects blocks, or the like
             raise RenderError(f"the chat template refuses the dialogue: {error}") from error
 
-    def _content(self, message: Message) -> str | list[dict[str, str]]:
-        """Return a message's content as templates take it: as blocks, or for a text model as plain text."""
-        if self._family == "text":
-            if message.images or message.videos:
-                raise RenderError(f"the {message.role} message shows an image, and a text model sees none")
-            return message.text
-        return [
-            {"type": "text", "text": block.text} if block.type == "text" else {"type": block.type}
-            for block in message.content
-        ]
-
-    def _supervise(self, pieces: Sequence[str], turns: Sequence[Message]) -> list[tuple[str, bool]]:
-        """Decide for each part of a dialogue's text whether it is learned from.
+    def _supervise(
+        self, others: Sequence[str], turns: Sequence[Sequence[tuple[str, bool]]]
+    ) -> list[tuple[str, bool]]:
+        """Join the parts of a dialogue's text, each with whether it is learned from.
 
         Args:
-            pieces: The text, in which every second piece is an assistant turn.
-            turns: The assistant turns.
+            others: The text before, between and after the assistant's turns.
+            turns: The parts of each assistant turn.
         """
-        parts = [(pieces[0], False)]
-        for turn, written, following in zip(turns, pieces[1::2], pieces[2::2], strict=True):
-            learned = turn.train is not False
+        parts = [(others[0], False)]
+        for turn, following in zip(turns, others[1:], strict=True):
+            (written, learned), *rest = turn
             if written.startswith(self.opening):
                 # A model finds the opening in its prompt, and does not write it.
                 parts[-1] = (parts[-1][0] + self.opening, False)
                 written = written.removeprefix(self.opening)
             elif learned:
                 raise RenderError(
-                    f"the assistant turn {turn.text[:60]!r} does not begin with {self.opening!r}, which the"
+                    f"the assistant turn {written[:60]!r} does not begin with {self.opening!r}, which the"
                     " checkpoint's generation prompt ends with; train a thinking checkpoint on answers with"
                     " thinking, or set train: false on the message"
                 )
-            parts += [(written, learned), (following, False)]
+            parts += [(written, learned), *rest, (following, False)]
         return parts
 
 
 def _any_of(tokens: set[str] | frozenset[str]) -> re.Pattern[str]:
     """Make a pattern that finds any of these tokens, the longest first."""
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+
+def _content(message: Message, family: ModelFamily) -> str | list[dict[str, str]]:
+    """Return a message's content as templates take it: as blocks, or for a text model as plain text."""
+    if family == "text":
+        if message.images or message.videos:
+            raise RenderError(f"the {message.role} message shows an image, and a text model sees none")
+        return message.text
+    return [
+        {"type": "text", "text": block.text} if block.type == "text" else {"type": block.type}
+        for block in message.content
+    ]
+
+
+def _check_placeholders(text: str, messages: Sequence[Message], placeholders: Mapping[str, str]) -> None:
+    """Check that the template wrote one placeholder for each image and video; texts cannot contain any.
+
+    Raises:
+        RenderError: If it wrote more or fewer.
+    """
+    for noun, token in placeholders.items():
+        shown = sum(block.type == noun for message in messages for block in message.content)
+        if (found := text.count(token)) != shown:
+            raise RenderError(
+                f"the chat template wrote {found} {noun} placeholders for {shown} {noun}s; it shows them"
+                " in user and tool messages only"
+            )

@@ -34,7 +34,15 @@ from posttrain.rendering.rendered import (
     expand,
 )
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
-from posttrain.types import ImageRef, Message, ModelFamily, ToolSpec, VideoRef
+from posttrain.types import (
+    FAMILY_TOOL_FORMATS,
+    ImageRef,
+    Message,
+    ModelFamily,
+    ToolFormat,
+    ToolSpec,
+    VideoRef,
+)
 
 #: In place of a text model's image and video placeholders; no token has this id.
 NO_TOKEN = -1
@@ -56,6 +64,7 @@ class Renderer:
         text: Writes dialogues as text, and refuses those that it cannot write.
         pad_token_id: The token that batches are padded with.
         banned_token_ids: Control tokens that must never be sampled, vision placeholders among them.
+        stops: Texts at which sampling stops in a dialogue with tools, beside the end token.
 
     Example:
         renderer = Renderer.from_config("runs/quickstart/sft/checkpoint-200", config.model)
@@ -70,6 +79,7 @@ class Renderer:
         earlier_thinking: Literal["keep", "strip"] = "keep",
         videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
         pixel_dtype: torch.dtype = torch.float32,
+        tool_format: ToolFormat | None = None,
     ):
         """Learn the dialogue format of a processor.
 
@@ -83,6 +93,7 @@ class Renderer:
                 learned from unless its message says `train: true`.
             videos: How videos are sampled.
             pixel_dtype: Type of the pixels; see `PixelMaker`.
+            tool_format: How the model calls tools; as its family was trained to if None.
 
         Raises:
             RenderError: If the template does not mark assistant turns by a header and an end token.
@@ -113,9 +124,11 @@ class Renderer:
             self._sizes: PixelCache | HeaderSizes = self.media
         padding = self.tokenizer.pad_token_id
         self.pad_token_id: int = self.end_token_id if padding is None else padding
-        how = (family, self.end_token_id, placeholders, earlier_thinking == "strip")
+        self._tool_format: ToolFormat = tool_format or FAMILY_TOOL_FORMATS[family]
+        how = (family, self.end_token_id, placeholders, earlier_thinking == "strip", self._tool_format)
         self.text = DialogueText(self.processor, self.tokenizer, *how)
         self.banned_token_ids = self.text.banned_token_ids
+        self.stops = () if self.text.calls is None else (self.text.calls.stop,)
 
     @functools.cached_property
     def identity(self) -> str:
@@ -123,7 +136,8 @@ class Renderer:
         sees = self.family != "text"
         seen = (self.processor.image_processor.to_json_string(), self.videos.identity) if sees else ()
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        parts = (self.family, self._earlier_thinking, self.processor.chat_template, tokenizer, *seen)
+        how = (self.family, self._earlier_thinking, self._tool_format)
+        parts = (*how, self.processor.chat_template, tokenizer, *seen)
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
     @classmethod
@@ -136,6 +150,7 @@ class Renderer:
         earlier_thinking: Literal["keep", "strip"] = "keep",
         videos: VideoSettings = VideoSettings(),  # noqa: B008 (it is frozen)
         pixel_dtype: torch.dtype = torch.float32,
+        tool_format: ToolFormat | None = None,
     ) -> "Renderer":
         """Load a checkpoint's processor.
 
@@ -147,19 +162,10 @@ class Renderer:
             earlier_thinking: As for `Renderer`.
             videos: How videos are sampled.
             pixel_dtype: Type of the pixels; see `PixelMaker`.
+            tool_format: As for `Renderer`.
         """
-        if family == "text":
-            tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
-            return cls(tokenizer, family, earlier_thinking=earlier_thinking)
-        processor = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
-        size = processor.image_processor.size
-        processor.image_processor.size = {
-            "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
-            "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
-        }
-        return cls(
-            processor, family, earlier_thinking=earlier_thinking, videos=videos, pixel_dtype=pixel_dtype
-        )
+        processor = _load_processor(checkpoint, family, min_pixels, max_pixels)
+        return cls(processor, family, None, earlier_thinking, videos, pixel_dtype, tool_format)
 
     @classmethod
     def from_config(cls, checkpoint: Path | str, model: ModelConfig) -> "Renderer":
@@ -174,7 +180,8 @@ class Renderer:
             model.video_fps, model.video_max_frames, model.video_max_tokens, model.video_max_pixels
         )
         dtype: torch.dtype = getattr(torch, model.dtype)
-        return cls.from_pretrained(checkpoint, family, *sizes, model.earlier_thinking, videos, dtype)
+        how = (model.earlier_thinking, videos, dtype, model.tool_format)
+        return cls.from_pretrained(checkpoint, family, *sizes, *how)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), add_generation_prompt: bool = False
@@ -205,24 +212,31 @@ class Renderer:
         sizes = None if self.family == "text" else self._maker.sizes
         return with_regions_written(messages, self.family, sizes)
 
-    def observation(self, message: Message) -> Rendered:
+    def observation(self, *messages: Message, turn: Sequence[int] = ()) -> Rendered:
         """Tokenise what follows an assistant's turn: a tool's or a user's reply, and the next turn's header.
 
         The ids of a dialogue followed by these are those of rendering the whole dialogue again.
 
+        Args:
+            messages: The results, one for each call, or the reply.
+            turn: The turn's ids, as they were sampled; only needed where sampling stops at `stops`.
+
         Raises:
-            RenderError: If its text contains control tokens, or the template cannot express it.
+            RenderError: If a text contains control tokens, or the template cannot express it.
             ImageError: If an image cannot be read.
         """
-        return self._encode([(self.text.reply(message), False)], [message])
+        stopped = None
+        if self.text.calls is not None and turn and turn[-1] != self.end_token_id:
+            stopped = self.text.calls.stopped_with(_sampled_text(self, turn)) or ""
+        return self._encode([(self.text.reply(messages, stopped), False)], messages)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a sampled turn, with the opening of the prompt and without the end token."""
-        ids = list(token_ids)
-        if ids and ids[-1] == self.end_token_id:
-            ids.pop()
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return self.text.opening + text
+    def decode(self, token_ids: Sequence[int], *, continues: bool = False) -> str:
+        """Return the text of a sampled turn, with the opening of the prompt and without the end token.
+
+        Its calls are in the one form that messages have; `continues` says that it follows results of calls.
+        """
+        text = self.text.opening + _sampled_text(self, token_ids)
+        return text if self.text.calls is None else self.text.calls.read(text, continues=continues)
 
     def pixels(self, ref: ImageRef) -> tuple[torch.Tensor, torch.Tensor]:
         """Load an image as the vision tower takes it, resized by the checkpoint's image processor alone.
@@ -260,12 +274,7 @@ class Renderer:
         return int(grid_thw.prod()) // self._merged_patches
 
     def _encode(self, parts: Sequence[tuple[str, bool]], messages: Sequence[Message]) -> Rendered:
-        """Tokenise the parts, each on its own, and expand the placeholders.
-
-        Args:
-            parts: Texts, and for each whether it is learned from.
-            messages: The messages, whose images and videos have placeholders in these texts.
-        """
+        """Tokenise texts, each on its own, and expand the placeholders of the messages' images and videos."""
         encoded = self.tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
         ids = [token for piece in encoded for token in piece]
         supervised = [learned for (_, learned), piece in zip(parts, encoded, strict=True) for _ in piece]
@@ -288,3 +297,26 @@ class Renderer:
         text = self.videos.text(self.videos.plan(ref))
         [ids] = self.tokenizer([text], add_special_tokens=False)["input_ids"]
         return self._sizes.known_video(ref), ids
+
+
+def _load_processor(
+    checkpoint: Path | str, family: ModelFamily, min_pixels: int | None, max_pixels: int | None
+) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """Load a checkpoint's processor with other sizes of images, or a text model's tokenizer."""
+    if family == "text":
+        return AutoTokenizer.from_pretrained(str(checkpoint), trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
+    size = processor.image_processor.size
+    processor.image_processor.size = {
+        "shortest_edge": size["shortest_edge"] if min_pixels is None else min_pixels,
+        "longest_edge": size["longest_edge"] if max_pixels is None else max_pixels,
+    }
+    return processor
+
+
+def _sampled_text(renderer: Renderer, token_ids: Sequence[int]) -> str:
+    """Return what a turn's ids say, without the end token."""
+    ids = list(token_ids)
+    if ids and ids[-1] == renderer.end_token_id:
+        ids.pop()
+    return renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

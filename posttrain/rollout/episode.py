@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from posttrain.config import RolloutConfig, TaskConfig
 from posttrain.failures import WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
@@ -23,7 +22,14 @@ from posttrain.media.images import ImageError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
-from posttrain.rollout.ledger import append_observation, append_prompt, append_turn, check_ledger
+from posttrain.rollout.ledger import (
+    append_observation,
+    append_prompt,
+    append_turn,
+    check_ledger,
+    last_turn,
+)
+from posttrain.rollout.limits import Limits
 from posttrain.rollout.partner import Partner
 from posttrain.types import (
     Message,
@@ -79,40 +85,16 @@ class EpisodeJob:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How long episodes may get, and how they are sampled.
-
-    Attributes:
-        max_new_tokens: Most tokens of one turn.
-        max_length: Most tokens of an episode: prompt, turns and observations together.
-        temperature: Sampling temperature: 1.0 in training, 0.0 for greedy decoding.
-    """
-
-    max_new_tokens: int
-    max_length: int
-    temperature: float = 1.0
-
-    @classmethod
-    def of_task(cls, task: TaskConfig, rollout: RolloutConfig, temperature: float = 1.0) -> "Limits":
-        """Return the limits of a task's episodes within those of a rollout."""
-        return cls(*task.lengths_in(rollout), temperature)
-
-    def leave_room(self, prompt_tokens: int) -> bool:
-        """Tell whether an answer to a prompt of so many tokens can be sampled."""
-        return prompt_tokens < self.max_length
-
-
-@dataclass(frozen=True)
 class _Observation:
     """A reply of the environment, to be appended to a ledger.
 
     Attributes:
-        message: What it shows.
+        messages: What it shows.
         rendered: Its tokens.
         images: Its images, with their places in the whole dialogue.
     """
 
-    message: Message
+    messages: Sequence[Message]
     rendered: Rendered
     images: list[TrajectoryImage]
 
@@ -284,19 +266,23 @@ class EpisodePlayer:
             max_tokens=min(self._limits.max_new_tokens, room),
             temperature=self._limits.temperature,
             seed=stable_seed(job.seed, turn),
+            stops=self._renderer.stops if self._task.tools else (),
         )
 
-    def _take_turn(self, partner: Partner, ledger: Trajectory, completion: Completion) -> Message | None:
+    def _take_turn(
+        self, partner: Partner, ledger: Trajectory, completion: Completion
+    ) -> Sequence[Message] | None:
         """Append a turn, and let the environment answer it; return what is shown next, None at the end."""
-        text = self._renderer.decode(completion.token_ids)
+        continues = bool(ledger.response) and ledger.response[-1].role == "tool"
+        text = self._renderer.decode(completion.token_ids, continues=continues)
         append_turn(ledger, completion, text_message("assistant", text))
         if completion.finish_reason == "length":
             return self._finish(partner, ledger, "max_tokens")
         reply = partner.step(text)
         ledger.tool_calls += reply.calls
-        if reply.done or reply.message is None:
+        if reply.done or not reply.messages:
             return self._finish(partner, ledger, "max_turns" if reply.truncated else "answer")
-        return reply.message
+        return reply.messages
 
     def _finish(self, partner: Partner, ledger: Trajectory, stop_reason: str) -> None:
         """Close an episode, and check its ledger."""
@@ -304,7 +290,7 @@ class EpisodePlayer:
         ledger.stop_reason = stop_reason
         check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
 
-    async def _observe(self, talk: _Talk, message: Message) -> list[EngineImage] | None:
+    async def _observe(self, talk: _Talk, messages: Sequence[Message]) -> list[EngineImage] | None:
         """Append a reply, text and images together, unless no token could be sampled after it.
 
         A reply that cannot be shown is replaced, because a tool must not end the rollout.
@@ -313,35 +299,38 @@ class EpisodePlayer:
             All images of the dialogue as the engine takes them; None if the reply was not appended.
         """
         try:
-            shown = await self._show(talk, message)
+            shown = await self._show(talk, messages)
         except (ImageError, ImageChangedError, RenderError) as error:
             logger.warning("sample %s: a tool's reply cannot be shown: %s", talk.ledger.sample_id, error)
             talk.pictures.release()
-            shown = await self._show(talk, _UNREADABLE)
+            shown = await self._show(talk, [_UNREADABLE] * len(messages))
         if shown is None:
             return None
         found, images = shown
         hashed = with_hashes(found.rendered.images, images[len(talk.images) :])
-        append_observation(talk.ledger, replace(found.rendered, images=hashed), found.message)
+        append_observation(talk.ledger, replace(found.rendered, images=hashed), *found.messages)
         talk.images.extend(found.images)
         return images
 
-    async def _show(self, talk: _Talk, message: Message) -> tuple[_Observation, list[EngineImage]] | None:
+    async def _show(
+        self, talk: _Talk, messages: Sequence[Message]
+    ) -> tuple[_Observation, list[EngineImage]] | None:
         """Tokenise a reply, and load its images beside those before; None if there is no room after it."""
-        found = await aside(self._rendering, self._observation, talk.ledger, message)
+        found = await aside(self._rendering, self._observation, talk.ledger, messages)
         if found is None:
             return None
         asked = [*talk.images, *found.images]
         return found, await talk.slot.images(talk.pictures, asked)
 
-    def _observation(self, ledger: Trajectory, message: Message) -> _Observation | None:
+    def _observation(self, ledger: Trajectory, messages: Sequence[Message]) -> _Observation | None:
         """Tokenise a reply; None if no token could be sampled after it."""
-        _refuse_videos([message])
-        rendered, start = self._renderer.observation(message), len(ledger.token_ids)
+        _refuse_videos(messages)
+        rendered = self._renderer.observation(*messages, turn=last_turn(ledger))
+        start = len(ledger.token_ids)
         if start + len(rendered.token_ids) >= self._limits.max_length:
             return None
         shown = [TrajectoryImage(each.ref, start + each.offset, each.num_tokens) for each in rendered.images]
-        return _Observation(message, rendered, shown)
+        return _Observation(messages, rendered, shown)
 
 
 def prompt_tokens(

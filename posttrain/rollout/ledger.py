@@ -37,10 +37,16 @@ def append_turn(ledger: Trajectory, completion: Completion, message: Message) ->
     ledger.response.append(message)
 
 
-def append_observation(ledger: Trajectory, rendered: Rendered, message: Message) -> None:
-    """Append a tool's reply: its text and its images together."""
+def append_observation(ledger: Trajectory, rendered: Rendered, *messages: Message) -> None:
+    """Append the results of a turn's calls, or a reply: texts and images together."""
     _append_context(ledger, rendered)
-    ledger.response.append(message)
+    ledger.response += messages
+
+
+def last_turn(ledger: Trajectory) -> list[int]:
+    """Return the ids of the turn with which a ledger ends."""
+    context = next((place for place, sampled in enumerate(reversed(ledger.sampled)) if not sampled), None)
+    return ledger.token_ids[len(ledger.token_ids) - context :] if context is not None else []
 
 
 def _append_context(ledger: Trajectory, rendered: Rendered) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from posttrain.run.token_figures import TurnFigures, character_counts
+from posttrain.run.token_figures import Entropies, TurnFigures, character_counts
 from posttrain.types import Trajectory
 
 
@@ -51,9 +51,19 @@ class TokenBytes:
         return np.array([self._known[token] for token in token_ids], np.int64)
 
 
-def token_figures(trajectories: Iterable[Trajectory], sizes: TokenBytes) -> Iterator[TurnFigures]:
-    """Yield the figures of each turn that the policy sampled; none of a turn that is no text."""
+def token_figures(
+    trajectories: Iterable[Trajectory], sizes: TokenBytes, entropies: Entropies
+) -> Iterator[TurnFigures]:
+    """Yield the figures of each turn that the policy sampled; none of a turn that is no text.
+
+    Args:
+        trajectories: In the order of their rows.
+        sizes: Sizes of tokens.
+        entropies: Of the episodes whose entropies are known.
+    """
     for row, trajectory in enumerate(trajectories):
+        unknown = np.full(sum(trajectory.sampled), np.nan, np.float16)
+        entropy, before = entropies.get((trajectory.group, trajectory.episode), unknown), 0
         turns = [message.text for message in trajectory.response if message.role == "assistant"]
         for (start, end), text in zip(_turns(trajectory.sampled), turns, strict=False):
             tokens = sizes.of(trajectory.token_ids[start:end])
@@ -63,7 +73,8 @@ def token_figures(trajectories: Iterable[Trajectory], sizes: TokenBytes) -> Iter
             # An array is written by its order, and the viewer counts turns by it.
             known = counts if counts is not None else np.zeros(0, np.uint16)
             logprobs = np.array(trajectory.logprobs[start:end][: len(known)], np.float16)
-            yield TurnFigures(row, known, logprobs)
+            yield TurnFigures(row, known, logprobs, entropy[before:][: len(known)])
+            before += end - start
 
 
 def _turns(sampled: Sequence[bool]) -> list[tuple[int, int]]:

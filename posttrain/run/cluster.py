@@ -122,6 +122,10 @@ def _running(start: Callable[[dict[str, str]], None], environment: dict[str, str
             start(environment)
         except ClusterError:
             raise
+        except SystemExit:  # Ray's answer to SIGTERM, after it has ended its processes
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
+            raise
         except Exception as error:  # Ray raises the bare class where its processes do not come up in time
             raise ClusterError(
                 f"Ray did not start ({error}). Look at `posttrain doctor`: shared memory, free memory and a"

@@ -64,6 +64,18 @@ TOOL_FAILURES = "tool_failures/"
 #: Episodes that were left out of the loss since they ended at a limit.
 EPISODE_MASKED = "episode/masked"
 
+#: What judges have been asked and have cost since the run began: this, and `calls`, `cached`, `input_tokens`,
+#: `output_tokens` or `cost`.
+JUDGE = "judge/"
+JUDGE_CALLS = "judge/calls"
+JUDGE_CACHED = "judge/cached"
+JUDGE_COST = "judge/cost"
+#: How far a judge agrees with a rule of the same task, over a step's episodes that have both: this, then of
+#: each task `kappa`, `correlation`, and the numbers of episodes that `both`, the `judge_only`, the
+#: `rule_only` or `neither` called good; last the judge and the rule, as in `judge vs math`.
+AGREEMENT = "agreement/"
+AGREEMENT_KAPPA = "agreement/kappa/"
+
 ENTROPY = "entropy"
 #: Share of the tokens whose ratio was clipped; of those, below, above, and at negative advantages above.
 CLIP_FRACTION = "clip_fraction"

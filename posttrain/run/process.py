@@ -72,12 +72,19 @@ def working_on(directory: Path) -> Iterator[None]:
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """Raise `RunStopped` where SIGTERM comes within it, so that everything open is closed on the way out."""
+    came = threading.Event()
 
     def end() -> None:
-        raise RunStopped("ended by SIGTERM; go on with --resume")
+        came.set()
+        raise KeyboardInterrupt  # see `_on_sigterm`
 
-    with _on_sigterm(end):
-        yield
+    try:
+        with _on_sigterm(end):
+            yield
+    except BaseException as error:
+        if came.is_set() and not isinstance(error, RunStopped):
+            raise RunStopped("ended by SIGTERM; go on with --resume") from error
+        raise
 
 
 @contextmanager
@@ -92,19 +99,25 @@ def saving_on_sigterm(run: RunDir) -> Iterator[None]:
     """
     requested = run.path / STOP
     requested.unlink(missing_ok=True)
+    again = threading.Event()
 
     def ask() -> None:
         if requested.exists():
-            raise RunStopped("ended by a second SIGTERM, without a checkpoint; go on with --resume")
+            again.set()
+            raise KeyboardInterrupt
         requested.touch()
         logger.warning("SIGTERM: ending with a checkpoint")
 
     try:
         with _on_sigterm(ask):
             yield
-    except Exception as error:
+    except BaseException as error:
+        if again.is_set():
+            raise RunStopped(
+                "ended by a second SIGTERM, without a checkpoint; go on with --resume"
+            ) from error
         # Sent to a whole process group, SIGTERM ends Ray's processes too, before they can save.
-        if requested.exists() and not isinstance(error, RunStopped):
+        if requested.exists() and isinstance(error, Exception):
             raise RunStopped(
                 "ended by SIGTERM; the last checkpoint is kept, go on with --resume. The step under way could"
                 f" not be saved ({error}): send SIGTERM to process {os.getpid()} alone"
@@ -124,7 +137,11 @@ def stop_requested(run: RunDir) -> bool:
 
 @contextmanager
 def _on_sigterm(action: Callable[[], None]) -> Iterator[None]:
-    """Answer SIGTERM by an action; only a process's main thread can, elsewhere nothing changes."""
+    """Answer SIGTERM by an action; only a process's main thread can, elsewhere nothing changes.
+
+    What the action raises must be a `KeyboardInterrupt`: where a call to Ray waits, any other exception comes
+    out as a `SystemError`, and only once that call is over.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

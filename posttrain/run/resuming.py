@@ -13,6 +13,8 @@ from posttrain.run.json_fields import integer, mapping, texts
 LAYOUT = 3
 #: Keys that say where things lie and not what they are: a run may be moved, or resumed from elsewhere.
 PLACES = {"output_dir", "base_dir"}
+#: A section that may change: a run whose budget is spent goes on with a larger one.
+BUDGET = "judge_budget"
 #: Changes listed in an error before the rest is only counted.
 MAX_CHANGES_LISTED = 12
 
@@ -58,7 +60,7 @@ def changed_settings(before: Json, now: Json) -> str:
     changes = [
         f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
         for key in sorted((old.keys() | new.keys()) - PLACES)
-        if old.get(key, "absent") != new.get(key, "absent")
+        if old.get(key, "absent") != new.get(key, "absent") and key.partition(".")[0] != BUDGET
     ]
     more = len(changes) - MAX_CHANGES_LISTED
     return "; ".join(changes[:MAX_CHANGES_LISTED]) + (f"; and {more} more" if more > 0 else "")

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from posttrain.files.durable import write_atomic
 
 _SUFFIX = ".tokens.npz"
+#: [T] entropies at all sampled tokens of an episode, in nats, by its group and number.
+Entropies = dict[tuple[int, int], NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,14 @@ class TurnFigures:
         lengths: [T] characters of the turn's text that each token stands for; 0 for a token that shows as
             nothing, or that ends within a character.
         logprobs: [T] the engine's log-probs.
+        entropies: [T] of the policy that the step started from, in nats; NaN where no learner ran the
+            episode, as in groups without signal and in evaluations.
     """
 
     row: int
     lengths: NDArray[np.uint16]
     logprobs: NDArray[np.float16]
+    entropies: NDArray[np.float16]
 
 
 def character_counts(text: str, token_bytes: NDArray[np.integer]) -> NDArray[np.uint16] | None:
@@ -79,6 +84,7 @@ def write_token_figures(rows: Path, turns: Iterable[TurnFigures]) -> None:
         counts=np.array([len(turn.lengths) for turn in turns], np.int32),
         lengths=_joined([turn.lengths for turn in turns], np.uint16),
         logprobs=_joined([turn.logprobs for turn in turns], np.float16),
+        entropies=_joined([turn.entropies for turn in turns], np.float16),
     )
     write_atomic(token_figures_of(rows), buffer.getvalue())
 
@@ -87,14 +93,15 @@ def read_token_figures(rows: Path) -> list[TurnFigures]:
     """Read the figures that belong to a file of episodes; none where there are none or they are damaged."""
     try:
         with np.load(token_figures_of(rows), allow_pickle=False) as held:
-            of, counts, lengths, logprobs = (held[name] for name in ("rows", "counts", "lengths", "logprobs"))
+            of, counts = held["rows"], held["counts"]
+            figures = [held[name] for name in ("lengths", "logprobs", "entropies")]
         ends = np.cumsum(counts)
-        if counts.min(initial=0) < 0 or not int(ends[-1:].sum()) == len(lengths) == len(logprobs):
+        if counts.min(initial=0) < 0 or any(int(ends[-1:].sum()) != len(each) for each in figures):
             return []
         parts = zip(of.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return []
-    return [TurnFigures(row, lengths[start:end], logprobs[start:end]) for row, start, end in parts]
+    return [TurnFigures(row, *(each[start:end] for each in figures)) for row, start, end in parts]
 
 
 def _joined(parts: Sequence[NDArray[np.generic]], kind: type[np.generic]) -> NDArray[np.generic]:

@@ -24,6 +24,7 @@ from posttrain.rollout.play import RolloutPool
 from posttrain.rollout.reward_server import start_reward_server
 from posttrain.rollout.worker import RewardAccess, RolloutSetup
 from posttrain.run.directory import RunDir
+from posttrain.run.judging import write_budget
 from posttrain.run.placement import Placement
 
 
@@ -189,6 +190,12 @@ class EnginesAndRewards:
         linear = linear_weights(checkpoint, sees_images=True)
         return reaches_vision(linear, lora.target_modules, frozen_by(model))
 
+    def _has_judges(self) -> bool:
+        """Tell whether any reward asks a judge whose calls are counted."""
+        names = {reward.name for task in self._tasks for reward in task.rewards}
+        load, base_dir = self._plugins.load_reward, Path(self._config.base_dir)
+        return any(load(name, base_dir).budgeted for name in names)
+
     def _start_rewards(self) -> RewardAccess:
         """Start the reward server."""
         config = self._config
@@ -198,6 +205,7 @@ class EnginesAndRewards:
             Path(config.base_dir),
             self._run.path / "reward-server.log",
             config.reward_wait_s,
+            write_budget(self._run.path, config.judge_budget) if self._has_judges() else None,
         )
         self._stack.callback(server.close)
         return access

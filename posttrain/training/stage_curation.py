@@ -5,20 +5,22 @@ stage starts from plays the stage's own task, in the engines that the stage then
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
 from posttrain.config.curation import NO_REWARDS, CurationConfig, load_curation
-from posttrain.config.curation_steps import PassRateStep
-from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
 from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.episodes import PooledEpisodes
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.pipeline import curate
+from posttrain.joints import Plugins
 from posttrain.rollout.play import RolloutPool
+from posttrain.run.judging import write_budget
 from posttrain.training.run_at_work import RunAtWork
 from posttrain.viewer.curation_page import write_curation_page
 
@@ -51,13 +53,14 @@ def curated_datasets(
         return {}
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
+    recipe = with_stages(recipe, work)
     if playing is not None:
         recipe = about_model_at_hand(recipe, playing, work)
     with EngineModels(recipe, work.plugins, use_gpu=work.use_gpu) as models:
         engines = _Engines(playing, work, models, recipe)
         report = curate(
             recipe,
-            work.plugins,
+            _counting_judges(work),
             resume=True,
             open_checkpoint=engines.open,
             open_episodes=engines.open_episodes,
@@ -79,13 +82,19 @@ def curated_datasets(
     return {recipe.data: kept}
 
 
+def _counting_judges(work: RunAtWork) -> Plugins:
+    """Return a run's plugins, with rewards that are scored within the run's budget of judges."""
+    budget = write_budget(work.run.path, work.config.judge_budget)
+    return replace(work.plugins, make_scorer=partial(work.plugins.make_scorer, judge_budget=budget))
+
+
 def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunAtWork) -> CurationConfig:
     """Return a recipe whose steps without an endpoint are about a stage's own checkpoint and task.
 
     Raises:
         CurationError: If it is not clear which task of the stage they are about.
     """
-    steps = [step for step in recipe.steps if isinstance(step, PassRateStep) and step.endpoint is None]
+    steps = [step for step in recipe.steps if isinstance(step, PlayingStep) and step.endpoint is None]
     if not steps:
         return recipe
     origin, model, rollout = work.start_of(stage), work.config.model, stage.rollout
@@ -116,6 +125,22 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
     return recipe.model_copy(update={"steps": found, "endpoints": {**recipe.endpoints, AT_HAND: entry}})
 
 
+def with_stages(recipe: CurationConfig, work: RunAtWork) -> CurationConfig:
+    """Return a recipe that names stages of a run with the checkpoints that these ended in.
+
+    Raises:
+        CurationError: If there is no such stage before this one.
+    """
+    endpoints = {**recipe.endpoints}
+    for name, entry in recipe.endpoints.items():
+        if not isinstance(entry, EarlierModelConfig):
+            continue
+        if entry.stage not in work.checkpoints:
+            raise CurationError(f"endpoints.{name}.stage: no earlier stage is called {entry.stage!r}")
+        endpoints[name] = entry.at(str(work.checkpoints[entry.stage]), work.config.model)
+    return recipe.model_copy(update={"endpoints": endpoints})
+
+
 def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
     """Return the task of a stage that the model at hand plays.
 
@@ -131,7 +156,7 @@ def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
         )
     if not tasks[0].rewards:
         raise CurationError(
-            f"stage {stage.name}: a pass_rate step of {stage.curation!r} is to play its task "
+            f"stage {stage.name}: a step of {stage.curation!r} is to play its task "
             f"{tasks[0].name!r}, which {NO_REWARDS}"
         )
     return tasks[0]
@@ -160,7 +185,7 @@ class _Engines:
         self.work.services.close_pool()
         return self.models.open(name, entry)
 
-    def open_episodes(self, step: PassRateStep, entry: CheckpointConfig) -> PooledEpisodes:
+    def open_episodes(self, step: PlayingStep, entry: CheckpointConfig) -> PooledEpisodes:
         """Return a checkpoint that plays (see `EngineModels`)."""
         if step.endpoint != AT_HAND or self.stage is None:
             self.work.services.close_pool()

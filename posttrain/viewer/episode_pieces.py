@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
+from math import isnan
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ FOLDER = "episodes"
 #: What is known of the files that have been read already.
 _SEEN = "seen.json"
 #: A file of rows is not read again while its size and time are those that were seen; another form is.
-_FORM = 1
+_FORM = 2
 _QUICK = 5  # of gzip's levels: half a second for 10 MB
 
 
@@ -158,7 +159,8 @@ def _write_piece(folder: Path, path: Path, piece: Piece) -> Piece:
 def _figures(turn: TurnFigures) -> JsonObject:
     """Return the figures of a turn's tokens, as precise as can be seen."""
     logprobs: list[Json] = [round(value, 2) for value in turn.logprobs.tolist()]
-    return {"lengths": turn.lengths.tolist(), "logprobs": logprobs}
+    entropies: list[Json] = [None if isnan(value) else round(value, 2) for value in turn.entropies.tolist()]
+    return {"lengths": turn.lengths.tolist(), "logprobs": logprobs, "entropies": entropies}
 
 
 def _boxes(row: EpisodeRow) -> list[Json]:

@@ -180,7 +180,7 @@ function toolbar(row) {
   toggle.setAttribute("aria-pressed", String(beside));
   toggle.onclick = () => { beside = !beside; choose(chosen); };
   const picker = make("select", "");
-  for (const name of ["none", "log-prob", "advantage"]) picker.append(new Option(`shade: ${name}`, name, false, name === shade));
+  for (const name of ["none", ...Object.keys(SHADES)]) picker.append(new Option(`shade: ${name}`, name, false, name === shade));
   picker.onchange = () => { shade = picker.value; choose(chosen); };
   const has = row.tokens?.length ? null : make("span", "note", "no figures of tokens were recorded");
   return make("div", "bar-top", make("b", "", `${visible(row.stage)} · ${row.step ? `step ${row.step}` : "evaluation"} · ${visible(row.task)}`),
@@ -268,6 +268,7 @@ function marked(text) {
 
 const SHADES = {
   "log-prob": { key: "logprobs", worst: -5, text: (value) => `log-prob ${figure(value)} (${(100 * Math.exp(value)).toFixed(1)} %)` },
+  entropy: { key: "entropies", worst: 3, text: (value) => `entropy ${figure(value)} nats` },
   advantage: { key: "advantages", worst: 2, text: (value) => `advantage ${figure(value)}` },
 };
 

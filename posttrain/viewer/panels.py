@@ -76,6 +76,17 @@ PANELS = (
         from_zero=True,
     ),
     Panel(
+        "Judge and rule",
+        "Cohen's kappa of judge and rule: 0 is chance. If it falls, the policy may be fooling the judge.",
+        lines=(metric.AGREEMENT_KAPPA + "*",),
+    ),
+    Panel(
+        "Judges",
+        "Requests to judges and what they cost, since the run began.",
+        lines=(metric.JUDGE_CALLS, metric.JUDGE_CACHED, metric.JUDGE_COST),
+        from_zero=True,
+    ),
+    Panel(
         "Signal that was lost",
         "What taught nothing: groups that scored alike, errors, cut-off episodes; samples too long; updates"
         " that were not finite.",

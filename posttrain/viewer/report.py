@@ -17,6 +17,7 @@ from posttrain.viewer.charts import HEIGHT, WIDTH
 from posttrain.viewer.comparison_page import without_cells, write_comparisons
 from posttrain.viewer.episodes import PAGE, source_hash, write_episodes
 from posttrain.viewer.gains import gains
+from posttrain.viewer.judging import agreements
 from posttrain.viewer.page import HERE, page, write_page
 from posttrain.viewer.panels import stage_charts
 from posttrain.viewer.records import RunContents, read_contents
@@ -95,6 +96,7 @@ def _content(run: RunContents) -> dict[str, object]:
         "stage_colours": {stage.name: index for index, stage in enumerate(stages)},
         "tasks": tasks,
         "gains": gains(run, tasks),
+        "agreements": agreements(run),
         "curves": [(stage.name, charts) for stage in stages if (charts := stage_charts(run, stage.name))],
         "advice": {
             stage.name: pacing_advice(run.metrics.get(stage.name, {}), stage.max_staleness)

@@ -7,6 +7,7 @@ from posttrain.run.estimates import Estimate
 from posttrain.run.json_fields import mapping
 from posttrain.run.metric_names import LOSS, REWARD_MEAN
 from posttrain.run.rows import EvaluationRow, MetricsRow
+from posttrain.viewer.judging import spending
 from posttrain.viewer.records import RunContents
 from posttrain.viewer.wording import duration, label, percent, shortened, visible
 
@@ -197,6 +198,7 @@ def facts(run: RunContents, stages: Sequence[StageProgress]) -> list[tuple[str, 
         "model": run.record.model or run.record.family,
         "seed": run.record.seed,
         "trained for": duration(sum(seconds)) if seconds else "",
+        "judges": spending(run),
     }
     return [(name, visible(shortened(value, 120))) for name, value in found.items() if value]
 

@@ -51,9 +51,10 @@ def gui_action(
     both ends must be right. An answer with no action, or with several different ones, scores 0.
 
     Kinds are known by their many names (`left_click`, `tap` and `click` are one), and written as Qwen's
-    `computer_use` and `mobile_use` tool calls, JSON with `action` or `action_type`, UI-TARS's
-    `click(start_box='(3,4)')` and `click(point='<point>3 4</point>')`, `pyautogui.click(x=3, y=4)`, or a line
-    of OS-Atlas such as `CLICK <point>[[3, 4]]</point>`.
+    `computer_use` and `mobile_use` tool calls, Qwen2-VL's `*FUNCTION*: Tap *ARGS*: {"point": (3, 4)}`, JSON
+    with `action` or `action_type`, UI-TARS's `click(start_box='(3,4)')` and
+    `click(point='<point>3 4</point>')`, `pyautogui.click(x=3, y=4)`, or a line of OS-Atlas such as
+    `CLICK <point>[[3, 4]]</point>`.
     A box stands for its centre. A swipe up is a scroll down. Where the reference is a click, a bare point or
     box is one, too, unless the answer names an action, which is then unknown or cut off. If the answer has no
     action, the episode's last tool call counts.

@@ -6,7 +6,8 @@ is masked.
 
 Beside its own parameters, each reward takes the fields of `rewards.judge.Endpoint`: `model` (the judge's name
 at the endpoint), `base_url` (default: the environment variable POSTTRAIN_JUDGE_URL, beside
-POSTTRAIN_JUDGE_API_KEY), `timeout_s`, `max_attempts`, `concurrency`, `cache_dir` and `request`.
+POSTTRAIN_JUDGE_API_KEY), `timeout_s`, `max_attempts`, `concurrency`, `cache_dir`, `request` and `budget`,
+which a run sets by its own `judge_budget`.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ T = TypeVar("T")
 #: The call of one episode waits for its turn at the endpoint, so this is the time of a whole batch.
 DEADLINE_S = 900.0
 #: They make the server ask an address, or read and write files.
-GUARDED = ("base_url", "cache_dir", "request", "rubric")
+GUARDED = ("base_url", "cache_dir", "request", "rubric", "budget")
 
 
 def _with_endpoint(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
@@ -72,7 +73,7 @@ async def judge(
         x: `ground_truth` is a text or number, or a list of them, any of which is right; None means that this
             does not apply, unless the rubric needs no reference.
         endpoint: The judge; a configuration gives `model` and the rest of `Endpoint`'s fields.
-        rubric: `general`, or a YAML file of the same form.
+        rubric: `general`, `preference` (without a reference), or a YAML file of the same form.
         weights: Other weights for some of its aspects; 0 leaves one out.
         images: How many of the prompt's images the judge is shown; 0 for a judge without eyes.
 
@@ -170,34 +171,44 @@ async def judge_pairwise(
     weights: Mapping[str, float] | None = None,
     max_pairs: int = 16,
     images: int = 4,
+    baseline: str = "",
 ) -> list[Score | None]:
-    """Score the share of comparisons with the prompt's other answers that a judge lets the answer win.
+    """Score the share of comparisons that a judge lets the answer win: with the others, or with a baseline.
 
     Formula: mean over the opponents of [wins] + ½·[ties], each pair judged in both orders. Every episode
     meets equally many opponents: the next ones around the group, as many as `max_pairs` allows. An answer
     that is empty or attacks the judge gets 0 and loses to all others, and equal answers tie, unseen by the
-    judge.
+    judge. With `baseline` the one opponent is an answer of the sample's own, in both orders: two requests an
+    episode, and groups of different policies are measured alike.
 
-    Range: [0, 1]. Source: both orders against position bias: Zheng et al., arXiv 2306.05685; the schedule is
-    ours (assumed).
+    Range: [0, 1]. Source: both orders against position bias: Zheng et al., arXiv 2306.05685; a fixed baseline
+    as in Arena-Hard (arXiv 2406.11939); the schedule is ours (assumed).
 
     Args:
         xs: The episodes of one prompt. `ground_truth`, where there is one, is shown to the judge. This does
             not apply to a group of one, nor without a ground truth where the rubric needs one.
         endpoint: The judge; a configuration gives `model` and the rest of `Endpoint`'s fields.
-        rubric: `general`, or a YAML file of the same form, whose aspects the judge weighs.
+        rubric: `general`, `preference` (without a reference), or a YAML file of the same form, whose aspects
+            the judge weighs.
         weights: Other weights for some of its aspects; 0 leaves one out.
         max_pairs: Pairs compared in a group, two requests each; at least one round is.
         images: How many of the prompt's images the judge is shown.
+        baseline: Column with an answer that each is compared with, or `ground_truth`; "" compares them with
+            each other. This does not apply to samples without it.
 
     Raises:
         JudgeError: If a verdict was missing; a group is judged as a whole or not at all.
         ValueError: If the ground truth, an image or a parameter cannot be used.
     """
     chosen = load_rubric(rubric).with_weights(weights or {})
-    if len(xs) < 2 or (chosen.needs_reference and xs[0].ground_truth is None):
+    rival = _baseline(xs[0], baseline) if baseline else None
+    too_few = len(xs) < 2 if not baseline else rival is None
+    if too_few or (chosen.needs_reference and xs[0].ground_truth is None):
         return [None] * len(xs)
     refused = [attack(without_thinking(x.answer), trusted_text(x)) for x in xs]
+    pairs = [*_rounds(len(xs), max_pairs)] if rival is None else [(i, len(xs)) for i in range(len(xs))]
+    if rival is not None:  # the dataset's own words attack nobody
+        xs, refused = [*xs, rival], [*refused, ""]
 
     async def won(i: int, j: int) -> tuple[float, float]:
         if refused[i] or refused[j]:
@@ -207,14 +218,43 @@ async def judge_pairwise(
         share = await compare(endpoint, chosen, xs[i], xs[j], images)
         return share, 1 - share
 
-    pairs = list(_rounds(len(xs), max_pairs))
-    shares: list[list[float]] = [[] for _ in xs]
-    outcomes = await all_or_first_failure([won(*pair) for pair in pairs])
+    scores = _shares(pairs, await all_or_first_failure([won(*pair) for pair in pairs]), refused)
+    return [*scores] if rival is None else [*scores[:-1]]
+
+
+def _shares(
+    pairs: Sequence[tuple[int, int]], outcomes: Sequence[tuple[float, float]], refused: Sequence[str]
+) -> list[Score]:
+    """Return each answer's share of its comparisons.
+
+    Args:
+        pairs: Who was compared.
+        outcomes: What each of them won.
+        refused: Why an answer was not shown to the judge, "" where it was.
+    """
+    shares: list[list[float]] = [[] for _ in refused]
     for (i, j), (mine, theirs) in zip(pairs, outcomes, strict=True):
         shares[i].append(mine)
         shares[j].append(theirs)
     notes = [reason or f"{len(won)} comparisons" for reason, won in zip(refused, shares, strict=True)]
     return [Score(sum(won) / len(won), note=note) for won, note in zip(shares, notes, strict=True)]
+
+
+def _baseline(x: RewardInput, column: str) -> RewardInput | None:
+    """Return a sample with its baseline's answer; None where it has none.
+
+    Raises:
+        ValueError: If what stands there is no answer.
+    """
+    held = x.ground_truth if column == "ground_truth" else x.columns.get(column)
+    if held is None:
+        return None
+    answers = references(held) if column == "ground_truth" else [held]
+    if not isinstance(answers[0], str) or not answers[0].strip():
+        raise ValueError(
+            f"the baseline in {column!r} is {str(held)[:80]!r}; it must be a text; correct the dataset"
+        )
+    return dataclasses.replace(x, answer=answers[0])
 
 
 def _by_rule(x: RewardInput) -> Score | None:

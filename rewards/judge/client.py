@@ -17,15 +17,25 @@ import httpx
 
 from posttrain.chat_endpoint import ChatClient, ChatError, RefusedError, digest
 from posttrain.endpoint_variables import Variables
+from rewards.budget import Purse, as_budget
 from rewards.judge.cache import VerdictCache
 from rewards.judge.prompts import JudgeQuestion
-from rewards.judge.verdicts import BadVerdict, Verdict, check, completion_text, read_verdict
+from rewards.judge.verdicts import (
+    BadVerdict,
+    Verdict,
+    check,
+    completion_text,
+    completion_usage,
+    read_verdict,
+)
 
 URL_VARIABLE = "POSTTRAIN_JUDGE_URL"
 KEY_VARIABLE = "POSTTRAIN_JUDGE_API_KEY"
 VARIABLES = Variables(URL_VARIABLE, KEY_VARIABLE)
 CACHE_DIR = "~/.cache/posttrain/judge"
 MAX_REPLY_BYTES = 1 << 20
+#: Most tokens of a reply, where `request` does not say.
+MAX_TOKENS = 1024
 #: A judge's own words are kept for the viewer, but not a book of them.
 MAX_REASON = 2000
 _OURS = {"model", "messages", "stream", "n"}
@@ -50,6 +60,8 @@ class Endpoint:
         concurrency: Requests that one process sends at once.
         cache_dir: Folder of the verdicts given before; None for no cache.
         request: More fields of the request, such as `{"max_tokens": 4096}`; None takes a field out.
+        budget: What may be spent, as `rewards.budget.Budget` has it; a run sets it from its own
+            `judge_budget`. None for no limit, and nothing is counted.
 
     Raises:
         ValueError: If a value cannot be used; the message names it.
@@ -65,6 +77,7 @@ class Endpoint:
     concurrency: int = 16
     cache_dir: str | None = CACHE_DIR
     request: Mapping[str, object] | None = None
+    budget: Mapping[str, object] | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "max_attempts", "concurrency"):
@@ -72,6 +85,8 @@ class Endpoint:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
         if owned := _OURS & set(self.request or {}):
             raise ValueError(f"request: {', '.join(sorted(owned))} cannot be changed")
+        if self.budget is not None:
+            as_budget(self.budget)
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
@@ -94,7 +109,7 @@ class Endpoint:
             "model": self.model,
             "messages": question.messages(nonce),
             "temperature": 0,
-            "max_tokens": 1024,
+            "max_tokens": MAX_TOKENS,
             "response_format": {"type": "json_schema", "json_schema": form},
         }
         return {key: value for key, value in (body | dict(self.request or {})).items() if value is not None}
@@ -126,7 +141,10 @@ async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
 
     Raises:
         JudgeError: If there was none in time, with the reason of the last failure.
+        StopScoring: If the budget is spent, and the run is then to stop.
+        LeftOut: If it is spent, and judges are then left out.
     """
+    purse = Purse(as_budget(endpoint.budget), endpoint.model) if endpoint.budget is not None else None
     cache = VerdictCache(Path(endpoint.cache_dir).expanduser()) if endpoint.cache_dir else None
     material = [endpoint.url, endpoint.model, dict(endpoint.request or {}), question.identity()]
     key = await asyncio.to_thread(digest, material)  # images make it megabytes
@@ -134,14 +152,19 @@ async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
     if isinstance(known, dict):
         with contextlib.suppress(BadVerdict):
             check({**known, "nonce": ""}, question.schema, "the verdict")
+            if purse:
+                await asyncio.to_thread(purse.found)
             return known
     try:
         async with _connection(endpoint) as client:
-            verdict = await client.ask(lambda: _attempt(endpoint, question))
+            verdict = await client.ask(lambda: _attempt(endpoint, question, purse))
     except RefusedError as error:
         raise JudgeError(f"{error}{_remedy(error.status)}") from None
     except ChatError as error:
         raise JudgeError(str(error)) from None
+    finally:
+        if purse:
+            purse.close()
     verdict["reason"] = verdict["reason"][:MAX_REASON]
     if cache:
         await asyncio.to_thread(cache.put, key, verdict)
@@ -174,11 +197,22 @@ async def _connection(endpoint: Endpoint) -> AsyncIterator[ChatClient]:
             await connection.client.close()
 
 
-def _attempt(endpoint: Endpoint, question: JudgeQuestion) -> tuple[bytes, Callable[[bytes], Verdict]]:
+def _attempt(
+    endpoint: Endpoint, question: JudgeQuestion, purse: Purse | None
+) -> tuple[bytes, Callable[[bytes], Verdict]]:
     """Write one request, under a nonce that nobody has seen yet; return it and what reads the verdict."""
     nonce = secrets.token_hex(8)
-    body = json.dumps(endpoint.body(question, nonce)).encode()
-    return body, lambda reply: read_verdict(completion_text(reply), nonce, question.schema)
+    body = endpoint.body(question, nonce)
+    if purse:
+        most = body.get("max_tokens") or body.get("max_completion_tokens")
+        purse.take(question.letters, most if isinstance(most, int) else MAX_TOKENS)
+
+    def read(reply: bytes) -> Verdict:
+        if purse:
+            purse.pay(completion_usage(reply))
+        return read_verdict(completion_text(reply), nonce, question.schema)
+
+    return json.dumps(body).encode(), read
 
 
 def _remedy(status: int) -> str:

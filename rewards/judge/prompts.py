@@ -64,6 +64,12 @@ class JudgeQuestion:
         """Return all that the verdict depends on, as JSON; the nonce is no part of it."""
         return [_FRAME, self.task, self.penalty, self.form, self.sections, self.images, self.schema]
 
+    @property
+    def letters(self) -> int:
+        """Letters that a request sends, without its images."""
+        texts = [_FRAME, self.task, self.penalty, self.form, *(text for _, text in self.sections)]
+        return sum(min(len(text), MAX_TEXT) for text in texts)
+
     def messages(self, nonce: str) -> list[dict[str, object]]:
         """Write the messages of a chat completion."""
         form = self.form.replace("{nonce}", nonce)

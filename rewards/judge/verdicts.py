@@ -48,6 +48,16 @@ def completion_text(body: bytes) -> str:
     return completion.text
 
 
+def completion_usage(body: bytes) -> Mapping[str, object] | None:
+    """Return how many tokens a chat completion used, as its endpoint says; None where it does not."""
+    try:
+        completion = parse_json(body.decode())
+    except (UnicodeDecodeError, JsonError):
+        return None
+    usage = completion.get("usage") if isinstance(completion, dict) else None
+    return usage if isinstance(usage, dict) else None
+
+
 def read_verdict(text: str, nonce: str, schema: JsonObject) -> Verdict:
     """Read the verdict, and return it without its nonce.
 

@@ -72,6 +72,11 @@ _OPPOSITE: dict[str, Direction] = {"up": "down", "down": "up", "left": "right", 
 _TOOL_CALL = re.compile(
     r"<tool_call>\s{0,9}(\{(?:(?!</?tool_call>).){1,4000}\})\s{0,9}</tool_call>", re.DOTALL
 )
+#: Qwen2-VL's `*FUNCTION*: Tap *ARGS*: {"point": (348,291)}`; Qwen-Agent has ✿ for the asterisks.
+_MARKED = re.compile(
+    r"[*✿]FUNCTION[*✿]:[ \t]*([A-Za-z]\w{0,40})\s{0,9}[*✿]ARGS[*✿]:\s{0,9}(\{[^{}]{0,4000}\})"
+)
+_PAIR = re.compile(r":\s{0,9}\(([-\d.,\s]{1,60})\)")
 _OBJECT = re.compile(r"\{[^{}]{0,4000}(?:\{[^{}]{0,4000}\}[^{}]{0,4000}){0,3}\}")
 _CALL = re.compile(r"(?<![\w.])(?:pyautogui\.|pag\.|mobile\.|browser\.)?([A-Za-z][A-Za-z_]{1,40})\(")
 _ARGUMENT = re.compile(
@@ -90,7 +95,7 @@ _LINE = re.compile(
 #: The beginning of an action, known or not, whole or not.
 _ATTEMPT = re.compile(
     rf"(?<![\w.])(?:(?:pyautogui|pag|mobile|browser)\.\w|(?:{'|'.join((*_KINDS, *_BUTTONS))})\()"
-    r"|[\"']action(?:_type|_name)?[\"']\s{0,9}:|<tool_call>",
+    r"|[\"']action(?:_type|_name)?[\"']\s{0,9}:|<tool_call>|[*✿]FUNCTION[*✿]:",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d{1,9}(?:\.\d{1,12})?(?![\w.]*\w)")
@@ -120,11 +125,11 @@ class Action:
 def answered_actions(answer: str) -> list[Action]:
     """Read the different actions that an answer takes, in order.
 
-    Tool calls count before other JSON, JSON before functions such as `click(start_box='(3,4)')`, and these
-    before lines such as `CLICK <point>[[3, 4]]</point>`.
+    Tool calls count before calls between marks, these before other JSON, JSON before functions such as
+    `click(start_box='(3,4)')`, and these before lines such as `CLICK <point>[[3, 4]]</point>`.
     """
     text = without_thinking(answer)[-MAX_LENGTH:]
-    for reader in (_tool_calls, _objects, _functions, _lines):
+    for reader in (_tool_calls, _marked, _objects, _functions, _lines):
         if found := list(dict.fromkeys(reader(text))):
             return found
     return []
@@ -161,6 +166,17 @@ def swiped(points: Sequence[Point]) -> Direction:
 def _tool_calls(text: str) -> Iterator[Action]:
     for call in _TOOL_CALL.findall(text):
         yield from _of_json(call)
+
+
+def _marked(text: str) -> Iterator[Action]:
+    """Read calls between marks, whose function is the action or a tool with an argument `action`."""
+    for name, arguments in _MARKED.findall(text):
+        try:
+            given = parse_json(_PAIR.sub(r": [\1]", arguments) if '"(' not in arguments else arguments)
+        except JsonError:
+            continue
+        if action := action_of({"name": name, "arguments": given}):
+            yield action
 
 
 def _objects(text: str) -> Iterator[Action]:

@@ -30,7 +30,7 @@ class RewardServerUnavailable(RuntimeError):
 
 
 class RewardRequestRefused(RuntimeError):
-    """The server answered that the request is wrong; asking again would not help."""
+    """The server answered that the request is wrong or a budget spent; asking again would not help."""
 
 
 class AsyncRewardClient:
@@ -124,6 +124,8 @@ class AsyncRewardClient:
             else:
                 if response.is_success:
                     return response.content
+                if response.status_code == httpx.codes.PAYMENT_REQUIRED:
+                    raise RewardRequestRefused(_detail(response))
                 reason = f"{response.status_code}: {_detail(response)}"
                 if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
                     raise RewardRequestRefused(f"reward server {self.url} refused the request: {reason}")

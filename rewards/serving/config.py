@@ -6,6 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from posttrain.reward_spec import RewardSpec
+from rewards.budget import Budget, beside
 from rewards.sdk import RewardError
 
 #: Environment variable of the bearer token that a server asks for and its clients send.
@@ -40,6 +41,7 @@ class ServerConfig(BaseModel):
         queued: Samples that may be waiting or under way; beyond it, requests are answered 429.
         body_bytes: Size of a request.
         read_s: Seconds that a client may take to send its request.
+        judge_budget: What judges may spend, over all replicas that share its ledger; None for no limit.
 
     Example:
         ServerConfig(rewards=["math", {"name": "judge", "params": {"model": "Qwen3-VL-32B"}}])
@@ -55,6 +57,7 @@ class ServerConfig(BaseModel):
     queued: int = Field(default=4096, ge=1)
     body_bytes: int = Field(default=64 << 20, ge=1)
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    judge_budget: Budget | None = None
 
     @field_validator("rewards")
     @classmethod
@@ -91,8 +94,10 @@ def read_server_config(path: Path) -> ServerConfig:
         key = ".".join(map(str, first["loc"])) or "the file"
         known = ", ".join(ServerConfig.model_fields)
         raise RewardError(f"{path}: {key}: {first['msg']} (keys: {known})") from None
+    budget = config.judge_budget
     return config.model_copy(
         update={
+            "judge_budget": budget and beside(budget, path.parent),
             "base_dir": path.parent / (config.base_dir or "."),
             "image_roots": [path.parent / root for root in config.image_roots],
         }

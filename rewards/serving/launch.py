@@ -51,6 +51,7 @@ def start_server(
     log: Path | None = None,
     timeout: float = 120.0,
     host: str = "127.0.0.1",
+    judge_budget: Path | None = None,
 ) -> RewardServer:
     """Start `posttrain rewards serve` on a free port of an address and wait until it answers.
 
@@ -64,6 +65,7 @@ def start_server(
         log: File that the server's output is appended to; None for this process's.
         timeout: Seconds to wait for it.
         host: Address to listen on, one of this machine's; every request needs the token.
+        judge_budget: File of what judges may spend; None for no limit.
 
     Raises:
         RewardServerUnavailable: If it ended or did not answer in time, with the end of its log.
@@ -76,6 +78,8 @@ def start_server(
         command += ["--base-dir", str((base_dir or Path()).absolute())]
         command += ["--image-root", "/"]  # it has this process's rights, and only this process has the token
         output = stack.enter_context(log.open("ab")) if log else None
+        if judge_budget is not None:
+            command += ["--judge-budget", str(judge_budget.absolute())]
         process = subprocess.Popen(
             command,
             env=os.environ | {TOKEN_VARIABLE: token, PARENT_VARIABLE: str(os.getpid())},

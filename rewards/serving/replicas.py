@@ -10,8 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from rewards.serving.config import ServerConfig
-from rewards.serving.server import announce, check_address, create_app
-from rewards.workers.scorer import Scorer
+from rewards.serving.server import announce, check_address, create_app, start_scorer
 
 
 @serve.deployment
@@ -22,7 +21,7 @@ class RewardReplica:
     def __init__(self, config: ServerConfig, token: str):
         self._config = config
         self._token = token
-        self._scorer = Scorer(config.references, config.workers, config.deadline_s, config.base_dir)
+        self._scorer = start_scorer(config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._scorer, self._config, self._token)

@@ -41,7 +41,7 @@ from starlette.requests import ClientDisconnect
 
 from posttrain.reward_spec import RewardSpec
 from rewards import wire
-from rewards.sdk import ParameterError, RewardError
+from rewards.sdk import ParameterError, RewardError, StopScoring
 from rewards.serving.admission import ImageAdmission
 from rewards.serving.config import PARENT_VARIABLE, TOKEN_VARIABLE, ServerConfig
 from rewards.workers.scorer import PendingScores, Scorer
@@ -112,9 +112,6 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             raise HTTPException(429, f"{scorer.queued} samples are waiting already", {"Retry-After": "1"})
         return scorer.submit(specs, images.admit(inputs), groups)
 
-    def finish(scoring: PendingScores) -> bytes:
-        return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
-
     @app.post("/v1/score")
     async def score(body: Annotated[bytes, Depends(read_body)]) -> Response:
         with metrics.requests.time(), ImageAdmission(image_roots) as images:
@@ -125,8 +122,8 @@ def create_app(scorer: Scorer, config: ServerConfig, token: str = "") -> FastAPI
             except (wire.WireError, RewardError) as error:
                 status = 422 if isinstance(error, ParameterError) else 400
                 raise HTTPException(status, _printable(error)) from None
-            await scoring.wait()
-            return _json(await _run(len(body), finish, scoring))
+            await asyncio.wrap_future(scoring.finished)
+            return _json(await _run(len(body), _verdicts, scoring))
 
     @app.get("/v1/rewards")
     async def served() -> Response:
@@ -172,7 +169,7 @@ def serve(
         )
     except OSError as error:
         raise RewardError(f"rewards serve: cannot listen on {host} port {port}: {error}") from None
-    with listener, Scorer(config.references, config.workers, config.deadline_s, config.base_dir) as scorer:
+    with listener, start_scorer(config) as scorer:
         settings = uvicorn.Config(
             create_app(scorer, config, token),
             log_level="warning",
@@ -185,6 +182,17 @@ def serve(
         gc.collect()
         gc.freeze()  # what is loaded stays: going through it again and again held requests up for 50 ms
         uvicorn.Server(settings).run(sockets=[listener])
+
+
+def start_scorer(config: ServerConfig) -> Scorer:
+    """Start the processes that score for a server."""
+    return Scorer(
+        config.references,
+        config.workers,
+        config.deadline_s,
+        config.base_dir,
+        judge_budget=config.judge_budget,
+    )
 
 
 def check_address(host: str, token: str) -> None:
@@ -225,6 +233,14 @@ def _with_fixed(spec: RewardSpec, config: ServerConfig, guarded: set[str]) -> Re
                 " server's configuration, or from clients that show a token"
             )
     return dataclasses.replace(spec, params={**fixed, **spec.params})
+
+
+def _verdicts(scoring: PendingScores) -> bytes:
+    """Write the verdicts of episodes that are scored."""
+    try:
+        return wire.dumps({"results": [wire.result_to_json(result) for result in scoring.results()]})
+    except StopScoring as error:
+        raise HTTPException(402, _printable(error)) from None
 
 
 def _authoriser(token: str) -> Callable[[Request], Awaitable[None]]:

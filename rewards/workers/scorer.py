@@ -6,14 +6,16 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from posttrain.reward_spec import RewardSpec
 from posttrain.types import RewardInput, RewardResult
 from rewards import wire
-from rewards.manager import Call, Outcome, Verdicts, calls, check_specs
-from rewards.parameters import parameter_fault
+from rewards.budget import Budget
+from rewards.manager import Call, Outcome, Verdicts, calls, check_specs, rounds
+from rewards.parameters import parameter_fault, takes_budget
 from rewards.sdk import ParameterError, RewardError
 from rewards.workers.async_lane import AsyncLane
 from rewards.workers.pool import WorkerPool
@@ -22,25 +24,32 @@ from rewards.workers.pool import WorkerPool
 MAX_JOB = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class PendingScores:
-    """Episodes that are being scored; `await` it, or ask for the `results` and wait."""
+    """Episodes that are being scored; `await` it, or ask for the `results` and wait.
 
-    specs: list[RewardSpec]
+    Attributes:
+        count: How many.
+        verdicts: What was said of them so far.
+        finished: Done once everything is said.
+    """
+
     count: int
-    parts: list[tuple[list[Call], Future[list[list[Outcome]]]]] = field(default_factory=list)
+    verdicts: Verdicts
+    finished: Future[None]
 
     def results(self) -> list[RewardResult]:
-        """Wait for the verdicts that are missing; return one an episode, in order."""
-        verdicts = Verdicts(self.specs, self.count)
-        for made, future in self.parts:
-            for call, outcomes in zip(made, future.result(), strict=True):
-                verdicts.add(call, outcomes)
-        return verdicts.results()
+        """Wait for the verdicts that are missing; return one an episode, in order.
+
+        Raises:
+            StopScoring: If a reward says that there are no more scores.
+        """
+        self.finished.result()
+        return self.verdicts.results()
 
     async def wait(self) -> list[RewardResult]:
         """Wait for the `results` within a running event loop."""
-        await asyncio.gather(*(asyncio.wrap_future(future) for _, future in self.parts))
+        await asyncio.wrap_future(self.finished)
         return self.results()
 
 
@@ -55,6 +64,7 @@ class Scorer:
         deadline_s: Seconds that one call may take where its reward declares no limit of its own.
         base_dir: Folder against which file references are resolved.
         samples_per_worker: A process is replaced after so many episodes, which bounds what leaks.
+        judge_budget: What judges may spend; None for no limit, and nothing is counted.
 
     Attributes:
         rewards: What each reward says of itself: name, low, high, group, async,
@@ -75,6 +85,7 @@ class Scorer:
         deadline_s: float = 10.0,
         base_dir: Path | None = None,
         samples_per_worker: int = 5000,
+        judge_budget: Budget | None = None,
     ):
         self._references = list(dict.fromkeys(references))
         self._pool = WorkerPool(self._references, workers, deadline_s, base_dir, samples_per_worker)
@@ -83,6 +94,8 @@ class Scorer:
         self._deadlines = {loaded["name"]: loaded["deadline_s"] or deadline_s for loaded in self.rewards}
         self._groups = {loaded["name"] for loaded in self.rewards if loaded["group"]}
         self._async = {loaded["name"] for loaded in self.rewards if loaded["async"]}
+        self._budgeted = {loaded["name"] for loaded in self.rewards if takes_budget(loaded["params"])}
+        self._budget = None if judge_budget is None else judge_budget.params()
         self._counting = threading.Lock()
         self._queued = 0
         self._counts: Counter[str] = Counter()
@@ -144,17 +157,18 @@ class Scorer:
         """
         self.check(specs)
         self.check_params(specs)
+        specs = [self._with_budget(spec) for spec in specs]
         made = calls(specs, self._groups, len(inputs), groups)
-        bodies = [wire.dumps(wire.input_to_json(x)) for x in inputs]
-        scoring = PendingScores(list(specs), len(inputs))
-        for call in (call for call in made if call.spec.name in self._async):
-            members = [bodies[i] for i in call.members]
-            future = self._lane.submit(call, members, self._deadlines[call.spec.name])
-            scoring.parts.append(([call], _as_job(future)))
-        for job in self._jobs([call for call in made if call.spec.name not in self._async], len(inputs)):
-            needed = {i: bodies[i] for i in sorted({i for call in job for i in call.members})}
-            scoring.parts.append((job, self._pool.submit(job, needed)))
-        self._count_when_done(scoring)
+        work = _Work(list(inputs), [wire.dumps(wire.input_to_json(x)) for x in inputs])
+        finished: Future[None] = Future()
+        finished.set_running_or_notify_cancel()  # whoever gives up waiting for it does not end it
+        scoring = PendingScores(len(inputs), Verdicts(specs, len(inputs), groups), finished)
+        with self._counting:
+            self._queued += scoring.count
+        later = [
+            [call for call in made if call.spec.name in names] for names in rounds(list(specs), self._async)
+        ]
+        self._ask(scoring, work, later)
         return scoring
 
     def close(self) -> None:
@@ -168,23 +182,65 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _count_when_done(self, scoring: PendingScores) -> None:
-        left = len(scoring.parts)
+    def _with_budget(self, spec: RewardSpec) -> RewardSpec:
+        """Return a judge's reward with the budget of all of them, and any other as it is."""
+        if self._budget is None or spec.name not in self._budgeted:
+            return spec
+        return replace(spec, params={**spec.params, "budget": self._budget})
 
-        def one_less(part: Future[list[list[Outcome]]]) -> None:
+    def _ask(self, scoring: PendingScores, work: "_Work", later: Sequence[list[Call]]) -> None:
+        """Ask for what is said in the next round; once all of it is said, go on with the round after it."""
+        if not later:
+            self._finish(scoring)
+            return
+        parts = self._start(scoring.verdicts.next_calls(later[0], work.inputs), work)
+        left = len(parts)
+
+        def one_less(made: list[Call], part: Future[list[list[Outcome]]]) -> None:
             nonlocal left
-            outcomes = [] if part.cancelled() else [o for members in part.result() for o in members]
-            with self._counting:
-                left -= 1
-                self._counts["errors"] += sum(bool(outcome.error) for outcome in outcomes)
-                if left == 0:
-                    self._queued -= scoring.count
-                    self._counts["samples"] += scoring.count
+            try:
+                said = [*zip(made, part.result(), strict=True)]
+                with self._counting:
+                    for call, outcomes in said:
+                        self._counts["errors"] += sum(bool(outcome.error) for outcome in outcomes)
+                        scoring.verdicts.add(call, outcomes)
+                    left -= 1
+                    last = not left
+                if last:
+                    self._ask(scoring, work, later[1:])
+            except BaseException as error:  # cancelled; nobody may wait for ever
+                self._finish(scoring, error)
 
+        for made, part in parts:
+            part.add_done_callback(partial(one_less, made))
+        if not parts:
+            self._ask(scoring, work, later[1:])
+
+    def _start(
+        self, made: Sequence[Call], work: "_Work"
+    ) -> list[tuple[list[Call], Future[list[list[Outcome]]]]]:
+        """Start calls, those of async rewards in the lane and the others in the pool."""
+        parts: list[tuple[list[Call], Future[list[list[Outcome]]]]] = []
+        for call in (call for call in made if call.spec.name in self._async):
+            members = [work.bodies[i] for i in call.members]
+            future = self._lane.submit(call, members, self._deadlines[call.spec.name])
+            parts.append(([call], _as_job(future)))
+        rules = [call for call in made if call.spec.name not in self._async]
+        for job in self._jobs(rules, len(work.inputs)):
+            needed = {i: work.bodies[i] for i in sorted({i for call in job for i in call.members})}
+            parts.append((job, self._pool.submit(job, needed)))
+        return parts
+
+    def _finish(self, scoring: PendingScores, error: BaseException | None = None) -> None:
         with self._counting:
-            self._queued += scoring.count if scoring.parts else 0
-        for _, future in scoring.parts:
-            future.add_done_callback(one_less)
+            if scoring.finished.done():
+                return
+            self._queued -= scoring.count
+            if error is not None:
+                scoring.finished.set_exception(error)
+                return
+            self._counts["samples"] += scoring.count
+        scoring.finished.set_result(None)
 
     def _jobs(self, made: Sequence[Call], count: int) -> list[list[Call]]:
         """Make a job for each call of a group reward, and one for every few episodes of the others."""
@@ -196,6 +252,14 @@ class Scorer:
             if call.spec.name not in self._groups:
                 together.setdefault(call.members[0] // size, []).append(call)
         return jobs + [sorted(job, key=lambda call: call.members) for job in together.values()]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The episodes that are scored, and as JSON."""
+
+    inputs: list[RewardInput]
+    bodies: list[bytes]
 
 
 def _as_job(future: Future[list[Outcome]]) -> Future[list[list[Outcome]]]:

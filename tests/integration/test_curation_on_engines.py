@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 
 from posttrain.config.curation import load_curation
-from posttrain.config.curation_steps import PassRateStep
 from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.sampling_steps import PlayingStep
 from posttrain.curation.engines import EngineModel, EngineModels
 from posttrain.curation.outcomes import CurationError
 from posttrain.curation.pipeline import curate
 from posttrain.curation.playing import PlaysEpisodes
+from posttrain.data.formats import read_canonical
 from posttrain.first_party import PLUGINS
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
 from posttrain.inference.engine import stable_seed
+from posttrain.media.images import open_image, pixel_hash
 from posttrain.rendering.rendering import Renderer
+from posttrain.rendering.tools import tool_specs
 from posttrain.types import Sample, Trajectory
 from tests.at_work import answer_all
 
@@ -170,7 +173,7 @@ class Interrupted:
         self._models, self._rows = models, rows
         self.played: list[int] = []
 
-    def open(self, step: PassRateStep, entry: CheckpointConfig) -> PlaysEpisodes:
+    def open(self, step: PlayingStep, entry: CheckpointConfig) -> PlaysEpisodes:
         self._episodes = self._models.open_episodes(step, entry)
         return self
 
@@ -217,3 +220,35 @@ def test_a_pass_rate_is_that_of_episodes_with_tools(
     }
     reasons = {0: "too hard", 1: "too easy"}
     assert report.steps[1].reasons.keys() == {reasons[rate] for rate in rates.values() if rate in reasons}
+
+
+def test_episodes_say_how_many_calls_a_row_needs_and_become_rows_to_learn_from(
+    ray_cluster: None, talker: Path, samples: list[Sample], renderer: Renderer, tmp_path: Path
+) -> None:
+    """Rows with a picture need their one zoom; a right episode is a row of the tokens that were played."""
+    entry = f"{{checkpoint: {talker}, dtype: float32, max_length: 512, engine: {{max_num_seqs: 8}}}}"
+    task = "{tools: [image_zoom_in], max_turns: 2, rewards: ['own.py:digit']}"
+    how = f"endpoint: talker, samples: 4, task: {task}"
+    steps = f"steps:\n  - {{filter: call_targets, {how}}}\n  - {{filter: rejection_sampling, {how}}}\n"
+    recipe = load_curation(write_curation(tmp_path / "c", samples, f"  talker: {entry}\n", steps))
+    with EngineModels(recipe, PLUGINS, engine=f"{SCRIPTED}:ScriptedEngine") as models:
+        report = curate(recipe, PLUGINS, open_episodes=models.open_episodes)
+    _, targets, sampled = report.steps
+    assert targets.kept == ROWS > sampled.kept > ROWS // 2
+    assert set(targets.kept_as) == {"target 0", "target 1", "no target: never solved"}
+    folder = tmp_path / "c" / "out" / "c"
+    kept = list(read_canonical(folder / "kept.jsonl"))
+    for sample in kept:
+        calls = int(int(sample.id[1:]) < len(samples))
+        assert sample.columns.get("target_tool_calls") in (calls, None)
+        assert [message.role for message in sample.messages] == [
+            "user",
+            *["assistant", "tool"] * calls,
+            "assistant",
+        ]
+        assert sample.messages[-1].text < "5"
+        for image in sample.messages[-2].images if calls else ():
+            assert Path(image.path).parent == folder / "images"
+            assert pixel_hash(open_image(image.path)) == image.sha256
+        assert [spec.name for spec in tool_specs(sample)] == ["image_zoom_in_tool"]
+        renderer.render(sample.messages, tool_specs(sample))

@@ -1,5 +1,6 @@
 """LoRA adapters in an engine: exact, several at once, none that does nothing unnoticed."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -206,3 +207,31 @@ def test_new_weights_under_adapters_in_use_are_refused(
     sequence = ScoreRequest(token_ids=list(range(5, 40)))
     learner = logprobs_of(model_at(talker), sequence.token_ids)
     assert (learner - scores(engine, [sequence])).abs().max() < TOLERANCE
+
+
+def test_merged_weights_score_as_the_adapter_does(
+    engine: Any,
+    renderer: Renderer,
+    samples: list[Sample],
+    talker: Path,
+    adapted: dict[int, tuple[Path, Any]],
+    tmp_path: Path,
+) -> None:
+    path, model = adapted[1]
+    copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path)
+    asked = requests_of(samples, renderer, 3)
+    sequences = [ScoreRequest(token_ids=[*each.token_ids, 5, 6], images=each.images) for each in asked]
+    found = []
+    try:
+        for bring in (
+            lambda: engine.load_weights(talker, 20),
+            lambda: engine.load_adapter(path, 21),
+            lambda: engine.load_weights(tmp_path, 22),
+        ):
+            bring()
+            found.append(scores(engine, sequences))
+    finally:
+        engine.load_weights(talker, 23)
+    base, adapter, merged = found
+    assert (adapter - merged).abs().max() < TOLERANCE
+    assert (adapter - base).abs().max() > 0.01

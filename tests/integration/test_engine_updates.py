@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.inference.engine import EngineError, EngineUse, Request, ScoreRequest
-from posttrain.quickstart.tiny import build_tokenizer
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Sample
 from tests.integration.engine_truth import (
@@ -24,6 +22,7 @@ from tests.integration.engine_truth import (
     requests_of,
     serve,
 )
+from tests.text_models import build_text
 
 
 @pytest.fixture(scope="module")
@@ -178,32 +177,6 @@ def test_what_cannot_be_scored_is_refused(
         with pytest.raises(EngineError, match="two tokens or more"):
             vllm_engine.score([ScoreRequest(token_ids=token_ids, images=images)])
     assert not vllm_engine.busy
-
-
-def build_text(directory: Path, seed: int, kind: str, tied: bool) -> Path:
-    """Write a tiny text model."""
-    tokenizer = build_tokenizer()
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": tied,
-        "initializer_range": 0.2,
-    }
-    torch.manual_seed(seed)
-    model = (
-        LlamaForCausalLM(LlamaConfig(**settings))
-        if kind == "llama"
-        else Qwen3ForCausalLM(Qwen3Config(**settings))
-    )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("qwen3", True), ("qwen3", False)])

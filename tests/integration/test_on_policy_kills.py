@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.integration.disturbed_run import HANG_S, STEPS, Attempt, Kill, learned_prompts, write_recipe
+from posttrain.config.loader import load_run
+from posttrain.training.on_policy.prompts import stage_prompts
+from tests.integration.disturbed_run import (
+    GROUP_SIZE,
+    HANG_S,
+    STEPS,
+    Attempt,
+    Kill,
+    learned_prompts,
+    write_recipe,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,18 +32,20 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "ahead, adapters": (LORA | {"rollout": {"publish": "adapter", "max_staleness": 2}}, 20),
     "ahead, two engines": ({"rollout": {"max_staleness": 2, "actors": 2}}, 20),
 }
-QUIET = {"ahead": ["engine", "learner"]}
+QUIET = {"ahead": ["engine", "learner", "rewards", "driver"]}
 KINDS = ["engine", "engines", "learner", "rewards", "driver"]
+#: Attempts at a run in which parts of it are killed; the next one may end.
+DISTURBED_ATTEMPTS = 3
 #: Seconds that a run may take to its first step, for lack of anything to compare it with.
 LONGEST_START_S = 240.0
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nothing disturbed.
+    """A run that nothing disturbs.
 
     Attributes:
-        learned: What it learned.
+        learned: What it learns.
         longest: The longest time without anything new.
     """
 
@@ -42,15 +54,37 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The plain loop; neither adapters nor staleness may change what is learned when."""
+def undisturbed(talker: Path, tmp_path_factory: pytest.TempPathFactory, soak: bool) -> Whole:
+    """The plain loop; neither adapters nor staleness may change what is learned when.
+
+    It is run with `--soak`; else what its steps draw is all that is known of it.
+    """
     recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), talker)
+    drawn = drawn_prompts(recipe, talker)
+    if not soak:
+        return Whole(drawn, LONGEST_START_S)
     attempt = Attempt(recipe, resume=False, patience=LONGEST_START_S)
     try:
         assert attempt.finish() == 0, attempt.output
-        return Whole(learned_prompts(recipe.parent / "run"), attempt.longest)
+        assert learned_prompts(recipe.parent / "run") == drawn
+        return Whole(drawn, attempt.longest)
     finally:
         attempt.close()
+
+
+def drawn_prompts(recipe: Path, checkpoint: Path) -> Counter[tuple[int, str]]:
+    """Count the prompts of each step of a recipe, one after another and without a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POSTTRAIN_CACHE", str(recipe.parent / "cache"))
+        config = load_run(recipe)
+        stage: Any = config.stages[0]
+        prompts = stage_prompts(
+            config, stage, lambda groups: dict.fromkeys(range(len(groups)), 1), checkpoint
+        )
+        drawn = [
+            (step, group.sample.id) for step in range(1, STEPS + 1) for group in prompts.of_step(step).groups
+        ]
+    return Counter(drawn * GROUP_SIZE)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -80,7 +114,7 @@ def killed_until_it_ends(recipe: Path, kinds: list[str], chance: random.Random, 
         attempts += 1
         try:
             killed, ends = [], False
-            while left and not ends and attempts < 4:
+            while left and not ends and attempts <= DISTURBED_ATTEMPTS:
                 kill = Kill(left[0], attempt.learned + chance.randrange(STEPS // 4), chance.random() / 2)
                 if not attempt.disturb(kill):
                     break

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.config import EngineConfig, ModelConfig, TaskConfig
+from posttrain.config import EngineConfig, ModelConfig, RewardRef, TaskConfig
+from posttrain.config.judge_budget import JudgeBudgetConfig, TokenPriceConfig
 from posttrain.first_party import PLUGINS
 from posttrain.inference.engine import stable_seed
+from posttrain.quickstart import stand_in_judge
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.play import PlayGroup, RolloutPool
+from posttrain.rollout.reward_server import start_reward_server
 from posttrain.rollout.worker import RewardAccess, RolloutSetup, RolloutWorker, reward_input
+from posttrain.run.judging import spending_metrics, write_budget
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
 from posttrain.types import Sample, Trajectory, text_message
-from rewards.serving.client import RewardServerUnavailable
+from rewards.serving.client import RewardRequestRefused, RewardServerUnavailable
 from rewards.serving.launch import RewardServer, start_server
 from tests.at_work import do
 
@@ -81,6 +85,49 @@ def test_a_server_that_stays_away_fails_the_rollout_with_its_message(
             pool.rollout(groups, LIMITS)
     finally:
         pool.close()
+
+
+def test_a_judge_stands_in_for_the_rule_until_its_budget_is_spent(
+    setup: RolloutSetup,
+    groups: list[GroupJob],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tiny model judges, over HTTP, through the run's own server, what the rule does not find right."""
+    judge = {"name": "judge", "weight": 0.5, "unless": {"answer_accuracy": 1}}
+    judge["params"] = {"model": "stand-in", "rubric": "preference", "cache_dir": None}
+    task = setup.tasks[0].model_copy(
+        update={"rewards": [RewardRef(name="answer_accuracy"), RewardRef.model_validate(judge)]}
+    )
+    endpoint = stand_in_judge.start(tiny_checkpoint)
+    monkeypatch.setenv("POSTTRAIN_JUDGE_URL", f"http://127.0.0.1:{endpoint.server_address[1]}/v1")
+    prices = {"stand-in": TokenPriceConfig(input=1.0, output=1.0)}
+    budget = write_budget(tmp_path, JudgeBudgetConfig(max_calls=20, prices=prices))
+    server, access = start_reward_server(
+        PLUGINS, [task], tmp_path, tmp_path / "rewards.log", wait=1.0, judge_budget=budget
+    )
+    worker = RolloutWorker()
+    try:
+        worker.start(dataclasses.replace(setup, tasks=[task], rewards=access))
+        members = do(worker, [PlayGroup(groups[0], LIMITS)])[0].trajectories
+        asked = 0
+        for verdict in (member.reward for member in members):
+            assert verdict is not None
+            right, found = verdict.values["answer_accuracy"], verdict.values["judge"]
+            assert (found is None) == (right == 1)
+            asked += found is not None
+            assert verdict.total == (1.0 if found is None else 0.5 * found)
+        # Of answers that attack the judge or are none it is not asked either.
+        assert 0 < spending_metrics(tmp_path)["judge/calls"] <= asked
+        assert spending_metrics(tmp_path)["judge/cost"] > 0
+        with pytest.raises(RewardRequestRefused, match="all 20 calls of max_calls were made"):
+            do(worker, [PlayGroup(dataclasses.replace(group, size=40), LIMITS) for group in groups])
+        assert spending_metrics(tmp_path)["judge/calls"] == 20
+    finally:
+        worker.close()
+        server.close()
+        endpoint.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ stages:
       actors: 2
       max_new_tokens: 64
       max_length: 512
-      engine: {{kv_cache_gb: 0.25, max_num_seqs: 32}}
+      engine: {{kv_cache_gb: 0.25, max_num_seqs: 32{ranks}}}
 """
 SCENES = """
 name: scenes
@@ -62,9 +62,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "scenes.yaml").write_text(SCENES, encoding="utf-8")
     for name in ("runs", "one", "cache", "apart"):
         (folder / name).mkdir()
-    one = RECIPE.format(runs=folder / "one", where=", num_cpus: 2")
+    one = RECIPE.format(runs=folder / "one", where=", num_cpus: 2", ranks="")
     (folder / "one.yaml").write_text(one, encoding="utf-8")
-    two = RECIPE.format(runs=SHARED / "runs", where=", address: auto")
+    ranks = ", tensor_parallel_size: 2"  # each engine is two processes with half of every layer
+    two = RECIPE.format(runs=SHARED / "runs", where=", address: auto", ranks=ranks)
     (folder / "two.yaml").write_text(two, encoding="utf-8")
     return folder
 

@@ -1,29 +1,35 @@
 """vLLM against transformers: the same log-probs, the same samples for the same seeds, the newest weights."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from posttrain.inference.engine import EngineError, Request, stable_seed
+from posttrain.inference.engine import EngineError, Request, ScoreRequest, stable_seed
 from posttrain.inference.images import engine_images
+from posttrain.media.images import save_image
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
-from posttrain.types import EnvironmentReply, Message, Sample, Trajectory
+from posttrain.types import Block, EnvironmentReply, Message, Sample, Trajectory, text_message
 from tests.at_work import play
-from tests.integration.engine_truth import serve
+from tests.integration.engine_truth import logprobs_of, model_at, serve
 from tools_env.environment import ToolEnvironment
+from tools_env.loading import load_game
+from tools_env.play.desktop import Desktop, played_turn
 from tools_env.zoom import ImageZoomIn
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
 #: A run stops at 1e-4; a larger gap than this would be worth a look already.
 TOLERANCE = 1e-5
+GAME = load_game("tools_env.play.desktop:Desktop")
 
 
 class ZoomsTwice:
@@ -48,6 +54,26 @@ class ZoomsTwice:
 
     def close(self) -> None:
         self._environment.close()
+
+
+class PlaysWell:
+    """The real desktop, on which a good player acts whatever the model wrote."""
+
+    def __init__(self, image_dir: Path) -> None:
+        self._environment = ToolEnvironment([], 9, image_dir, GAME)
+        self._player = Desktop()
+
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        self._player.start(sample)
+        return self._environment.start(sample)
+
+    def step(self, assistant_text: str) -> EnvironmentReply:
+        said = self._player.moves()[0][0]
+        played_turn(self._player, said)
+        return self._environment.step(said)
+
+    def close(self) -> Mapping[str, float]:
+        return self._environment.close()
 
 
 @pytest.fixture
@@ -90,6 +116,44 @@ def test_logprobs_of_episodes_with_several_images_agree_with_transformers(
     assert {len(trajectory.images) for trajectory in trajectories} == {1, 2, 3}
     assert {trajectory.stop_reason for trajectory in trajectories} == {"answer", "max_tokens"}
     assert largest_gap(talker, trajectories, renderer) < TOLERANCE
+
+
+def test_the_desktop_is_played_and_every_screen_reaches_the_engine_and_the_learner(
+    vllm_engine: Any, renderer: Renderer, talker: Path, tmp_path: Path
+) -> None:
+    spec = replace(GAME.specs[0], description="", parameters={"type": "object"})  # the tiny one reads letters
+    task = {"desk": TaskEnvironments([spec], lambda: PlaysWell(tmp_path))}
+    asked = (text_message("user", Desktop.rules),)
+    samples = [Sample(f"row-{seed}", asked, columns={"seed": seed}) for seed in range(24)]
+    jobs = [EpisodeJob(each, "desk", group, 0, stable_seed(3, group)) for group, each in enumerate(samples)]
+    trajectories = play(vllm_engine, renderer, task, jobs, Limits(max_new_tokens=24, max_length=480))
+    assert max(len(trajectory.images) for trajectory in trajectories) > 2
+    assert any(trajectory.outcome["solved"] for trajectory in trajectories)
+    for trajectory in trajectories:
+        acts = [
+            call for call in trajectory.tool_calls if call.arguments["action"] not in ("terminate", "answer")
+        ]
+        assert len(acts) >= len(trajectory.images) - 1
+        assert len({image.ref.sha256 for image in trajectory.images}) == len(trajectory.images)
+    assert largest_gap(talker, trajectories, renderer) < TOLERANCE
+
+
+def test_a_turn_ends_with_the_tokens_that_complete_a_stop(vllm_engine: Any, renderer: Renderer) -> None:
+    prompt = renderer.render([text_message("user", "Which letter?")], add_generation_prompt=True).token_ids
+    asked: dict[str, Any] = {"token_ids": prompt, "max_tokens": 24, "temperature": 1.0}
+    requests = [Request(id=str(seed), seed=seed, **asked) for seed in range(24)]
+    whole = {each.id: each for each in serve(vllm_engine, requests) if len(each.token_ids) > 5}
+    stops = {name: (renderer.decode(each.token_ids[1:4]),) for name, each in whole.items()}
+    stops = {name: stop for name, stop in stops.items() if "\ufffd" not in stop[0]}  # halves of letters
+    assert len(stops) > 3
+    again = [Request(id=name, seed=int(name), stops=stop, **asked) for name, stop in stops.items()]
+    for cut in serve(vllm_engine, again):
+        count, (stop,) = len(cut.token_ids), stops[cut.id]
+        assert cut.token_ids == whole[cut.id].token_ids[:count]
+        assert stop in renderer.decode(cut.token_ids)
+        assert stop not in renderer.decode(cut.token_ids[:-1])
+        assert (cut.finish_reason, count <= 4, len(cut.versions)) == ("stop", True, count)
+        torch.testing.assert_close(cut.logprobs, whole[cut.id].logprobs[:count], rtol=0, atol=1e-5)
 
 
 def test_a_rollout_is_a_function_of_weights_and_seeds(
@@ -216,6 +280,38 @@ def test_a_turn_ends_with_its_end_token_or_at_its_budget(vllm_engine: Any, rende
         assert ended or len(completion.token_ids) == 6
         assert renderer.end_token_id not in completion.token_ids[:-1]
         assert len(completion.logprobs) == len(completion.token_ids)
+
+
+def test_images_of_forty_shapes_are_seen_as_transformers_sees_them(
+    vllm_engine: Any, renderer: Renderer, talker: Path, tmp_path: Path
+) -> None:
+    """Two to a prompt; each has as many placeholders in the engine as it has in the learner."""
+    model = model_at(talker)
+    sequences = []
+    for number in range(0, 40, 2):
+        shown = [
+            save_image(Image.new("RGB", (37 + 7 * each, 211 - 3 * each), (6 * each, 90, 40)), tmp_path)
+            for each in (number, number + 1)
+        ]
+        blocks = [*(Block("image", image=each) for each in shown), Block("text", text="Which?")]
+        rendered = renderer.render([Message("user", tuple(blocks))], add_generation_prompt=True)
+        images = engine_images(rendered.images, renderer)
+        sequences.append(ScoreRequest(token_ids=[*rendered.token_ids, 5, 6], images=images))
+    assert len({tuple(image.grid_thw.tolist()) for each in sequences for image in each.images}) > 4
+    for asked, found in zip(sequences, vllm_engine.score(sequences), strict=True):
+        learner = logprobs_of(model, asked.token_ids, asked.images, renderer.image_token_id)
+        assert (learner - torch.tensor(found)).abs().max() < TOLERANCE
+
+
+def test_an_answer_to_other_tokens_than_were_submitted_is_refused(vllm_engine: Any) -> None:
+    """As where an engine's own processor expands placeholders a second time."""
+    request = Request(id="twice", token_ids=[5, 6, 7], max_tokens=2, temperature=1.0, seed=0)
+    vllm_engine.submit(request)
+    [(key, submitted)] = vllm_engine._submitted.items()
+    vllm_engine._submitted[key] = replace(submitted, request=replace(request, token_ids=[5, 6, 7, 7]))
+    with pytest.raises(EngineError, match="other tokens than the 4 that were submitted"):
+        serve(vllm_engine, [])
+    vllm_engine.abort()
 
 
 def test_requests_share_the_pixels_of_the_cache(renderer: Renderer, samples: list[Sample]) -> None:

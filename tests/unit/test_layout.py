@@ -23,7 +23,7 @@ NO_CV2 = tuple(name for name in HEAVY if name != "cv2")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("posttrain", "types", "boxes", "failures"),
     (
-        *("messages", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
+        *("messages", "looks", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
         *("chat_endpoint", "endpoint_variables", "concurrency", "gpus"),
     ),
     ("config", "doctor"),
@@ -40,8 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 #: What rewards and tools may import of posttrain, so that a plugin stays light.
 PLUGIN_SIDE = (
-    *("types", "boxes", "failures", "messages", "reward_spec", "plugins", "media", "files", "sandbox"),
-    *("chat_endpoint", "endpoint_variables", "concurrency"),
+    *("types", "boxes", "failures", "messages", "looks", "reward_spec", "plugins", "media", "files"),
+    *("sandbox", "chat_endpoint", "endpoint_variables", "concurrency"),
 )
 #: Where a heavy package may be imported; elsewhere it may not.
 OWNERS: dict[str, tuple[str, ...]] = {

@@ -282,7 +282,7 @@ def _play(bench: _Bench, turns: Sequence[str]) -> _Played:
             reply = environment.step(turn)
             played.seconds = max(played.seconds, time.monotonic() - begun)
             played.said.append(f"→ {turn[:80]!r}")
-            played.said.append("← " + ("(the end)" if reply.message is None else _shown(reply.message)))
+            played.said.append("← " + _seen(reply))
             if reply.done:
                 break
         turn = "(rewards)"
@@ -295,7 +295,11 @@ def _play(bench: _Bench, turns: Sequence[str]) -> _Played:
 def _said(tried: Tried) -> str:
     if tried.reply is None:
         return f"a failure of the world: {tried.failure}"
-    return "(the end)" if tried.reply.message is None else _shown(tried.reply.message)
+    return _seen(tried.reply)
+
+
+def _seen(reply: EnvironmentReply) -> str:
+    return " ".join(map(_shown, reply.messages)) or "(the end)"
 
 
 def _shown(message: Message) -> str:

@@ -157,7 +157,7 @@ def sample_of(row: Row, folder: Path, name: str = "") -> Sample:
     check_dialogue(messages)
     if chosen or rejected:
         check_pair(messages, chosen, rejected)
-    return Sample(name, messages, row.get("ground_truth"), _tools(row), columns, chosen, rejected)
+    return Sample(name, messages, row.get("ground_truth"), tools_of(row), columns, chosen, rejected)
 
 
 def _columns(row: Row) -> dict[str, object]:
@@ -215,7 +215,12 @@ def _known(row: Row, where: str) -> Row:
     return row
 
 
-def _tools(row: Row) -> tuple[str | ToolSpec, ...]:
+def tools_of(row: Row) -> tuple[str | ToolSpec, ...]:
+    """Read the tools of a row: names, and function schemas.
+
+    Raises:
+        DataError: If they are something else.
+    """
     tools = row.get("tools") or []
     if isinstance(tools, str) and tools.startswith("["):
         try:

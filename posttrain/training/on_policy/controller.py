@@ -15,20 +15,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from posttrain.config import OnPolicyStage
-from posttrain.inference.pool import InferencePool
 from posttrain.inference.reading import Reading
-from posttrain.inference.worker import InferenceWorker
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.records import write_trajectories
 from posttrain.rollout.token_figures import TokenBytes, token_figures
 from posttrain.rollout.world import check_world
-from posttrain.run.directory import RunDir, step_of
+from posttrain.run.directory import RunDir
+from posttrain.run.judging import spending_metrics
 from posttrain.run.metric_names import (
     DATA_LEFT_OUT,
     PUBLISH_PROOF_GAP,
@@ -39,112 +37,17 @@ from posttrain.run.metric_names import (
     TIME_REWARD,
     TIME_STEP,
 )
-from posttrain.run.process import saving_on_sigterm, stop_requested
-from posttrain.run.rows import EvaluationRow
-from posttrain.run.token_figures import write_token_figures
-from posttrain.run.tracking import Tracker
+from posttrain.run.process import stop_requested
+from posttrain.run.token_figures import Entropies, write_token_figures
 from posttrain.training.core.policy import CHECKPOINTS_KEPT
-from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.in_flight import EpisodePool, StepInFlight, in_order, readings_in_order
-from posttrain.training.on_policy.learner import PolicyMismatch
-from posttrain.training.on_policy.learner_group import LearnerGroup
-from posttrain.training.on_policy.pacing import EngineMeter, Pacing, StalenessError, age_metrics, run_paced
-from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts, stage_prompts
-from posttrain.training.on_policy.proof import proof_sequences
-from posttrain.training.on_policy.publishing import Publisher
-from posttrain.training.on_policy.read_as_played import ReadAsPlayed
+from posttrain.training.on_policy.judge_agreement import JudgedPair, agreement_metrics
+from posttrain.training.on_policy.pacing import EngineMeter, Pacing, age_metrics
+from posttrain.training.on_policy.prompts import PromptsAhead, StepPrompts
 from posttrain.training.on_policy.refilling import Refills
 from posttrain.training.on_policy.rollout_metrics import play_times, rollout_metrics
 from posttrain.training.on_policy.signals.group_relative import AdvantageCounts, assign_advantages
-from posttrain.training.on_policy.teachers import find_teacher, read_sequences, reading_pool, trained_model
-from posttrain.training.on_policy.turns import engines_asleep
-from posttrain.training.run_at_work import RunAtWork
-from posttrain.training.stage_curation import curated_datasets
 from posttrain.types import Trajectory
-
-
-class OnPolicyRunner:
-    """Runs an on-policy stage: starts the learners, publishes their weights after each step, saves and stops.
-
-    Args:
-        work: The run.
-        stage: The stage's settings.
-    """
-
-    def __init__(self, work: RunAtWork, stage: OnPolicyStage) -> None:
-        self._work, self._stage = work, stage
-
-    def measurements(self) -> Sequence[EvaluationRow]:
-        """Return nothing: such a stage measures nothing by itself."""
-        return []
-
-    def run(self) -> Path:
-        """Train from the stage's newest checkpoint, or from its start; return the final checkpoint."""
-        work, stage = self._work, self._stage
-        origin = work.start_of(stage)
-        assert origin is not None
-        teacher = find_teacher(work, stage, origin)
-        with reading_pool(work, stage, teacher) as readers:
-            return self._train(origin, teacher, readers)
-
-    def _train(self, origin: Path, teacher: Path | None, readers: InferencePool | None) -> Path:
-        """Train; the teacher is in the learners unless there are engines of its own."""
-        work, stage = self._work, self._stage
-        newest = work.run.newest_checkpoint(stage.name)
-        done = step_of(newest) if newest else 0
-        start, adapters = newest or origin, stage.adapter_rank(work.use_gpu) > 0
-        curated = curated_datasets(stage, work, playing=stage)
-        pool = work.services.pool_with(origin if stage.lora is not None else start, stage.rollout)
-        learners = LearnerGroup(
-            *(trained_model(work.config.model, stage, start), stage, start),
-            resume=newest is not None,
-            use_gpu=work.use_gpu,
-            placement=work.services.placement,
-            seed=work.config.seed_of(stage),
-            beside=Beside(origin, teacher if readers is None else None),
-        )
-        publisher = Publisher(
-            learners,
-            pool,
-            stage,
-            work.config.model.dtype,
-            use_gpu=work.use_gpu,
-            shared=work.shares_gpus,
-            adapters_of=origin if adapters else None,
-        )
-        engines = pool.on_each(InferenceWorker.place)
-        reading = {} if readers is None else readers.on_each(InferenceWorker.place)
-        places = {"learners": learners.places(), "engines": [*engines.values()]}
-        work.record_places(stage, **places, **({"teacher": [*reading.values()]} if reading else {}))
-        tracker = Tracker(work.run, work.config.trackers)
-        tracker.rewind(stage.name, done)
-        tracker.start(stage.name, stage.max_steps)
-        pacing = Pacing(stage.rollout.max_staleness, done, stage.max_steps)
-        prompts = stage_prompts(work.config, stage, pool.prompt_tokens, start, curated)
-        learning = partial(engines_asleep, pool, learners) if work.shares_gpus else nullcontext
-        sizes = TokenBytes.of_checkpoint(start)
-        playing = pool if readers is None else ReadAsPlayed(pool, readers, stage.teacher_top_k)
-        crew = Crew(playing, learners, publisher, work.services.next_version, learning, sizes)
-        controller = Controller(stage, work.run, crew, prompts, pacing, tracker)
-        try:
-            with saving_on_sigterm(work.run):
-                if pacing.next_step is not None:
-                    first = prompts.of_step(pacing.next_step).groups
-                    sequences = learners.prompt_sequences([group.sample for group in first])
-                    publisher.prove_by(sequences)
-                    proof = proof_sequences(sequences)
-                    learners.check_teacher(proof, read_sequences(readers, proof, stage.teacher_top_k))
-                if stage.lora is not None:
-                    publisher.canary(work.services.next_version())
-                run_paced(pacing, controller, (PolicyMismatch, StalenessError))
-                controller.save()
-        finally:
-            tracker.close()
-            controller.close()
-            learners.close()
-        final = work.run.newest_checkpoint(stage.name)
-        assert final is not None
-        return final
 
 
 class Learners(Protocol):
@@ -157,6 +60,10 @@ class Learners(Protocol):
 
         Readings are what a teacher in engines says of each, where there is one.
         """
+        ...
+
+    def entropies(self) -> Entropies:
+        """Return the entropies at the sampled tokens of the last update's episodes, as far as known."""
         ...
 
     def check(self) -> None:
@@ -238,6 +145,7 @@ class Controller:
         prompts: The prompts of each step.
         pacing: Where the stage stands.
         tracker: Takes the metrics.
+        judged: By task, the judges that are compared with its rules.
     """
 
     def __init__(
@@ -248,8 +156,10 @@ class Controller:
         prompts: StepPrompts,
         pacing: Pacing,
         tracker: MetricsLog,
+        judged: Mapping[str, Sequence[JudgedPair]] | None = None,
     ) -> None:
         self._stage, self._run, self._crew, self._pacing, self._tracker = stage, run, crew, pacing, tracker
+        self._judged = judged or {}
         temperature = stage.rollout.temperature
         self._limits = {task.name: Limits.of_task(task, stage.rollout, temperature) for task in stage.tasks}
         self._all_prompts, self._prompts = prompts, PromptsAhead(prompts.of_step, stage.max_steps)
@@ -315,14 +225,14 @@ class Controller:
         )
         counts = self._compare(trajectories)
         self._row |= rollout_metrics(in_order(played.refills.first), counts) | played.metrics
+        self._row |= agreement_metrics(trajectories, self._judged)
         self._row[REWARD_ERRORS] += played.refills.errors
         if self._stage.rollout.max_staleness:
             self._row |= age_metrics(ages, self._stage.rollout.max_staleness)
         samples = {group.group: group.sample for group in played.groups}
         name = f"{self._stage.name}/step-{step}"
         rows = write_trajectories(self._run, name, trajectories, samples, stage=self._stage.name, step=step)
-        if self._crew.token_bytes is not None:
-            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes))
+        self._write_figures(rows, trajectories, {})
         check_world(trajectories, self._stage.rollout.max_failed_share, name)
         taught = self._stage.teacher_name is not None
         told = [each for each in trajectories if taught or each.advantage is not None]
@@ -330,7 +240,13 @@ class Controller:
         readings = [each for each in played.readings if each is not None]
         with self._crew.learning():
             self._row |= self._crew.learners.update(learnable, self._version, readings)
+        self._write_figures(rows, trajectories, self._crew.learners.entropies())
         self._crew.publisher.prove_by([each for each in trajectories if not each.failed])
+
+    def _write_figures(self, rows: Path, trajectories: Sequence[Trajectory], entropies: Entropies) -> None:
+        """Write the figures of the tokens of a step's episodes beside their rows."""
+        if self._crew.token_bytes is not None:
+            write_token_figures(rows, token_figures(trajectories, self._crew.token_bytes, entropies))
 
     def _compare(self, trajectories: Sequence[Trajectory]) -> AdvantageCounts:
         """Compare episodes within their groups."""
@@ -365,6 +281,7 @@ class Controller:
             PUBLISH_REPEATED: max(self._row.get(PUBLISH_REPEATED, 0.0), float(repeated)),
             TIME_ENGINE_WAIT: self._meter.take(),
             TIME_STEP: time.perf_counter() - self._begun,
+            **spending_metrics(self._run.path),
         }
         self._tracker.log(self._stage.name, step, self._row)
         if step % self._stage.save_steps == 0 or step == self._stage.max_steps:

@@ -37,6 +37,28 @@ class EpisodePool(Protocol):
         ...
 
 
+class _Ends:
+    """Notes when groups end.
+
+    It must not know their futures. A future keeps its callbacks; one that leads back to it would keep the
+    tokens of a step until garbage is collected, which may be many steps later.
+
+    Attributes:
+        last: When the last one ended.
+
+    Args:
+        meter: Told of each.
+    """
+
+    def __init__(self, meter: EngineMeter) -> None:
+        self.last, self._meter = time.perf_counter(), meter
+
+    def note(self, _: Future[PlayedGroup]) -> None:
+        """Note that a group has ended; called in any thread."""
+        self.last = time.perf_counter()
+        self._meter.ended()
+
+
 class StepInFlight:
     """A step's groups, from their start to the end of the last one, in one round or several.
 
@@ -62,13 +84,13 @@ class StepInFlight:
         self._pool, self._meter, self._limits = pool, meter, limits
         self._further, self._is_last = further, False
         self._stall = stall
-        self._begun = self._ended = time.perf_counter()
+        self._begun, self._ends = time.perf_counter(), _Ends(meter)
         self._futures = self._begin(groups)
 
     @property
     def seconds(self) -> float:
         """From the start of the first group to the end of the last that has ended."""
-        return self._ended - self._begun
+        return self._ends.last - self._begun
 
     def wait(self, stopping: Callable[[], bool]) -> list[PlayedGroup] | None:
         """Wait until every group has ended; return them in order, or None where the run is to stop.
@@ -118,7 +140,7 @@ class StepInFlight:
         self._meter.started(len(groups))
         futures = self._pool.submit([PlayGroup(group, self._limits[group.task]) for group in groups])
         for future in futures:
-            future.add_done_callback(self._on_end)
+            future.add_done_callback(self._ends.note)
         return futures
 
     def _stalled(self, unfinished: int) -> str:
@@ -130,10 +152,6 @@ class StepInFlight:
             f" that of sample {group.sample.id!r} (task {group.task!r}). Look for a tool or a reward that"
             " hangs; go on with --resume"
         )
-
-    def _on_end(self, _: Future[PlayedGroup]) -> None:
-        self._ended = time.perf_counter()
-        self._meter.ended()
 
 
 def _failed(future: Future[PlayedGroup]) -> bool:

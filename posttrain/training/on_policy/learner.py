@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from posttrain.run.metric_names import (
     TIME_TEACHER,
     UPDATE_SKIPPED,
 )
+from posttrain.run.token_figures import Entropies
 from posttrain.training.core.checkpoints import load_state, save_state, write_weights
 from posttrain.training.core.distributed import rank, sum_over_ranks, world_size
 from posttrain.training.core.optimizers import build_optimizer
@@ -82,6 +84,7 @@ class Learner:
         model: Its model.
         renderer: Its renderer.
         tolerance: Largest gap between engine's and learner's log-probs (see `Agreement`).
+        entropies: Of the policy that the last update started from, at the episodes that this rank ran.
     """
 
     def __init__(
@@ -113,11 +116,12 @@ class Learner:
         self._per_sequence = stage.algorithm is not None and stage.algorithm.loss_normalization == "sequence"
         self._reference = self._load_reference(model_config, checkpoint if beside is None else beside.origin)
         self.tolerance = stage.tolerance(model_config.dtype)
+        self.entropies: Entropies = {}
         self._classes = TokenClasses(self.renderer.tokenizer)
         self.updates = Updates(
             [self.model],
             build_optimizer([self.model], stage.optimizer, stage.learning_rate, stage.weight_decay),
-            self._rate,
+            partial(_rate, stage),
             UpdateGuard(
                 stage.max_skipped_updates,
                 "Lower learning_rate, or look for a reward that is not finite in rollouts/",
@@ -134,16 +138,6 @@ class Learner:
         if self.stage.lora is not None:
             return FrozenPolicy.base_of(self.policy)
         return FrozenPolicy.load(model_config, self.stage, origin, self.device)
-
-    def _rate(self, update: int) -> float:
-        """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
-        total = self.stage.max_steps * self.stage.updates_per_step
-        warmup = self.stage.warmup_steps(self.stage.max_steps) * self.stage.updates_per_step
-        if update < warmup:
-            return (update + 1) / warmup
-        progress = (update - warmup) / max(1, total - warmup)
-        decays = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
-        return float(decays[self.stage.lr_scheduler_type])
 
     def update(
         self,
@@ -168,6 +162,7 @@ class Learner:
             ReadingError: If the readings are not of these trajectories.
             NonFiniteUpdates: If `max_skipped_updates` updates in a row were not finite.
         """
+        self.entropies = {}
         if not trajectories:
             return {UPDATE_SKIPPED: float(self.stage.updates_per_step)}
         begun = time.perf_counter()
@@ -209,7 +204,7 @@ class Learner:
         for row in share.rows[:1]:
             logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
             if row.counts:
-                step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+                self._observe(row, step, logprobs, entropy, banned)
                 sums += torch.tensor([entropy.sum().item(), len(entropy)], dtype=torch.float64)
         total, count = sum_over_ranks(sums).tolist()
         return self._agreed(step) | ({ENTROPY: total / count} if count else {})
@@ -226,12 +221,23 @@ class Learner:
         tempered = self.stage.rollout.temperature != 1
         return sampled_by(row.trajectories, self._classes, present, banned if tempered else None, self.device)
 
+    def _observe(
+        self, row: Row, step: "_Step", logprobs: Tensor, entropy: Tensor, banned: Tensor
+    ) -> SampledBy:
+        """Compare the policy that a step starts from with the engine, and keep its entropies."""
+        engine = self._sampled_by(row, step.present, banned)
+        step.agreement.add(logprobs, banned, engine)
+        parts = entropy.detach().cpu().split([sum(each.sampled) for each in row.trajectories])
+        for each, part in zip(row.trajectories, parts, strict=True):
+            self.entropies[each.group, each.episode] = part.numpy().astype(np.float16)
+        return engine
+
     @torch.no_grad()
     def _old_logprobs(self, row: Row, step: "_Step") -> Tensor:
         """Compute the log-probs of a row before the first update of a step."""
-        logprobs, _, banned = self.policy.logprobs(row.trajectories)
+        logprobs, entropy, banned = self.policy.logprobs(row.trajectories)
         if row.counts:
-            step.agreement.add(logprobs, banned, self._sampled_by(row, step.present, banned))
+            self._observe(row, step, logprobs, entropy, banned)
         return logprobs
 
     def _agreed(self, step: "_Step") -> dict[str, float]:
@@ -263,9 +269,10 @@ class Learner:
                 if not row.counts:
                     (0 * logprobs.sum()).backward()
                     continue
-                engine = self._sampled_by(row, step.present, banned)
                 if old is None:
-                    step.agreement.add(logprobs, banned, engine)
+                    engine = self._observe(row, step, logprobs, entropy, banned)
+                else:
+                    engine = self._sampled_by(row, step.present, banned)
                 tokens = self._tokens(row, share, logprobs, old, engine)
                 of_teacher = taught and taught.logprobs
                 loss, pieces = self.objective.loss(
@@ -310,6 +317,17 @@ class Learner:
         save_state(directory, self.model, self.updates.optimizer, self.updates.figures())
         if rank() == 0:
             self.renderer.processor.save_pretrained(directory)
+
+
+def _rate(stage: OnPolicyStage, update: int) -> float:
+    """Compute the factor of the learning rate: it rises during the warm-up, then the stage's decay."""
+    total = stage.max_steps * stage.updates_per_step
+    warmup = stage.warmup_steps(stage.max_steps) * stage.updates_per_step
+    if update < warmup:
+        return (update + 1) / warmup
+    progress = (update - warmup) / max(1, total - warmup)
+    decays = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}
+    return float(decays[stage.lr_scheduler_type])
 
 
 def _filler(end: int) -> Trajectory:

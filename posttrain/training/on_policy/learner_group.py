@@ -24,6 +24,7 @@ from posttrain.models.precision import keep_float32_exact
 from posttrain.run.actors import Actor, kill_all
 from posttrain.run.home import fetch_files, writing_home
 from posttrain.run.placement import Placement, place_of_process
+from posttrain.run.token_figures import Entropies
 from posttrain.training.core.distributed import training_device
 from posttrain.training.core.rendezvous import Rendezvous, join_group, open_store
 from posttrain.training.on_policy.frozen_policy import Beside
@@ -92,10 +93,12 @@ class LearnerActor:
         self._learner = Learner(config, stage, checkpoint, resume, self._device, seed, beside)
         self._source = WeightSource(self._learner.model)
 
-    def update(self, batch: "Batch | ObjectRef[Batch]", version: int | None) -> dict[str, float]:
+    def update(
+        self, batch: "Batch | ObjectRef[Batch]", version: int | None
+    ) -> tuple[dict[str, float], Entropies]:
         """Learn from a rollout batch; see `Learner.update`. Ray replaces the reference by the batch."""
         trajectories, readings = _fetched(batch)
-        return self._learner.update(trajectories, version, readings)
+        return self._learner.update(trajectories, version, readings), self._learner.entropies
 
     def source(
         self, method: Callable[Concatenate[WeightSource, P], R], *args: P.args, **kwargs: P.kwargs
@@ -169,6 +172,7 @@ class LearnerGroup:
         beside = beside or Beside(checkpoint)
         self._order = threading.RLock()
         self._updates = 0
+        self._entropies: Entropies = {}
         self._looks: list[ObjectRef[str]] = []
         self._placement = placement
         self._whole = stage.sharding == "none"  # each rank holds all weights
@@ -177,15 +181,19 @@ class LearnerGroup:
             Actor(LearnerActor, index, count, use_gpu, use_gpu=use_gpu, place=place)
             for index, place in enumerate(places)
         ]
-        place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
-        begun = [
-            actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
-            for actor in self._actors
-        ]
-        reading = seconds_to_read(checkpoint)
-        if beside.teacher is not None:
-            reading += seconds_to_read(beside.teacher)
-        self._wait(begun, START_TIMEOUT + reading)
+        try:
+            place = self._wait([self._actors[0].call(LearnerActor.open_store)], START_TIMEOUT)[0]
+            begun = [
+                actor.call(LearnerActor.start, place, config, stage, checkpoint, resume, seed, beside)
+                for actor in self._actors
+            ]
+            reading = seconds_to_read(checkpoint)
+            if beside.teacher is not None:
+                reading += seconds_to_read(beside.teacher)
+            self._wait(begun, START_TIMEOUT + reading)
+        except BaseException:  # also where the run is ended while they start
+            self.close()
+            raise
 
     @property
     def updates(self) -> int:
@@ -218,7 +226,13 @@ class LearnerGroup:
         with self._order:
             self._updates += 1
             calls = self._every(LearnerActor.update, batch, version)
-        return self._wait(calls, STEP_TIMEOUT)[0]
+        told = self._wait(calls, STEP_TIMEOUT)
+        self._entropies = {key: values for _, entropies in told for key, values in entropies.items()}
+        return told[0][0]
+
+    def entropies(self) -> Entropies:
+        """Return the entropies at the sampled tokens of the last update, of episodes that were run."""
+        return self._entropies
 
     def check(self) -> None:
         """Notice a learner that died while nobody waits for it; return at once.

@@ -26,7 +26,11 @@ _PLACES = re.compile(
     rf"|\b[xy]\d?\s*=\s*\"{_NUMBER}\"",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)|<\|[^|<>]*\|>|</?(?:think|answer)>", re.DOTALL)
+_MARKUP = re.compile(
+    r"<tool_call>.*?(?:</tool_call>|\Z)|[*✿]FUNCTION[*✿]:.*?(?:[*✿]RESULT[*✿]|\Z)"
+    r"|<\|[^|<>]*\|>|</?(?:think|answer)>",
+    re.DOTALL,
+)
 #: Numbers, but not those in names such as bbox_2d.
 _DIGITS = re.compile(r"(?<![A-Za-z_\d])\d+")
 

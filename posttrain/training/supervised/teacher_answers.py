@@ -123,6 +123,8 @@ class _Teaching:
         """Return everything that the answers depend on, as a JSON value."""
         stage = self.stage
         rendering = {"min_pixels", "max_pixels", "earlier_thinking", "dtype"}
+        if self.config.model.tool_format is not None:
+            rendering.add("tool_format")
         how = stage.generation.model_dump(mode="json", exclude={"actors", "engine"})
         return {
             "teacher": self._teacher_identity(),

@@ -27,6 +27,7 @@ def misfits(*stages: dict[str, Any], card: float, gpus: int = 8, model: str = "Q
     ("recipe", "card", "too_large"),
     [
         ("qwen3-vl-8b", H200, set()),
+        ("qwen3-vl-8b-general-rl", H200, set()),
         ("qwen3-vl-8b", H100, {"sft"}),
         ("qwen2.5-vl-7b", H100, set()),
         ("qwen2-vl-7b", H100, set()),

@@ -1,5 +1,7 @@
 """Jobs and workers under seeded faults: every job ends once, and only those of a lost worker are repeated."""
 
+import gc
+import weakref
 from collections import Counter
 from concurrent.futures import Future
 from pathlib import Path
@@ -79,6 +81,27 @@ def work(dispatcher: Dispatcher, keeper: Keeper, count: int) -> None:
 def actor_of(keeper: Keeper) -> FakeActor:
     actor: Any = keeper.actor
     return actor
+
+
+class Large:
+    """A result that takes memory."""
+
+
+def test_results_go_with_their_futures() -> None:
+    """Without waiting for the collector of garbage."""
+    dispatcher = dispatcher_of(1, lockstep=False)
+    [keeper] = dispatcher.keepers
+    result = Large()
+    left = weakref.ref(result)
+    gc.disable()
+    try:
+        [future] = dispatcher.submit([Number(0)])
+        dispatcher.receive(keeper, Report([Outcome(0, result)], 0, 0, 0.0))
+        assert future.result() is result
+        del future, result
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("lockstep", [True, False])

@@ -219,7 +219,7 @@ def has_leading_line_break(dialogue: Dialogue) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_transformers_on_generated_dialogues(family, processors, images, clips):
     processor = processors[family]
-    renderer = Renderer(processor, family)
+    renderer = Renderer(processor, family, tool_format="hermes")
     counts = dict.fromkeys(("images", "videos", "tools", "thinking", "turns", "fused"), 0)
     for number, dialogue in enumerate(dialogues(CONVERSATIONS, images, videos=clips)):
         ask = number % 2 == 1
@@ -255,8 +255,8 @@ def test_leading_line_break(processors, images):
         assert len(expected) == len(found) - 1
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_tools_of_the_older_families(family, processors):
+@pytest.mark.parametrize(("family", "tool_format"), [("qwen2_vl", "hermes"), ("qwen2_5_vl", None)])
+def test_tools_of_the_older_families(family, tool_format, processors):
     messages = [text_message("user", "hi"), text_message("assistant", CALL), text_message("tool", "K")]
     dialogue = Dialogue(messages, [ZOOM])
     stock = processors[family].tokenizer.decode(
@@ -264,7 +264,7 @@ def test_tools_of_the_older_families(family, processors):
     )
     assert "<|im_start|>tool\nK<|im_end|>" in stock
     assert "zoom" not in stock.split("<|im_start|>user")[0]
-    renderer = Renderer(processors[family], family)
+    renderer = Renderer(processors[family], family, tool_format=tool_format)
     text = renderer.decode(ours(renderer, dialogue, ask=True)["input_ids"][0].tolist())
     assert "<|im_start|>user\n<tool_response>\nK\n</tool_response><|im_end|>" in text
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n\n")

@@ -148,7 +148,7 @@ def test_the_readme_s_first_plugin_works(tmp_path: Path) -> None:
     assert totals == pytest.approx([0.2, 0.1, 0.0])
 
 
-def test_a_condition_that_fails_keeps_the_value_and_drops_the_weight(folder: Path) -> None:
+def test_a_condition_that_fails_drops_the_weight_and_asks_no_service(folder: Path) -> None:
     specs = [
         RewardSpec("mine.py:picky"),
         RewardSpec("mine.py:brevity", 0.5, only_if={"mine.py:picky": 1.0}),
@@ -158,8 +158,8 @@ def test_a_condition_that_fails_keeps_the_value_and_drops_the_weight(folder: Pat
         [episode(a) for a in ("ok", "too long", "skip")]
     )
     assert (short.total, long.total, skipped.total) == (2.5, 1.0, 1.0)
-    assert long.values == {"mine.py:picky": 1.0, "mine.py:brevity": 0.0, "mine.py:patient": 0.5}
-    assert long.notes["mine.py:patient"] == "not counted: mine.py:brevity is below 1."
+    assert long.values == {"mine.py:picky": 1.0, "mine.py:brevity": 0.0, "mine.py:patient": None}
+    assert long.notes["mine.py:patient"] == "not asked: mine.py:brevity is below 1"
     assert skipped.notes["mine.py:brevity"].startswith("not counted: mine.py:picky does not apply.")
 
 

@@ -137,7 +137,7 @@ def test_size_compression_and_type(client: TestClient) -> None:
 def test_the_queue_is_bounded(pool: Scorer, client: TestClient) -> None:
     assert post(client, json.dumps({**GOOD, "inputs": [EPISODE] * 21})).status_code == 413
     full = TestClient(create_app(pool, config(queued=2)))
-    long = [RewardInput((), (), "K" * 10**6, "K")] * 8  # of half a second each
+    long = [RewardInput((), (), "K" * 10**6, "K")] * 4  # of half a second each
     blocked = pool.submit([RewardSpec("answer_accuracy")], long)
     reply = post(full, json.dumps(GOOD))
     assert (reply.status_code, reply.headers["Retry-After"]) == (429, "1")

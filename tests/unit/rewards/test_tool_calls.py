@@ -166,3 +166,21 @@ def test_a_short_answer_is_one(answer: str) -> None:
 def test_any_arguments_can_be_compared(arguments: dict[str, Any], key: str) -> None:
     for each in (arguments, {key: arguments}, {key: list(arguments.values())}):
         assert called((ToolCall("t", each, True, images=1),) * 2, 2) in (0.5, 1)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.0, True, "2", [1], {}, float("nan")])
+def test_a_target_of_another_type_is_a_fault_of_the_data_in_any_column(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"looks is .*whole number"):
+        tool_calls(episode("K", zooms(1), looks=wrong), target=1, column="looks")
+
+
+def test_the_targets_column_may_have_another_name() -> None:
+    """A row without a target in it takes the task's, and a target elsewhere is not looked at."""
+
+    def value(column: str, **columns: Any) -> float | None:
+        score = tool_calls(episode("K", zooms(2, failed=3), **columns), target=1, column=column)
+        return None if score is None else score.value
+
+    assert value("looks", looks=2, target_tool_calls=0) == 1.0
+    assert value("looks", target_tool_calls=2) == value("looks", looks=None) == 0.0
+    assert tool_calls(episode("K", zooms(2), looks=None), column="looks") is None

@@ -50,7 +50,9 @@ class ScriptedEngine:
 
     def submit(self, request: Request) -> None:
         assert len(self._left) < self.capacity
-        reply = [*self._tokenizer.encode(self.say(request), add_special_tokens=False), self._end]
+        said = self.say(request)
+        ends = [] if said.endswith(tuple(request.stops)) and request.stops else [self._end]
+        reply = [*self._tokenizer.encode(said, add_special_tokens=False), *ends]
         self.seen.append(request)
         self._left[request.id] = (request, reply)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,11 +31,16 @@ def test_characters_of_a_turn_are_those_of_its_tokens(tokenizer: Any, turns: lis
         episode.token_ids += [*ids, 0]
         episode.sampled += [True] * len(ids) + [False]
         episode.logprobs += [-0.25 * place for place in range(len(ids))] + [0.0]
-    found = list(token_figures([episode], TokenBytes(tokenizer)))
+    entropy = np.arange(sum(episode.sampled), dtype=np.float16)
+    found = list(token_figures([episode], TokenBytes(tokenizer), {(0, 0): entropy}))
     assert len(found) == len(texts)
+    starts = np.flatnonzero(np.diff(episode.sampled, prepend=False)).tolist()[::2]
+    at = [sum(episode.sampled[:start]) for start in starts]
+    assert [turn.entropies[:1].tolist() for turn in found] == [[place] for place in at]
     for turn, message in zip(found, episode.response[::2], strict=True):
         assert turn.row == 0
         assert turn.lengths.sum() == len(message.text)
+        assert len(turn.entropies) == len(turn.lengths)
         assert turn.logprobs.tolist() == [-0.25 * place for place in range(len(turn.lengths))]
 
 
@@ -49,7 +55,8 @@ def test_a_turn_that_is_no_text_has_no_figures_and_keeps_its_place(
         episode.token_ids += [*ids, 0]
         episode.sampled += [True] * len(ids) + [False]
         episode.logprobs += [-1.0] * len(ids) + [0.0]
-    first, second = token_figures([episode], TokenBytes(tokenizer))
+    first, second = token_figures([episode], TokenBytes(tokenizer), {})
+    assert np.isnan(second.entropies).all()
     whole = len(tokenizer.encode("é", add_special_tokens=False)) == 1
     assert first.lengths.tolist() == ([] if not whole else first.lengths.tolist())
     assert second.lengths.tolist() == [1]

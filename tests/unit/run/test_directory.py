@@ -79,6 +79,14 @@ def test_a_changed_config_is_refused_and_the_keys_are_named(
     assert json.loads((run.path / "resolved.json").read_text())["seed"] == 1
 
 
+def test_a_spent_budget_may_be_raised(tmp_path: Path) -> None:
+    RunDir.create(config_of(tmp_path, judge_budget={"max_calls": 10}), resume=False)
+    for budget in ({"max_calls": 20}, {"max_calls": 20, "on_exhausted": "skip"}, None):
+        RunDir.create(config_of(tmp_path, judge_budget=budget), resume=True)
+    with pytest.raises(ChangedRun, match=r"\(seed: 0 → 1\)"):
+        RunDir.create(config_of(tmp_path, judge_budget={"max_calls": 30}, seed=1), resume=True)
+
+
 def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     RunDir.create(config_of(tmp_path / "here"), resume=False)
     (tmp_path / "here").rename(tmp_path / "there")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ def test_outside_of_training_sigterm_ends_the_run_at_once() -> None:
         terminate()
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nothing_takes_sigterm_for_a_fault_of_its_own() -> None:
+    """What retries or explains failures on the way must not hold it."""
+    with pytest.raises(RunStopped), ending_on_sigterm(), suppress(Exception):
+        terminate()
+    with pytest.raises(KeyboardInterrupt), ending_on_sigterm():
+        raise KeyboardInterrupt
 
 
 def test_training_is_asked_to_stop_and_then_the_run_ends(tmp_path: Path) -> None:

@@ -38,9 +38,14 @@ def test_sizes_that_are_not_the_texts_are_told() -> None:
 def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = tmp_path / "step-1.jsonl"
     turns = [
-        TurnFigures(0, np.array([2, 1], np.uint16), np.array([-0.5, -2], np.float16)),
-        TurnFigures(0, np.zeros(0, np.uint16), np.zeros(0, np.float16)),
-        TurnFigures(3, np.array([7], np.uint16), np.array([-1], np.float16)),
+        TurnFigures(
+            0,
+            np.array([2, 1], np.uint16),
+            np.array([-0.5, -2], np.float16),
+            np.array([2, np.nan], np.float16),
+        ),
+        TurnFigures(0, np.zeros(0, np.uint16), *[np.zeros(0, np.float16)] * 2),
+        TurnFigures(3, np.array([7], np.uint16), np.array([-1], np.float16), np.array([0.5], np.float16)),
     ]
     write_token_figures(rows, turns)
     read = read_token_figures(rows)
@@ -49,6 +54,7 @@ def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
         (0, [], []),
         (3, [7], [-1]),
     ]
+    assert [str(turn.entropies.tolist()) for turn in read] == ["[2.0, nan]", "[]", "[0.5]"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut off"])
@@ -61,6 +67,6 @@ def test_damaged_figures_are_none(tmp_path: Path, content: bytes | None) -> None
 
 def test_an_array_of_objects_is_not_loaded(tmp_path: Path) -> None:
     rows = tmp_path / "step-1.jsonl"
-    names = ("rows", "counts", "lengths", "logprobs")
+    names = ("rows", "counts", "lengths", "logprobs", "entropies")
     np.savez(token_figures_of(rows), **{name: np.array([print]) for name in names}, allow_pickle=True)
     assert read_token_figures(rows) == []

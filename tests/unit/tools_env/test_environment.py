@@ -90,8 +90,12 @@ def test_zoom_then_answer(start, sample: Sample, tmp_path: Path):
 def test_crops_are_numbered_on_and_can_be_zoomed(start):
     environment = start(ImageZoomIn())
     step = environment.step(ZOOM + ZOOM.replace('"img_idx": 0', '"img_idx": 1'))
-    assert [block.text for block in step.message.content] == ["", "Image 1", "", "Image 2"]
-    assert open_image(step.message.images[1].path).size == (32, 32)
+    assert [[block.text for block in each.content] for each in step.messages] == [
+        ["", "Image 1"],
+        ["", "Image 2"],
+    ]
+    assert {each.role for each in step.messages} == {"tool"}
+    assert open_image(step.messages[1].images[0].path).size == (32, 32)
     assert "there are 3 images" in only(environment, ZOOM.replace('"img_idx": 0', '"img_idx": 3'))[0]
 
 
@@ -282,14 +286,16 @@ ARGUMENTS = st.dictionaries(
 def test_any_turn_ends_or_gets_a_readable_reply(start, text: str):
     step = start(ImageZoomIn()).step(text)
     if step.done:
-        assert step.message is None
+        assert step.messages == ()
         assert step.calls == ()
         return
-    assert step.message.content
-    assert len(step.message.text) < 12_000
-    assert not any(markup in step.message.text for markup in ("<|", "<tool_call>", "<think>"))
-    step.message.text.encode()
-    assert len(step.message.images) == sum(record.images for record in step.calls)
+    assert len(step.messages) == len(step.calls)
+    for message, record in zip(step.messages, step.calls, strict=True):
+        assert message.content
+        assert len(message.text) < 12_000
+        assert not any(markup in message.text for markup in ("<|", "<tool_call>", "<think>"))
+        message.text.encode()
+        assert len(message.images) == record.images
     assert all(record.ok != bool(record.error) for record in step.calls)
 
 

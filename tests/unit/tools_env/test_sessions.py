@@ -79,8 +79,7 @@ def begin(tmp_path: Path) -> Callable[..., ToolEnvironment]:
 
 
 def said(reply: EnvironmentReply) -> str:
-    assert reply.message is not None
-    return reply.message.text
+    return "".join(message.text for message in reply.messages)
 
 
 def test_a_session_keeps_its_state_and_each_episode_has_its_own(begin, tally: type[Tally]) -> None:

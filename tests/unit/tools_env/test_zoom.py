@@ -1,3 +1,4 @@
+import json
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -193,3 +194,29 @@ def test_images_beyond_the_limit_are_dropped(scene: ImageRef, opened, monkeypatc
     for _ in range(2):
         zoom_in({"bbox_2d": [0, 0, 1000, 1000], "label": "marker", "img_idx": 0}, [scene])
     assert len(opened) == 2
+
+
+def test_it_is_announced_as_qwen_agents_tool_for_qwen3_vl():
+    """Word for word what `qwen_agent/tools/image_zoom_in_qwen3vl.py` tells the model."""
+    box = (
+        "The bounding box of the region to zoom in, as [x1, y1, x2, y2], where (x1, y1) is the top-left "
+        "corner and (x2, y2) is the bottom-right corner"
+    )
+    numbers = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
+    described = {
+        "bbox_2d": {**numbers, "description": box},
+        "label": {
+            "type": "string",
+            "description": "The name or label of the object in the specified bounding box",
+        },
+        "img_idx": {"type": "number", "description": "The index of the zoomed-in image (starting from 0)"},
+    }
+    spec = ImageZoomIn().spec
+    assert json.dumps(spec.parameters) == json.dumps(
+        {"type": "object", "properties": described, "required": ["bbox_2d", "label", "img_idx"]}
+    )
+    assert spec.description == (
+        "Zoom in on a specific region of an image by cropping it based on a bounding box (bbox) and an "
+        "optional object label"
+    )
+    assert "in pixels" in str(ImageZoomIn("pixel_original").spec.parameters)

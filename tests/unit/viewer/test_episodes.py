@@ -144,7 +144,10 @@ def test_an_episode_stands_beside_its_group_with_its_tokens_shaded(
         for row in rows_of(path)
     ]
     figures = [
-        TurnFigures(row, np.array([1, len(text) - 1], np.uint16), np.array([-0.5, -3.0], np.float16))
+        TurnFigures(
+            *(row, np.array([1, len(text) - 1], np.uint16), np.array([-0.5, -3.0], np.float16)),
+            entropies=np.array([0.75, np.nan], np.float16),
+        )
         for row, texts in enumerate(turns)
         for text in texts
     ]
@@ -160,6 +163,9 @@ def test_an_episode_stands_beside_its_group_with_its_tokens_shaded(
     )
     assert "".join(text for text, _ in first) == turns[1][0]
     assert [title.split(" (")[0] for _, title in first] == ["log-prob −0.5", "log-prob −3"]
+    browser.run("shade = 'entropy'; choose(1)")
+    titles = "[...document.querySelector('.tokens').children].map((e) => e.title)"
+    assert browser.run(titles) == ["entropy 0.75 nats", ""]  # of the second it is not known
 
 
 HOSTILE = "<img src=x onerror='window.hurt=1'><script>window.hurt=1</script>\u202eevil"

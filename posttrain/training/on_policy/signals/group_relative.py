@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.config import AlgorithmConfig, Sapo
-from posttrain.reward_spec import WeightedReward, closed_gate
+from posttrain.reward_spec import WeightedReward, closed_gate, is_outcome, outcome_value
 from posttrain.types import RewardResult, Trajectory
 
 #: Keeps a group whose rewards differ by rounding errors from getting large advantages.
 EPSILON = 1e-4
 
-#: The rewards of each task, by its name; the first one is its outcome.
+#: The rewards of each task, by its name; the first one is its outcome (see `outcome_value`).
 TaskRewards = Mapping[str, Sequence[WeightedReward]]
 
 
@@ -127,7 +127,7 @@ def _compared(
         unsolved_bonuses: Whether bonuses count where nobody reached the outcome.
     """
     totals = [verdict.total or 0.0 for _, verdict in found]
-    outcomes = [verdict.values.get(rewards[0].name) if rewards else None for _, verdict in found]
+    outcomes = [outcome_value(rewards, verdict.values) if rewards else None for _, verdict in found]
     known = [outcome for outcome in outcomes if outcome is not None]
     same = len(known) == len(outcomes) and max(known) == min(known)
     shaped = same and max(totals) != min(totals)
@@ -139,7 +139,7 @@ def _compared(
 def _without_bonuses(values: Mapping[str, float | None], rewards: Sequence[WeightedReward]) -> float:
     """Add up the outcome and the penalties of an episode."""
     parts = [
-        (reward.weight * value, reward is rewards[0])
+        (reward.weight * value, is_outcome(reward, rewards))
         for reward in rewards
         if (value := values.get(reward.name)) is not None and not closed_gate(reward, values)
     ]

@@ -17,6 +17,7 @@ from posttrain.inference.reading import Reading
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
 from posttrain.run.directory import RunDir
+from posttrain.run.token_figures import Entropies
 from posttrain.training.on_policy.controller import Controller, Crew
 from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
@@ -105,6 +106,9 @@ class Team:
         self.events.append(f"learn {trajectories[0].sample_id}")
         self.learned.append(sorted({trajectory.sample_id for trajectory in trajectories}))
         return {"loss": 1.0}
+
+    def entropies(self) -> Entropies:
+        return {}
 
     def prove_by(self, trajectories: Sequence[Trajectory]) -> None:
         self.proof = {trajectory.sample_id for trajectory in trajectories}

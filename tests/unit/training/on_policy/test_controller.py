@@ -1,7 +1,9 @@
 """The controller with engines and learners that a test decides: order, faults, stops and limits."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from posttrain.config import RewardRef, RlTask, RolloutConfig
 from posttrain.inference.pool import PoolError
+from posttrain.inference.reading import Reading
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
@@ -21,7 +24,7 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import EngineMeter, StalenessError
 from posttrain.training.on_policy.prompts import Drawn, PromptsAhead
-from posttrain.types import Sample
+from posttrain.types import Sample, Trajectory
 from tests.unit.training.on_policy.team import (
     PROMPTS,
     STEPS,
@@ -165,6 +168,30 @@ def test_a_learner_that_dies_while_engines_work_is_noticed_before_they_end(folde
         run(team, folder, staleness=2)
     assert time.monotonic() - begun < 5
     assert team.learned == own_prompts()[:2]
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_episodes_go_when_their_step_is_learned(folder: RunDir, staleness: int) -> None:
+    """Without waiting for the collector of garbage, to which their tokens are a few objects among many."""
+    seen: list[weakref.ref[Trajectory]] = []
+    alive: list[int] = []
+
+    class Watched(Team):
+        def update(
+            self, trajectories: Sequence[Trajectory], version: int, readings: Sequence[Reading | None] = ()
+        ) -> dict[str, float]:
+            seen.extend(weakref.ref(each) for each in trajectories)
+            return super().update(trajectories, version, readings)
+
+    log = Log(on_row=lambda step: alive.append(sum(each() is not None for each in seen)))
+    gc.disable()
+    try:
+        run(Watched(lambda sample: 0.05), folder, staleness, log)
+    finally:
+        gc.enable()
+    assert len(seen) == STEPS * PROMPTS * 2
+    assert max(alive) == PROMPTS * 2  # those of the step that is learned
+    assert not any(each() is not None for each in seen)
 
 
 def test_groups_that_never_end_have_a_limit() -> None:

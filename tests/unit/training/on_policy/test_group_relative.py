@@ -113,6 +113,28 @@ def test_bonuses_teach_where_the_outcome_was_reached_or_differs() -> None:
     assert assign_advantages(inapplicable, {"t": REWARDS}, compared()).shaped_groups == 0
 
 
+def test_a_judge_that_stands_in_for_the_rule_is_the_outcome() -> None:
+    rewards = [RewardSpec("answer"), RewardSpec("judge", unless={"answer": 1.0}), RewardSpec("overlong", 0.5)]
+
+    def batch(*values: tuple[float, float | None, float]) -> list[Trajectory]:
+        made = []
+        for index, (rule, judge, bonus) in enumerate(values):
+            parts = {"answer": rule, "judge": judge, "overlong": bonus}
+            total = rule + (judge or 0.0) + 0.5 * bonus
+            made.append(Trajectory("s", "t", 0, index, reward=RewardResult(total, parts)))
+        return made
+
+    differing = batch((0.0, 0.9, 0.0), (0.0, 0.1, 0.0), (1.0, None, 0.0))
+    assert assign_advantages(differing, {"t": rewards}, compared()).shaped_groups == 0
+    assert sorted(range(3), key=lambda place: differing[place].advantage or 0) == [1, 0, 2]
+    unsolved = batch((0.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    assert assign_advantages(unsolved, {"t": rewards}, compared()).shaped_groups == 1
+    assert [t.advantage for t in unsolved] == [0.0, 0.0]
+    # Asked beside a rule that decided, a judge changes nothing.
+    audited = batch((1.0, None, 0.0), (1.0, 0.0, 0.0))
+    assert assign_advantages(audited, {"t": rewards}, compared()).zero_groups == 1
+
+
 def test_penalties_teach_where_nothing_was_solved() -> None:
     batch = judged(0, [(0.0, 1.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, -1.0)])
     found = advantages(batch)

@@ -199,6 +199,8 @@ def test_another_temperature_is_that_of_policy_ratios_and_engine(
     metrics = learner.update(copy.deepcopy(drawn))
     assert metrics["logprob_gap/max"] < 1e-5
     assert metrics["entropy"] == pytest.approx(sum(entropies) / len(entropies), rel=1e-4)
+    kept = [value for each in drawn for value in learner.entropies[each.group, each.episode].tolist()]
+    assert kept == pytest.approx(entropies, rel=1e-3)  # of every token, in half precision
     with pytest.raises(PolicyMismatch):  # what an engine says at temperature 1 is of another policy
         make(stage, tiny_checkpoint, rollout=rollout).update(copy.deepcopy(trajectories))
     with pytest.raises(PolicyMismatch):

@@ -59,6 +59,8 @@ def test_markup_is_what_a_tool_call_is_written_in(digits_of: Callable) -> None:
     assert found["text"] == "I zoom."
     assert found["markup"] == '<tool_call>{"bbox_2d": [, ]}</tool_call><|im_end|>'
     assert digits_of("Cut <tool_call>{off")["markup"] == "<tool_call>{off"
+    marks = digits_of('I tap. *FUNCTION*: Tap\n*ARGS*: {"point": [3, 4]}\n*RESULT*: so')
+    assert (marks["coordinates"], marks["markup"][-8:], marks["text"]) == ("34", "*RESULT*", "I tap. : so")
 
 
 def test_turns_are_read_one_by_one() -> None:
