@@ -116,13 +116,13 @@ class Purse:
     Example:
         purse.take(body, longest_reply=1024)   # before each request
         purse.pay(completion)                  # with each reply
-        purse.close()                          # in any case
+        purse.end()                            # in any case
     """
 
     def __init__(self, budget: Budget, model: str) -> None:
         self._budget, self._model = budget, model
         self._tally = Tally(budget.ledger)
-        self._open = False
+        self._open = self._ended = False
 
     def take(self, letters: int, longest_reply: int) -> None:
         """Count a request that is about to be sent.
@@ -135,10 +135,12 @@ class Purse:
             StopScoring: If the budget is spent and the run is to stop, or its ledger cannot be used.
             LeftOut: If it is spent and judges are then left out.
         """
-        self.close()
+        self._settle()
         price = self._price()
         guess = price.of(letters / LETTERS, longest_reply) if price else 0.0
         with _lock:
+            if self._ended:  # whoever waited for the verdict has given up, and sends nothing
+                return
             self._change(lambda sums: self._one_more(sums, guess))
             _under_way[self._tally.path] += 1
             self._open = True
@@ -170,15 +172,21 @@ class Purse:
                 "dearest": max(sums.get("dearest", 0.0), cost),
             }
 
-        self.close()
+        self._settle()
         self._change(changed)
 
     def found(self) -> None:
         """Count a verdict that was given before and costs nothing."""
         self._change(lambda sums: {**sums, "cached": sums.get("cached", 0.0) + 1})
 
-    def close(self) -> None:
-        """End the request that is under way, if any."""
+    def end(self) -> None:
+        """Give up the request that is under way, if any; no other follows."""
+        with _lock:
+            self._ended = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take the request out of those that are under way."""
         with _lock:
             if self._open:
                 _under_way[self._tally.path] -= 1

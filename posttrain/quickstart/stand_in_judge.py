@@ -5,7 +5,7 @@ the question). Each aspect of a rubric gets p of its scale; of two answers the l
 has the form that judges are asked for, with the request's nonce and the tokens used, so that all that stands
 between a run and a real judge is there. What it prefers is what its model was trained on.
 
-    python -m posttrain.quickstart.stand_in_judge runs/general-rl-judge/sft/checkpoint-300 --port 8911 &
+    python -m posttrain.quickstart.stand_in_judge runs/general-rl-judge/sft/checkpoint-100 --port 8911 &
     export POSTTRAIN_JUDGE_URL=http://127.0.0.1:8911/v1
 """
 
@@ -46,7 +46,7 @@ class LikelihoodJudge:
         checkpoint: The model.
 
     Example:
-        LikelihoodJudge(Path("runs/general-rl-judge/sft/checkpoint-300")).likelihood("Hello.", "Good day.")
+        LikelihoodJudge(Path("runs/general-rl-judge/sft/checkpoint-100")).likelihood("Hello.", "Good day.")
     """
 
     def __init__(self, checkpoint: Path) -> None:

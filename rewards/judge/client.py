@@ -164,7 +164,7 @@ async def ask(endpoint: Endpoint, question: JudgeQuestion) -> Verdict:
         raise JudgeError(str(error)) from None
     finally:
         if purse:
-            purse.close()
+            purse.end()
     verdict["reason"] = verdict["reason"][:MAX_REASON]
     if cache:
         await asyncio.to_thread(cache.put, key, verdict)
