@@ -156,7 +156,7 @@ def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
         )
     if not tasks[0].rewards:
         raise CurationError(
-            f"stage {stage.name}: a pass_rate step of {stage.curation!r} is to play its task "
+            f"stage {stage.name}: a step of {stage.curation!r} is to play its task "
             f"{tasks[0].name!r}, which {NO_REWARDS}"
         )
     return tasks[0]

@@ -109,6 +109,12 @@ PANELS = (
         from_zero=True,
     ),
     Panel(
+        "Distance from the teacher",
+        "On the student's own tokens, in nats: the divergence that is learned, and an estimate of the reverse"
+        " KL by the sampled tokens.",
+        lines=(metric.DIVERGENCE_TEACHER, metric.KL_TEACHER),
+    ),
+    Panel(
         "KL divergence",
         "Engine to learner is numerics and stays flat; old to new is how far an update moves.",
         lines=(metric.KL + "*",),

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from posttrain.config import ModelConfig, OnPolicyDistillationStage
 from posttrain.inference.reading import Reading, ReadingError
-from posttrain.quickstart.tiny import build_tiny
+from posttrain.quickstart.tiny import build_tiny, initialise
 from posttrain.training.on_policy import engine_teacher
 from posttrain.training.on_policy.engine_teacher import read_by
 from posttrain.training.on_policy.frozen_policy import Beside
@@ -41,9 +42,19 @@ def stage_of(place: str = "engines", top: int = ALL, **settings: Any) -> OnPolic
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the student's family, with other weights."""
+    """A model of the student's family, twice as wide, with one layer more."""
     directory = tmp_path_factory.mktemp("teacher")
     build_tiny("qwen3_vl", directory, seed=7)
+    config = AutoConfig.from_pretrained(directory)
+    text = config.text_config
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        setattr(text, name, 2 * getattr(text, name))
+    text.num_hidden_layers += 1
+    config.vision_config.out_hidden_size = text.hidden_size
+    torch.manual_seed(7)
+    model: Any = AutoModelForImageTextToText.from_config(config)
+    initialise(model)
+    model.save_pretrained(directory)
     return directory
 
 
