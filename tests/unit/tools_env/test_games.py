@@ -114,7 +114,7 @@ def test_an_episode_that_is_cut_has_the_rewards_of_its_state(begin) -> None:
         (lambda said: 5, "no text, no image"),
         (lambda said: ["a", 5], "no text, no image"),
         (lambda said: 1 / 0, "ZeroDivisionError"),
-        (lambda said: Image.new("RGB", (1, 900)), "ImageError"),
+        (lambda said: Image.new("RGB", (1, 900)), "ImageSizeError"),
     ],
 )
 def test_an_environment_that_breaks_fails_the_episode(begin, answer: Callable[[str], Any], told: str) -> None:
@@ -160,7 +160,8 @@ def block(number: int) -> str:
 
 def test_the_readmes_environment_works_as_its_task_says(tmp_path: Path) -> None:
     (tmp_path / "my_game.py").write_text(block(3), encoding="utf-8")
-    written = README.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in README.read_text(encoding="utf-8").split("```yaml\n")[1:]]
+    (written,) = [each for each in blocks if "environment: my_game.py:Guess" in each]
     task = TaskConfig.model_validate(yaml.safe_load(written)["stages"][0]["tasks"][0])
     assert task.environment is not None
     game = load_game(task.environment.model_dump(), tmp_path)
