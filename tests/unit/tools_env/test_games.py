@@ -154,14 +154,16 @@ def test_references(tmp_path: Path) -> None:
         load_tools(["mine.py:Game"], tmp_path)
 
 
-def block(number: int) -> str:
-    return README.read_text(encoding="utf-8").split("```python\n")[number].split("```")[0]
+def block(language: str, holds: str) -> str:
+    """Return the README's example that has a text in it."""
+    parts = README.read_text(encoding="utf-8").split(f"```{language}\n")[1:]
+    (found,) = [text for part in parts if holds in (text := part.split("```")[0])]
+    return found
 
 
 def test_the_readmes_environment_works_as_its_task_says(tmp_path: Path) -> None:
-    (tmp_path / "my_game.py").write_text(block(3), encoding="utf-8")
-    blocks = [part.split("```")[0] for part in README.read_text(encoding="utf-8").split("```yaml\n")[1:]]
-    (written,) = [each for each in blocks if "environment: my_game.py:Guess" in each]
+    (tmp_path / "my_game.py").write_text(block("python", "class Guess("), encoding="utf-8")
+    written = block("yaml", "environment: my_game.py:Guess")
     task = TaskConfig.model_validate(yaml.safe_load(written)["stages"][0]["tasks"][0])
     assert task.environment is not None
     game = load_game(task.environment.model_dump(), tmp_path)
@@ -185,7 +187,7 @@ def test_the_readmes_environment_works_as_its_task_says(tmp_path: Path) -> None:
 
 
 def test_the_readmes_session_works(tmp_path: Path) -> None:
-    (tmp_path / "my_tools.py").write_text(block(2), encoding="utf-8")
+    (tmp_path / "my_tools.py").write_text(block("python", "class Notebook("), encoding="utf-8")
     tools = load_tools([{"name": "my_tools.py:Notebook", "params": {"lines": 2}}], tmp_path)
     environment = ToolEnvironment(tools, 9, tmp_path)
     environment.start(SAMPLE)
