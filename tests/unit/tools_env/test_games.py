@@ -114,7 +114,7 @@ def test_an_episode_that_is_cut_has_the_rewards_of_its_state(begin) -> None:
         (lambda said: 5, "no text, no image"),
         (lambda said: ["a", 5], "no text, no image"),
         (lambda said: 1 / 0, "ZeroDivisionError"),
-        (lambda said: Image.new("RGB", (1, 900)), "ImageError"),
+        (lambda said: Image.new("RGB", (1, 900)), "ImageSizeError"),
     ],
 )
 def test_an_environment_that_breaks_fails_the_episode(begin, answer: Callable[[str], Any], told: str) -> None:
@@ -154,13 +154,16 @@ def test_references(tmp_path: Path) -> None:
         load_tools(["mine.py:Game"], tmp_path)
 
 
-def block(number: int) -> str:
-    return README.read_text(encoding="utf-8").split("```python\n")[number].split("```")[0]
+def block(language: str, holds: str) -> str:
+    """Return the README's example that has a text in it."""
+    parts = README.read_text(encoding="utf-8").split(f"```{language}\n")[1:]
+    (found,) = [text for part in parts if holds in (text := part.split("```")[0])]
+    return found
 
 
 def test_the_readmes_environment_works_as_its_task_says(tmp_path: Path) -> None:
-    (tmp_path / "my_game.py").write_text(block(3), encoding="utf-8")
-    written = README.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my_game.py").write_text(block("python", "class Guess("), encoding="utf-8")
+    written = block("yaml", "environment: my_game.py:Guess")
     task = TaskConfig.model_validate(yaml.safe_load(written)["stages"][0]["tasks"][0])
     assert task.environment is not None
     game = load_game(task.environment.model_dump(), tmp_path)
@@ -184,7 +187,7 @@ def test_the_readmes_environment_works_as_its_task_says(tmp_path: Path) -> None:
 
 
 def test_the_readmes_session_works(tmp_path: Path) -> None:
-    (tmp_path / "my_tools.py").write_text(block(2), encoding="utf-8")
+    (tmp_path / "my_tools.py").write_text(block("python", "class Notebook("), encoding="utf-8")
     tools = load_tools([{"name": "my_tools.py:Notebook", "params": {"lines": 2}}], tmp_path)
     environment = ToolEnvironment(tools, 9, tmp_path)
     environment.start(SAMPLE)
