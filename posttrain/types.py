@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.boxes import Box, Frame
+from posttrain.failures import ToolFailure
 
 Role = Literal["system", "user", "assistant", "tool"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -223,6 +224,7 @@ class ToolCall:
         ok: Whether the tool ran.
         error: The error message that the model was shown if it did not run.
         images: Number of images that the tool returned.
+        seconds: How long it took; None where nothing was run. It is no part of what calls are compared by.
     """
 
     name: str
@@ -230,6 +232,7 @@ class ToolCall:
     ok: bool
     error: str = ""
     images: int = 0
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -255,19 +258,6 @@ class EnvironmentReply:
     def messages(self) -> tuple[Message, ...]:
         """All that the model is shown next."""
         return () if self.message is None else (self.message, *self.further)
-
-
-@dataclass(frozen=True)
-class ToolFailure:
-    """A failure of the world in an episode, which says nothing of the model.
-
-    Attributes:
-        tool: The tool or environment that failed.
-        reason: What happened, in one line.
-    """
-
-    tool: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def input_to_json(x: RewardInput) -> JsonObject:
         "answer": x.answer,
         "ground_truth": x.ground_truth,
         "columns": x.columns,
-        "tool_calls": [dataclasses.asdict(call) for call in x.tool_calls],
+        "tool_calls": [_tool_call_to_json(call) for call in x.tool_calls],
         "truncated": x.truncated,
         "completion_ids": list(x.completion_ids),
         "outcome": {**x.outcome},
@@ -249,6 +249,11 @@ def _messages(rows: Sequence[object], where: str) -> tuple[Message, ...]:
         except ValueError as error:
             raise WireError(f"{where}[{i}]: {error}") from None
     return tuple(messages)
+
+
+def _tool_call_to_json(call: ToolCall) -> JsonObject:
+    """Write a call without its seconds: a reward must not depend on how busy a machine was."""
+    return {name: value for name, value in dataclasses.asdict(call).items() if name != "seconds"}
 
 
 def _tool_call(value: object, where: str) -> ToolCall:

@@ -25,6 +25,9 @@ Parts, with their goals:
         most 0.1.
     e   log-probs of 8,192 tokens over 151,936 in chunks, over those from all logits: memory at most an
         eighth, time at most 1.3. All logits take 16 GiB; without them nothing is measured.
+    f   on-policy distillation on the zoom task from a teacher of four times the student's size: its share of
+        a step, in the learners and in engines of its own, at most half each. In engines it is what a step
+        waits for it once all is played, and how much longer that takes than with the other: they share cores.
 Shown besides: the floor without seeds, log-probs and banned tokens (`plain`), seconds, processor time, and
 the share of groups without signal (`silent`), which we skip and TRL computes.
 
@@ -45,7 +48,7 @@ from typing import Any
 import benchmark
 import torch
 from bench_rl_logprobs import logprobs
-from bench_rl_tasks import LEARNERS, TASKS, prepare
+from bench_rl_tasks import LEARNERS, TASKS, prepare, write_teacher
 from bench_rl_turns import Side
 from tqdm import tqdm
 
@@ -58,6 +61,8 @@ GOALS: dict[str, tuple[str, float]] = {
     "publish_smollm2": (">=", 0.5),
     "logprobs_memory_ratio": ("<=", 0.125),
     "logprobs_time_ratio": ("<=", 1.3),
+    "teacher_learners_share": ("<=", 0.5),
+    "teacher_engines_share": ("<=", 0.5),
 }
 for _task in TASKS:
     GOALS |= {
@@ -188,6 +193,44 @@ def asynchronous(task: str, folder: Path, rounds: int) -> Figures:
     return figures | {f"async_{task}_{part}_s": statistics.median(each) for part, each in parts.items()}
 
 
+def linked(folder: Path, *names: str) -> list[Path]:
+    """Return folders in a task's folder that have its model and prompts, and runs of their own."""
+    found = [folder / name for name in names]
+    for below in found:
+        shutil.rmtree(below, ignore_errors=True)
+        below.mkdir()
+        for shared in ("model", "teacher", "data", "prompts.yaml"):
+            if (folder / shared).exists():
+                (below / shared).symlink_to(folder.absolute() / shared)
+    return found
+
+
+def taught(task: str, folder: Path, rounds: int) -> Figures:
+    """Part f: steps with a teacher in the learners and in engines, in turns."""
+    times = write_teacher(folder / "model", folder / "teacher")
+    places = ("learners", "engines")
+    with ExitStack() as stack:
+        sides = [
+            start(stack, "ours", task, below, "--teacher", place)
+            for place, below in zip(places, linked(folder, *places), strict=True)
+        ]
+        measured = list(in_turns([lambda side=side: side.turn(1) for side in sides], rounds, "f"))
+    steps = [[turn["steps"][0] for turn in turns] for turns in measured]
+    shares = {"learners": [beside["time/teacher"] / beside["time/step"] for beside, _ in steps]}
+    shares["engines"] = [
+        (apart["time/teacher"] + max(0.0, apart["time/rollout"] - beside["time/rollout"]))
+        / apart["time/step"]
+        for beside, apart in steps
+    ]
+    figures: Figures = {"teacher_size": times}
+    for number, place in enumerate(places):
+        own = [each[number] for each in steps]
+        figures |= ratios(f"teacher_{place}_share", shares[place])
+        names = ("time/step", "time/rollout", "time/learner", "time/teacher")
+        figures |= medians(f"teacher_{place}", own, names)
+    return figures
+
+
 def measure(options: argparse.Namespace) -> Figures:
     """Every figure that is asked for."""
     figures: Figures = {}
@@ -209,14 +252,12 @@ def measure(options: argparse.Namespace) -> Figures:
                 figures |= found
         if "c" in options.only:
             folder = prepared("zoom")
-            for below in ("alone", "together"):
-                shutil.rmtree(folder / below, ignore_errors=True)
-                (folder / below).mkdir()
-                for linked in ("model", "data", "prompts.yaml"):
-                    (folder / below / linked).symlink_to(folder.absolute() / linked)
+            linked(folder, "alone", "together")
             figures |= asynchronous("zoom", folder, options.rounds)
         if "e" in options.only:
             figures |= logprobs()
+        if "f" in options.only:
+            figures |= taught("zoom", prepared("zoom"), options.rounds)
     return figures
 
 
@@ -225,7 +266,7 @@ def main() -> int:
     parser = benchmark.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="turns that count (default: 3)")
     parser.add_argument(
-        "--only", nargs="+", choices="abcde", default=[*"abcde"], help="parts; d comes with a"
+        "--only", nargs="+", choices="abcdef", default=[*"abcdef"], help="parts; d comes with a"
     )
     parser.add_argument("--tasks", nargs="+", choices=[*TASKS], default=[*TASKS], help="tasks of a and b")
     parser.add_argument(

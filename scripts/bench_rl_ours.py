@@ -21,7 +21,9 @@ from posttrain.training.on_policy import controller
 from posttrain.types import Trajectory
 
 
-def settings(task: Task, folder: Path, staleness: int, one_core: bool) -> dict[str, Any]:
+def settings(
+    task: Task, folder: Path, staleness: int, one_core: bool, teacher: str | None = None
+) -> dict[str, Any]:
     """Return the run's settings.
 
     Args:
@@ -29,6 +31,8 @@ def settings(task: Task, folder: Path, staleness: int, one_core: bool) -> dict[s
         folder: Where its model and prompts are.
         staleness: Steps by which generation may be ahead.
         one_core: Whether engine and learner have a core each; else both cores are there for each in its turn.
+        teacher: Where the teacher of `folder/teacher` is, if it is what is learned from: `learners` or
+            `engines`.
     """
     model: dict[str, Any] = {"name_or_path": str(folder / "model"), "dtype": "float32"}
     if task.family != "text":
@@ -55,6 +59,12 @@ def settings(task: Task, folder: Path, staleness: int, one_core: bool) -> dict[s
             **({"max_staleness": staleness} if staleness else {}),
         },
     }
+    if teacher is not None:
+        where: dict[str, Any] = {"checkpoint": str(folder / "teacher"), "place": teacher}
+        if teacher == "engines":
+            where["engine"] = {"kv_cache_gb": 0.5}
+        stage |= {"stage": "on_policy_distillation", "group_size": task.group, "loss": {"beta": 0.5}}
+        stage |= {"teacher": where, "algorithm": None}
     return {
         "name": "ours",
         "output_dir": str(folder / "runs"),
@@ -116,11 +126,12 @@ def main() -> None:
     parser.add_argument("address")
     parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--one-core", action="store_true")
+    parser.add_argument("--teacher", choices=["learners", "engines"])
     options = parser.parse_args()
     folder = options.folder
     Gate.turns, Gate.folder = Turns(options.address), folder
     controller.Tracker, controller.write_trajectories = Gate, Gate.write
-    run = settings(TASKS[options.task], folder, options.staleness, options.one_core)
+    run = settings(TASKS[options.task], folder, options.staleness, options.one_core, options.teacher)
     recipe = folder / "run.yaml"
     recipe.write_text(json.dumps(run), encoding="utf-8")
     shutil.rmtree(folder / "runs", ignore_errors=True)

@@ -1,5 +1,6 @@
 """The tasks of `bench_rl.py`: models, prompts, rewards and lengths, which are the same for every side."""
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from posttrain.models.load import load_model
 from posttrain.models.packed_attention import use_packed_attention
 from posttrain.models.supervised_head import IGNORED, add_supervised_head
 from posttrain.quickstart import marker_scenes
-from posttrain.quickstart.tiny import build_tiny
+from posttrain.quickstart.tiny import build_tiny, initialise
 from posttrain.rendering.collation import collate_packed
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.tools import tool_specs
@@ -123,6 +124,29 @@ def write_zoomer(folder: Path, steps: int = 250) -> None:
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder)
+
+
+def write_teacher(student: Path, folder: Path, times: float = 4.0) -> float:
+    """Write a model like a student, twice as wide and as deep as it takes to be so many times as large.
+
+    Returns:
+        How many times as large it is.
+    """
+    small: Any = AutoModelForImageTextToText.from_pretrained(student)
+    config, ratio, large = small.config, 0.0, small
+    text, vision = config.text_config, config.vision_config
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        setattr(text, name, 2 * getattr(text, name))
+    vision.out_hidden_size = text.hidden_size
+    while ratio < times:
+        torch.manual_seed(0)
+        large = type(small)(copy.deepcopy(config))
+        ratio = large.num_parameters() / small.num_parameters()
+        text.num_hidden_layers += 1
+    initialise(large)
+    large.save_pretrained(folder)
+    Renderer.from_pretrained(student, "qwen3_vl").processor.save_pretrained(folder)
+    return ratio
 
 
 TASKS = {

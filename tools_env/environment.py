@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -185,19 +186,25 @@ class ToolEnvironment:
             return _refused(call, "not run: the episode was over")
         if last and not own:
             return _refused(call, "not run: the turn limit was reached")
+        began = time.perf_counter()
         try:
             tool, arguments = _fitting(call, self._tools)
             result = self._result(call.name, tool, arguments)
         except ToolError as error:
             reason = str(error).strip() or f"{call.name} cannot serve this call, and does not say why"
-            return _refused(call, readable(f"Error: {reason}"))
+            return _refused(call, readable(f"Error: {reason}"), _since(began))
+        except WorldError as error:
+            error.seconds = _since(began)
+            raise
+        seconds = _since(began)
         if result is None:  # an action of a user's environment
             self._over = True
-            return ToolCall(call.name, call.arguments, ok=True), []
+            return ToolCall(call.name, call.arguments, ok=True, seconds=seconds), []
         blocks = blocks_of(result, self._image_dir)
         images = [block.image for block in blocks if block.image is not None]
         self._images += images
-        return ToolCall(call.name, call.arguments, ok=True, images=len(images)), blocks
+        served = ToolCall(call.name, call.arguments, ok=True, images=len(images), seconds=seconds)
+        return served, blocks
 
     def _result(self, name: str, tool: AnyTool, arguments: dict[str, Any]) -> ToolResult | None:
         """Run a call whose arguments fit; raise `ToolError`, with a text for the model, if it is its mistake.
@@ -248,8 +255,14 @@ def _fitting(call: ParsedCall, tools: Mapping[str, AnyTool]) -> tuple[AnyTool, d
     return tool, arguments
 
 
-def _refused(call: ParsedCall, reason: str) -> tuple[ToolCall, list[Block]]:
-    return ToolCall(call.name, call.arguments, ok=False, error=reason), [Block("text", text=reason)]
+def _refused(call: ParsedCall, reason: str, seconds: float | None = None) -> tuple[ToolCall, list[Block]]:
+    refused = ToolCall(call.name, call.arguments, ok=False, error=reason, seconds=seconds)
+    return refused, [Block("text", text=reason)]
+
+
+def _since(began: float) -> float:
+    """Return the seconds since a moment, to milliseconds."""
+    return round(time.perf_counter() - began, 3)
 
 
 def _with_blocks(messages: tuple[Message, ...], blocks: Sequence[Block]) -> tuple[Message, ...]:

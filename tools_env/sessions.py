@@ -112,8 +112,8 @@ class Session:
     #: Seconds that a call may take (`@tool(deadline_s=…)` says otherwise for one tool), and opening.
     deadline_s: ClassVar[float] = CALL_S
     open_deadline_s: ClassVar[float] = OPEN_S
-    #: What the model is told of its tools; made of the methods.
-    specs: ClassVar[Sequence[ToolSpec]] = ()
+    #: What the model is told of its tools; made of the methods, unless an object sets its own.
+    specs: Sequence[ToolSpec] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -147,9 +147,8 @@ class SessionClass:
         self._made_of, self._params = made_of, dict(params)
         self._tools = tools_of(made_of)
         self.name = made_of.__name__
-        self.specs: Sequence[ToolSpec] = made_of.specs
+        self.specs: Sequence[ToolSpec] = self.session().specs
         self.open_deadline_s = made_of.open_deadline_s
-        self.session()
 
     @property
     def tools(self) -> list[SessionTool]:
@@ -162,7 +161,8 @@ class SessionClass:
 
     def deadline_of(self, tool: str) -> float:
         """Return how many seconds a call of a tool may take."""
-        return self._tools[tool].deadline_s or self._made_of.deadline_s
+        method = self._tools.get(tool)
+        return (method.deadline_s if method is not None else None) or self._made_of.deadline_s
 
 
 class OpenSessions:

@@ -19,7 +19,7 @@ of a model that is asked (--model). Rows that were never solved get no target, a
 curation of one step, `call_targets`, which a recipe may have among others.
 
 examples:
-  posttrain data call-targets markers_train --checkpoint runs/q/rl/checkpoint-40 --tools image_zoom_in
+  posttrain data call-targets looks_train --checkpoint my-agent --tools image_zoom_in
   posttrain data call-targets mine.yaml --checkpoint my-model --tools image_zoom_in --rewards math
   posttrain data call-targets mine.yaml --model gpt-5 --base-url https://example.com/v1 --tools image_zoom_in
 """

@@ -112,16 +112,19 @@ class Chat:
     def _turn(self, messages: Sequence[Message]) -> str:
         """Return the model's next turn, written as it comes."""
         prompt = self._renderer.render(messages, self._tools, add_generation_prompt=True)
+        stops = self._renderer.stops if self._tools else ()
         with torch.inference_mode():
             made = self._model.generate(
                 **collate([prompt], self._renderer, self._model.device),
                 **self._sampling,
                 eos_token_id=self._renderer.end_token_id,
+                **({"stop_strings": [*stops], "tokenizer": self._renderer.tokenizer} if stops else {}),
                 pad_token_id=self._renderer.pad_token_id,
                 suppress_tokens=self._renderer.banned_token_ids,
                 streamer=_Pieces(self._renderer.tokenizer, self._write),
             )
-        return self._renderer.decode(made[0, len(prompt.token_ids) :].tolist())
+        sampled = made[0, len(prompt.token_ids) :].tolist()
+        return self._renderer.decode(sampled, continues=messages[-1].role == "tool")
 
     def _tell(self, reply: EnvironmentReply) -> None:
         """Write what was called, and what came back: the paths of images, and texts."""

@@ -24,7 +24,8 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     for name, members in stages_together(config).items():
         cells = [cell for stage in members if (cell := cell_of(stage)) is not None]
         if cells:
-            rows.append((f"{name}: cells", grid_text(cells, config.origins[members[0].name])))
+            origins = dict.fromkeys(config.origins[stage.name] for stage in members)
+            rows.append((f"{name}: cells", grid_text(cells, " or ".join(origins))))
         tables = [dict(stage.arithmetic()) for stage in members]
         for quantity in dict.fromkeys(quantity for table in tables for quantity in table):
             texts = dict.fromkeys(table[quantity] for table in tables if quantity in table)

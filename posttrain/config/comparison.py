@@ -9,6 +9,14 @@
 makes 12 stages, the cells, named `rl-seed0-max_staleness0-sapo` and so on. All start from the checkpoint that
 the one stage would have started from. Each is an ordinary stage: measured, resumed, checked like any other.
 This happens to a file's data, before they are checked, so that `base:` and overrides change what is varied.
+
+`variants` are stages that differ in more than one value, such as tasks or the stage that they start from:
+
+      vary:
+        seed: [0, 1, 2]
+        variants:
+          - {name: as_it_is}
+          - {name: without_target, tasks: [{name: untargeted, data: looks_train, rewards: [answer_accuracy]}]}
 """
 
 import copy
@@ -25,6 +33,9 @@ MAX_CELLS = 256
 MAX_NAME = 64
 #: What every cell has in common, or of its own.
 FIXED = ("stage", "name", "start_from", "metric", "tasks", VARY, CELL)
+#: Named sets of keys that are compared; each may have some of those that cannot be varied by themselves.
+VARIANTS, VARIANT = "variants", "variant"
+OF_A_VARIANT = ("name", "start_from", "tasks")
 
 
 @dataclass(frozen=True)
@@ -99,12 +110,15 @@ def _cells(document: Document, index: int) -> list[dict[str, object]]:
         cell = copy.deepcopy(plain)
         settings: dict[str, object] = {}
         for dimension, value in zip(dimensions, values, strict=True):
+            if dimension.key == (VARIANTS,):
+                settings[VARIANT] = _take_variant(cell, value)
+                continue
             _set(cell, dimension.key, value)
             settings[key_text(dimension.key)] = value
         words = [cell_label(key, value) for key, value in settings.items()]
         cell |= {
             "name": "-".join([name, *words]),
-            "start_from": stage.get("start_from") or _before(document, index),
+            "start_from": cell.get("start_from") or _before(document, index),
             CELL: {"comparison": name, "settings": settings},
         }
         cells.append(cell)
@@ -120,7 +134,10 @@ def _dimensions(document: Document, at: Key, node: object, key: Key) -> Iterator
     if isinstance(node, Mapping):
         for name, inner in node.items():
             if not key and name in FIXED:
-                raise document.error((*at, name), "cannot be varied", "every cell has it alike; remove it")
+                remedy = "every cell has it alike; remove it, or write `variants` that have it"
+                raise document.error((*at, name), "cannot be varied", remedy)
+            if not key and name == VARIANTS and inner is not None:
+                _check_variants(document, (*at, name), inner)
             yield from _dimensions(document, at, inner, (*key, name))
         return
     if not isinstance(node, list) or not key:
@@ -130,6 +147,28 @@ def _dimensions(document: Document, at: Key, node: object, key: Key) -> Iterator
     if repeated := next((value for place, value in enumerate(node) if value in node[:place]), None):
         raise document.error(here, f"{repeated!r} is listed twice", "list it once")
     yield Dimension(key, node)
+
+
+def _check_variants(document: Document, at: Key, node: object) -> None:
+    """Refuse variants that have no name, or keys that a cell cannot have of its own."""
+    if not isinstance(node, list):
+        raise document.error(at, f"should list variants, not {node!r}", "write [{name: …, …}, …]")
+    for number, variant in enumerate(node):
+        here = (*at, number)
+        if not isinstance(variant, Mapping) or not isinstance(variant.get("name"), str):
+            raise document.error(here, f"{variant!r} has no name", "write {name: …} and the keys that differ")
+        for key in variant:
+            if key in FIXED and key not in OF_A_VARIANT:
+                raise document.error((*here, str(key)), "cannot be varied", "remove it")
+
+
+def _take_variant(cell: dict[str, object], variant: object) -> str:
+    """Set the keys of a variant in a cell, and return its name."""
+    assert isinstance(variant, Mapping)
+    for key, value in variant.items():
+        if key != "name":
+            _set(cell, (str(key),), value)
+    return str(variant["name"])
 
 
 def _dimension_keys(node: object, key: Key = ()) -> Iterator[Key]:

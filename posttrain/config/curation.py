@@ -9,7 +9,7 @@ from posttrain.config.base import MisfitError, Name, Natural, Section
 from posttrain.config.curation_steps import Step
 from posttrain.config.data import DatasetName
 from posttrain.config.document import Document, read_document
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
+from posttrain.config.endpoints import EndpointConfig, ModelEntry, ServedConfig
 from posttrain.config.errors import ConfigError, Problem
 from posttrain.config.filter_step import Share
 from posttrain.config.model import ClusterConfig
@@ -17,6 +17,12 @@ from posttrain.config.paths import LocalPath, relative_to
 from posttrain.config.problems import problems_of
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.files.nearest import did_you_mean
+
+#: Why a stage's own task cannot be played for its pass rates, and what to do.
+NO_REWARDS = (
+    "has no rewards, which say what is solved: give the task one (where a teacher is learned from it is "
+    "measured, and not learned), or name an `endpoint` in the step"
+)
 
 
 class CurationConfig(Section):
@@ -53,7 +59,7 @@ class CurationConfig(Section):
     @property
     def has_checkpoints(self) -> bool:
         """Whether it needs engines."""
-        return any(isinstance(entry, CheckpointConfig) for entry in self.endpoints.values())
+        return any(isinstance(entry, ServedConfig) for entry in self.endpoints.values())
 
     @model_validator(mode="after")
     def _check(self) -> "CurationConfig":

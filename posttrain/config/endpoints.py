@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from posttrain.config.base import Address, MisfitError, Positive, PositiveFloat, Section
+from posttrain.config.base import Address, MisfitError, Name, Positive, PositiveFloat, Section
 from posttrain.config.model import ModelConfig
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig
@@ -37,13 +37,9 @@ class EndpointConfig(Section):
         return self
 
 
-class CheckpointConfig(Section):
-    """A model in engines that the run starts itself, and ends when no step needs them."""
+class ServedConfig(Section):
+    """How a model is served in engines that the run starts itself, and ends when no step needs them."""
 
-    checkpoint: ModelPath = Field(
-        min_length=1,
-        description="Hugging Face id, or a directory, relative to the YAML file; adapters are to be merged.",
-    )
     family: ModelFamily | None = Field(
         default=None, description="Set it where neither the name nor config.json tells the family."
     )
@@ -60,6 +56,30 @@ class CheckpointConfig(Section):
         """Number of queries that are answered at the same time."""
         return self.actors * self.engine.max_num_seqs
 
+
+class EarlierModelConfig(ServedConfig):
+    """The model of an earlier stage of the run whose stage curates, in engines of its own."""
+
+    stage: Name = Field(
+        description="An earlier stage of the run, whose final checkpoint it is; only where a stage curates. "
+        "Family, dtype and max_pixels are then the run's unless set."
+    )
+
+    def at(self, checkpoint: str, model: ModelConfig) -> "CheckpointConfig":
+        """Return the same model once it is known where it is, as one of a run whose `model` this is."""
+        how = {key: getattr(model, key) for key in ("family", "dtype", "max_pixels")}
+        how |= {key: getattr(self, key) for key in self.model_fields_set if key != "stage"}
+        return CheckpointConfig(checkpoint=checkpoint, **how)
+
+
+class CheckpointConfig(ServedConfig):
+    """A model in engines that the run starts itself, and ends when no step needs them."""
+
+    checkpoint: ModelPath = Field(
+        min_length=1,
+        description="Hugging Face id, or a directory, relative to the YAML file; adapters are to be merged.",
+    )
+
     @property
     def as_model(self) -> ModelConfig:
         """The same model as a model section of a run.
@@ -75,13 +95,16 @@ class CheckpointConfig(Section):
 
 
 def _kind_of_model(value: object) -> str:
-    """Tell which of the two classes an entry of a recipe is: one with `checkpoint` is our own."""
-    is_own = isinstance(value, CheckpointConfig) or (isinstance(value, dict) and "checkpoint" in value)
-    return CheckpointConfig.__name__ if is_own else EndpointConfig.__name__
+    """Tell which class an entry of a recipe is: one with `checkpoint` or `stage` is our own."""
+    for key, kind in (("checkpoint", CheckpointConfig), ("stage", EarlierModelConfig)):
+        if isinstance(value, kind) or (isinstance(value, dict) and key in value):
+            return kind.__name__
+    return EndpointConfig.__name__
 
 
 ModelEntry = Annotated[
     Annotated[EndpointConfig, Tag(EndpointConfig.__name__)]
-    | Annotated[CheckpointConfig, Tag(CheckpointConfig.__name__)],
+    | Annotated[CheckpointConfig, Tag(CheckpointConfig.__name__)]
+    | Annotated[EarlierModelConfig, Tag(EarlierModelConfig.__name__)],
     Discriminator(_kind_of_model),
 ]

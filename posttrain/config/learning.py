@@ -63,6 +63,7 @@ class LearningStage(TrainingStage, ABC):
         description="Settings to compare: keys of the stage, nested as it has them, each with a list of "
         "values, such as {seed: [0, 1, 2], algorithm: {name: [sapo, grpo]}}. In place of the stage come its "
         "cells, a stage for each combination, all from the same checkpoint; the last key changes fastest. "
+        "`variants: [{name: …, …}, …]` lists sets of keys, tasks and start_from among them. "
         "`posttrain view` compares them on a page.",
     )
     cell: Cell | None = Field(

@@ -1,6 +1,7 @@
 """MCP servers, whose tools a task offers."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -80,6 +81,12 @@ class McpServerConfig(Section):
         """Return the environment variables that the server needs and that are not set here."""
         named = [] if self.replay else [*self.env_vars, *self.env_http_headers.values()]
         return [name for name in named if not os.environ.get(name)]
+
+    def files(self, base_dir: str) -> list[Path]:
+        """Return the files that the command line names, such as the program: every node needs them."""
+        folder = Path(base_dir, self.cwd or "")
+        named = [*([self.command] if self.command else []), *self.args]
+        return [folder / word for word in named if os.path.isfile(folder / word)]  # noqa: PTH113  # any word
 
     @model_validator(mode="after")
     def _check(self) -> "McpServerConfig":

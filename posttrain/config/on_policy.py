@@ -100,6 +100,11 @@ class OnPolicyStage(LearningStage, ABC):
         return None
 
     @property
+    def teacher_key(self) -> str:
+        """The key that names the teacher, if there is one."""
+        return ""
+
+    @property
     def teacher_top_k(self) -> int:
         """How many of its likeliest tokens a teacher in engines tells; 0 without one."""
         return 0

@@ -145,6 +145,11 @@ class OnPolicyDistillationStage(OnPolicyStage):
         return self.loss.beta
 
     @property
+    def teacher_key(self) -> str:
+        """The key that names the teacher."""
+        return "teacher.stage" if self.teacher.checkpoint is None else "teacher.checkpoint"
+
+    @property
     def teacher_top_k(self) -> int:
         """How many of its likeliest tokens a teacher in engines tells; 0 of one in the learners."""
         return (self.loss.top_k or TOP_K) if self.teacher.place == "engines" else 0
@@ -211,9 +216,7 @@ class OnPolicyDistillationStage(OnPolicyStage):
             f" most {most:,} in all; {kind} divergence (beta = {self.loss.beta:g})"
         )
         if self.teacher_top_k:
-            told += (
-                f" over its {self.teacher_top_k} likeliest tokens; {self.teacher.actors} engines of its own"
-            )
+            told += f" over its top {self.teacher_top_k}; engines of its own: {self.teacher.actors}"
         return [*super().arithmetic(), ("teacher", told)]
 
     def check_in_run(self, around: Surroundings) -> None:

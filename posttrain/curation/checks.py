@@ -7,7 +7,7 @@ from pathlib import Path
 from posttrain.config.curation import CurationConfig
 from posttrain.config.curation_steps import RewardStep
 from posttrain.config.document import Key, key_text
-from posttrain.config.endpoints import CheckpointConfig, EndpointConfig
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig, EndpointConfig
 from posttrain.config.sampling_steps import CallTargetsStep, PlayingStep
 from posttrain.config.tasks import EpisodeTask, PluginRef
 from posttrain.curation.outcomes import CurationError
@@ -50,6 +50,12 @@ def check_recipe(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) -
             raise CurationError(
                 f"steps[{index}].endpoint: without one the model and the task of an rl stage are meant, and"
                 " there is none here; name a checkpoint of `endpoints`, and the `task` that it plays"
+            )
+    for name, entry in config.endpoints.items():
+        if isinstance(entry, EarlierModelConfig):
+            raise CurationError(
+                f"endpoints.{name}.stage: there is no run here that has a stage {entry.stage!r}; name a"
+                " `checkpoint`, or curate in an sft or rl stage (`curation: RECIPE`)"
             )
     for fault in recipe_faults(config, taxonomy, plugins):
         raise CurationError(fault.text)

@@ -24,7 +24,7 @@ from posttrain.concurrency import all_or_first_failure
 from posttrain.config.curation import CurationConfig
 from posttrain.config.curation_steps import Step
 from posttrain.config.endpoints import CheckpointConfig, EndpointConfig, ModelEntry
-from posttrain.config.sampling_steps import CallTargetsStep, PlayingStep, SamplingStep
+from posttrain.config.sampling_steps import CallTargetsStep, PlayingStep, RejectionStep, SamplingStep
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Model, OpenCheckpoint
 from posttrain.curation.checks import check_recipe
@@ -100,7 +100,7 @@ class _Opening:
         """Return the model of an entry of `endpoints`, as a context manager."""
         if isinstance(entry, EndpointConfig):
             return Endpoint(name, entry)
-        if self.checkpoint is None:
+        if self.checkpoint is None or not isinstance(entry, CheckpointConfig):
             raise CurationError(
                 f"endpoints.{name}: a checkpoint needs engines; pass `open_checkpoint`, or name a base_url"
             )
@@ -204,11 +204,11 @@ class _Curation:
             await work.run(todo, at_once, progress)
 
     def _tools_of(self, step: Step) -> list[ToolSpec]:
-        """Return what a model is told of the tools that a step names, or that its task has."""
+        """Return what a model is told of the tools that a step names, or whose calls become rows."""
         base_dir = Path(self.config.base_dir)
         told = step.tools if isinstance(step, CallTargetsStep) else []
         game = None
-        if isinstance(step, PlayingStep) and step.task is not None:
+        if isinstance(step, RejectionStep) and step.task is not None:
             told, game = step.task.tools, step.task.environment
         tools = [*self._plugins.load_tools([tool.model_dump() for tool in told], base_dir)]
         if game is not None:

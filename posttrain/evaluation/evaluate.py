@@ -9,8 +9,9 @@ from statistics import fmean
 from posttrain.config import EvalTask, RunConfig
 from posttrain.data.renderable import RowCheck
 from posttrain.data.sources import load_samples
-from posttrain.evaluation.difficulty import difficulty_bins
+from posttrain.evaluation.difficulty import bins_in_order, difficulty_bins
 from posttrain.evaluation.shares import mean_share, pass_shares, shares_by_bin
+from posttrain.evaluation.statistics import rank_correlation
 from posttrain.inference.engine import stable_seed
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.jobs import GroupJob
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = "left_out"
 #: Among a row's metrics: episodes that tools or environments failed, which are left out as well.
 FAILED = "failed"
+#: Calls that returned an image: their mean, and with a bin of prompts after a stroke that of the bin.
+TOOL_CALLS = "tool_calls"
 
 
 class EvaluationError(RuntimeError):
@@ -85,6 +88,7 @@ def evaluate_task(
     levels = {group.group: group.sample.columns.get(task.difficulty_column) for group in groups}
     row = summarize(played, task.rewards[0].name, (stage, task.name, step))
     row = replace(row, difficulty=by_difficulty(played, task, levels))
+    row = replace(row, metrics=row.metrics | calls_by_difficulty(played, task, levels))
     left_out = {LEFT_OUT: float(count - len(groups))} if len(groups) < count else {}
     if len(played) < len(trajectories):
         left_out[FAILED] = float(len(trajectories) - len(played))
@@ -136,7 +140,7 @@ def summarize(
     Raises:
         EvaluationError: If a trajectory has no score.
     """
-    values: dict[str, list[float]] = {"tool_calls": [], "tokens": []}
+    values: dict[str, list[float]] = {TOOL_CALLS: [], "tokens": []}
     for trajectory in trajectories:
         verdict = trajectory.reward
         if verdict is None or verdict.total is None:
@@ -144,7 +148,7 @@ def summarize(
             raise EvaluationError(
                 f"sample {trajectory.sample_id} has no score ({reasons}); see reward-server.log"
             )
-        values["tool_calls"].append(sum(call.images > 0 for call in trajectory.tool_calls))
+        values[TOOL_CALLS].append(sum(call.images > 0 for call in trajectory.tool_calls))
         values["tokens"].append(len(trajectory.token_ids))
         for name, value in verdict.values.items():
             if value is not None:
@@ -183,6 +187,40 @@ def by_difficulty(
     told = [levels[group] for group in right]
     bins = difficulty_bins(told, task.difficulty_column)
     return shares_by_bin([*right.values()], task.samples_per_prompt, bins, told)
+
+
+def calls_by_difficulty(
+    trajectories: Sequence[Trajectory], task: EvalTask, levels: Mapping[int, object]
+) -> dict[str, float]:
+    """Return the mean calls that returned an image in each bin of prompts, and how calls follow difficulty.
+
+    That is Spearman's rank correlation of an episode's calls with its prompt's number: where that is how many
+    calls the prompt needs, it tells whether a model calls as often as it has to. There is none where all
+    prompts have one number, or all episodes as many calls.
+
+    Args:
+        trajectories: The finished episodes.
+        task: What was evaluated.
+        levels: What the row of each group has in the task's `difficulty_column`.
+    """
+    if not task.tools:
+        return {}
+    told = [levels[each.group] for each in trajectories]
+    bins = difficulty_bins(told, task.difficulty_column)
+    calls = [sum(call.images > 0 for call in each.tool_calls) for each in trajectories]
+    found: dict[str, list[int]] = {name: [] for name in bins_in_order(bins, told)}
+    for name, count in zip(bins, calls, strict=True):
+        if name is not None:
+            found[name].append(count)
+    if len(found) < 2:
+        return {}
+    means = {f"{TOOL_CALLS}/{name}": round(fmean(counts), 4) for name, counts in found.items()}
+    pairs = [
+        (count, level) for count, level in zip(calls, told, strict=True) if isinstance(level, int | float)
+    ]
+    correlation = rank_correlation([count for count, _ in pairs], [level for _, level in pairs])
+    follows = {} if correlation is None else {f"{TOOL_CALLS}/rank_correlation": round(correlation, 4)}
+    return means | follows
 
 
 def read_evaluations(run: RunDir) -> list[EvaluationRow]:

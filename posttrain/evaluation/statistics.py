@@ -4,7 +4,9 @@ Standard library only, so that the terminal table and `posttrain validate` stay 
 """
 
 import math
-from statistics import NormalDist
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from statistics import NormalDist, correlation
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -120,6 +122,27 @@ def paired_difference_interval(
     low = difference - reach(second - low2, high1 - first)
     high = difference + reach(high2 - second, first - low1)
     return max(-1.0, low), min(1.0, high)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Compute Spearman's rank correlation, equal values sharing their mean rank.
+
+    Returns:
+        From -1 to 1; None where either has no two values that differ.
+
+    Source:
+        Spearman (1904), The proof and measurement of association between two things.
+    """
+    ranks = [_ranks(values) for values in (first, second)]
+    if any(len(set(each)) < 2 for each in ranks):
+        return None
+    return max(-1.0, min(1.0, correlation(*ranks)))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value from 1 up, the mean one where several are equal."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
 
 
 def _quantile(confidence: float) -> float:

@@ -96,19 +96,24 @@ class AnswerQuestion:
             prompt = await aside(worker.rendering, _prompt, question, renderer.counting(), self.sampling)
             pictures.prefetch(prompt.images)
             await slot.granted
-            request = self._request(slot.next_id(), prompt, await slot.images(pictures, prompt.images))
+            shown = await slot.images(pictures, prompt.images)
+            stops = renderer.stops if question.tools else ()
+            request = self._request(slot.next_id(), prompt, shown, stops)
             done = await worker.serving.sample(slot, request)
-            del request  # and its pixels with it
+            del request, shown  # and their pixels with them
         except (ImageError, ImageChangedError, RenderError) as error:
             return SampledAnswer(question.index, error=str(error))
         finally:
             pictures.close()
             slot.close()
-        text = await aside(worker.tools, renderer.decode, done.token_ids)
+        continues = question.messages[-1].role == "tool"
+        text = await aside(worker.tools, renderer.decode, done.token_ids, continues=continues)
         cut = done.finish_reason == "length"
         return SampledAnswer(question.index, text, tuple(done.token_ids), cut, done.top)
 
-    def _request(self, request_id: str, prompt: Rendered, images: Sequence[EngineImage]) -> Request:
+    def _request(
+        self, request_id: str, prompt: Rendered, images: Sequence[EngineImage], stops: Sequence[str]
+    ) -> Request:
         """Make the engine's request for the question."""
         sampling = self.sampling
         return Request(
@@ -120,6 +125,7 @@ class AnswerQuestion:
             seed=self.question.seed,
             top_p=sampling.top_p,
             top_logprobs=sampling.top_logprobs,
+            stops=stops,
         )
 
 

@@ -14,6 +14,8 @@ from posttrain.preflight.findings import Examination
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 #: Where a model says that its positions are stretched.
 _SCALINGS = ("rope_scaling", "rope_parameters")
+#: What two models must have alike to be shown the same image by the same tokens.
+_IMAGE_SIZES = ("patch_size", "merge_size", "temporal_patch_size")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -32,7 +34,8 @@ def examine_models(look: Examination) -> None:
             _examine_model(look, ("stages", index, *use.key), use.role, use.name)
             examine_length(look, ("stages", index, *use.length_key), use.name, use.max_length)
             if use.same_tokens and own is not None:
-                _compare_tokens(look, ("stages", index, *use.key), use.role, use.name, own)
+                for compare in (_compare_tokens, _compare_images):
+                    compare(look, ("stages", index, *use.key), use.role, use.name, own)
 
 
 def examine_length(look: Examination, key: Key, checkpoint: str, length: int) -> None:
@@ -52,6 +55,29 @@ def _compare_tokens(look: Examination, key: Key, role: str, name: str, own: str)
         f" {ours.get(token)} here",
         "choose one of the model's family, or stage: distillation, which learns from texts",
     )
+
+
+def _compare_images(look: Examination, key: Key, role: str, name: str, own: str) -> None:
+    """Look whether two models cut images into the same tokens, where both are in directories."""
+    theirs, ours = _image_sizes(Path(name)), _image_sizes(Path(own))
+    known = theirs.keys() & ours.keys()
+    for each in [name for name in _IMAGE_SIZES if name in known and theirs[name] != ours[name]][:1]:
+        look.problem(
+            key,
+            f"the {role} cuts images otherwise than the model: its {each} is {theirs[each]}, the model's"
+            f" {ours[each]}",
+            "choose one of the model's family, or stage: distillation, which learns from texts",
+        )
+
+
+def _image_sizes(checkpoint: Path) -> dict[str, object]:
+    """Read how a checkpoint's directory says that images are cut; nothing if it cannot be read."""
+    try:
+        folder = Path(base_model(checkpoint))
+        told = json.loads((folder / _PROCESSORS[0]).read_text(encoding="utf-8"))
+        return {name: told[name] for name in _IMAGE_SIZES if name in told}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _vocabulary(checkpoint: Path) -> dict[str, int] | None:

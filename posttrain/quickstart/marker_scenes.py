@@ -23,6 +23,15 @@ from posttrain.files.strict_json import Json, JsonObject
 from posttrain.media.images import encode_png, pixel_hash, save_image, save_png
 from posttrain.messages import message_to_json
 from posttrain.plugins import resolve
+from posttrain.quickstart.look_scenes import (
+    LookKind,
+    LookQuestion,
+    careless_looks,
+    is_look_kind,
+    look_scenes,
+    looked_at,
+    questions,
+)
 from posttrain.quickstart.scene_tasks import (
     SceneTask,
     ask,
@@ -46,11 +55,13 @@ from posttrain.types import Block, ImageRef, Message, text_message
 
 TOOL = "image_zoom_in"
 LIST_QUESTION = "List the markers."
-Kind = Literal["zoom", "list", "read", "direct", "question", "prompt", "thinking", "pairs", SceneTask]
+Kind = Literal[
+    "zoom", "list", "read", "direct", "question", "prompt", "thinking", "pairs", SceneTask, LookKind
+]
 #: Flaws of dialogues of the kind `thinking`; curation finds each of them by another rule.
 FLAWS = ("wrong answer", "no thinking", "endless thinking", "repetition")
 #: Kinds whose rows announce the tool.
-WITH_TOOL = ("zoom", "prompt", "thinking", "pairs")
+WITH_TOOL = ("zoom", "prompt", "thinking", "pairs", "looks", "looks_simple")
 
 
 def question(colour: str) -> str:
@@ -154,6 +165,20 @@ def _dialogue(
     return [text_message("assistant", calling), observation, text_message("assistant", answering)]
 
 
+def _look_dialogue(
+    image: ImageRef, asked: LookQuestion, looks: int, directory: Path, rng: random.Random, sloppiness: float
+) -> list[Message]:
+    """Make the turns after a question that take so many looks, each read in the turn that follows it."""
+    turns: list[Message] = []
+    read = ""
+    for marker in looked_at(asked, looks):
+        box = sloppy_box(marker, rng, sloppiness)
+        _, observation = _looked(image, marker, box, directory)
+        turns += [text_message("assistant", f"{read}{zoom_call(marker.colour, box)}"), observation]
+        read = f"{marker.letter}\n"
+    return [*turns, text_message("assistant", asked.letters)]
+
+
 def _other_letter(letter: str, rng: random.Random) -> str:
     """Choose another letter."""
     return rng.choice([other for other in LETTERS if other != letter])
@@ -210,6 +235,9 @@ def _rows(
             shown = _user(image, asked.text) if asked.shown else text_message("user", asked.text)
             yield _Row([shown, *said], asked.ground_truth)
         return
+    if is_look_kind(kind):
+        yield from _look_rows(kind, scene, image, directory, rng, sloppiness, flawed)
+        return
     markers = [rng.choice(scene.markers)] if kind in ("direct", "question") else scene.markers
     for marker in markers:
         asked, letter = _user(image, question(marker.colour)), marker.letter
@@ -247,6 +275,28 @@ def _rows(
         yield row
 
 
+def _look_rows(
+    kind: Kind,
+    scene: Scene,
+    image: ImageRef,
+    directory: Path,
+    rng: random.Random,
+    sloppiness: float,
+    careless: float,
+) -> Iterator[_Row]:
+    """Make the rows of a scene about how often to look; of the dialogues a share does so carelessly."""
+    for asked in questions(kind, scene, rng):
+        columns: JsonObject = {
+            "looks": asked.looks,
+            "readings": {marker.colour: marker.letter for marker in asked.markers},
+        }
+        turns = [_user(image, " ".join(question(marker.colour) for marker in asked.markers))]
+        if kind != "looks_question":
+            looks = careless_looks(asked, rng) if rng.random() < careless else asked.looks
+            turns += _look_dialogue(image, asked, looks, directory, rng, sloppiness)
+        yield _Row(turns, asked.letters, columns)
+
+
 def write(
     directory: Path,
     *,
@@ -261,23 +311,25 @@ def write(
 
     Args:
         directory: An existing, empty folder.
-        kind: A task of `scene_tasks`, `zoom` (dialogues of two turns with the tool), `list` (name and locate
-            every marker), `read` (the question about a crop), `direct` (the question answered at once),
-            `question` (a prompt with its ground truth, for RL), `thinking` (like `zoom`, but each turn thinks
-            first: where the marker is, and what it says), `prompt` (the messages before each turn of a
-            `thinking` dialogue, for a teacher) or `pairs` (an answer with an exact box, preferred to the same
-            with a careless one).
+        kind: A task of `scene_tasks`, a kind of `look_scenes`, `zoom` (dialogues of two turns with the tool),
+            `list` (name and locate every marker), `read` (the question about a crop), `direct` (the question
+            answered at once), `question` (a prompt with its ground truth, for RL), `thinking` (like `zoom`,
+            but each turn thinks first: where the marker is, and what it says), `prompt` (the messages before
+            each turn of a `thinking` dialogue, for a teacher) or `pairs` (an answer with an exact box,
+            preferred to the same with a careless one).
         split: The stream of scenes to draw from.
         count: Number of scenes; `list`, `direct` and `question` make one row per scene, the others one per
             marker, or two.
         seed: Seed of the stream.
         sloppiness: How careless the demonstrated boxes are, from 0 to 1; in `pairs` only the rejected ones.
-        flawed: Share of `thinking` dialogues that get one of FLAWS, as a model's own answers would have.
+        flawed: Share of `thinking` dialogues that get one of FLAWS, as a model's own answers would have; of
+            `looks`, that look another number of times than is needed.
     """
     images = directory / "images"
     images.mkdir()
     rng = random.Random(f"marker-rows/{kind}/{split}/{seed}")
-    scenes = (counted_scenes if kind.startswith("count") else scene_stream)(split, seed)
+    stream = counted_scenes if kind.startswith("count") else scene_stream
+    scenes = (look_scenes if is_look_kind(kind) else stream)(split, seed)
     with (directory / "data.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
             scene = next(scenes)

@@ -80,9 +80,14 @@ def random_scene(rng: random.Random, fewest: int = 3, most: int = 5) -> Scene:
             continue
         letter = rng.choice(LETTERS)
         markers.append(Marker(colours[len(markers)], letter, x, y, diameter, rng.randint(20, 27)))
+    return Scene(tuple(markers), random_ground(rng))
+
+
+def random_ground(rng: random.Random) -> tuple[int, int, int]:
+    """Draw the colour of a scene's ground, a light grey with a tint."""
     level = rng.randint(150, 235)
     red, green, blue = (level + rng.randint(-12, 12) for _ in range(3))
-    return Scene(tuple(markers), (red, green, blue))
+    return red, green, blue
 
 
 def scene_stream(split: Split, seed: int) -> Iterator[Scene]:

@@ -41,6 +41,7 @@ from posttrain.config.tiny_model import TinyModelStage
 from posttrain.models.load import write_experts_as_published
 from posttrain.quickstart import marker_scenes
 from posttrain.rendering.chat_templates import TemplateName, chat_template
+from posttrain.rendering.inline_calls import InlineCalls
 from posttrain.rendering.tools import declared_spec
 from posttrain.types import ToolSpec
 
@@ -186,6 +187,8 @@ def build_tiny(model_type: TinyType, directory: Path, seed: int = 0) -> None:
     """
     architecture = _ARCHITECTURES[model_type]
     tokenizer = build_tokenizer()
+    if model_type == "qwen2_vl":
+        _add_whole(tokenizer, _inline_phrases(declared_spec(marker_scenes.TOOL)))
     processor = _build_processor(architecture, tokenizer)
     config = _build_config(architecture, tokenizer)
     torch.manual_seed(seed)
@@ -316,7 +319,7 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def _tool_description(tokenizer: Qwen2Tokenizer, spec: ToolSpec) -> str:
-    """Write the text that announces a tool in a system turn, which is the same in every family's template."""
+    """Write the text that announces a tool in a system turn, which the families' templates have in common."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}],
         tools=[spec.as_openai()],
@@ -324,3 +327,11 @@ def _tool_description(tokenizer: Qwen2Tokenizer, spec: ToolSpec) -> str:
         tokenize=False,
     )
     return str(text).removeprefix("<|im_start|>system\n").split("<|im_end|>")[0]
+
+
+def _inline_phrases(spec: ToolSpec) -> list[str]:
+    """List what Qwen2-VL, whose calls have marks, writes in place of a description and the JSON of a call."""
+    calls = InlineCalls("qwen2_vl")
+    told = calls.announced([], [spec])[0].text.removeprefix("You are a helpful assistant.")
+    before, after = calls.written(marker_scenes.zoom_call("<label>", [0, 0, 0, 0])).split("<label>")
+    return [told, before, after.split("0, 0, 0, 0")[1], f"\n{calls.stop}", f"\n{calls.goes_on}"]

@@ -130,7 +130,7 @@ class DialogueText:
             if turn.message.role == "assistant":
                 parts = [(self._text_of(blocks), learned) for blocks, learned in turn.parts]
                 turns.append([*parts, (self._end_token, parts[-1][1])])
-        return [turn.message for turn in joined], (), turns, messages[-1].role == "tool"
+        return [turn.message for turn in joined], (), turns, self.calls.is_open(messages)
 
     def _text_of(self, blocks: Sequence[Block]) -> str:
         """Return the text of an assistant's blocks, with a placeholder for each image."""

@@ -59,6 +59,7 @@ class InlineCalls:
 
     Attributes:
         stop: The text at which sampling stops.
+        goes_on: The text after which the model goes on.
 
     Args:
         name: Which it is.
@@ -67,7 +68,7 @@ class InlineCalls:
     def __init__(self, name: ToolFormat) -> None:
         self._name = name
         mark = "✿" if name == "qwen_agent" else "*"
-        self._function, self._args, self.stop, self._return = (
+        self._function, self._args, self.stop, self.goes_on = (
             f"{mark}{word}{mark}" for word in ("FUNCTION", "ARGS", "RESULT", "RETURN")
         )
 
@@ -99,8 +100,9 @@ class InlineCalls:
                 turns.append(Turn(message, ((message.content, False),)))
             else:
                 start = ": " if before == "tool" else ""
-                end = f"\n{self.stop}" if following == "tool" else ""
-                said = (Block("text", text=start + self.written(message.text) + end),)
+                written = self.written(message.text)
+                stops = following == "tool" or (not following and written != message.text)
+                said = (Block("text", text=start + written + (f"\n{self.stop}" if stops else "")),)
                 learned = message.train is not False
                 if before == "tool":
                     turns[-1] = _longer(turns[-1], said, learned)
@@ -108,10 +110,15 @@ class InlineCalls:
                     turns.append(Turn(Message("assistant", said, message.train), ((said, learned),)))
         return turns
 
+    def is_open(self, messages: Sequence[Message]) -> bool:
+        """Tell whether a dialogue ends within a turn: after results, or where a call waits for its own."""
+        last = messages[-1]
+        return last.role == "tool" or (last.role == "assistant" and self.written(last.text) != last.text)
+
     def result(self, message: Message, *, is_first: bool, is_last: bool) -> tuple[Block, ...]:
         """Return what is shown of a call's result; before the first one the mark stands already."""
         start = ": " if is_first else f"\n{self.stop}: "
-        end = [Block("text", text=f"\n{self._return}")] if is_last else []
+        end = [Block("text", text=f"\n{self.goes_on}")] if is_last else []
         return (Block("text", text=start), *map(_unmarked, message.content), *end)
 
     def results(self, messages: Sequence[Message], after: str) -> tuple[Block, ...]:
@@ -194,7 +201,7 @@ class InlineCalls:
             "\n## Continuously take action until the task is completed."
             f"\n{self._function}: The action to take, should be one of {{{_names(tools)}}}."
             f"\n{self._args}: The input of the action.\n{self.stop}: Action results."
-            f"\n{self._return}: Reply based on action results."
+            f"\n{self.goes_on}: Reply based on action results."
         )
 
     def _of_qwen_agent(self, tools: Sequence[ToolSpec]) -> str:
@@ -214,7 +221,7 @@ class InlineCalls:
             f"{calls}\n...\n{self._function}: The name of tool N\n{self._args}: The input of tool N"
             f"\n{self.stop}: The result of tool 1\n{self.stop}: The result of tool 2\n..."
             f"\n{self.stop}: The result of tool N"
-            f"\n{self._return}: Reply based on tool results. Images need to be rendered as ![](url)"
+            f"\n{self.goes_on}: Reply based on tool results. Images need to be rendered as ![](url)"
         )
 
 

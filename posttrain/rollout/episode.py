@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from posttrain.failures import WorldError
+from posttrain.failures import ToolFailure, WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
 from posttrain.inference.images import DialogueImages, with_hashes
 from posttrain.inference.serving import aside
@@ -31,15 +31,7 @@ from posttrain.rollout.ledger import (
 )
 from posttrain.rollout.limits import Limits
 from posttrain.rollout.partner import Partner
-from posttrain.types import (
-    Message,
-    Sample,
-    ToolFailure,
-    ToolSpec,
-    Trajectory,
-    TrajectoryImage,
-    text_message,
-)
+from posttrain.types import Message, Sample, ToolSpec, Trajectory, TrajectoryImage, text_message
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +170,7 @@ class EpisodePlayer:
             await self._dialogue(job, slot, partner, ledger)
         except WorldError as error:
             logger.warning("%s: %s failed: %s", _named(job.sample, job.task), error.tool, error)
-            failures.append(ToolFailure(error.tool, str(error)))
+            failures.append(ToolFailure(error.tool, str(error), error.seconds))
             ledger.prompt = ledger.prompt or job.sample.messages
             ledger.stop_reason = "error"
         finally:

@@ -83,7 +83,7 @@ class RolloutWorker(InferenceWorker):
         names = [task.name for task in setup.tasks]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"tasks must have names of their own; repeated: {', '.join(sorted(repeated))}")
-        self.environments = {task.name: _environments(task, setup) for task in setup.tasks}
+        self.environments = {task.name: task_environments(task, setup) for task in setup.tasks}
         self.rewards = ThreadPoolExecutor(REWARD_THREADS, thread_name_prefix="rewards")
         self._specs = {task.name: [reward.model_dump() for reward in task.rewards] for task in setup.tasks}
         self._client = _client(setup.rewards)
@@ -133,7 +133,7 @@ def reward_input(trajectory: Trajectory, sample: Sample) -> RewardInput:
     )
 
 
-def _environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
+def task_environments(task: TaskConfig, setup: RolloutSetup) -> TaskEnvironments:
     """Load a task's tools, which its episodes share; each episode gets an environment of its own."""
     tools = setup.load_tools([tool.model_dump() for tool in task.tools], setup.base_dir)
     game = None

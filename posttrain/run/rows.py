@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
+from posttrain.failures import ToolFailure
 from posttrain.files.durable import write_atomic
 from posttrain.files.strict_json import Json, JsonObject
 from posttrain.messages import message_from_json, message_to_json
@@ -173,6 +174,7 @@ class EpisodeRow:
         messages: Prompt and response; images inside the run's directory by their path in it.
         num_prompt_messages: How many of the messages are the prompt.
         tool_calls: Every call, in order.
+        failures: Failures of the world, of an earlier attempt at the episode as well.
         ground_truth: The sample's.
         reward: The verdict; None where it was not scored.
         advantage: Relative to the group; None in an evaluation, and where the episode taught nothing.
@@ -190,6 +192,7 @@ class EpisodeRow:
     messages: tuple[Message, ...]
     num_prompt_messages: int
     tool_calls: tuple[ToolCall, ...] = ()
+    failures: tuple[ToolFailure, ...] = ()
     ground_truth: Json = None
     reward: RewardResult | None = None
     advantage: float | None = None
@@ -233,6 +236,7 @@ class EpisodeRow:
             messages=tuple(message_from_json(mapping(message)) for message in messages),
             num_prompt_messages=max(0, integer(row.get("num_prompt_messages")) or 0),
             tool_calls=tuple(_tool_call(call) for call in objects(row.get("tool_calls"))),
+            failures=tuple(_failure(each) for each in objects(row.get("failures"))),
             ground_truth=row.get("ground_truth"),
             reward=_reward(row.get("reward")),
             advantage=number(row.get("advantage")),
@@ -246,9 +250,20 @@ class EpisodeRow:
         """Return what stands in the file."""
         row: JsonObject = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
         row["messages"] = [message_to_json(message) for message in self.messages]
-        row["tool_calls"] = [dataclasses.asdict(call) for call in self.tool_calls]
+        row["tool_calls"] = [_timed(call) for call in self.tool_calls]
+        row.pop("failures")
+        if self.failures:
+            row["failures"] = [_timed(each) for each in self.failures]
         row["reward"] = dataclasses.asdict(self.reward) if self.reward else None
         return row
+
+
+def _timed(happened: ToolCall | ToolFailure) -> JsonObject:
+    """Return a call or a failure, with its seconds where they are known."""
+    row = dataclasses.asdict(happened)
+    if happened.seconds is None:
+        del row["seconds"]
+    return row
 
 
 def _tool_call(call: JsonObject) -> ToolCall:
@@ -258,7 +273,12 @@ def _tool_call(call: JsonObject) -> ToolCall:
         ok=bool(call.get("ok")),
         error=text(call.get("error")),
         images=max(0, integer(call.get("images")) or 0),
+        seconds=number(call.get("seconds")),
     )
+
+
+def _failure(failure: JsonObject) -> ToolFailure:
+    return ToolFailure(text(failure.get("tool")), text(failure.get("reason")), number(failure.get("seconds")))
 
 
 def _reward(reward: Json) -> RewardResult | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config import RunConfig, TrainingStage
+from posttrain.config.mcp import McpServerConfig
 from posttrain.data.dataset import Dataset
 from posttrain.data.sources import load_samples
 from posttrain.files.cache import default_cache
@@ -30,6 +31,8 @@ def check_shared_data(config: RunConfig) -> None:
         named = [*use.task.tools, *([use.task.environment] if use.task.environment is not None else ())]
         files = [plugin.name.partition(":")[0] for plugin in named if ".py:" in plugin.name]
         tools = [Path(config.base_dir, file).absolute() for file in files]
+        for server in use.task.tools:
+            tools += server.files(config.base_dir) if isinstance(server, McpServerConfig) else []
         needed[f"the tools of task {use.task.name}"] = tools
     check_shared(needed)
 

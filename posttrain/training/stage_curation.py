@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
-from posttrain.config.curation import CurationConfig, load_curation
-from posttrain.config.endpoints import CheckpointConfig
+from posttrain.config.curation import NO_REWARDS, CurationConfig, load_curation
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
 from posttrain.curation.engines import EngineModel, EngineModels
@@ -53,6 +53,7 @@ def curated_datasets(
         return {}
     places = {"name": CURATION, "output_dir": str(work.run.stage_dir(stage.name))}
     recipe = load_curation(stage.curation, Path(work.config.base_dir)).model_copy(update=places)
+    recipe = with_stages(recipe, work)
     if playing is not None:
         recipe = about_model_at_hand(recipe, playing, work)
     with EngineModels(recipe, work.plugins, use_gpu=work.use_gpu) as models:
@@ -124,17 +125,39 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
     return recipe.model_copy(update={"steps": found, "endpoints": {**recipe.endpoints, AT_HAND: entry}})
 
 
+def with_stages(recipe: CurationConfig, work: RunAtWork) -> CurationConfig:
+    """Return a recipe that names stages of a run with the checkpoints that these ended in.
+
+    Raises:
+        CurationError: If there is no such stage before this one.
+    """
+    endpoints = {**recipe.endpoints}
+    for name, entry in recipe.endpoints.items():
+        if not isinstance(entry, EarlierModelConfig):
+            continue
+        if entry.stage not in work.checkpoints:
+            raise CurationError(f"endpoints.{name}.stage: no earlier stage is called {entry.stage!r}")
+        endpoints[name] = entry.at(str(work.checkpoints[entry.stage]), work.config.model)
+    return recipe.model_copy(update={"endpoints": endpoints})
+
+
 def task_played(recipe: CurationConfig, stage: OnPolicyStage) -> TaskConfig:
     """Return the task of a stage that the model at hand plays.
 
     Raises:
-        CurationError: If none or several of the stage's tasks are of the recipe's dataset.
+        CurationError: If none or several of the stage's tasks are of the recipe's dataset, or it has no
+            rewards.
     """
     tasks = [task for task in stage.tasks if task.data == recipe.data]
     if len(tasks) != 1:
         raise CurationError(
             f"stage {stage.name}: {len(tasks)} of its tasks are of {recipe.data!r}, which {stage.curation!r} "
             "curates; its pass_rate step plays the one that is"
+        )
+    if not tasks[0].rewards:
+        raise CurationError(
+            f"stage {stage.name}: a pass_rate step of {stage.curation!r} is to play its task "
+            f"{tasks[0].name!r}, which {NO_REWARDS}"
         )
     return tasks[0]
 

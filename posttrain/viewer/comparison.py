@@ -61,11 +61,13 @@ class Setting:
 
     Attributes:
         values: Label of each varied setting, by its key.
+        origin: Name of the stage that its cells started from.
         cells: Its stages that have begun.
         planned: Number of its stages.
     """
 
     values: dict[str, str]
+    origin: str = ""
     cells: list[CellResult] = field(default_factory=list)
     planned: int = 0
 
@@ -115,7 +117,7 @@ class Comparison:
 
     Attributes:
         name: Of the stage that varied settings.
-        origin: Name of the stage that all cells started from.
+        origin: Name of the stage that the first setting's cells started from; variants may have others.
         labels: By key of what was varied (but for the seed), its labels in order.
         seeds: Labels of the seeds; empty where they were not varied.
         settings: In the order in which they run.
@@ -190,7 +192,7 @@ class Comparison:
 
     def from_start(self, setting: Setting, task: str) -> Paired | None:
         """Compare a setting, all seeds together, with the checkpoint that it started from."""
-        start = self.outcomes.get((self.origin, task))
+        start = self.outcomes.get((setting.origin, task))
         after = self._together([cell.stage for cell in setting.measured(task)], task)
         return None if start is None or after is None else _compared(start, after)
 
@@ -261,14 +263,15 @@ def _comparison(run: RunContents, name: str, stages: Sequence[StageRecord]) -> C
                 labels[key].append(value)
         if seed and seed not in seeds:
             seeds.append(seed)
-        setting = settings.setdefault(tuple(values.values()), Setting(values))
+        setting = settings.setdefault(tuple(values.values()), Setting(values, stage.origin or ""))
         setting.planned += 1
         if stage.name in run.metrics:
             cell = CellResult(stage.name, seed, run.metrics[stage.name], rows.get(stage.name, {}))
             setting.cells.append(cell)
     tasks = list(dict.fromkeys(task for stage in stages for task in rows.get(stage.name, {})))
     origin = stages[0].origin or ""
-    outcomes = _outcomes(run, [origin, *(stage.name for stage in stages)], tasks)
+    origins = dict.fromkeys(stage.origin or "" for stage in stages)
+    outcomes = _outcomes(run, [*origins, *(stage.name for stage in stages)], tasks)
     start = rows.get(origin, {})
     return Comparison(name, origin, labels, seeds, [*settings.values()], tasks, start, outcomes)
 

@@ -111,6 +111,7 @@ def _page(run: RunContents, comparison: Comparison, drawn: str) -> str:
         (comparison.hue(each), [cell.replace("**", "") for cell in cells_of(comparison, each, task)])
         for each in comparison.settings
     ]
+    figures = [*FIGURES[:1], *_own_figures(comparison), *FIGURES[1:]]
     return page(
         "comparison.html.jinja",
         run=visible(run.record.name or run.path.resolve().name),
@@ -125,10 +126,31 @@ def _page(run: RunContents, comparison: Comparison, drawn: str) -> str:
         pairs=[(label(task), [*_pairs(comparison, task)]) for task in comparison.tasks],
         signs=signs(comparison),
         rules=RULES,
-        curves=[(figure, charts) for figure in FIGURES if (charts := _charts(comparison, figure))],
+        curves=[(figure, charts) for figure in figures if (charts := _charts(comparison, figure))],
         chart_size=(WIDTH, HEIGHT),
         seeds=comparison.seeds,
     )
+
+
+def _own_figures(comparison: Comparison) -> list[Figure]:
+    """Return the figures of the rewards and, where tools were called, of the calls."""
+    names = {
+        name
+        for setting in comparison.settings
+        for cell in setting.cells
+        for row in cell.steps.values()
+        for name, value in row.figures.items()
+        if name.startswith(metric.REWARD) or (name == metric.EPISODE_TOOL_CALLS and value)
+    }
+    rewards = sorted(names - {metric.REWARD_MEAN, metric.REWARD_ERRORS, metric.EPISODE_TOOL_CALLS})
+    found = [
+        Figure(label(name.removeprefix(metric.REWARD)), "Mean of this reward, unweighted and ungated.", name)
+        for name in (rewards if rewards[1:] else [])
+    ]
+    if metric.EPISODE_TOOL_CALLS in names:
+        caption = "Mean over a step's episodes of the calls that returned an image."
+        found.append(Figure("Tool calls", caption, metric.EPISODE_TOOL_CALLS))
+    return found
 
 
 def _charts(comparison: Comparison, figure: Figure) -> list[Chart]:

@@ -6,6 +6,7 @@ from statistics import fmean
 
 from posttrain.run import metric_names as metric
 from posttrain.run.estimates import Estimate
+from posttrain.viewer import by_need
 from posttrain.viewer.charts import HEIGHT, WIDTH, Band, Chart, Scale, Series, draw, value_scale, value_ticks
 from posttrain.viewer.comparison import Comparison, Setting, heading
 from posttrain.viewer.page import environment
@@ -197,7 +198,9 @@ def headings(comparison: Comparison, task: str) -> list[str]:
     """Return the headings of a table of settings."""
     varied = [heading(key) for key in comparison.labels]
     measured = [f"{label(task)}, 95 % interval", "lowest – highest seed", "from the start"]
-    return [*varied, "seeds", *measured, "reward", "entropy", "clipped"]
+    others = [label(other) for other in comparison.tasks if other != task]
+    needed = by_need.headings(comparison, task)
+    return [*varied, "seeds", *measured, *others, *needed, "reward", "entropy", "clipped"]
 
 
 def cells_of(comparison: Comparison, setting: Setting, task: str) -> list[str]:
@@ -210,9 +213,15 @@ def cells_of(comparison: Comparison, setting: Setting, task: str) -> list[str]:
         "–" if estimate is None else f"**{100 * estimate.value:.1f} %** {_range(estimate)}",
         "–" if len(shares) < 2 else f"{100 * min(shares):.1f} – {100 * max(shares):.1f} %",
         "–" if change is None else f"{100 * change.difference:+.1f}".replace("-", "−"),
+        *(_accuracy(comparison.accuracy(setting, other)) for other in comparison.tasks if other != task),
+        *by_need.cells(comparison, setting, task),
         *(_figure(setting.late(name)) for name in (metric.REWARD_MEAN, metric.ENTROPY)),
         "–" if (clipped := setting.mean(metric.CLIP_FRACTION)) is None else f"{100 * clipped:.1f} %",
     ]
+
+
+def _accuracy(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{100 * estimate.value:.1f} % {_range(estimate)}"
 
 
 def _range(estimate: Estimate) -> str:

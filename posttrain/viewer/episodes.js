@@ -45,6 +45,7 @@ const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200
 const shortened = (text, limit = MAX_TEXT) => text.length <= limit ? text
   : `${text.slice(0, limit / 2)}\n… ${(text.length - limit).toLocaleString("en")} characters left out …\n${text.slice(-limit / 2)}`;
 const figure = (value) => value == null ? "–" : String(Math.round(value * 1000) / 1000).replace("-", "−");
+const seconds = (value) => value == null ? "–" : `${value.toFixed(value < 10 ? 3 : 1)} s`;
 const plain = (value) => value == null ? "" : typeof value === "string" ? value : JSON.stringify(value);
 
 function make(tag, className, ...content) {
@@ -97,7 +98,8 @@ async function apply() {
 
 function textOf(row) {
   const said = row.messages.flatMap((message) => message.content.map((block) => block.text ?? ""));
-  return [row.sample_id, plain(row.ground_truth), ...said].join("\n");
+  const failed = (row.failures ?? []).map((failure) => `${failure.tool}: ${failure.reason}`);
+  return [row.sample_id, plain(row.ground_truth), ...said, ...failed].join("\n");
 }
 
 function show(found, remark) {
@@ -200,6 +202,7 @@ function sheet(number, row) {
     if (!beside || number === chosen || place >= row.num_prompt_messages) made.append(said); // the prompt is the same
   });
   if (row.tool_calls.length) made.append(calls(row));
+  if (row.failures?.length) made.append(failures(row));
   if (row.reward) made.append(rewards(row));
   const link = make("a", "", `${file}:${cell("line", number)}`);
   link.href = `./${file.split("/").map(encodeURIComponent).join("/")}`;
@@ -293,11 +296,17 @@ function shaded(text, tokens, advantage) {
 }
 
 function calls(row) {
-  const head = make("tr", "", ...["", "tool", "arguments", "images", "outcome"].map((text) => make("th", "", text)));
+  const head = make("tr", "", ...["", "tool", "arguments", "images", "time", "outcome"].map((text) => make("th", "", text)));
   return make("table", "calls", head, ...row.tool_calls.map((call, place) => make("tr", "", make("td", "", String(place + 1)),
     make("td", "", visible(call.name || "?")), make("td", "", visible(shortened(plain(call.arguments), 400))),
-    make("td", "", String(call.images)),
+    make("td", "", String(call.images)), make("td", "figure", seconds(call.seconds)),
     make("td", call.ok ? "" : "bad", call.ok ? "served" : visible(shortened(call.error || "failed", 400))))));
+}
+
+function failures(row) {
+  const head = make("tr", "", ...["failure of the world", "time", "what happened"].map((text) => make("th", "", text)));
+  return make("table", "calls failures", head, ...row.failures.map((failure) => make("tr", "", make("td", "", visible(failure.tool || "?")),
+    make("td", "figure", seconds(failure.seconds)), make("td", "bad", visible(shortened(failure.reason, 400))))));
 }
 
 function rewards(row) {

@@ -29,6 +29,7 @@ GONE_S = 60.0
 #: What the processes of each kind are called: Ray names those of actors by their class.
 KINDS: dict[str, Callable[[Sequence[str]], bool]] = {
     "engine": lambda command: command[0].startswith("ray::RolloutWorker"),
+    "teacher": lambda command: command[0].startswith("ray::InferenceWorker"),
     "learner": lambda command: command[0].startswith("ray::LearnerActor"),
     "rewards": lambda command: {"rewards", "serve"} <= set(command),
 }
@@ -39,7 +40,7 @@ class Kill:
     """What is killed, and when.
 
     Attributes:
-        kind: `engine`, `engines` (all at once), `learner`, `rewards` or `driver`.
+        kind: `engine`, `engines` (all at once), `teacher`, `learner`, `rewards` or `driver`.
         learned: The number of steps that the attempt has learned by then, at the least.
         delay: Seconds after that.
     """
@@ -51,7 +52,7 @@ class Kill:
     @property
     def ends_the_run(self) -> bool:
         """Whether the run cannot go on without what is killed."""
-        return self.kind not in ("engine", "engines")
+        return self.kind not in ("engine", "engines", "teacher")
 
 
 def write_recipe(folder: Path, checkpoint: Path, **changes: Any) -> Path:

@@ -1,7 +1,7 @@
 """vLLM against transformers: the same log-probs, the same samples for the same seeds, the newest weights."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from posttrain.types import Block, EnvironmentReply, Message, Sample, Trajectory
 from tests.at_work import play
 from tests.integration.engine_truth import logprobs_of, model_at, serve
 from tools_env.environment import ToolEnvironment
+from tools_env.loading import load_game
+from tools_env.play.desktop import Desktop, played_turn
 from tools_env.zoom import ImageZoomIn
 
 LIMITS = Limits(max_new_tokens=24, max_length=400)
 #: A run stops at 1e-4; a larger gap than this would be worth a look already.
 TOLERANCE = 1e-5
+GAME = load_game("tools_env.play.desktop:Desktop")
 
 
 class ZoomsTwice:
@@ -51,6 +54,26 @@ class ZoomsTwice:
 
     def close(self) -> None:
         self._environment.close()
+
+
+class PlaysWell:
+    """The real desktop, on which a good player acts whatever the model wrote."""
+
+    def __init__(self, image_dir: Path) -> None:
+        self._environment = ToolEnvironment([], 9, image_dir, GAME)
+        self._player = Desktop()
+
+    def start(self, sample: Sample) -> tuple[Message, ...]:
+        self._player.start(sample)
+        return self._environment.start(sample)
+
+    def step(self, assistant_text: str) -> EnvironmentReply:
+        said = self._player.moves()[0][0]
+        played_turn(self._player, said)
+        return self._environment.step(said)
+
+    def close(self) -> Mapping[str, float]:
+        return self._environment.close()
 
 
 @pytest.fixture
@@ -92,6 +115,26 @@ def test_logprobs_of_episodes_with_several_images_agree_with_transformers(
     trajectories = play(vllm_engine, renderer, tasks, jobs, LIMITS)
     assert {len(trajectory.images) for trajectory in trajectories} == {1, 2, 3}
     assert {trajectory.stop_reason for trajectory in trajectories} == {"answer", "max_tokens"}
+    assert largest_gap(talker, trajectories, renderer) < TOLERANCE
+
+
+def test_the_desktop_is_played_and_every_screen_reaches_the_engine_and_the_learner(
+    vllm_engine: Any, renderer: Renderer, talker: Path, tmp_path: Path
+) -> None:
+    spec = replace(GAME.specs[0], description="", parameters={"type": "object"})  # the tiny one reads letters
+    task = {"desk": TaskEnvironments([spec], lambda: PlaysWell(tmp_path))}
+    asked = (text_message("user", Desktop.rules),)
+    samples = [Sample(f"row-{seed}", asked, columns={"seed": seed}) for seed in range(24)]
+    jobs = [EpisodeJob(each, "desk", group, 0, stable_seed(3, group)) for group, each in enumerate(samples)]
+    trajectories = play(vllm_engine, renderer, task, jobs, Limits(max_new_tokens=24, max_length=480))
+    assert max(len(trajectory.images) for trajectory in trajectories) > 2
+    assert any(trajectory.outcome["solved"] for trajectory in trajectories)
+    for trajectory in trajectories:
+        acts = [
+            call for call in trajectory.tool_calls if call.arguments["action"] not in ("terminate", "answer")
+        ]
+        assert len(acts) >= len(trajectory.images) - 1
+        assert len({image.ref.sha256 for image in trajectory.images}) == len(trajectory.images)
     assert largest_gap(talker, trajectories, renderer) < TOLERANCE
 
 

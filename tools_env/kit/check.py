@@ -22,12 +22,15 @@ from tools_env.environment import ToolEnvironment
 from tools_env.games import LoadedGame
 from tools_env.kit.hostile import TURNS, hostile_calls, typical_calls
 from tools_env.loading import is_environment, load_game, load_tools
+from tools_env.sdk import ToolReference
 from tools_env.sessions import CALL_S, AnyTool
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _UNDECLARED = re.compile(r"Error: .+ failed \((\w+)\)")
 #: Most calls of one tool, and turns of one dialogue with an environment.
 MAX_CALLS, MAX_TURNS = 600, 8
+#: Seconds after which no more hostile calls of a tool are tried: each opens a session, which may take long.
+HOSTILE_S = 60.0
 #: Share of its deadline that a call should leave unused.
 SPARE = 0.5
 
@@ -100,7 +103,7 @@ class Tried:
 
 
 def check_plugin(
-    reference: str,
+    reference: ToolReference,
     params: Mapping[str, Any],
     *,
     base_dir: Path = Path(),
@@ -112,7 +115,7 @@ def check_plugin(
     """Check a tool, or an environment.
 
     Args:
-        reference: Of either.
+        reference: Of either; or an MCP server, `{"mcp": …}`.
         params: Its params.
         base_dir: Folder against which file references are resolved.
         columns: Columns of the row that it is tried on.
@@ -123,9 +126,12 @@ def check_plugin(
     Raises:
         PluginError: If the reference leads to neither.
     """
-    named = {"name": reference, "params": dict(params)}
+    if isinstance(reference, str):
+        named, is_game = {"name": reference, "params": dict(params)}, is_environment(reference, base_dir)
+    else:
+        named, is_game = reference, False
     with tempfile.TemporaryDirectory() as folder:
-        game = load_game(named, base_dir) if is_environment(reference, base_dir) else None
+        game = load_game(named, base_dir) if is_game else None
         tools: Sequence[AnyTool] = load_tools([named], base_dir) if game is None else game.tools
         report = Report()
         for tool in tools:
@@ -220,8 +226,9 @@ def _check_calls(report: Report, bench: _Bench, spec: ToolSpec, right: Sequence[
     report.findings.append(Finding(f"{spec.name}: {what}", [*failures, *([hint] if hint else [])]))
     report.seen += [f"{each.call}\n{_said(each)}" for each in tries[:3]]
     hostile: list[Tried] = []
+    until = time.monotonic() + HOSTILE_S
     for number, arguments in enumerate(hostile_calls(schema, base or {})):
-        if number == MAX_CALLS:
+        if number == MAX_CALLS or time.monotonic() > until:
             break
         hostile.append(bench.call(spec, arguments))
     undeclared = [f"{each.call}: {each.undeclared}" for each in hostile if each.undeclared]

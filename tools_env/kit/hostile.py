@@ -5,9 +5,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from posttrain.files.strict_json import JsonObject
+from tools_env.arguments import misfit
 
 _INTEGERS = (0, 1, 2, -1, 2**31, -(2**63), 10**30)
 _NUMBERS = (*_INTEGERS, 0.5, 1e-300, 1e300, -1e300)
@@ -58,7 +57,8 @@ def _properties(schema: JsonObject) -> dict[str, JsonObject]:
     found = schema.get("properties")
     if not isinstance(found, dict):
         return {}
-    return {name: each for name, each in found.items() if isinstance(each, dict)}
+    defined = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    return {name: each | defined for name, each in found.items() if isinstance(each, dict)}
 
 
 def _required(schema: JsonObject) -> list[str]:
@@ -67,7 +67,7 @@ def _required(schema: JsonObject) -> list[str]:
 
 
 def _fits(value: Any, schema: JsonObject) -> bool:
-    return Draft202012Validator(schema).is_valid(value)
+    return misfit(schema, value) is None
 
 
 def _typical(schema: JsonObject) -> list[Any]:

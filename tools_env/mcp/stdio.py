@@ -26,6 +26,8 @@ MAX_MESSAGE = 32 << 20
 MAX_STRAY_LINES = 100
 #: Seconds in which a server ends by itself once its input is closed.
 LEAVE_S = 1.0
+#: Seconds for the exit code to be known once its output has ended.
+EXIT_S = 0.5
 #: Seconds in which whatever is left has been killed, on a busy machine.
 KILLED_S = 4.0
 _MAX_WORDS = 2_000
@@ -108,8 +110,10 @@ class StdioServer:
                 try:
                     line = await process.stdout.readuntil()
                 except asyncio.IncompleteReadError as error:
+                    await _ended(process, EXIT_S)
+                    self.fault = f"the server ended with exit code {process.returncode}"
                     if error.partial.strip():
-                        self.fault = f"ended in the middle of a message: {error.partial[:100]!r}"
+                        self.fault += f", in the middle of a message: {error.partial[:100]!r}"
                     return
                 except asyncio.LimitOverrunError:
                     self.fault = f"wrote a message of more than {MAX_MESSAGE >> 20} MiB"
@@ -152,6 +156,8 @@ class StdioServer:
         await _ended(process, LEAVE_S)
         self.kill()
         await _ended(process, KILLED_S)
+        # What was not read is let go of; else its buffer stays until it is collected.
+        getattr(process, "_transport").close()  # noqa: B009  # nothing public closes it
 
 
 async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:

@@ -1,1 +1,1 @@
-"""Environments that ship: four card games and a maze, drawn here, with rewards from their state."""
+"""Environments that ship, drawn here: four card games, a maze, a desktop; rewards are from their state."""

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from posttrain.inference.reading import Reading, ReadingError, digest_of
+from posttrain.models.divergences import CHUNK
 from posttrain.models.logprobs import candidate_logprobs
 from posttrain.objectives.distill import TopLogprobs, top_k_jsd
 from posttrain.training.core.sharding import reshard
 from posttrain.training.on_policy.packed_policy import PackedPolicy
 from posttrain.training.on_policy.teacher import FINITE, ITSELF, Taught, check_distance
 from posttrain.types import Trajectory
-
-#: Places whose distributions are whole at the same time while a model reads for itself.
-CHUNK = 128
 
 
 class EngineTeacher:
@@ -130,7 +128,7 @@ def _divergence(
     known = (ids < len(weight)) & (ids != sampled)
     candidates = torch.cat([sampled, torch.where(known, ids, sampled)], 1)
     logprobs = torch.cat([of_sampled[:, None], of_top.masked_fill(~known, -torch.inf)], 1)
-    _, student, rest = candidate_logprobs(hidden, weight, targets, candidates)
+    _, student, rest = candidate_logprobs(hidden, weight, targets, candidates, CHUNK)
     return top_k_jsd(TopLogprobs(logprobs, student, rest), beta)
 
 

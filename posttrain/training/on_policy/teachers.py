@@ -42,8 +42,9 @@ def find_teacher(work: RunAtWork, stage: OnPolicyStage, origin: Path) -> Path | 
     renderers = [Renderer.from_config(path, any_family) for path in (origin, whole)]
     if difference := token_difference(*renderers) or image_difference(*renderers):
         raise TeacherError(
-            f"stage {stage.name}: the teacher {name} {difference}. Its distribution cannot be learned:"
-            " choose a teacher of the student's family, or stage: distillation, which learns from texts"
+            f"stage {stage.name}: {stage.teacher_key}: the teacher {name} {difference}. Its distribution"
+            " cannot be learned: choose a teacher of the student's family, or stage: distillation, which"
+            " learns from texts"
         )
     return given if own else whole
 

@@ -12,6 +12,7 @@ from posttrain.cli import main as cli
 from posttrain.cli.chat import HELP, Chat, ChatError, converse
 from posttrain.first_party import PLUGINS
 from posttrain.joints import Environment
+from posttrain.quickstart.tiny import build_tiny
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
 from posttrain.types import Block, ImageRef, Message
@@ -127,3 +128,23 @@ def test_the_command_line_asks_once_and_exports(tiny_checkpoint, scene, tmp_path
     assert (tmp_path / "out" / "README.md").is_file()
     assert cli.main(["export", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 2
     assert "is not an empty directory" in capsys.readouterr().err
+
+
+def test_a_model_whose_results_stand_in_its_turn_stops_for_them(said, tmp_path, monkeypatch):
+    """Transformers stops at the mark; what follows a result is the same turn."""
+    build_tiny("qwen2_vl", tmp_path / "older")
+    tools = PLUGINS.load_tools([{"name": "image_flip"}])
+    chat = Chat(
+        tmp_path / "older", said.append, 4, 0.0, tools, lambda: PLUGINS.make_environment(tools, 3, tmp_path)
+    )
+    chat.ask("hi")  # by the untrained model, whose words say nothing
+    asked: list[list[str]] = []
+    turns = iter(["*FUNCTION*: paint\n*ARGS*: {}\n*RESULT*", ": It is K."])
+
+    def scripted(input_ids: torch.Tensor, **how: Any) -> torch.Tensor:
+        asked.append(how["stop_strings"])
+        [ids] = how["tokenizer"]([next(turns)], add_special_tokens=False)["input_ids"]
+        return torch.cat([input_ids, torch.tensor([ids])], 1)
+
+    monkeypatch.setattr(chat._model, "generate", scripted)
+    assert (chat.ask("Which letter?"), asked) == ("It is K.", [["*RESULT*"]] * 2)

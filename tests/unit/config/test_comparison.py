@@ -171,3 +171,64 @@ def test_data_without_a_file_know_no_vary():
     document.data["stages"][-1]["vary"] = {"seed": [0, 1]}
     with pytest.raises(ValueError, match="becomes stages when a file is read"):
         RunConfig.model_validate(document.data)
+
+
+VARIANTS = """\
+variants:
+        - {name: whole}
+        - {name: from_scratch, start_from: tiny_model, learning_rate: 1.0e-3}
+        - name: bare
+          tasks: [{name: bare_task, data: markers_train, rewards: [counting]}]
+          algorithm: {group_size: 2}
+"""
+
+
+def with_variants(path: Path, variants: str) -> Path:
+    more = "  - {stage: sft, data: {mixture: {markers_zoom: 1}}, max_steps: 3}\n  - stage: rl\n"
+    text = RUN.replace("algorithm: [{name: sapo}, {name: grpo, clip_high: 0.28}]\n", variants)
+    path.write_text(
+        text.replace("  - stage: rl\n", more).replace("      rollout: {max_staleness: [0, 2]}\n", "")
+    )
+    return path
+
+
+def test_variants_have_keys_of_their_own_tasks_and_origins_among_them(run_file: Path):
+    config = load_run(with_variants(run_file, VARIANTS))
+    found = {stage.name: stage for stage in cells(config)}
+    assert list(found) == [
+        f"rl-seed{seed}-{name}" for seed in (0, 1) for name in ("whole", "from_scratch", "bare")
+    ]
+    whole, scratch, bare = (found[f"rl-seed0-{name}"] for name in ("whole", "from_scratch", "bare"))
+    assert whole.cell is not None
+    assert whole.cell.settings == {"seed": 0, "variant": "whole"}
+    assert [config.origins[each.name] for each in (whole, scratch, bare)] == ["sft", "tiny_model", "sft"]
+    assert [each.learning_rate for each in (whole, scratch)] == [whole.learning_rate, 1e-3]
+    assert [task.name for task in bare.tasks] == ["bare_task"]
+    assert (bare.algorithm.group_size, bare.algorithm.name, whole.algorithm.group_size) == (2, "sapo", 4)
+    told = dict(batch_arithmetic(config))
+    assert told["rl: cells"].endswith("= 6 stages, each from sft or tiny_model")
+
+
+@pytest.mark.parametrize(
+    ("variants", "key", "says"),
+    [
+        ("variants: bare", "vary.variants", "should list variants"),
+        ("variants: [bare, whole]", "vary.variants[0]", "has no name"),
+        ("variants: [{name: a}, {start_from: sft}]", "vary.variants[1]", "has no name"),
+        ("variants: [{name: a}, {name: 3}]", "vary.variants[1]", "has no name"),
+        ("variants: [{name: a, metric: some}, {name: b}]", "vary.variants[0].metric", "cannot be varied"),
+        ("variants: [{name: a, cell: 1}, {name: b}]", "vary.variants[0].cell", "cannot be varied"),
+        ("variants: [{name: a}, {name: a, max_steps: 3}]", "vary", "two cells would be called"),
+    ],
+)
+def test_variants_that_say_nothing_are_refused(run_file: Path, variants: str, key: str, says: str):
+    with pytest.raises(ConfigError) as caught:
+        load_run(with_variants(run_file, variants + "\n"))
+    (problem,) = caught.value.problems
+    assert (problem.key, says in problem.reason) == (f"stages[2].{key}", True)
+
+
+def test_tasks_of_one_name_that_differ_between_variants_are_refused(run_file: Path):
+    other = VARIANTS.replace("name: bare_task, ", "")
+    with pytest.raises(ConfigError, match="another task is named 'markers_train' too"):
+        load_run(with_variants(run_file, other))

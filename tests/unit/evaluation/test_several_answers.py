@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from posttrain.config import EvalTask
 from posttrain.config.base import MisfitError
+from posttrain.config.tasks import PluginRef
 from posttrain.evaluation.difficulty import bins_in_order, difficulty_bins
-from posttrain.evaluation.evaluate import by_difficulty, summarize
+from posttrain.evaluation.evaluate import by_difficulty, calls_by_difficulty, summarize
 from posttrain.evaluation.resampling import bootstrap_intervals
 from posttrain.evaluation.shares import mean_share, pass_shares
 from posttrain.evaluation.statistics import pass_at_k, wilson_interval
 from posttrain.evaluation.table import evaluation_table
 from posttrain.run.estimates import Estimate
 from posttrain.run.rows import EvaluationRow
-from posttrain.types import RewardResult, Trajectory
+from posttrain.types import RewardResult, ToolCall, Trajectory
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(1, n))))
@@ -129,3 +131,28 @@ def test_several_greedy_answers_are_refused():
     with pytest.raises(ValueError, match="at temperature 0 all 4 answers to a prompt are the same") as caught:
         EvalTask(data="letters", samples_per_prompt=4)
     assert isinstance(caught.value.errors()[0]["ctx"]["error"], MisfitError)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def zoomed(group: int, calls: int, failed: int = 1) -> Trajectory:
+    seen = [ToolCall("zoom", {}, True, images=1)] * calls + [ToolCall("zoom", {}, False, "no")] * failed
+    return Trajectory("s", "t", group, 0, tool_calls=seen)
+
+
+def test_calls_are_told_by_difficulty_and_whether_they_follow_it():
+    task = EvalTask(data="letters", tools=[PluginRef(name="zoom")], max_turns=4, difficulty_column="looks")
+    levels: dict[int, object] = {0: 0, 1: 1, 2: 2, 3: 2, 4: "many", 5: None}
+    played = [zoomed(group, calls) for group, calls in enumerate((1, 1, 2, 3, 9, 9))]
+    found = calls_by_difficulty(played, task, levels)
+    expected = spearmanr([1, 1, 2, 3], [0, 1, 2, 2])[0]
+    assert found == {
+        "tool_calls/looks 0": 1.0,
+        "tool_calls/looks 1": 1.0,
+        "tool_calls/looks 2": 2.5,
+        "tool_calls/looks many": 9.0,
+        "tool_calls/rank_correlation": round(float(expected), 4),  # pyright: ignore,
+    }
+    always_one = [zoomed(group, 1) for group in range(4)]
+    assert "tool_calls/rank_correlation" not in calls_by_difficulty(always_one, task, levels)
+    assert calls_by_difficulty(played[:2], task, dict.fromkeys(levels, 1)) == {}
+    without = EvalTask(data="letters", difficulty_column="looks")
+    assert calls_by_difficulty(played, without, levels) == {}

@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, spearmanr
 
-from posttrain.evaluation.statistics import wilson_interval
+from posttrain.evaluation.statistics import rank_correlation, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,13 @@ def test_nothing_measured_is_nothing_known():
 def test_impossible_counts_are_refused(successes, n, confidence):
     with pytest.raises(ValueError, match=r"must satisfy|between 0 and 1"):
         wilson_interval(successes, n, confidence)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=2, max_size=40))
+def test_a_rank_correlation_is_scipys(pairs):
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    found = rank_correlation(first, second)
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        assert found is None
+    else:
+        assert found == pytest.approx(spearmanr(first, second).statistic, abs=1e-9)

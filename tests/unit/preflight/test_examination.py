@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from posttrain.config import build_run, read_run
+from posttrain.config.curation import load_curation
+from posttrain.curation.outcomes import CurationError
+from posttrain.curation.pipeline import curate
 from posttrain.first_party import PLUGINS
 from posttrain.preflight import machine
 from posttrain.preflight.examination import Findings, examine
@@ -109,6 +112,27 @@ def test_a_curation_that_cannot_be_is_found(folder: Path, recipe: str, message: 
     replace(folder / "mine.yaml", recipe, "own.yaml")
     replace(folder / "own.yaml", "quarry", "query")
     assert look(folder).problems == []
+
+
+def test_a_curation_may_have_an_earlier_stage_play(folder: Path) -> None:
+    recipe = """name: own
+data: photos
+endpoints: {agent: {stage: rl}}
+steps:
+  - filter: rejection_sampling
+    endpoint: agent
+    task: {tools: [image_zoom_in], max_turns: 2, rewards: [answer_accuracy]}
+"""
+    (folder / "own.yaml").write_text(recipe)
+    stage = "  - {stage: sft, data: {mixture: {photos: 1}}, max_steps: 1, curation: own.yaml}\n"
+    text = (folder / "mine.yaml").read_text()
+    (folder / "mine.yaml").write_text(text + stage)
+    assert look(folder).problems == []
+    replace(folder / "own.yaml", "{stage: rl}", "{stage: sft}")  # the stage itself is not yet done
+    [problem] = look(folder).problems
+    assert "endpoints.agent.stage: no earlier stage is called 'sft'" in re.sub(r"\s+", " ", str(problem))
+    with pytest.raises(CurationError, match="no run here that has a stage"):
+        curate(load_curation(folder / "own.yaml"), PLUGINS)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,14 @@ from posttrain.data.formats import read_canonical
 from posttrain.first_party import PLUGINS
 from posttrain.media.images import open_image
 from posttrain.models.supervised_head import IGNORED
-from posttrain.quickstart import marker_scenes
+from posttrain.quickstart import look_scenes, marker_scenes
 from posttrain.quickstart import scenes as drawn
-from posttrain.quickstart.dense_views import NO_MARKER, dense_views
+from posttrain.quickstart.dense_views import LEGIBLE_HEIGHT, NO_MARKER, VIEW_SIDE, dense_views
 from posttrain.quickstart.scene_tasks import is_scene_task
-from posttrain.types import Message, RewardInput, Sample, Score
+from posttrain.types import Message, RewardInput, Sample, Score, ToolCall
+from rewards.builtin.answer_accuracy import answer_accuracy
+from rewards.builtin.tool_calls import tool_calls
+from rewards.builtin.turn_readings import turn_readings
 from rewards.sdk import load_reward
 from tools_env.hermes import parse_calls
 
@@ -45,9 +48,9 @@ def test_rows_are_canonical(tmp_path: Path, kind: marker_scenes.Kind):
         for message in sample.messages:
             for image in message.images:
                 assert open_image(image.path).size[0] <= drawn.SCENE_SIZE
-        assert (sample.messages[-1].role == "assistant") == (kind not in prompts)
+        assert (sample.messages[-1].role == "assistant") == (kind not in (*prompts, "looks_question"))
         if kind != "list" and not is_scene_task(kind):
-            assert sample.ground_truth in drawn.LETTERS
+            assert set(sample.ground_truth) <= set(drawn.LETTERS)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +201,46 @@ def test_dense_labels_leave_illegible_letters_out():
     marked = views.colours != NO_MARKER
     assert (marked == (views.boxes[..., 0] != IGNORED)).all()
     assert (views.boxes[marked] >= 0).all()
+
+
+def test_questions_need_the_looks_that_their_rows_say():
+    """The large letter is legible in the view of the whole, and a crop of both far ones shows neither."""
+    for scene in itertools.islice(look_scenes.look_scenes("test", 0), 100):
+        large, first, second, _ = scene.markers
+        tall = [marker.letter_height / drawn.SCENE_SIZE * VIEW_SIDE for marker in scene.markers]
+        assert tall[0] >= LEGIBLE_HEIGHT > 2 * max(tall[1:])
+        across, down = (
+            abs(getattr(first, axis) - getattr(second, axis)) + (first.diameter + second.diameter) / 2
+            for axis in ("x", "y")
+        )
+        # The processor keeps the number of pixels, so a crop is scaled by the root of its area.
+        scale = VIEW_SIDE / (across * down) ** 0.5
+        assert max(first.letter_height, second.letter_height) * scale < 0.7 * LEGIBLE_HEIGHT
+        alone = VIEW_SIDE / (1.5 * first.diameter)
+        assert first.letter_height * alone >= LEGIBLE_HEIGHT
+        asked = look_scenes.questions("looks", scene, random.Random(0))
+        assert [(each.looks, len(each.markers)) for each in asked] == [(0, 1), (1, 1), (2, 2)]
+        assert asked[0].markers == (large,)
+        assert set(asked[2].markers) == {first, second}
+
+
+@pytest.mark.parametrize("flawed", [0.0, 1.0])
+def test_look_dialogues_earn_the_rewards_unless_they_are_careless(tmp_path: Path, flawed: float):
+    marker_scenes.write(tmp_path, kind="looks", split="sft", count=12, flawed=flawed)
+    for sample in read_canonical(tmp_path / "data.jsonl"):
+        turns = sample.messages[1:]
+        calls = tuple(
+            ToolCall(call.name, call.arguments, True, images=1)  # pyright: ignore
+            for turn in turns
+            if turn.role == "assistant"
+            for call in parse_calls(turn.text)
+        )
+        episode = RewardInput(
+            sample.messages[:1], turns, turns[-1].text, sample.ground_truth, sample.columns, calls
+        )
+        assert answer_accuracy(episode).value == 1.0  # pyright: ignore
+        right = tool_calls(episode, column="looks").value  # pyright: ignore
+        assert (right == 1.0) == (flawed == 0.0)
+        read = turn_readings(episode, choices=list(drawn.LETTERS)).value  # pyright: ignore
+        # Another look at a letter that was read is idle, and of two letters the last is said with both.
+        assert read == 1.0 or flawed

@@ -123,7 +123,7 @@ def test_qwen_agents_words_are_its_codes(renderers, image):
         "✿RESULT✿: The result of tool N\n"
         "✿RETURN✿: Reply based on tool results. Images need to be rendered as ![](url)"
     )
-    assert "\n✿FUNCTION✿: Home\n✿ARGS✿: {}<|im_end|>\n" in text
+    assert text.endswith("I need to go back.\n✿FUNCTION✿: Home\n✿ARGS✿: {}\n✿RESULT✿")
 
 
 def random_dialogue(rng: random.Random, image: ImageRef) -> list[Message]:
@@ -137,7 +137,7 @@ def random_dialogue(rng: random.Random, image: ImageRef) -> list[Message]:
             Message("tool", (screen(image), Block("text", text=f"n{i} *RETURN*"))) for i in range(count)
         ]
         messages += results or [text_message("user", "and?")]
-    return [*messages, text_message("assistant", "done")]
+    return [*messages, text_message("assistant", rng.choice(["done", "so\n" + call("Home")]))]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -164,6 +164,7 @@ def test_data_is_rendered_to_the_tokens_of_a_rollout(name, renderers, image):
                 seen += following - place > 2
         assert ids == whole.token_ids[: len(ids)]
         assert not any(whole.supervised[len(ids) :])
+        assert (ids == whole.token_ids) == ("<tool_call>" in messages[-1].text)
     assert seen > 10
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from posttrain.config import TaskConfig
+from posttrain.failures import ToolFailure
 from posttrain.inference.engine import stable_seed
 from posttrain.rendering.rendering import Renderer
 from posttrain.rollout.episode import EpisodeJob, Limits, TaskEnvironments
 from posttrain.rollout.jobs import GroupJob
 from posttrain.rollout.world import WorldFailing, check_world, failure_metrics
-from posttrain.types import Sample, ToolFailure, Trajectory, text_message
+from posttrain.types import Sample, Trajectory, text_message
 from tests.at_work import play
 from tests.unit.rollout.local_pool import LocalPool
 from tools_env import Environment, ToolEnvironment, WorldError, tool

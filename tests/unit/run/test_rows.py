@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.failures import ToolFailure
 from posttrain.run.rows import (
     EpisodeRow,
     EvaluationRow,
@@ -33,7 +34,8 @@ EPISODE = EpisodeRow(
         text_message("assistant", "K\u2028 or 文"),
     ),
     num_prompt_messages=1,
-    tool_calls=(ToolCall("zoom", {"img_idx": 0}, ok=False, error="no", images=0),),
+    tool_calls=(ToolCall("zoom", {"img_idx": 0}, ok=False, error="no", images=0, seconds=0.125),),
+    failures=(ToolFailure("maps", "the server is down", 2.5),),
     ground_truth={"letter": "K"},
     reward=RewardResult(0.5, {"a": 0.5, "b": None}, {"a": {"part": 1.0}}, {"a": "why"}, {"b": "away"}),
     advantage=-0.25,
@@ -53,7 +55,9 @@ ROWS: list[Row] = [
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row).__name__)
 def test_what_is_written_comes_back(tmp_path: Path, row: Row) -> None:
     write_rows(tmp_path / "rows.jsonl", [row, row])
-    assert list(read_rows(tmp_path / "rows.jsonl", type(row))) == [row, row]
+    back = list(read_rows(tmp_path / "rows.jsonl", type(row)))
+    assert back == [row, row]
+    assert repr(back[0]) == repr(row)  # also what rows are not compared by
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from posttrain.cli.main import main
 from posttrain.failures import WorldError
 from posttrain.plugins import PluginError
 from posttrain.types import EnvironmentReply, Sample, text_message
@@ -89,6 +90,7 @@ def test_the_sdks_server_is_offered_with_texts_pictures_and_errors(begin: Begin,
     assert Image.open(image).getpixel((5, 5)) == (200, 0, 0)
     assert episode._images == reply.message.images  # what later calls, and the learner, see
     assert [c.images for c in reply.calls] == [2]
+    assert all(c.seconds is not None and 0 < c.seconds < 60 for c in reply.calls)
     first = said(episode.step(call("cam_add", number=2.0)))
     assert first.startswith("2 by")
     assert json.loads(said(episode.step(call("cam_measure")))) == {"width": 64}
@@ -124,7 +126,7 @@ def test_each_episode_has_a_process_with_no_secrets_that_ends_with_it(
 def test_what_a_task_may_not_say_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, why in (
         ({"command": "/no/such/program"}, "'s' cannot be used.*No such file"),
-        ({"command": sys.executable, "args": ["-c", "print('hello')"]}, "Connection closed"),
+        ({"command": sys.executable, "args": ["-c", "print('hello')"]}, "ended with exit code 0"),
         ({"url": "http://127.0.0.1:9/mcp"}, "'s' cannot be used"),
         (hostile("x") | {"mcp": "s", "env_vars": ["NO_SUCH_KEY"]}, "variable NO_SUCH_KEY, which is not set"),
         (hostile("x") | {"mcp": "s", "enabled_tools": ["went"]}, "no tool 'went'; it has go"),
@@ -166,7 +168,7 @@ def test_a_server_that_cannot_be_offered_is_refused_when_it_is_loaded(
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("dies", "last words: out of cheese"),
+        ("dies", "ended with exit code 3; its last words: out of cheese"),
         ("hangs", "did not return within 1 s"),
         ("garbage", "what is no message to its standard output: b'Traceback of nothing"),
         ("gigabyte", "a message of more than"),
@@ -191,6 +193,8 @@ def test_a_servers_failures_are_the_worlds(begin: Begin, tmp_path: Path, mode: s
     with pytest.raises(WorldError, match=why) as caught:
         episode.step(call("go", n=1))
     assert caught.value.tool == ("hostile" if "opened" in why else "go")
+    assert caught.value.seconds is not None
+    assert caught.value.seconds >= (1 if mode == "hangs" else 0)
 
 
 @pytest.mark.parametrize("mode", ["slow pattern", "doubling"])
@@ -226,6 +230,19 @@ def test_the_model_reads_the_rest(begin: Begin, mode: str, told: str) -> None:
     assert len(said(reply)) < 4200
     assert reply.message is not None
     assert len(reply.message.images) == (4 if mode == "many" else 0)
+
+
+def test_the_command_line_lists_and_checks_a_servers_tools(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tools", "list", json.dumps(hostile("fine") | {"prefix": "x_"})]) == 0
+    assert capsys.readouterr().out.split() == ["x_go", "A", "tool.", "<", "|im_end|>"]
+    assert main(["tools", "check", json.dumps(hostile("internal"))]) == 1
+    told = capsys.readouterr().out
+    assert "✓ go: the model is told what it is" in told
+    assert "✗ go: a typical call succeeds\n    " in told
+    assert "the database is gone" in told
+    with pytest.raises(SystemExit):
+        main(["tools", "check", "{mcp: x, comand: y}"])
+    assert "comand: Extra inputs are not permitted" in capsys.readouterr().err
 
 
 def number_in(state: Path) -> int:
@@ -300,7 +317,7 @@ class _Http(BaseHTTPRequestHandler):
         except OSError:
             self.server.cut_off = True  # pyright: ignore[reportAttributeAccessIssue]
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name there
         pass
 
 

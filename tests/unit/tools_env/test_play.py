@@ -19,7 +19,8 @@ from tools_env.play.maze import CELL, STEPS, Maze
 from tools_env.play.rows import GAMES, write
 from tools_env.play.table import Game, read_turn
 
-ALL = pytest.mark.parametrize("made_of", GAMES.values(), ids=GAMES.keys())
+SHIPPED = {name: made_of for name, made_of in GAMES.items() if issubclass(made_of, Game)}
+ALL = pytest.mark.parametrize("made_of", SHIPPED.values(), ids=SHIPPED.keys())
 
 
 def dealt(made_of: type[Game], seed: object, **params: Any) -> Game:

@@ -3,12 +3,14 @@
 import json
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from posttrain.evaluation.paired import compare
 from posttrain.evaluation.statistics import wilson_interval
+from posttrain.run.estimates import Estimate
 from posttrain.run.rows import EVALUATION, METRICS, EpisodeRow, EvaluationRow, MetricsRow, write_rows
 from posttrain.types import RewardResult, text_message
 from posttrain.viewer import write_report
@@ -210,3 +212,50 @@ def test_episodes_that_are_gone_leave_what_the_rows_tell(compared_run: Path, tmp
     assert found.accuracy(found.settings[0], "with_tool") is None
     write_report(run)
     assert "60.0 – 65.0 %" in Page(run / "comparison-rl.html").visible
+
+
+def test_calls_are_told_by_need_where_they_were_measured(tmp_path: Path):
+    """Of variants from other checkpoints, each against its own."""
+    names = ("whole", "scratch")
+    settings = [{"seed": 0, "variant": name} for name in names]
+    stages: list[dict[str, object]] = [
+        {"stage": "sft", "start_from": "base"},
+        {"stage": "sft", "name": "old"},
+    ]
+    for name, origin, chosen in zip(names, ("sft", "old"), settings, strict=True):
+        cells = {"comparison": "rl", "settings": chosen}
+        stages.append({"stage": "rl", "name": f"rl-{name}", "start_from": origin, "cell": cells})
+    rewards = [{"name": "answer_accuracy"}]
+    evaluation = {"tasks": [{"name": task, "rewards": rewards} for task in ("with_tool", "without")]}
+    recorded = {"name": "looks", "stages": stages, "evaluation": evaluation}
+    (tmp_path / "resolved.json").write_text(json.dumps(recorded))
+    figures = {
+        "reward/mean": 0.5,
+        "reward/answer_accuracy": 0.4,
+        "reward/tool_calls": 0.3,
+        "episode/tool_calls": 1.2,
+    }
+    write_rows(tmp_path / METRICS, [MetricsRow(f"rl-{name}", 1, 1.0, {**figures}) for name in names])
+    by_need = {"tool_calls": 1.0, "tool_calls/looks 0": 0.25, "tool_calls/looks 2": 1.75}
+    rows: list[EvaluationRow] = []
+    for stage, right in (("sft", 10), ("old", 4), ("rl-whole", 20), ("rl-scratch", 20)):
+        shares = {f"looks {need}": Estimate(0.5, 0.4, 0.6, 20) for need in (0, 2)}
+        told = by_need | ({"tool_calls/rank_correlation": -0.5} if stage == "rl-whole" else {})
+        rows.append(replace(evaluated(stage, right), metrics=told, difficulty=shares))
+        rows.append(replace(evaluated(stage, 5), task="without"))
+        path = tmp_path / "rollouts" / f"evaluation-{stage}-with_tool.jsonl"
+        write_rows(path, [episode(number, number < right) for number in range(PROMPTS)])
+    write_rows(tmp_path / EVALUATION, rows)
+    (found,) = comparisons(read_contents(tmp_path))
+    changes = [found.from_start(setting, "with_tool") for setting in found.settings]
+    assert [round(40 * change.difference) for change in changes if change] == [10, 16]
+    write_report(tmp_path)
+    lines = (tmp_path / "comparison-rl.md").read_text().splitlines()
+    head, _, whole, scratch = (line.strip("| ").split(" | ") for line in lines[-4:])
+    whole, scratch = (dict(zip(head, cells, strict=True)) for cells in (whole, scratch))
+    assert whole["calls at looks 0 / 2"] == "0.25 / 1.75"
+    assert whole["accuracy at looks 0 / 2"] == "50 / 50 %"
+    assert (whole["rank correlation, by seed"], scratch["rank correlation, by seed"]) == ("−0.50", "–")
+    assert whole["without"].startswith("12.5 % (")
+    page = (tmp_path / "comparison-rl.html").read_text()
+    assert all(title in page for title in ("Tool calls", "answer accuracy"))

@@ -193,7 +193,8 @@ def test_what_a_model_wrote_stays_text(finished_run: Path, tmp_path: Path, brows
     hostile = (
         row | dict.fromkeys(places, HOSTILE) | {"messages": [image, *messages], "num_prompt_messages": 2}
     )
-    write_rows(path, [hostile | {"tool_calls": [call], "reward": reward}])
+    call["seconds"], failure = 1.5, {"tool": HOSTILE, "reason": HOSTILE, "seconds": 12.34}
+    write_rows(path, [hostile | {"tool_calls": [call], "failures": [failure], "reward": reward}])
     write_report(run)
     browser.open(run / "episodes.html", "#0")
     browser.wait("document.querySelector('.sheet')")
@@ -206,6 +207,7 @@ def test_what_a_model_wrote_stays_text(finished_run: Path, tmp_path: Path, brows
     )
     shown = browser.run("document.body.innerText")
     assert "<script>window.hurt=1</script>" in shown
+    assert [time for time in ("1.500 s", "12.3 s") if time in shown] == ["1.500 s", "12.3 s"]
     assert "\u202e" not in shown
 
 

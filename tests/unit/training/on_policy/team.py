@@ -13,6 +13,7 @@ import pytest
 
 from posttrain.config import RlStage
 from posttrain.data.mixing import Mixture
+from posttrain.failures import ToolFailure
 from posttrain.inference.reading import Reading
 from posttrain.rollout.jobs import GroupJob, PlayedGroup
 from posttrain.rollout.play import PlayGroup
@@ -23,7 +24,7 @@ from posttrain.training.on_policy.learner import PolicyMismatch
 from posttrain.training.on_policy.learner_group import LearnerFailed
 from posttrain.training.on_policy.pacing import Pacing, StalenessError, run_paced
 from posttrain.training.on_policy.prompts import StepPrompts
-from posttrain.types import RewardResult, Sample, ToolFailure, Trajectory, text_message
+from posttrain.types import RewardResult, Sample, Trajectory, text_message
 
 STEPS = 6
 PROMPTS = 4
