@@ -17,7 +17,7 @@ from posttrain.rollout.records import write_trajectories
 from posttrain.run.directory import RunDir
 from posttrain.run.tracking import Tracker
 from posttrain.training import pipeline
-from posttrain.training.on_policy import controller
+from posttrain.training.on_policy import controller, runner
 from posttrain.types import Trajectory
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder
     Gate.turns, Gate.folder = Turns(options.address), folder
-    controller.Tracker, controller.write_trajectories = Gate, Gate.write
+    runner.Tracker, controller.write_trajectories = Gate, Gate.write
     run = settings(TASKS[options.task], folder, options.staleness, options.one_core, options.teacher)
     recipe = folder / "run.yaml"
     recipe.write_text(json.dumps(run), encoding="utf-8")

@@ -95,7 +95,8 @@ def recipe_faults(config: CurationConfig, taxonomy: Taxonomy, plugins: Plugins) 
 
 def _task_faults(task: EpisodeTask, place: Key, plugins: Plugins, base_dir: Path) -> Iterator[Fault]:
     """Look for tools and rewards that are not there, or do not take their params."""
-    yield from _tool_faults(task.tools, place, plugins, base_dir)
+    tools = [tool for tool in task.tools if isinstance(tool, PluginRef)]
+    yield from _tool_faults(tools, place, plugins, base_dir)
     for index, ref in enumerate(task.rewards):
         if ref.name.startswith(OUTCOME):
             continue

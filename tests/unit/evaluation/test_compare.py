@@ -50,7 +50,9 @@ def episode(prompt: Prompt, number: int, right: bool) -> EpisodeRow:
     ))  # fmt: skip
     said = text_message("assistant", prompt.gold if right else f"<script>{number}</script>")
     verdict = RewardResult(0.0, values={"format": 1.0, "answer_accuracy": float(right)})
-    return EpisodeRow("s", 0, prompt.name, "letters", 0, number, (asked, said), 1, (), prompt.gold, verdict)
+    return EpisodeRow(
+        "s", 0, prompt.name, "letters", 0, number, (asked, said), 1, (), (), prompt.gold, verdict
+    )
 
 
 def prompts(*right: int, several: int = 1) -> list[Prompt]:

@@ -89,7 +89,7 @@ def evaluated(stage: str, right: int) -> EvaluationRow:
 def episode(number: int, right: bool) -> EpisodeRow:
     messages = (text_message("user", f"Which letter is {number}?"), text_message("assistant", "K"))
     reward = RewardResult(1.0, values={"answer_accuracy": float(right)})
-    return EpisodeRow("rl", 0, f"p{number}", "with_tool", number, 0, messages, 1, (), "K", reward)
+    return EpisodeRow("rl", 0, f"p{number}", "with_tool", number, 0, messages, 1, (), (), "K", reward)
 
 
 @pytest.fixture(scope="module")
