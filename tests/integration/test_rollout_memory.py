@@ -47,7 +47,8 @@ def test_processes_stay_below_what_was_computed(bench: ModuleType, tmp_path: Pat
     for name, sizes in found.items():
         assert len(sizes) == settings.steps
         assert max(sizes) < bounds[name], name
-        assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
+        if name != "learner":  # it keeps the pixels used last, up to a room that these do not fill
+            assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
 
 
 def test_a_large_rollout_stays_below_what_was_computed(bench: ModuleType, tmp_path: Path, soak: bool) -> None:
