@@ -64,8 +64,12 @@ class PromptsAhead:
         return result
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Draw no more, without waiting for what is being drawn.
+
+        Its prompts may wait for an engine that serves nothing until the next publish, which does not come any
+        more. The thread ends once the engines are closed.
+        """
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class StepPrompts:

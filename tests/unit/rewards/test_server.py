@@ -232,7 +232,11 @@ def test_refuses_to_start_beyond_loopback_without_a_token(host: str) -> None:
 @pytest.mark.parametrize(
     ("name", "params", "told"),
     [
-        ("tool_calls", {"targt": 1}, "there is no 'targt'; did you mean 'target'? (it takes: target, column)"),
+        (
+            "tool_calls",
+            {"targt": 1},
+            "there is no 'targt'; did you mean 'target'? (it takes: target, column)",
+        ),
         ("answer_accuracy", {"x": 1}, "there is no 'x' (it takes: none)"),
         ("tool_calls", {"target": 1, "TARGET": 1}, "there is no 'TARGET'"),
     ],

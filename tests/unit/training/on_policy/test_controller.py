@@ -243,3 +243,13 @@ def test_prompts_are_drawn_one_step_ahead_beside_what_else_goes_on() -> None:
     finally:
         ahead.close()
     assert sorted(drawn) == [1, 2, 2, 3]
+
+
+def test_a_stage_ends_while_prompts_wait_for_an_engine_that_does_not_come_back() -> None:
+    engine = threading.Event()
+    ahead = PromptsAhead(lambda step: (step == 1 or engine.wait(60), Drawn(step, [], set(), []))[1], last=3)
+    ahead.take(1)
+    begun = time.monotonic()
+    ahead.close()
+    engine.set()
+    assert time.monotonic() - begun < 5
