@@ -35,8 +35,8 @@ def divergences(k: int, hidden: Tensor = HIDDEN, weight: Tensor = WEIGHT) -> tup
     return logprobs, top_k_kl(TopLogprobs(teacher, candidates, rest))
 
 
-def by_definition(k: int) -> list[float]:
-    """Compute the divergence over k tokens and all others as one, number by number."""
+def by_definition(k: int, beta: float = 0.0) -> list[float]:
+    """Compute the divergences over k tokens and all others as one, number by number."""
     student = (HIDDEN @ WEIGHT.T).log_softmax(1)
     found = []
     for q, p in zip(TEACHER.exp().tolist(), student.exp().tolist(), strict=True):
@@ -45,7 +45,13 @@ def by_definition(k: int) -> list[float]:
         others = [token for token in range(VOCABULARY) if token not in best]
         if others:
             pairs.append((math.fsum(q[token] for token in others), math.fsum(p[token] for token in others)))
-        found.append(math.fsum(a * math.log(a / b) for a, b in pairs))
+        if beta in (0, 1):
+            pairs = [(a, b) if beta == 0 else (b, a) for a, b in pairs]
+            found.append(math.fsum(a * math.log(a / b) for a, b in pairs))
+        else:
+            mixed = [(a, b, (1 - beta) * b + beta * a) for a, b in pairs]
+            terms = [beta * a * math.log(a / m) + (1 - beta) * b * math.log(b / m) for a, b, m in mixed]
+            found.append(math.fsum(terms))
     return found
 
 
@@ -121,26 +127,6 @@ def test_the_mix_weighs_tokens_as_the_supervised_loss_does(normalization: str) -
     assert total == pytest.approx(found.item(), rel=1e-12)
 
 
-def kinds_by_definition(beta: float, k: int) -> list[float]:
-    """Compute the divergences over k tokens and all others as one, number by number."""
-    student = (HIDDEN @ WEIGHT.T).log_softmax(1)
-    found = []
-    for q, p in zip(TEACHER.exp().tolist(), student.exp().tolist(), strict=True):
-        best = sorted(range(VOCABULARY), key=lambda token: -q[token])[:k]
-        pairs = [(q[token], p[token]) for token in best]
-        others = [token for token in range(VOCABULARY) if token not in best]
-        if others:
-            pairs.append((math.fsum(q[token] for token in others), math.fsum(p[token] for token in others)))
-        if beta in (0, 1):
-            pairs = [(a, b) if beta == 0 else (b, a) for a, b in pairs]
-            found.append(math.fsum(a * math.log(a / b) for a, b in pairs))
-        else:
-            mixed = [(a, b, (1 - beta) * b + beta * a) for a, b in pairs]
-            terms = [beta * a * math.log(a / m) + (1 - beta) * b * math.log(b / m) for a, b, m in mixed]
-            found.append(math.fsum(terms))
-    return found
-
-
 def kinds(beta: float, k: int, hidden: Tensor = HIDDEN, weight: Tensor = WEIGHT) -> Tensor:
     teacher, ids = TEACHER.topk(k)
     _, candidates, rest = candidate_logprobs(hidden, weight, TARGETS, ids, chunk_size=5)
@@ -150,7 +136,7 @@ def kinds(beta: float, k: int, hidden: Tensor = HIDDEN, weight: Tensor = WEIGHT)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_every_kind_equals_its_definition_and_the_whole_vocabularys(beta: float) -> None:
     for k in (1, 4, VOCABULARY):
-        assert kinds(beta, k).tolist() == pytest.approx(kinds_by_definition(beta, k), rel=1e-9)
+        assert kinds(beta, k).tolist() == pytest.approx(by_definition(k, beta), rel=1e-9)
     teacher_head = torch.eye(VOCABULARY, dtype=torch.float64)
     full = generalized_jsd(HIDDEN, WEIGHT, TEACHER, teacher_head, beta)
     torch.testing.assert_close(kinds(beta, VOCABULARY), full, rtol=1e-9, atol=1e-12)
