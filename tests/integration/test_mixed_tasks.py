@@ -1,9 +1,6 @@
 """The recipe of mixed tasks at its smallest, as a user runs it: what each task is given and told of."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 import yaml
 
 from posttrain.config import dataset_names, load_dataset_config
+from tests.integration.whole_runs import run_in
 
 pytestmark = pytest.mark.slow
 
@@ -50,17 +48,7 @@ def test_each_task_has_its_share_its_lengths_and_its_curves(tmp_path: Path, soak
         dataset = load_dataset_config(name).model_dump(exclude_unset=True)
         dataset["source"]["params"]["count"] = 24
         (tmp_path / "datasets_cfg" / f"{name}.yaml").write_text(yaml.safe_dump(dataset), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "posttrain.cli", "run", "smallest.yaml", "output_dir=runs"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"POSTTRAIN_CACHE": str(tmp_path / "cache")},
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = tmp_path / "runs" / "smallest"
+    run = run_in(tmp_path, "smallest.yaml", TIMEOUT) / "smallest"
     for step in (1, 2):
         played = rows(run / "rollouts" / "rl_mixed" / f"step-{step}.jsonl")
         assert Counter(row["task"] for row in played) == dict.fromkeys(TASKS, 2 * 4)

@@ -1,9 +1,6 @@
 """RL of a text model whose head is its embeddings, by a file as a user writes it: whole, then adapters."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from posttrain.models.lora import base_of, is_adapter
+from tests.integration.whole_runs import run_in
 from tests.text_models import build_text
 
 pytestmark = pytest.mark.slow
@@ -78,17 +76,7 @@ def test_whole_weights_and_merged_adapters_of_a_text_model(tmp_path: Path) -> No
         "stages": [WHOLE, ADAPTERS],
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    finished = subprocess.run(
-        [sys.executable, "-m", "posttrain.cli", "run", "recipe.yaml", "output_dir=runs"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"POSTTRAIN_CACHE": str(tmp_path / "cache")},
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    run = tmp_path / "runs" / "learned"
+    run = run_in(tmp_path, "recipe.yaml", TIMEOUT) / "learned"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [
         ("whole", 1),
