@@ -46,7 +46,9 @@ def test_processes_stay_below_what_was_computed(bench: ModuleType, tmp_path: Pat
     assert found.keys() == set(bench.MEASURED)
     for name, sizes in found.items():
         assert len(sizes) == settings.steps
-        assert max(sizes) < bounds[name], name
+        # The session's cluster has others' objects as well, and tells whole MiB.
+        others = 8 * MIB if name == bench.OBJECT_STORE else 0
+        assert max(sizes) < bounds[name] + others, (name, [size // MIB for size in sizes])
         if name != "learner":  # it keeps the pixels used last, up to a room that these do not fill
             assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
 
