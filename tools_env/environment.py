@@ -12,7 +12,7 @@ from posttrain.failures import WorldError
 from posttrain.media.images import ImageError
 from posttrain.messages import without_thinking
 from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample, ToolCall
-from tools_env.arguments import misfit
+from tools_env.arguments import CHECK_S, misfit
 from tools_env.games import Environment, LoadedGame, checked_rewards
 from tools_env.hermes import ParsedCall, parse_calls
 from tools_env.numbers import whole_numbers
@@ -29,9 +29,6 @@ from tools_env.sessions import (
 from tools_env.shown import blocks_of, blocks_of_parts, checked, checked_parts, readable
 
 logger = logging.getLogger(__name__)
-
-#: Seconds in which a call's arguments are checked.
-CHECK_S = 5.0
 
 
 class ToolEnvironment:
@@ -247,7 +244,7 @@ def _fitting(call: ParsedCall, tools: Mapping[str, AnyTool]) -> tuple[AnyTool, d
         raise ToolError(f"there is no tool {call.name[:80]!r}; the tools are: {', '.join(tools) or 'none'}")
     arguments = whole_numbers(copy.deepcopy(call.arguments), tool.spec.parameters)
     try:
-        wrong = in_the_world(call.name, lambda: misfit(tool.spec.parameters, arguments), CHECK_S)
+        wrong = in_the_world(call.name, lambda: misfit(tool.spec.parameters, arguments, CHECK_S), CHECK_S)
     except Exception as error:  # of the schema, which a server may have made up
         raise WorldError(f"has a schema that cannot be checked: {told(error)}", call.name) from error
     if wrong is not None:

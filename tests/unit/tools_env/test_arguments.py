@@ -1,5 +1,6 @@
 """The check of a call's arguments: what jsonschema says, in bounded time."""
 
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,45 @@ def test_arguments_fit_where_jsonschema_says_so(schema: dict[str, Any], leaf: An
 def test_a_pattern_that_would_never_end_is_ended(pattern: str) -> None:
     with pytest.raises(TimeoutError):
         misfit({"pattern": pattern}, "a" * 5_000 + "!")
+
+
+@pytest.mark.parametrize("keyword", ["patternProperties", "additionalProperties"])
+def test_a_pattern_for_names_that_would_never_end_is_ended(keyword: str) -> None:
+    by_name = {"patternProperties": {"^(a|aa)+$": {}}}
+    schema = by_name if keyword == "patternProperties" else by_name | {"additionalProperties": False}
+    with pytest.raises(TimeoutError):
+        misfit(schema, {"a" * 5_000 + "!": 1})
+    with pytest.raises(ValueError, match="not understood"):
+        misfit(by_name | {"unevaluatedProperties": False}, {})
+
+
+def test_a_schema_that_doubles_without_end_is_ended_in_its_own_thread() -> None:
+    """Who only stopped waiting for it would leave a thread that fills the memory."""
+    twice = {"anyOf": [{"$ref": "#/$defs/twice"}] * 2}
+    schema: Any = {"$defs": {"twice": twice | {"type": "string"}}, "$ref": "#/$defs/twice"}
+    below: Any = {"properties": {"n": {"anyOf": [{"$ref": "#/$defs/below"}] * 2}}}
+    deep: Any = 1
+    for _ in range(40):
+        deep = {"n": deep}
+    begun = time.monotonic()
+    with pytest.raises((TimeoutError, RecursionError)):
+        misfit(schema, 1, seconds=0.3)
+    doubling = {"$defs": {"below": below | {"required": ["m"]}}, "$ref": "#/$defs/below"}
+    with pytest.raises(TimeoutError):
+        misfit(doubling, deep, seconds=0.3)
+    assert time.monotonic() - begun < 5
+
+
+def test_names_by_pattern_are_checked_as_jsonschema_does() -> None:
+    schema: Any = {
+        "properties": {"n": {"type": "integer"}},
+        "patternProperties": {"^x": {"type": "string"}},
+        "additionalProperties": {"type": "boolean"},
+    }
+    closed = schema | {"additionalProperties": False}
+    for value in ({"n": 1, "xa": "b", "c": True}, {"xa": 1}, {"c": 1}, {"n": "1"}, {"xn": "n"}, 5):
+        for each in (schema, closed):
+            assert (misfit(each, value) is None) == Draft202012Validator(each).is_valid(value)
 
 
 def test_references_lead_nowhere_else() -> None:

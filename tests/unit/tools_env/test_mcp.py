@@ -205,6 +205,10 @@ def test_a_schema_that_never_ends_is_ended(
     episode = begin(hostile(mode))
     with pytest.raises(WorldError, match="has a schema that cannot be checked"):
         episode.step(call("go", n=1, text="a" * 60 + "!"))
+    deadline = time.monotonic() + 5
+    while any(thread.name == "tool-call" for thread in threading.enumerate()):  # nor goes on by itself
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
