@@ -121,6 +121,7 @@ class Dispatcher:
                 keeper.closed = True
         for entry in entries:
             entry.future.cancel()
+            entry.future.set_running_or_notify_cancel()  # else `as_completed` waits for it without end
 
     def check(self) -> None:
         """Raise what keeps workers from working."""

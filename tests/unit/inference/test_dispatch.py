@@ -1,9 +1,10 @@
 """Jobs and workers under seeded faults: every job ends once, and only those of a lost worker are repeated."""
 
 import gc
+import time
 import weakref
 from collections import Counter
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from posttrain.config import EngineConfig, ModelConfig
 from posttrain.inference.dispatch import Dispatcher
 from posttrain.inference.jobs import Outcome, Report
 from posttrain.inference.keeper import Keeper, PoolError, Timeouts, WorkerLostError
+from posttrain.inference.pool import collect
 from posttrain.inference.worker import EngineSetup, InferenceWorker
 
 CAPACITY = 8
@@ -204,10 +206,17 @@ def test_a_place_in_which_no_worker_lives_ends_the_pool() -> None:
         dispatcher.submit([Number(1)])
 
 
-def test_what_is_closed_has_ended_every_job() -> None:
+def test_what_is_closed_has_ended_every_job_also_for_those_who_wait_for_them() -> None:
     dispatcher = dispatcher_of(1, lockstep=False)
     futures = dispatcher.submit([Number(index) for index in range(30)])
-    dispatcher.close()
+    futures[7].cancel()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(collect, futures[:5])
+        while not any(future._waiters for future in futures):  # pyright: ignore[reportAttributeAccessIssue]
+            time.sleep(0.01)
+        dispatcher.close()
+        with pytest.raises(CancelledError):
+            waiting.result(10)
     assert all(future.cancelled() for future in futures)
     assert not dispatcher.lose(dispatcher.keepers[0], WorkerLostError("killed"))
     with pytest.raises(PoolError, match="closed"):
