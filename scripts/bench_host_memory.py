@@ -345,11 +345,24 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def require_memory(settings: Settings) -> None:
+    """Refuse to measure what this machine may not hold.
+
+    Raises:
+        SystemExit: If less is free than what was computed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        needed = sum(computed(settings.run_config(make_model(Path(folder)))).values())
+    if needed > (free := psutil.virtual_memory().available):
+        raise SystemExit(f"it may take {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free")
+
+
 def main() -> None:
     """Measure, print a table, and with --check fail where a goal is missed."""
     options = parse()
     names = ("groups", "group_size", "turns", "pixels", "images", "places", "steps", "room")
     settings = Settings(**{name: getattr(options, name) for name in names})
+    require_memory(settings)
     store = max(256, 60 * settings.groups * settings.group_size * settings.max_length // MIB)
     with (
         tempfile.TemporaryDirectory() as folder,
