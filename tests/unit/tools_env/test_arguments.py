@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from posttrain.files.strict_json import JsonObject
 from tools_env.arguments import misfit
 
 NAMES = st.sampled_from(["a", "b", "n", "text"])
@@ -66,7 +67,7 @@ def test_a_pattern_that_would_never_end_is_ended(pattern: str) -> None:
 
 @pytest.mark.parametrize("keyword", ["patternProperties", "additionalProperties"])
 def test_a_pattern_for_names_that_would_never_end_is_ended(keyword: str) -> None:
-    by_name = {"patternProperties": {"^(a|aa)+$": {}}}
+    by_name: JsonObject = {"patternProperties": {"^(a|aa)+$": {}}}
     schema = by_name if keyword == "patternProperties" else by_name | {"additionalProperties": False}
     with pytest.raises(TimeoutError):
         misfit(schema, {"a" * 5_000 + "!": 1})
