@@ -119,11 +119,7 @@ class Placement:
         found = nodes()
         if not self._use_gpu:
             return on_cores(count, found, spread=True)
-        if max((node.gpus for node in found), default=0) < gpus_each:
-            raise PlacementError(
-                f"an engine takes {gpus_each} GPUs of one node, and the nodes have"
-                f" {_listed(found)}: lower engine.tensor_parallel_size"
-            )
+        _require_node(found, gpus_each)
         if self._sharing == "separate" and _with_gpus(found) == 1:
             return [Place(gpus_each)] * count
         self._each = gpus_each
@@ -159,11 +155,12 @@ class Placement:
         """Return the places of engines that read what others play; no others share their GPUs.
 
         Raises:
-            PlacementError: If so many GPUs are not free.
+            PlacementError: If the cluster has no such GPUs, or they are not free.
         """
         found = nodes()
         if not self._use_gpu:
             return on_cores(count, found, spread=True)
+        _require_node(found, gpus_each)
         if _with_gpus(found) == 1:
             return [Place(gpus_each)] * count
         self._readers = _reserved(count, gpus_each, "engines that read")
@@ -211,6 +208,15 @@ def on_cores(count: int, found: Sequence[Node], spread: bool) -> list[Place]:
         taken[node.id] += 1
         places.append(Place(0, NodeAffinitySchedulingStrategy(node.id, soft=False)))
     return places
+
+
+def _require_node(found: Sequence[Node], gpus_each: int) -> None:
+    """Require a node with as many GPUs as an engine spans; its ranks are children of one process."""
+    if max((node.gpus for node in found), default=0) < gpus_each:
+        raise PlacementError(
+            f"an engine takes {gpus_each} GPUs of one node, and the nodes have"
+            f" {_listed(found)}: lower engine.tensor_parallel_size"
+        )
 
 
 def _reserved(count: int, gpus: int, what: str) -> PlacementGroup:

@@ -33,5 +33,7 @@ def test_one_node_is_left_to_ray(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_engine_does_not_span_nodes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(placement, "nodes", lambda: [node("a", gpus=4), node("b", gpus=2)])
-    with pytest.raises(PlacementError, match=r"takes 8 GPUs of one node.*10.0.0.97 4, 10.0.0.98 2"):
-        Placement(use_gpu=True, sharing="separate").engines(1, gpus_each=8)
+    put = Placement(use_gpu=True, sharing="separate")
+    for places in (put.engines, put.readers):
+        with pytest.raises(PlacementError, match=r"takes 6 GPUs of one node.*10.0.0.97 4, 10.0.0.98 2"):
+            places(1, gpus_each=6)
