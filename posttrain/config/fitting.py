@@ -17,6 +17,7 @@ from posttrain.config.memory import (
     ModelLoad,
     adapters,
     engine_least,
+    given_logits,
     learner_memory,
     served_beside,
 )
@@ -99,9 +100,7 @@ def memory_rows(config: RunConfig) -> list[tuple[str, str]]:
             rows.append((f"{stage.shared_name}: each of {stage.learners} learner processes", text))
         if stage.engines and stage.episodes is not None:
             each = stage.episodes.engine.tensor_parallel_size
-            least = engine_least(model, stage.episodes.max_length, each)
-            weights = amount(model.width * shape.parameters / each)
-            text = f"{amount(least)} at the least, {weights} of them weights"
+            text = _engine_parts(model, stage.episodes, stage.episodes.scores)
             rank = stage.adapter_rank(config.use_gpu)
             if rank and isinstance(stage.episodes, OnPolicyRolloutConfig):
                 versions = stage.episodes.adapter_versions
@@ -120,11 +119,18 @@ def _reading_rows(model: ModelLoad, stage: StageConfig) -> list[tuple[str, str]]
     if reading is None or teacher is None:
         return []
     each = reading.rollout.engine.tensor_parallel_size
-    least = engine_least(teacher, reading.rollout.max_length, each)
-    weights = amount(teacher.width * teacher.shape.parameters / each)
     spans = f", on each of its {each} GPUs" if each > 1 else ""
     name = f"{stage.shared_name}: each of {reading.rollout.actors} engines of the teacher{spans}"
-    return [(name, f"{amount(least)} at the least, {weights} of them weights")]
+    return [(name, _engine_parts(teacher, reading.rollout, given=True))]
+
+
+def _engine_parts(model: ModelLoad, rollout: RolloutConfig, given: bool) -> str:
+    """Tell what an engine takes, of each of its GPUs; given tokens are those that it scores or reads."""
+    spans = rollout.engine.tensor_parallel_size
+    least = amount(engine_least(model, rollout.max_length, spans))
+    text = f"{least} at the least, {amount(model.width * model.shape.parameters / spans)} of them weights"
+    logits = amount(given_logits(model.shape, rollout.max_length))
+    return f"{text}; {logits} more for logits of given tokens" if given else text
 
 
 def stage_misfits(
@@ -134,13 +140,13 @@ def stage_misfits(
     rollout = stage.episodes if stage.engines else None
     found = [learner_misfit(model, stage, card, gpus, shared and rollout is not None)]
     if rollout is not None:
-        found.append(engine_misfit(model, rollout, card, ("rollout",)))
+        found.append(engine_misfit(model, rollout, card, ("rollout",), rollout.scores))
         if shared:
             found.append(_beside_learner(model, stage, rollout, card))
     reading = stage.reading_engines
     teacher = None if reading is None else served_beside(model, reading.checkpoint)
     if reading is not None and teacher is not None:
-        found.append(engine_misfit(teacher, reading.rollout, card, reading.key))
+        found.append(engine_misfit(teacher, reading.rollout, card, reading.key, given=True))
     return [misfit for misfit in found if misfit is not None]
 
 
@@ -169,7 +175,9 @@ def learner_misfit(
     return Misfit((), reason, remedy or "take larger GPUs, or more of them", certain)
 
 
-def engine_misfit(model: ModelLoad, rollout: RolloutConfig, card: float, key: Key) -> Misfit | None:
+def engine_misfit(
+    model: ModelLoad, rollout: RolloutConfig, card: float, key: Key, given: bool
+) -> Misfit | None:
     """Return why an engine does not fit a GPU; None if it does.
 
     Args:
@@ -177,12 +185,13 @@ def engine_misfit(model: ModelLoad, rollout: RolloutConfig, card: float, key: Ke
         rollout: How it serves it.
         card: Bytes of a GPU.
         key: Path of the section of its settings.
+        given: Whether it scores or reads given tokens.
     """
     share, spans = rollout.engine.gpu_memory_utilization, rollout.engine.tensor_parallel_size
     weights = model.width * model.shape.parameters / spans
     least = engine_least(model, rollout.max_length, spans)
     if least <= share * card:
-        return None
+        return _beside_engine(model, rollout, card, key) if given else None
     reason = (
         f"an engine takes {amount(least)}{' of each GPU' if spans > 1 else ''} for weights"
         f" ({amount(weights)}) and one episode of {rollout.max_length:,} tokens, and gpu_memory_utilization ="
@@ -194,6 +203,19 @@ def engine_misfit(model: ModelLoad, rollout: RolloutConfig, card: float, key: Ke
     return Misfit((*key, "engine"), reason, remedy, weights > share * card)
 
 
+def _beside_engine(model: ModelLoad, rollout: RolloutConfig, card: float, key: Key) -> Misfit | None:
+    """Return why logits of given tokens, which are none of vLLM's share, have no room beside it."""
+    share, logits = rollout.engine.gpu_memory_utilization, given_logits(model.shape, rollout.max_length)
+    if share * card + logits <= card:
+        return None
+    reason = (
+        f"an engine takes gpu_memory_utilization = {share:g} of a GPU, and beside it {amount(logits)} for"
+        f" logits of tokens that it scores or reads; {amount((1 - share) * card)} are left"
+    )
+    lower = f"lower it to {int(100 * (1 - logits / card)) / 100:g}"
+    return Misfit((*key, "engine", "gpu_memory_utilization"), reason, lower, certain=False)
+
+
 def _beside_learner(
     model: ModelLoad, stage: StageConfig, rollout: RolloutConfig, card: float
 ) -> Misfit | None:
@@ -202,14 +224,16 @@ def _beside_learner(
     if load is None:
         return None
     waiting = learner_memory(model, load).least + CUDA_OVERHEAD
+    logits = given_logits(model.shape, rollout.max_length) if rollout.scores else 0.0
     share = rollout.engine.gpu_memory_utilization
-    if share * card + waiting <= card:
+    if share * card + logits + waiting <= card:
         return None
     reason = (
         f"engines and learners share their GPUs: an engine takes gpu_memory_utilization = {share:g} of one,"
-        f" {amount(share * card)}, and a learner that waits keeps {amount(waiting)}"
+        f" {amount(share * card)}, and {amount(logits)} for logits of tokens that it scores. A learner"
+        f" that waits keeps {amount(waiting)}"
     )
-    most = 1 - waiting / card
+    most = 1 - (logits + waiting) / card
     lower = f"lower it to {int(100 * most) / 100:g}" if most > 0.01 else "take larger GPUs, or more of them"
     return Misfit(("rollout", "engine", "gpu_memory_utilization"), reason, lower, certain=True)
 

@@ -2,20 +2,21 @@
 
     pixels of a sequence = image tokens × bytes a token       3 bytes a pixel, whatever the model's type
     engine               = pixels of the sequences that are open, within their room, + patches of one step
-                           + tokens of these sequences + the process itself
+                           + tokens of these sequences + the process itself, and those of its ranks
     learner              = pixels within their room + the whole batch's tokens + the process itself
     driver               = tokens of all steps in flight + the process itself
     object store         = a batch on its way to the learners (groups from the engines are there before it)
 
-On a CPU an engine also holds weights, keys and values, and a learner what `memory.py` says. The bytes of a
-token are those of Python's lists, measured; `scripts/bench_host_memory.py` compares the sums with processes.
+On a CPU an engine also holds weights, keys and values, and the logits of tokens that it scores or reads, a
+learner what `memory.py` says. The bytes of a token are those of Python's lists, measured;
+`scripts/bench_host_memory.py` compares the sums with processes.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.config.memory import ModelLoad, learner_memory, served_beside
+from posttrain.config.memory import ModelLoad, given_logits, learner_memory, served_beside
 from posttrain.config.model import ModelConfig, infer_family
 from posttrain.config.rollout import EngineConfig, RolloutConfig
 from posttrain.config.run import RunConfig
@@ -212,15 +213,7 @@ def _engine(
         parts["pixels"] = max(longest, min(load.pixels, room))
         parts["decoding"] = DECODERS * DECODING * load.sequence_pixels / max(1, _images(stage))
     parts["tokens"] = float(load.sequences * (load.max_length * TOKEN + EPISODE))
-    if not config.use_gpu:
-        # Patches of bytes are twice as many numbers, in the model's type; the tower makes as many again.
-        width = 4 if model is None else model.width
-        parts["patches"] = 2.0 * 2 * width * max(STEP_TOKENS, load.max_length) * load.token_bytes
-        cache = rollout.engine.kv_cache_gb
-        parts["weights and cache"] = CPU_CACHE if cache is None else cache * GIB
-        if model is not None:
-            parts["weights and cache"] += model.width * model.shape.parameters
-    return parts | {"process": _process(config)}
+    return parts | _ranks(config, rollout.engine, model, load, given=rollout.scores)
 
 
 def _reading_engine(
@@ -231,14 +224,34 @@ def _reading_engine(
     if load.token_bytes:
         parts["pixels"] = reading.together * load.sequence_pixels
         parts["decoding"] = DECODERS * DECODING * load.sequence_pixels / max(1, _images(stage))
+    return parts | _ranks(config, reading.rollout.engine, model, load, given=True)
+
+
+def _ranks(
+    config: RunConfig, engine: EngineConfig, model: ModelLoad | None, load: RolloutLoad, given: bool
+) -> dict[str, float]:
+    """Return what the ranks of an engine hold together: on a CPU the model, and what it computes.
+
+    Args:
+        config: The run, as it is on its devices.
+        engine: Settings of the engine.
+        model: The model that it serves; None if its widths are not known.
+        load: What it has to hold.
+        given: Whether it scores or reads given tokens.
+    """
+    ranks, parts = engine.tensor_parallel_size, dict[str, float]()
     if not config.use_gpu:
+        # Patches of bytes are twice as many numbers, in the model's type; the tower makes as many again.
         width = 4 if model is None else model.width
         parts["patches"] = 2.0 * 2 * width * max(STEP_TOKENS, load.max_length) * load.token_bytes
-        cache = reading.rollout.engine.kv_cache_gb
-        parts["weights and cache"] = CPU_CACHE if cache is None else cache * GIB
+        cache = CPU_CACHE if engine.kv_cache_gb is None else engine.kv_cache_gb * GIB
+        parts["weights and cache"] = ranks * cache
         if model is not None:
             parts["weights and cache"] += model.width * model.shape.parameters
-    return parts | {"process": _process(config)}
+            if given:  # every rank gets those of the whole vocabulary
+                parts["logits"] = ranks * given_logits(model.shape, load.max_length)
+    # Several ranks are processes beside the engine's own.
+    return parts | {"process": (1 if ranks == 1 else 1 + ranks) * _process(config)}
 
 
 def _learner(

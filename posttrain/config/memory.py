@@ -22,6 +22,11 @@ QUANTIZED = {"nf4": 0.53, "int8": 1.01}
 CHUNK = 512
 #: The same of divergences between two models (see `posttrain.models.divergences`).
 DIVERGENCE_CHUNK = 128
+#: Most bytes of logits that an engine holds at once of given tokens, which it scores or reads.
+GIVEN_LOGITS = 1.0 * 2**30
+#: Bytes that one of them takes: in float32, as a log-prob, as whether it exceeds the token's, and where a CPU
+#: counts these. In bfloat16, and on a GPU, it takes less.
+GIVEN_LOGIT = 17
 #: What a GPU's process takes besides tensors: CUDA's context, NCCL's and cuBLAS's buffers, holes.
 CUDA_OVERHEAD = 1.5 * 2**30
 #: The same of an engine, with its activations and CUDA graphs.
@@ -296,6 +301,21 @@ def _gathered(model: ModelLoad, load: LearnerLoad) -> tuple[float, float]:
     if load.lora is not None and load.shards == 1:
         return 0, 0  # nobody shares them: they lie where they compute
     return model.width * _ends(model.shape), 2 * model.width * model.shape.layer
+
+
+def given_at_once(vocabulary: int) -> int:
+    """Return of how many given tokens an engine computes the logits at once (see `vllm_logits`)."""
+    return max(1, int(GIVEN_LOGITS / (GIVEN_LOGIT * vocabulary)))
+
+
+def given_logits(shape: Shape, max_length: int) -> float:
+    """Return the bytes of logits of given tokens, beside all else that an engine needs.
+
+    Args:
+        shape: Widths of the model that it serves.
+        max_length: Most tokens of a sequence.
+    """
+    return float(GIVEN_LOGIT * shape.vocabulary * min(max_length, given_at_once(shape.vocabulary)))
 
 
 def engine_least(model: ModelLoad, max_length: int, gpus: int = 1) -> float:

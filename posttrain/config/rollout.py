@@ -53,6 +53,11 @@ class RolloutConfig(Section):
     )
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
 
+    @property
+    def scores(self) -> bool:
+        """Whether its engines score given tokens, as those do whose publishes are proved."""
+        return False
+
     @model_validator(mode="after")
     def _check(self) -> "RolloutConfig":
         if self.max_new_tokens >= self.max_length:
@@ -97,6 +102,11 @@ class OnPolicyRolloutConfig(RolloutConfig):
         "send, or `merged` into them, which is faster to sample from on a CPU. If absent, merged on a CPU "
         "and where lora.quantization is set, and else as an adapter.",
     )
+
+    @property
+    def scores(self) -> bool:
+        """Whether its engines score given tokens."""
+        return True
 
     @property
     def adapter_versions(self) -> int:

@@ -13,8 +13,6 @@ from posttrain.inference.engine import EngineUse
 
 #: GiB for keys and values on a CPU, unless the configuration says how many.
 CPU_KV_CACHE_GB = 1.0
-#: Tokens of a GPU's step of an engine that reads: all their logits are held at once.
-READ_AT_ONCE = 2048
 #: Sequences that can be scored while the engine is full of requests.
 SCORING_SLOTS = 4
 #: Most likeliest tokens per place that are returned of sampled tokens.
@@ -45,7 +43,7 @@ def engine_arguments(
         dtype=dtype,  # pyright: ignore[reportArgumentType]
         max_model_len=max_length + use.tempered,  # see `scoring_prompt`
         max_num_seqs=config.max_num_seqs + SCORING_SLOTS,
-        max_num_batched_tokens=READ_AT_ONCE if use.reads and not on_cpu else max(max_length, 8192),
+        max_num_batched_tokens=max(max_length, 8192),
         enforce_eager=config.enforce_eager or on_cpu,
         kv_cache_memory_bytes=None if kv_cache_gb is None else int(kv_cache_gb * 2**30),
         gpu_memory_utilization=config.gpu_memory_utilization,

@@ -97,6 +97,7 @@ class VllmEngine:
         with cores_divided(config.tensor_parallel_size if on_cpu else 1):
             self._engine = LLMEngine.from_engine_args(arguments)
         self._engine.collective_rpc("compute_as_its_engine", args=(dtype == "float32",))
+        self._engine.collective_rpc("bound_logits")
         self._on_cpu = on_cpu
         self._end_token_id = end_token_id
         self._bias = dict.fromkeys(banned_token_ids, float("-inf"))

@@ -10,6 +10,7 @@ from vllm.lora.utils import replace_submodule
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 import posttrain.inference.weight_transfer_ipc  # noqa: F401 (registers its engine with vLLM)
+from posttrain.inference.vllm_logits import bound_logits
 from posttrain.inference.weight_transfer_engine import abandon_update
 from posttrain.models.precision import keep_float32_exact
 
@@ -36,6 +37,10 @@ class WorkerExtension:
             keep_float32_exact()
         if not torch.cuda.is_available():
             torch.compiler.set_stance("force_eager")
+
+    def bound_logits(self) -> None:
+        """Hold the logits of given tokens a piece at a time."""
+        bound_logits(self.model_runner)  # pyright: ignore[reportAttributeAccessIssue]
 
     def leave_output_matrix_alone(self) -> None:
         """Take the output matrix from those that adapters may change.

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from posttrain.config import EngineConfig, ModelConfig
+from posttrain.config.memory import GIVEN_LOGIT
 from posttrain.inference.engine import EngineError, EngineUse, ReadTokens, ScoreRequest
 from posttrain.inference.images import engine_images
 from posttrain.inference.keeper import Timeouts
@@ -138,6 +141,51 @@ def test_a_prefix_that_hides_what_is_read_is_read_again(
     engine.read(shared, TOP)
     assert len(seen) == 2  # the prefix was shared, and nothing had to be read again
     assert max(seen) > 100
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_logits_are_held_a_piece_at_a_time_and_say_the_same(
+    engine: Any,
+    talker: Path,
+    episodes: list[Trajectory],
+    renderer: Renderer,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("posttrain.inference.vllm_logits.given_at_once", lambda vocabulary: at_once)
+    [model] = engine._engine.collective_rpc(lambda worker: worker.model_runner.model)
+    rows: list[int] = []
+    logits = model.compute_logits
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return logits(hidden)
+
+    monkeypatch.setattr(model, "compute_logits", counted)
+    cut = [replace(each, **_up_to_last(each)) for each in episodes]
+    asked = requests(cut, renderer)
+    readings, scores = engine.read(asked, TOP), engine.score(asked)
+    assert max(rows) <= max(at_once, len(asked))  # of the tokens sampled after them there is one each
+    assert len(rows) > sum(len(each.token_ids) for each in asked) // at_once
+    for episode, read, score in zip(cut, readings, scores, strict=True):
+        logs = truth(talker, episode, renderer)
+        check(read, logs, episode, TOP)
+        assert np.abs(np.array(score[-len(logs) :]) - read.given).max() < TOLERANCE
+
+
+@pytest.mark.usefixtures("engine")  # which has vLLM's functions not compiled, as on a CPU
+def test_logits_of_given_tokens_take_what_is_counted() -> None:
+    from vllm.v1.sample.sampler import Sampler  # noqa: PLC0415 (loads for seconds)
+
+    tokens, vocabulary = 8, 151_936
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        scores = Sampler.compute_logprobs(logits := torch.rand(tokens, vocabulary))
+        Sampler.gather_logprobs(scores, TOP, torch.zeros(tokens, dtype=torch.int64))
+        del logits, scores
+    profiler: Any = told.profiler
+    events = sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    live = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    assert max(live) / (tokens * vocabulary) == pytest.approx(GIVEN_LOGIT, rel=0.01)
 
 
 def test_more_tokens_than_the_engine_tells_are_refused(

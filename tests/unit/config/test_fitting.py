@@ -113,7 +113,7 @@ def test_every_process_of_a_run_has_its_row() -> None:
     rows = dict(memory_rows(load_run("qwen3-vl-8b").on(8)))
     assert rows["model"] == "8.8 B parameters, 8.4 B of them trained, bfloat16"
     assert "weights, moments and gradients 31.1 GiB" in rows["rl: each of 4 learner processes"]
-    assert rows["rl: each of 4 engines"].endswith("16.3 GiB of them weights")
+    assert "16.3 GiB of them weights; 1.0 GiB more for logits of given" in rows["rl: each of 4 engines"]
     assert memory_rows(load_run("quickstart")) == []
 
 
@@ -126,7 +126,19 @@ def test_engines_hold_several_versions_of_adapters() -> None:
         run = RunConfig.model_validate({"name": "r", "model": model, "stages": stages})
         return dict(memory_rows(run.on(gpus)))["rl: each of 1 engines"]
 
-    assert engines(8).endswith("of them weights; 333 MiB more for up to 4 versions of the adapters")
-    assert engines(8, publish="merged").endswith("of them weights")
-    assert engines(0).endswith("of them weights")  # merged on a CPU
+    assert engines(8).endswith("given tokens; 333 MiB more for up to 4 versions of the adapters")
+    assert engines(8, publish="merged").endswith("given tokens")
+    assert engines(0).endswith("given tokens")  # merged on a CPU
     assert "versions of the adapters" in engines(0, publish="adapter")
+
+
+def test_logits_of_given_tokens_have_room_beside_what_the_engine_takes() -> None:
+    def found(share: float) -> list[Misfit]:
+        engine = {"gpu_memory_utilization": share}
+        return [each for each in misfits(RL | {"rollout": {"engine": engine}}, card=H200) if each.key]
+
+    assert found(0.9) == []
+    [misfit] = found(0.999)
+    assert (misfit.key, misfit.certain) == (("rollout", "engine", "gpu_memory_utilization"), False)
+    assert "1.0 GiB for logits of tokens that it scores or reads; 142 MiB are left" in misfit.reason
+    assert found(float(misfit.remedy.removeprefix("lower it to "))) == []

@@ -7,6 +7,8 @@ import pytest
 from posttrain.config import RunConfig
 from posttrain.config.host_fitting import host_misfits, host_rows
 from posttrain.config.host_memory import EPISODE, GIB, SHARE_OF_PIXELS, TOKEN, Host, host_processes
+from posttrain.config.memory import ModelLoad
+from posttrain.config.shapes import KNOWN
 
 TASK = {"data": "a", "rewards": ["answer_accuracy"], "tools": ["image_zoom_in"], "max_turns": 6}
 #: 64 prompts of 16 episodes, of six images with 4 megapixels: 3,907 tokens of 32 × 32 pixels each.
@@ -113,3 +115,17 @@ def test_a_cpus_models_are_in_the_hosts_memory(gpus: int) -> None:
     found = parts(config, LARGE)
     assert ("patches" in found["engine"]) == (gpus == 0)
     assert ("weights and cache" in found["engine"]) == (gpus == 0)
+
+
+def test_a_cpus_engine_holds_logits_of_what_it_scores_on_every_rank() -> None:
+    sizes: dict[int, float] = {}
+    for ranks in (1, 2):
+        engine = {"tensor_parallel_size": ranks, "kv_cache_gb": 0.5}
+        config = run(RL | {"rollout": RL["rollout"] | {"engine": engine}}, gpus=0)
+        model = ModelLoad(KNOWN["qwen3-vl-8b"], 4)
+        processes = host_processes(config, config.stages[0], model, LARGE)
+        held = next(each.parts for each in processes if each.name == "engine")
+        assert held["logits"] == ranks * 415 * 17 * 151_936
+        assert held["process"] == (1, 3)[ranks - 1] * GIB  # the ranks' own beside the engine's
+        sizes[ranks] = held["weights and cache"]
+    assert sizes[2] - sizes[1] == 0.5 * GIB

@@ -9,10 +9,13 @@ from safetensors import safe_open
 
 from posttrain.config import LoraConfig, ModelConfig
 from posttrain.config.memory import (
+    GIVEN_LOGITS,
     LearnerLoad,
     ModelLoad,
     adapters,
     engine_least,
+    given_at_once,
+    given_logits,
     layer_bytes,
     learner_memory,
     saved_activations,
@@ -153,3 +156,12 @@ def test_an_engine_holds_its_weights_and_the_cache_of_an_episode() -> None:
     a_token = engine_least(model, 1001) - engine_least(model, 1000)
     assert a_token == 144 * 1024
     assert engine_least(model, 1) / 1e9 == pytest.approx(17.53 + 3.2, rel=0.01)
+
+
+def test_logits_of_given_tokens_keep_within_their_room() -> None:
+    large = KNOWN["qwen3-vl-8b"]
+    assert given_at_once(large.vocabulary) == 415  # of 17 bytes × 151,936
+    assert 0.99 < given_logits(large, 8192) / GIVEN_LOGITS <= 1
+    assert given_logits(large, 100) == 100 * 17 * 151_936
+    small = replace(large, vocabulary=384)
+    assert given_logits(small, 8192) == 8192 * 17 * 384
