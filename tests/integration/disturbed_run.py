@@ -40,7 +40,8 @@ class Kill:
     """What is killed, and when.
 
     Attributes:
-        kind: `engine`, `engines` (all at once), `teacher`, `learner`, `rewards` or `driver`.
+        kind: `engine`, `engines` (all at once), `teacher`, `learner`, `rewards` or `driver`; or `stop`, where
+            the driver gets SIGTERM.
         learned: The number of steps that the attempt has learned by then, at the least.
         delay: Seconds after that.
     """
@@ -53,6 +54,11 @@ class Kill:
     def ends_the_run(self) -> bool:
         """Whether the run cannot go on without what is killed."""
         return self.kind not in ("engine", "engines", "teacher")
+
+    @property
+    def code(self) -> int:
+        """Exit code of a run that it ends."""
+        return {"driver": -signal.SIGKILL, "stop": 128 + signal.SIGTERM}.get(self.kind, 2)
 
 
 def write_recipe(folder: Path, checkpoint: Path, **changes: Any) -> Path:
@@ -131,18 +137,20 @@ class Attempt:
 
     def disturb(self, kill: Kill) -> bool:
         """Kill as soon as it is time to; return False if the run has ended before."""
-        while self.learned < kill.learned or not self._victims(kill.kind):
+        # A run that is stopped before it does anything has nothing to go on with.
+        needed = "engine" if kill.kind == "stop" else kill.kind
+        while self.learned < kill.learned or not self._victims(needed):
             if self._ended():
                 return False
         until = time.monotonic() + kill.delay
         while time.monotonic() < until:
             if self._ended():
                 return False
-        if kill.kind == "driver":
+        if kill.kind in ("driver", "stop"):
             # Agents of Ray's, which hold nothing of the run, may take a minute longer.
             below = [process for kind in KINDS for process in self._victims(kind)]
-            self._process.kill()
-            self._process.wait()
+            self._process.send_signal(signal.SIGTERM if kill.kind == "stop" else signal.SIGKILL)
+            self._process.wait(HANG_S)
             _, left = psutil.wait_procs(below, timeout=GONE_S)
             assert not left, f"{GONE_S:.0f} s after the driver there are still {left}"
             return True

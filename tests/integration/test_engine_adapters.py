@@ -1,6 +1,7 @@
 """LoRA adapters in an engine: exact, several at once, none that does nothing unnoticed."""
 
 import copy
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_adapters_stay_within_their_room_however_many_are_published(
     assert together >= 10, "the long turn must live through many publishes"
     assert [set(done.versions) for done in completions] == [{1}]
     assert gaps_by_version([long], completions, {1: adapted[1][1]}, renderer)[1][1] < TOLERANCE
+
+
+def test_another_adapter_under_the_same_path_and_version_is_another(
+    engine: Any,
+    renderer: Renderer,
+    samples: list[Sample],
+    adapted: dict[int, tuple[Path, Any]],
+    tmp_path: Path,
+) -> None:
+    [request] = requests_of(samples, renderer, 1)
+    sequence = ScoreRequest(token_ids=[*request.token_ids, 5, 6, 7], images=request.images)
+    for seed in (1, 2):
+        folder, model = adapted[seed]
+        shutil.copytree(folder, tmp_path / "policy", dirs_exist_ok=True)
+        engine.load_adapter(tmp_path / "policy", 7)
+        learner = logprobs_of(model, sequence.token_ids, sequence.images, renderer.image_token_id)
+        assert (learner - scores(engine, [sequence])).abs().max() < TOLERANCE
 
 
 def test_an_adapter_without_room_is_refused(

@@ -33,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "ahead, two engines": ({"rollout": {"max_staleness": 2, "actors": 2}}, 20),
 }
 QUIET = {"ahead": ["engine", "learner", "rewards", "driver"]}
-KINDS = ["engine", "engines", "learner", "rewards", "driver"]
+KINDS = ["engine", "engines", "learner", "rewards", "driver", "stop"]
 #: Attempts at a run in which parts of it are killed; the next one may end.
 DISTURBED_ATTEMPTS = 3
 #: Seconds that a run may take to its first step, for lack of anything to compare it with.
@@ -113,20 +113,22 @@ def killed_until_it_ends(recipe: Path, kinds: list[str], chance: random.Random, 
         attempt = Attempt(recipe, resume=(recipe.parent / "run").exists(), patience=patience)
         attempts += 1
         try:
-            killed, ends = [], False
-            while left and not ends and attempts <= DISTURBED_ATTEMPTS:
+            killed: list[Kill] = []
+            while left and not (killed and killed[-1].ends_the_run) and attempts <= DISTURBED_ATTEMPTS:
                 kill = Kill(left[0], attempt.learned + chance.randrange(STEPS // 4), chance.random() / 2)
                 if not attempt.disturb(kill):
                     break
-                killed.append(left.pop(0))
-                ends = kill.ends_the_run
+                killed.append(kill)
+                left.pop(0)
             code = attempt.finish()
             if code:
-                assert ends, f"after {killed}: {attempt.output}"
+                assert killed, attempt.output
+                last = killed[-1]
+                assert last.ends_the_run, f"after {killed}: {attempt.output}"
                 # A server that dies while it starts has not begun what could be gone on with.
                 told = "--resume" in attempt.output or "server ended at once" in attempt.output
-                assert told or killed[-1] == "driver", attempt.output
-                assert code == (-9 if killed[-1] == "driver" else 2), attempt.output
+                assert told or last.kind in ("driver", "stop"), attempt.output
+                assert code == last.code, attempt.output
         finally:
             attempt.close()
     return left

@@ -18,7 +18,7 @@ MIB = 2**20
 NOISE = 48 * MIB
 #: An engine with room for the pixels of two sequences, of which it has eight.
 SMALL = ["--groups=2", "--group-size=4", "--turns=6", "--pixels=500000", "--images=16", "--places=8"]
-SMALL += ["--steps=6", "--room=0.02"]
+SMALL += ["--room=0.02"]
 #: 64 × 16 episodes of six turns, with images of four megapixels.
 LARGE = ["--groups=64", "--group-size=16", "--turns=6", "--pixels=4000000", "--places=64", "--room=1"]
 TIMEOUT = 3 * 3600
@@ -36,11 +36,12 @@ def measure(*options: str, figures: Path) -> tuple[dict[str, list[int]], dict[st
     return told["found"], told["bounds"]
 
 
-def test_processes_stay_below_what_was_computed(tmp_path: Path) -> None:
-    found, bounds = measure(*SMALL, figures=tmp_path / "figures.json")
+def test_processes_stay_below_what_was_computed(tmp_path: Path, soak: bool) -> None:
+    steps = 30 if soak else 6
+    found, bounds = measure(*SMALL, f"--steps={steps}", figures=tmp_path / "figures.json")
     assert found.keys() == {"the run itself", "engine", "learner", "object store"}
     for name, sizes in found.items():
-        assert len(sizes) == 6
+        assert len(sizes) == steps
         assert max(sizes) < bounds[name], (name, [size // MIB for size in sizes])
         if name != "learner":  # it keeps the pixels used last, up to a room that these do not fill
             assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
