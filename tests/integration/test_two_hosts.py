@@ -120,16 +120,18 @@ def said(run: Path) -> list[tuple[int, int, int, list[str]]]:
     return sorted(found)
 
 
-def compare(two: Path, one: Path) -> None:
-    """Compare what was played and learned on two hosts with what one did."""
+def compare(two: Path, one: Path, start: Path) -> None:
+    """Compare what was played and learned on two hosts with what one did, from the weights that both had."""
     for ours, theirs in zip(rows(two / "metrics.jsonl"), rows(one / "metrics.jsonl"), strict=True):
         assert ours["episode/tool_calls"] > 0
         assert ours["update/skipped"] == 0
         for name in ("reward/mean", "episode/tool_calls", "episode/tokens", "loss", "grad_norm", "entropy"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
-    ours, theirs = (load_file(run / "rl" / "checkpoint-2" / "model.safetensors") for run in (two, one))
+    folders = (run / "rl" / "checkpoint-2" for run in (two, one))
+    ours, theirs, before = (load_file(each / "model.safetensors") for each in (*folders, start))
     for name, value in theirs.items():
-        assert (ours[name] - value).abs().max() < 1e-5, name
+        # An optimiser that divides by the gradient's size makes much of the rounding of small ones.
+        assert (ours[name] - value).norm() <= 1e-3 * (value - before[name]).norm(), name
 
 
 def test_two_hosts_learn_what_one_learns(folder: Path, hosts: TwoHosts, one: Path):
@@ -137,7 +139,7 @@ def test_two_hosts_learn_what_one_learns(folder: Path, hosts: TwoHosts, one: Pat
         posttrain("run", str(SHARED / "two.yaml")), TIMEOUT, POSTTRAIN_CACHE=str(SHARED / "cache")
     )
     assert code == 0, output[-3000:]
-    compare(folder / "runs" / "tools", one)
+    compare(folder / "runs" / "tools", one, folder / "model")
 
 
 def test_engines_of_two_ranks_learn_what_one_host_learns(folder: Path, hosts: TwoHosts, one: Path):
@@ -154,4 +156,4 @@ def test_engines_of_two_ranks_learn_what_one_host_learns(folder: Path, hosts: Tw
     assert metrics[0]["publish/proof_gap"] < TOLERANCE  # of the first weights and those of step 1
     # Halves of a sum round otherwise than the whole, by less than lies between a token and the next one.
     assert said(run) == said(one)
-    compare(run, one)
+    compare(run, one, folder / "model")
