@@ -243,7 +243,7 @@ def test_prompts_with_videos_are_learned_from_and_proved_and_too_long_ones_left_
     run = RunDir(bench.folder / "films")
     rows = bench.paced(stage, run)
     assert sum(row["data/left_out"] for row in rows) > 0
-    assert all(row["publish/proof_gap"] < 1e-5 for row in rows)
+    assert 0 < rows[0]["publish/proof_gap"] < 1e-5, rows  # by episodes of the first step
     assert all(row["logprob_gap/max"] < 1e-4 for row in rows)
     learned = load_file(run.path / "rl" / "checkpoint-2" / "model.safetensors")
     start = load_file(bench.start / "model.safetensors")

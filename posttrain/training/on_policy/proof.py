@@ -82,7 +82,7 @@ class Proof:
         told = f"its log-probs of {len(self.sequences)} sequences differ from the learners' by {measured:.2e}"
         limit = f"{'' if self.exact else 'in the mean, '}more than logprob_tolerance = {self.tolerance:g}"
         kinds = ((images, "with"), (texts, "without"))
-        parts = [f"{max(gap):.2e} {kind} an image or video" for gap, kind in kinds if gap]
+        parts = [f"{max(gap):.2e} {kind} an image" for gap, kind in kinds if gap]
         only_images = bool(images and texts) and max(texts) <= self.tolerance < max(images)
         cause = (
             "it sees images through older weights, as by a cache of the vision tower's outputs"
