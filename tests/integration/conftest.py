@@ -17,7 +17,7 @@ from posttrain.run.cluster import cluster
 from posttrain.types import Block, Message, Sample, text_message
 
 QUESTION = "Which letter is on the red marker?"
-ENGINE_CONFIG = EngineConfig(kv_cache_gb=0.25, max_num_seqs=64)
+ENGINE_CONFIG = EngineConfig(kv_cache_gb=0.0625, max_num_seqs=64)  # a process has a dozen of them
 MAX_LENGTH = 512
 
 

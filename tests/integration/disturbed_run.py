@@ -153,6 +153,14 @@ class Attempt:
         self._progress()
         return bool(victims)
 
+    def ask_to_end(self, kind: str, number: signal.Signals) -> list[psutil.Process]:
+        """Send the driver a signal once there is a process of a kind; return all that are below it then."""
+        while not self._victims(kind):
+            assert not self._ended(), self.output
+        below = [process for process, _ in self._commands()]
+        self._process.send_signal(number)
+        return below
+
     def finish(self) -> int:
         """Wait for its end; return its exit code."""
         while not self._ended():

@@ -1,21 +1,13 @@
 """Learners as Ray actors: one rank or two, the same policy."""
 
-import gc
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from posttrain.config import ModelConfig, OnPolicyDistillationStage, RlStage
 from posttrain.quickstart.tiny import build_tiny
-from posttrain.run.process import RunStopped, ending_on_sigterm
 from posttrain.training.on_policy.frozen_policy import Beside
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.types import Trajectory
@@ -92,42 +84,3 @@ def test_two_ranks_learn_from_a_teacher_what_one_does(
     one, two = learned
     for name in ("loss", "divergence/teacher", "kl/teacher", "grad_norm"):
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6)
-
-
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    """Keeps the collector out of a test: what a signal raises while hypothesis hears of one is lost."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("ray_cluster", "no_collection")
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_ended_while_learners_start_does_not_wait_for_them(
-    kind: signal.Signals,
-    model_config: ModelConfig,  # noqa: F811
-    stage: RlStage,  # noqa: F811
-    tiny_checkpoint: Path,
-):
-    """Waiting for Ray, the driver hears the signal at once, and leaves no learner behind."""
-    heard: list[float] = []
-
-    def end() -> None:
-        heard.append(time.monotonic())
-        os.kill(os.getpid(), kind)
-
-    timer = threading.Timer(0.3, end)
-    timer.start()
-    expected = RunStopped if kind == signal.SIGTERM else KeyboardInterrupt
-    with pytest.raises(expected), ending_on_sigterm():
-        LearnerGroup(model_config, stage, tiny_checkpoint, resume=False, use_gpu=False)
-    assert time.monotonic() - heard[0] < 10
-    deadline = time.monotonic() + 30
-    while any("ray::LearnerActor" in process.name() for process in below_this()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def below_this() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children(recursive=True) if each.is_running()]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.plugins import declared
-from posttrain.types import RewardInput, ToolCall, text_message
+from posttrain.types import Block, ImageRef, Message, RewardInput, ToolCall, text_message
 from rewards.manager import RewardManager, RewardSpec
 from rewards.sdk import load_reward
 from rewards.serving.client import RewardClient
@@ -44,6 +44,17 @@ def cases() -> dict[str, Cases]:
     found["answer_accuracy"] = [
         (RewardSpec("answer_accuracy"), RewardInput((), (), answer, "K"))
         for answer in ("K", "It is K", "X", "")
+    ]
+    look = (ToolCall("image_zoom_in_tool", {"label": "red"}, True, images=1),)
+    crop = Message("tool", (Block("image", image=ImageRef("/crop.png")),))
+    found["turn_readings"] = [
+        (
+            RewardSpec("turn_readings", params={"choices": list("AHKT")}),
+            RewardInput(
+                (), (crop, text_message("assistant", said)), said, None, {"readings": {"red": "K"}}, look
+            ),
+        )
+        for said in ("K", "T", "AHKT", "")
     ]
     return {name: rows[:: max(1, len(rows) // A_REWARD)] for name, rows in found.items()}
 

@@ -1,4 +1,4 @@
-"""SIGTERM to a run whose worker trains: a checkpoint of the step under way, and no process left."""
+"""A run is told to end: with a checkpoint of the step under way if there is one, and no process left."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.integration.disturbed_run import Attempt, write_recipe
 from tests.integration.supervised_stages import SFT, write_data
 
 pytestmark = pytest.mark.slow
@@ -52,3 +53,19 @@ def test_a_terminated_run_saves_the_step_under_way_and_ends(tiny_checkpoint: Pat
     assert len(metrics.read_text().splitlines()) == int(checkpoint.name.removeprefix("checkpoint-"))
     _, left = psutil.wait_procs(children, timeout=30)
     assert not left
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_ended_while_learners_start_does_not_wait_for_them(
+    number: signal.Signals, expected: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    attempt = Attempt(write_recipe(tmp_path / "rl", tiny_checkpoint), resume=False, patience=TIMEOUT)
+    try:
+        below = attempt.ask_to_end("learner", number)
+        begun = time.monotonic()
+        assert attempt.finish() == expected, attempt.output
+        assert time.monotonic() - begun < 30
+        _, left = psutil.wait_procs(below, timeout=30)
+        assert not left
+    finally:
+        attempt.close()
