@@ -4,13 +4,13 @@ It imports only the standard library, so that plugins can use it without loading
 plain data that survives a round trip through JSON.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.boxes import Box, Frame
 from posttrain.failures import ToolFailure
+from posttrain.visuals import ImageRef, TrajectoryImage, TrajectoryMedium, TrajectoryVideo, VideoRef
 
 Role = Literal["system", "user", "assistant", "tool"]
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -34,55 +34,6 @@ FAMILY_TOOL_FORMATS: dict[ModelFamily, ToolFormat] = {
     "qwen3_vl": "hermes",
     "text": "hermes",
 }
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image by reference; pixels are read where they are needed, never shipped.
-
-    Attributes:
-        path: Absolute path of an image file.
-        sha256: Hash of the decoded RGB pixels and their size, or "" while unknown. The learner
-            refuses an image whose hash differs from the one the engine saw.
-
-    Example:
-        ImageRef("/data/scene-0007.png", "9f2c…")
-    """
-
-    path: str
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
-class VideoRef:
-    """A video by reference: a file, a folder of frames in the order of their names, or frames one by one.
-
-    Attributes:
-        paths: Absolute path of the video file or of the folder; or those of the frames.
-        sha256: Hash of the files' bytes, or "" while unknown.
-        fps: Frames to sample per second, in place of the run's `model.video_fps`.
-        frame_rate: Frames per second of a series of frames; a video file has its own, so None there.
-        start: Second at which the part that is shown begins.
-        end: Second at which it ends; the end of the video if None.
-
-    Example:
-        VideoRef(("/data/clip.mp4",), start=2.0, end=9.5)
-        VideoRef(("/data/walk/1.jpg", "/data/walk/2.jpg"), frame_rate=1.0)
-    """
-
-    paths: tuple[str, ...]
-    sha256: str = ""
-    fps: float | None = None
-    frame_rate: float | None = None
-    start: float = 0.0
-    end: float | None = None
-
-    def __post_init__(self) -> None:
-        rates = (self.fps, self.frame_rate)
-        if not self.paths or not all(rate is None or 0 < rate < math.inf for rate in rates):
-            raise ValueError(f"a video needs a path, and rates above 0: {str(self)[:200]}")
-        if not 0 <= self.start < (math.inf if self.end is None else self.end):
-            raise ValueError(f"a video is shown from {self.start} s to {self.end} s, which is no part of it")
 
 
 @dataclass(frozen=True)
@@ -323,21 +274,6 @@ class RewardResult:
 
 
 @dataclass
-class TrajectoryImage:
-    """An image inside a ledger.
-
-    Attributes:
-        ref: File and pixel hash.
-        offset: Index of its first placeholder token in `Trajectory.token_ids`.
-        num_tokens: Number of placeholder tokens.
-    """
-
-    ref: ImageRef
-    offset: int
-    num_tokens: int
-
-
-@dataclass
 class Trajectory:
     """The ledger of one episode: which tokens it has, and which of them the policy sampled.
 
@@ -355,6 +291,7 @@ class Trajectory:
         versions: [T] the policy version whose weights sampled the token, else -1.
         approximate: [T] True where keys and values of older weights were kept, so the log-prob is not exact.
         images: The images, in the order of their placeholders.
+        videos: The videos, likewise.
         prompt: The messages before the model's first turn.
         response: The turns that followed.
         tool_calls: Every tool call, in order.
@@ -375,6 +312,7 @@ class Trajectory:
     versions: list[int] = field(default_factory=list)
     approximate: list[bool] = field(default_factory=list)
     images: list[TrajectoryImage] = field(default_factory=list)
+    videos: list[TrajectoryVideo] = field(default_factory=list)
     prompt: tuple[Message, ...] = ()
     response: list[Message] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
@@ -383,6 +321,11 @@ class Trajectory:
     failures: list[ToolFailure] = field(default_factory=list)
     reward: RewardResult | None = None
     advantage: float | None = None
+
+    @property
+    def media(self) -> list[TrajectoryMedium]:
+        """All that it shows: its images, then its videos."""
+        return [*self.images, *self.videos]
 
     @property
     def failed(self) -> bool:

@@ -152,10 +152,7 @@ class DistillationStage(SupervisedStage):
 
     def datasets(self) -> list[DatasetUse]:
         """List the prompts of the mixture."""
-        refused: dict[Content, str] = {
-            "videos": "teachers are shown texts and images; filter the dataset by"
-            " `{column: videos, max_length: 0}`"
-        }
+        refused: dict[Content, str] = {}
         if self.text_only:
             refused["images"] = (
                 "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, or set "
@@ -165,6 +162,11 @@ class DistillationStage(SupervisedStage):
         if self.teacher.endpoint is not None:
             refused["tools"] = (
                 "an endpoint is not told of them; filter the dataset, or let a checkpoint or a stage teach"
+            )
+            refused.setdefault(
+                "videos",
+                "an endpoint is shown texts and images; filter the dataset by"
+                " `{column: videos, max_length: 0}`, or let a checkpoint or a stage teach",
             )
         return [
             DatasetUse(

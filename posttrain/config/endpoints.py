@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from posttrain.config.base import Address, MisfitError, Name, Positive, PositiveFloat, Section
-from posttrain.config.model import ModelConfig
+from posttrain.config.model import VIDEO_KEYS, ModelConfig
 from posttrain.config.paths import ModelPath
 from posttrain.config.rollout import EngineConfig
 from posttrain.types import ModelFamily
@@ -47,6 +47,12 @@ class ServedConfig(Section):
     max_pixels: Positive | None = Field(
         default=None, description="Most pixels an image is resized to; the checkpoint's own value if absent."
     )
+    video_fps: PositiveFloat = Field(default=2.0, description="Frames sampled from a second of video.")
+    video_max_frames: int = Field(default=768, ge=2, description="Most frames of a video.")
+    video_max_tokens: Positive = Field(default=16384, description="Most tokens of a video.")
+    video_max_pixels: Positive | None = Field(
+        default=None, description="Most pixels of a video's frame; the checkpoint's own value if absent."
+    )
     actors: Positive = Field(default=1, description="Number of engines.")
     max_length: Positive = Field(default=32768, description="Most tokens of a query with its answer.")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Settings of each engine.")
@@ -57,17 +63,26 @@ class ServedConfig(Section):
         return self.actors * self.engine.max_num_seqs
 
 
+#: What a served model has in common with a run's.
+_SHARED = {"family", "dtype", "max_pixels", *VIDEO_KEYS}
+
+
+def shared_with(model: ModelConfig) -> dict[str, Any]:
+    """Return what a run says of its model, as far as it is said of a served one."""
+    return model.model_dump(include=_SHARED, exclude_unset=True)
+
+
 class EarlierModelConfig(ServedConfig):
     """The model of an earlier stage of the run whose stage curates, in engines of its own."""
 
     stage: Name = Field(
         description="An earlier stage of the run, whose final checkpoint it is; only where a stage curates. "
-        "Family, dtype and max_pixels are then the run's unless set."
+        "Family, dtype, max_pixels and how videos are sampled are then the run's unless set."
     )
 
     def at(self, checkpoint: str, model: ModelConfig) -> "CheckpointConfig":
         """Return the same model once it is known where it is, as one of a run whose `model` this is."""
-        how = {key: getattr(model, key) for key in ("family", "dtype", "max_pixels")}
+        how = shared_with(model)
         how |= {key: getattr(self, key) for key in self.model_fields_set if key != "stage"}
         return CheckpointConfig(checkpoint=checkpoint, **how)
 
@@ -87,7 +102,7 @@ class CheckpointConfig(ServedConfig):
         Raises:
             ValueError: If its family is not known, or its directory does not exist.
         """
-        settings = self.model_dump(include={"family", "dtype", "max_pixels"}, exclude_none=True)
+        settings = self.model_dump(include=_SHARED, exclude_none=True, exclude_unset=True)
         try:
             return ModelConfig.model_validate(settings | {"name_or_path": self.checkpoint})
         except ValidationError as error:

@@ -75,6 +75,10 @@ def infer_family(checkpoint: Path | str) -> ModelFamily | None:
     return "text" if is_causal else None
 
 
+#: How a model samples videos.
+VIDEO_KEYS = ("video_fps", "video_max_frames", "video_max_tokens", "video_max_pixels")
+
+
 class ModelConfig(Section):
     """The model that a run starts from."""
 
@@ -199,7 +203,7 @@ class ModelConfig(Section):
 def _refuse_vision_keys(keys: set[str]) -> None:
     """Refuse keys that have no effect on a model that sees no images."""
     seeing = ("freeze_vision_tower", "freeze_merger", "min_pixels", "max_pixels")
-    for key in (*seeing, "video_fps", "video_max_frames", "video_max_tokens", "video_max_pixels"):
+    for key in (*seeing, *VIDEO_KEYS):
         if key in keys:
             raise MisfitError(key, "a text model has no vision tower and sees no images", "remove it")
 

@@ -189,13 +189,14 @@ class OnPolicyDistillationStage(OnPolicyStage):
         return replace(load, reference=not self.teacher_is_base_of_adapters, teaches=True)
 
     def tasks_played(self) -> list[TaskUse]:
-        """List the tasks that are learned; text_only ones have no images."""
+        """List the tasks that are learned; text_only ones show nothing."""
         refused: Mapping[Content, str] = {}
         if self.text_only:
-            refused = {
-                "images": "the stage is text_only; filter the dataset by `{column: images, max_length: 0}`, "
-                "or set text_only: false"
-            }
+            why = (
+                "the stage is text_only; filter the dataset by `{{column: {}, max_length: 0}}`, or set"
+                " text_only: false"
+            )
+            refused = {"images": why.format("images"), "videos": why.format("videos")}
         return [replace(use, refused=refused) for use in super().tasks_played()]
 
     def checkpoints(self) -> list[CheckpointUse]:

@@ -19,8 +19,9 @@ class EngineConfig(Section):
     max_num_seqs: Positive = Field(default=256, description="Most sequences decoded at once.")
     image_memory_gb: PositiveFloat | None = Field(
         default=None,
-        description="Host memory for the pixels of images in an engine's requests, in GiB: 3 bytes a pixel. "
-        "Turns whose images find no room wait. If absent, an eighth of the machine's, shared by its engines.",
+        description="Host memory for the pixels of images and videos in an engine's requests, in GiB: 3 "
+        "bytes a pixel. Turns whose images find no room wait. If absent, an eighth of the machine's, shared "
+        "by its engines.",
     )
     tensor_parallel_size: Positive = Field(
         default=1, description="Number of GPUs that an engine spans; on a CPU, of processes."

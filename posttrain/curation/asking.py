@@ -14,7 +14,8 @@ from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.outcomes import RowError
 from posttrain.files.strict_json import Json, JsonObject
-from posttrain.types import Block, ImageRef, Message
+from posttrain.media.videos import VideoError, video_hash
+from posttrain.types import Block, ImageRef, Message, VideoRef
 
 T = TypeVar("T")
 
@@ -101,7 +102,11 @@ class CachedModel:
         return value
 
 
-def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list[Json]:
+def chat(
+    messages: Sequence[Message],
+    encode: Callable[[ImageRef], str],
+    film: Callable[[VideoRef], Json] | None = None,
+) -> list[Json]:
     """Convert messages to those of a chat completion request.
 
     A tool's result becomes a user turn within <tool_response>, as Qwen's templates write it: endpoints take
@@ -110,9 +115,10 @@ def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list
     Args:
         messages: The dialogue.
         encode: Makes an image's URL.
+        film: Makes what stands for a video; None for an endpoint, which is shown none.
 
     Raises:
-        RowError: If a block is neither a text nor an image.
+        RowError: If a block is neither a text nor an image, nor a video that may be shown.
     """
     found: list[Json] = []
     for message in messages:
@@ -123,7 +129,7 @@ def chat(messages: Sequence[Message], encode: Callable[[ImageRef], str]) -> list
                 Block("text", text="\n</tool_response>"),
             )
             role, blocks = "user", (opening, *blocks, closing)
-        content: list[Json] = [_part(block, encode) for block in blocks]
+        content: list[Json] = [_part(block, encode, film) for block in blocks]
         plain = all(block.type == "text" for block in blocks)
         found.append({"role": role, "content": "".join(block.text for block in blocks) if plain else content})
     return found
@@ -140,6 +146,18 @@ def file_digest(image: ImageRef) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RowError(f"image {image.path} cannot be read: {error.strerror}") from None
+
+
+def video_digest(video: VideoRef) -> Json:
+    """Return the hash of a video's files, and which part of it is shown, for a model's identity.
+
+    Raises:
+        RowError: If a file cannot be read.
+    """
+    try:
+        return asdict(video) | {"paths": [], "sha256": video_hash(video)}
+    except VideoError as error:
+        raise RowError(str(error)) from None
 
 
 def checkpoint_version(checkpoint: str) -> list[Json]:
@@ -159,10 +177,14 @@ def _completion(cached: Json) -> Completion | None:
     return Completion(text, truncated) if isinstance(text, str) and isinstance(truncated, bool) else None
 
 
-def _part(block: Block, encode: Callable[[ImageRef], str]) -> JsonObject:
-    """Convert a text or an image to a part of a message."""
+def _part(
+    block: Block, encode: Callable[[ImageRef], str], film: Callable[[VideoRef], Json] | None
+) -> JsonObject:
+    """Convert a text, an image or a video to a part of a message."""
     if block.type == "text":
         return {"type": "text", "text": block.text}
+    if block.video is not None and film is not None:
+        return {"type": "video", "video": film(block.video)}
     if block.image is None:
         raise RowError(f"a block of type {block.type!r} cannot be sent to an endpoint")
     return {"type": "image_url", "image_url": {"url": encode(block.image)}}

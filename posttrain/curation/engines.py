@@ -21,7 +21,7 @@ from posttrain.config import TaskConfig
 from posttrain.config.curation import CurationConfig
 from posttrain.config.endpoints import CheckpointConfig
 from posttrain.config.sampling_steps import PlayingStep
-from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_digest
+from posttrain.curation.asking import Sampling, chat, checkpoint_version, file_digest, video_digest
 from posttrain.curation.episodes import PooledEpisodes
 from posttrain.curation.outcomes import CurationError, RowError
 from posttrain.inference.answers import AnswerSampling, Question, SampledAnswer
@@ -200,8 +200,8 @@ class EngineModel:
             await self._batches
 
     def identity(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-        """Return what an answer depends on: checkpoint, how it sees images, dialogue and sampling."""
-        return [self._identity, chat(messages, file_digest), asdict(sampling)]
+        """Return what an answer depends on: checkpoint, how it sees what is shown, dialogue, sampling."""
+        return [self._identity, chat(messages, file_digest, video_digest), asdict(sampling)]
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, read: Callable[[Completion], T]

@@ -9,8 +9,7 @@ from posttrain.types import Message, Sample
 
 #: What a row lacks that is whole and yet cannot be used so.
 MISFITS: Mapping[Use, str] = {
-    "episodes": "the prompt shows a video, or holds its answer already; rollouts and evaluations show texts"
-    " and images only, after which the model answers",
+    "episodes": "the prompt holds its answer already; in rollouts and evaluations the model answers after it",
     "dialogues": "the dialogue has no assistant message to learn from (train: false on each, or none)",
     "pairs": 'a preference pair needs both "chosen" and "rejected", each with a turn to learn from',
 }
@@ -24,8 +23,7 @@ def fits(sample: Sample, use: Use) -> bool:
     if use == "dialogues":
         return _teaches(sample.messages)
     if use == "episodes":
-        shows_video = any(message.videos for message in sample.messages)
-        return not shows_video and sample.messages[-1].role in ("user", "tool")
+        return sample.messages[-1].role in ("user", "tool")
     return True
 
 

@@ -120,6 +120,7 @@ def with_room(
             f"task {task.name}: {len(too_long)} of {len(groups)} samples of dataset {task.data} have prompts"
             f" that leave no room for an answer in max_length = {limits.max_length}, such as row"
             f" {first.sample.id!r} with {tokens[first.group]} tokens; raise it, or lower model.max_pixels"
+            " or video_max_tokens"
         )
         if not fitting:
             raise EvaluationError(told)

@@ -7,6 +7,7 @@ from posttrain.inference.engine import EngineImage, Request, TopTokens
 from posttrain.inference.serving import aside
 from posttrain.inference.worker import InferenceWorker
 from posttrain.media.images import ImageError
+from posttrain.media.videos import VideoError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
@@ -94,14 +95,14 @@ class AnswerQuestion:
         try:
             await slot.near
             prompt = await aside(worker.rendering, _prompt, question, renderer.counting(), self.sampling)
-            pictures.prefetch(prompt.images)
+            pictures.prefetch(prompt.media)
             await slot.granted
-            shown = await slot.images(pictures, prompt.images)
+            shown = await slot.images(pictures, prompt.media)
             stops = renderer.stops if question.tools else ()
             request = self._request(slot.next_id(), prompt, shown, stops)
             done = await worker.serving.sample(slot, request)
             del request, shown  # and their pixels with them
-        except (ImageError, ImageChangedError, RenderError) as error:
+        except (ImageError, ImageChangedError, RenderError, VideoError) as error:
             return SampledAnswer(question.index, error=str(error))
         finally:
             pictures.close()
@@ -135,9 +136,8 @@ def _prompt(question: Question, renderer: Renderer, sampling: AnswerSampling) ->
     Raises:
         RenderError: If it cannot be rendered, or leaves no room for an answer.
         ImageError: If an image cannot be read.
+        VideoError: If a video cannot be read.
     """
-    if any(block.type == "video" for message in question.messages for block in message.content):
-        raise RenderError("engines are shown no videos")
     prompt = renderer.render(question.messages, question.tools, add_generation_prompt=True)
     if len(prompt.token_ids) >= sampling.max_length:
         raise RenderError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from posttrain.inference.weight_transfer import Manifest, TransferGroup
-from posttrain.rendering.pixel_making import ImagePatches
+from posttrain.rendering.pixel_making import ImagePatches, VideoPatches
 
 
 class EngineError(RuntimeError):
@@ -66,7 +66,7 @@ class EngineImage:
     Its pixels are an eighth of the patches in float32, so patches are made when the tower is about to run.
 
     Attributes:
-        sha256: Hash of the original pixels; the engine runs the vision tower once per hash.
+        sha256: Hash of the original pixels.
         pixels: [3, height, width] bytes, resized by the checkpoint's own image processor.
         grid_thw: [3] number of patches along time, height and width.
         offset: Index of its first placeholder in the request's tokens.
@@ -79,7 +79,45 @@ class EngineImage:
     grid_thw: torch.Tensor
     offset: int
     num_tokens: int
-    patches: ImagePatches
+    patches: ImagePatches | VideoPatches
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other images and videos; the engine runs the vision tower once for each."""
+        return self.sha256
+
+    @property
+    def end(self) -> int:
+        """Index after its last placeholder."""
+        return self.offset + self.num_tokens
+
+
+@dataclass(frozen=True)
+class EngineVideo(EngineImage):
+    """A video as the vision tower takes it; what is not said here is as an image has it.
+
+    Attributes:
+        sha256: Hash of its files.
+        pixels: [frames, 3, height, width] bytes.
+        offset: Index of the first token that stands for it; see `TrajectoryVideo`.
+        part: Which part of its files is shown, and how.
+        runs: (offset, number) of each run of its placeholders.
+        seconds_per_grid: Seconds from one pair of frames to the next, for a model that is told them.
+    """
+
+    part: tuple[float | None, ...]
+    runs: Sequence[tuple[int, int]]
+    seconds_per_grid: float | None
+
+    @property
+    def identity(self) -> str:
+        """Hash of its files, and the part."""
+        return f"{self.sha256} {self.part}"
+
+    @property
+    def end(self) -> int:
+        """Index after its last placeholder."""
+        return sum(self.runs[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +126,8 @@ class Request:
 
     Attributes:
         id: Unique among the requests in flight.
-        token_ids: The whole dialogue so far, image placeholders expanded.
-        images: The dialogue's images, in the order of their placeholders.
+        token_ids: The whole dialogue so far, placeholders expanded.
+        images: The dialogue's images and videos, each kind in the order of its placeholders.
         max_tokens: Most tokens to sample; at least 1.
         temperature: Sampling temperature: 1.0 in training, 0.0 for greedy decoding.
         seed: Seed of the sample, which depends on nothing else that the engine does.
@@ -155,8 +193,8 @@ class ScoreRequest:
     """A dialogue whose tokens are given, and whose log-probs are asked for.
 
     Attributes:
-        token_ids: At least two tokens, image placeholders expanded.
-        images: The dialogue's images, in the order of their placeholders.
+        token_ids: At least two tokens, placeholders expanded.
+        images: The dialogue's images and videos, as in a `Request`.
         since: Index of the first token whose log-probs are read; what comes before it may be shared with
             sequences that were read before.
     """

@@ -1,4 +1,4 @@
-"""Images of dialogues as an engine takes them: decoded once, shared, never more than there is room for.
+"""Images and videos of dialogues as an engine takes them: decoded once, shared, within a bound.
 
     dialogue ── acquire(images) ──► waits for room ──► decoded in threads ──► in a request of the engine
         ▲                             in order                                        │
@@ -17,18 +17,24 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from posttrain.inference.engine import EngineImage
+from posttrain.inference.engine import EngineImage, EngineVideo
 from posttrain.rendering.pixel_making import Pixels
 from posttrain.rendering.pixels import (
     FileHashes,
     ImageChangedError,
     MeasuredImage,
+    MeasuredVideo,
     Version,
     check_unchanged,
-    file_version,
+    part_of,
+    version_of,
 )
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import ImageRef, TrajectoryImage
+from posttrain.rendering.video_frames import TOLD_SECONDS
+from posttrain.types import ImageRef, TrajectoryImage, TrajectoryMedium, TrajectoryVideo, VideoRef
+
+#: The files of an image or video in a version, and the part of a video that is shown.
+Source = tuple[Version, tuple[float | None, ...]]
 
 #: Bytes of dropped pixels, at the least, after which the C library is told to give memory back to the system:
 #: by itself it keeps ten times what is in use, in holes between what other threads hold.
@@ -37,7 +43,7 @@ TRIMMED = 64 * 2**20
 
 @dataclass(eq=False)
 class _Entry:
-    """The pixels of one image.
+    """The pixels of one image or video.
 
     Attributes:
         nbytes: Their size, which is known before they are made.
@@ -65,24 +71,24 @@ class Claim:
     """What a dialogue asks for: ImageChangedError, in `ready`, if a file is not what was rendered.
 
     Attributes:
-        images: The images of a turn, each with its file.
-        sizes: Bytes of each file's pixels.
+        images: The images and videos of a turn, each with its source.
+        sizes: Bytes of each source's pixels.
         granted: Done once there is room for them.
-        ready: The images, once they are loaded.
-        entries: The pixels of each file, from when there is room for them.
+        ready: The images and videos, once they are loaded.
+        entries: The pixels of each source, from when there is room for them.
         left: Number of entries that are still being made.
     """
 
-    images: Sequence[tuple[TrajectoryImage, Version]]
-    sizes: dict[Version, int]
+    images: Sequence[tuple[TrajectoryMedium, Source]]
+    sizes: dict[Source, int]
     granted: "Future[None]" = field(default_factory=Future)
     ready: "Future[list[EngineImage]]" = field(default_factory=Future)
-    entries: dict[Version, _Entry] = field(default_factory=dict)
+    entries: dict[Source, _Entry] = field(default_factory=dict)
     left: int = 0
 
 
 class EngineImages:
-    """The pixels of the images in an engine's requests; any thread may use it.
+    """The pixels of the images and videos in an engine's requests; any thread may use it.
 
     Room is granted in the order in which it was asked for. Images that no request holds stay while there is
     room, and go with the last dialogue that has shown them. Pixels are resized bytes, 3 for each pixel.
@@ -106,9 +112,9 @@ class EngineImages:
         self._threads = max(1, threads)
         self._pool: ThreadPoolExecutor | None = None  # a text model needs none
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Version, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Source, _Entry] = OrderedDict()
         self._queue: collections.deque[Claim] = collections.deque()
-        self._dialogues: Counter[Version] = Counter()
+        self._dialogues: Counter[Source] = Counter()
         self._hashes = FileHashes()
         self._bytes = self._peak = self._granted = self._dropped = 0
 
@@ -143,15 +149,15 @@ class EngineImages:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def ask(self, images: Sequence[TrajectoryImage], shown: set[Version]) -> Claim:
+    def ask(self, images: Sequence[TrajectoryMedium], shown: set[Source]) -> Claim:
         """Queue up for the room that a turn's images take.
 
         Args:
-            images: The images.
-            shown: Files that the dialogue has shown before; those of the images are added.
+            images: The images and videos.
+            shown: Sources that the dialogue has shown before; those of the images are added.
         """
-        found = [(image, _file_of(image.ref)) for image in images]
-        sizes = {file: self._renderer.media.maker.nbytes(image.num_tokens) for image, file in found}
+        found = [(image, _source_of(image.ref)) for image in images]
+        sizes = {file: self._nbytes(image) for image, file in found}
         claim = Claim(found, sizes)
         if not found:
             claim.granted.set_result(None)
@@ -179,7 +185,7 @@ class EngineImages:
             granted = self._grant()
         self._hand_out(granted)
 
-    def forget(self, shown: Iterable[Version]) -> None:
+    def forget(self, shown: Iterable[Source]) -> None:
         """Drop the images that a dialogue has shown, unless others show them too."""
         with self._lock:
             self._dialogues.subtract(shown)
@@ -197,7 +203,7 @@ class EngineImages:
             claim = self._queue.popleft()
             for image, file in claim.images:
                 if file not in self._entries:
-                    self._entries[file] = self._begin(image.ref, claim.sizes[file])
+                    self._entries[file] = self._begin(image, claim.sizes[file])
             claim.entries = {file: self._entries[file] for file in claim.sizes}
             claim.left = len(claim.entries)
             for file, entry in claim.entries.items():
@@ -224,21 +230,27 @@ class EngineImages:
             self._drop(file)
         return True
 
-    def _begin(self, ref: ImageRef, nbytes: int) -> _Entry:
+    def _nbytes(self, image: TrajectoryMedium) -> int:
+        """Return the most bytes that its pixels take: the last pair of a video's frames may be one frame."""
+        maker = self._renderer.media.maker
+        size = maker.video_nbytes if isinstance(image, TrajectoryVideo) else maker.nbytes
+        return size(image.num_tokens)
+
+    def _begin(self, image: TrajectoryMedium, nbytes: int) -> _Entry:
         """Have an image loaded in a thread; the lock is held."""
         self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="images")
         self._bytes += nbytes
         self._peak = max(self._peak, self._bytes)
-        return _Entry(nbytes, self._pool.submit(self._load, ref, nbytes))
+        return _Entry(nbytes, self._pool.submit(self._load, image))
 
-    def _drop_useless(self, files: Iterable[Version]) -> None:
+    def _drop_useless(self, files: Iterable[Source]) -> None:
         """Drop those images that could not be loaded, or that nobody shows any more; the lock is held."""
         for file in files:
             entry = self._entries.get(file)
             if entry is not None and (entry.has_failed or (entry.is_idle and file not in self._dialogues)):
                 self._drop(file)
 
-    def _drop(self, file: Version) -> None:
+    def _drop(self, file: Source) -> None:
         """Drop an image; now and then, have what was dropped given back to the system; the lock is held."""
         nbytes = self._entries.pop(file).nbytes
         self._bytes -= nbytes
@@ -247,15 +259,17 @@ class EngineImages:
             self._dropped = 0
             self._pool.submit(_give_memory_back)
 
-    def _load(self, ref: ImageRef, nbytes: int) -> Pixels:
+    def _load(self, image: TrajectoryMedium) -> Pixels:
         """Decode an image, in a thread; raise ImageChangedError if it is not the one that was rendered."""
-        now = file_version(ref.path)
-        expected = self._hashes.expected(ref, ref.path, now)
-        pixels = self._renderer.media.maker.image(ref.path)
+        ref, maker = image.ref, self._renderer.media.maker
+        now = version_of(ref)
+        path = ref.path if isinstance(ref, ImageRef) else ref.paths[0]
+        expected = self._hashes.expected(ref, path, now)
+        pixels = maker.image(path) if isinstance(ref, ImageRef) else maker.video(ref)
         self._hashes.note(now, pixels.sha256)
-        check_unchanged(ref.path, pixels.sha256, expected)
-        if pixels.values.nbytes != nbytes:
-            raise ImageChangedError(f"{ref.path}: the image has another size than when it was rendered")
+        check_unchanged(path, pixels.sha256, expected)
+        if self._renderer.num_image_tokens(pixels.grid_thw) != image.num_tokens:
+            raise ImageChangedError(f"{path}: it has another size than when it was rendered")
         return pixels
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
@@ -280,31 +294,26 @@ class EngineImages:
         if not claim.ready.set_running_or_notify_cancel():
             return
         try:
-            claim.ready.set_result([self._shown(image, claim.entries[file]) for image, file in claim.images])
+            made = [(image, claim.entries[file].made.result()) for image, file in claim.images]
+            claim.ready.set_result([_engine_image(image, pixels, self._renderer) for image, pixels in made])
         except Exception as error:  # whatever a damaged file makes of itself, who asked for it is told
             claim.ready.set_exception(error)
 
-    def _shown(self, image: TrajectoryImage, entry: _Entry) -> EngineImage:
-        """Return an image as the engine takes it; raise what loading it has raised."""
-        pixels, patches = entry.made.result(), self._renderer.media.maker.image_patches
-        place = (image.offset, image.num_tokens)
-        return EngineImage(pixels.sha256, pixels.values, pixels.grid_thw, *place, patches)
-
 
 class DialogueImages:
-    """The images of one dialogue, turn by turn; made by `EngineImages.open`."""
+    """The images and videos of one dialogue, turn by turn; made by `EngineImages.open`."""
 
     def __init__(self, images: EngineImages) -> None:
         self._images = images
-        self._shown: set[Version] = set()
+        self._shown: set[Source] = set()
         self._claim: Claim | None = None
         self._closed = False
 
-    def acquire(self, images: Sequence[TrajectoryImage]) -> Claim:
+    def acquire(self, images: Sequence[TrajectoryMedium]) -> Claim:
         """Ask for the images of a turn; whatever comes of it, `release` or `close` must follow.
 
         Args:
-            images: All images of the dialogue so far, with the places of their placeholders.
+            images: All images and videos of the dialogue so far, with the places of their placeholders.
 
         Raises:
             RuntimeError: If the turn before has not been released.
@@ -314,7 +323,7 @@ class DialogueImages:
         self._claim = self._images.ask(images, self._shown)
         return self._claim
 
-    def prefetch(self, images: Sequence[TrajectoryImage]) -> None:
+    def prefetch(self, images: Sequence[TrajectoryMedium]) -> None:
         """Have images loaded that will be asked for soon, as far as there is room; nothing is held."""
         if not self._closed:
             holder = [self._images.ask(images, self._shown)]
@@ -334,39 +343,45 @@ class DialogueImages:
         self._images.forget(shown)
 
 
-def with_hashes(images: Sequence[TrajectoryImage], shown: Sequence[EngineImage]) -> list[TrajectoryImage]:
-    """Return images with the hashes of the pixels that an engine is shown of them."""
-    return [
-        TrajectoryImage(ImageRef(image.ref.path, seen.sha256), image.offset, image.num_tokens)
-        for image, seen in zip(images, shown, strict=True)
-    ]
-
-
 def _give_memory_back() -> None:
     """Have the C library return free memory to the system, where it is glibc."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _file_of(ref: ImageRef) -> Version:
-    """Return the file of an image, as it was when it was rendered; without a look at it, if possible."""
-    return ref.version if isinstance(ref, MeasuredImage) else file_version(ref.path)
+def _source_of(ref: ImageRef | VideoRef) -> Source:
+    """Return its files, as they were when it was rendered; without a look at them, if possible."""
+    version = ref.version if isinstance(ref, MeasuredImage | MeasuredVideo) else version_of(ref)
+    return version, part_of(ref) if isinstance(ref, VideoRef) else ()
 
 
-def engine_images(images: Iterable[TrajectoryImage], renderer: Renderer) -> list[EngineImage]:
+def _engine_image(image: TrajectoryMedium, pixels: Pixels, renderer: Renderer) -> EngineImage:
+    """Return an image or video as the engine takes it."""
+    maker = renderer.media.maker
+    loaded = (pixels.sha256, pixels.values, pixels.grid_thw, image.offset, image.num_tokens)
+    if isinstance(image, TrajectoryImage):
+        return EngineImage(*loaded, maker.image_patches)
+    seconds = pixels.seconds_per_grid if renderer.family in TOLD_SECONDS else None
+    return EngineVideo(*loaded, maker.video_patches, part_of(image.ref), image.runs, seconds)
+
+
+def engine_images(images: Iterable[TrajectoryMedium], renderer: Renderer) -> list[EngineImage]:
     """Load a few images at once, as for scoring; those of many dialogues go through `EngineImages`.
 
     Args:
-        images: Images with the places of their placeholders.
+        images: Images and videos with the places of their placeholders.
         renderer: The renderer of the checkpoint that the engine serves.
 
     Raises:
-        ImageChangedError: If a file's pixels do not match the hash.
-        ImageError: If a file cannot be read.
+        ImageChangedError: If a file's content does not match the hash.
+        ImageError, VideoError: If a file cannot be read.
     """
-    loaded: list[EngineImage] = []
-    for image in images:
-        pixels, patches = renderer.media.load(image.ref), renderer.media.maker.image_patches
-        place = (image.offset, image.num_tokens)
-        loaded.append(EngineImage(pixels.sha256, pixels.values, pixels.grid_thw, *place, patches))
-    return loaded
+    media = renderer.media
+    return [
+        _engine_image(
+            image,
+            media.load(image.ref) if isinstance(image, TrajectoryImage) else media.load_video(image.ref),
+            renderer,
+        )
+        for image in images
+    ]

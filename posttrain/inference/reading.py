@@ -12,6 +12,7 @@ import numpy as np
 from posttrain.inference.engine import EngineImage, ReadTokens, ScoreRequest
 from posttrain.inference.serving import aside
 from posttrain.inference.worker import InferenceWorker
+from posttrain.rendering.pixels import part_of
 from posttrain.run.home import fetch_files
 from posttrain.types import Trajectory
 
@@ -61,8 +62,11 @@ MASS_ROUNDING = 1e-3
 
 
 def digest_of(episode: Trajectory) -> str:
-    """Return a hash of what an episode shows a model: tokens, which of them were sampled, and images."""
-    images = [(image.ref.sha256, image.offset, image.num_tokens) for image in episode.images]
+    """Return a hash of what an episode shows a model: tokens, which were sampled, images and videos."""
+    images: list[tuple[object, ...]] = [
+        (image.ref.sha256, image.offset, image.num_tokens) for image in episode.images
+    ]
+    images += [(video.ref.sha256, part_of(video.ref), video.runs) for video in episode.videos]
     sampled = np.packbits(np.array(episode.sampled, bool)).tobytes()
     parts = (np.array(episode.token_ids, np.int64).tobytes(), sampled, repr(images).encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -86,22 +90,23 @@ class ReadEpisodes:
         return 1
 
     async def __call__(self, worker: InferenceWorker) -> list[Reading]:
-        """Return what the engine's model says of each; every image of every turn is shown to it.
+        """Return what the engine's model says of each; every image and video of every turn is shown to it.
 
         Raises:
-            ImageError, ImageChangedError: If an image is not what the episode was shown.
+            ImageError, ImageChangedError, VideoError: If one of them is not what the episode was shown.
         """
         slot, pictures = worker.serving.slot(), worker.images.open()
-        shown = [image for each in self.episodes for image in each.images]
+        shown = [medium for each in self.episodes for medium in each.media]
+        files = [Path(image.ref.path) for each in self.episodes for image in each.images]
         try:
             await slot.granted
-            await aside(worker.tools, fetch_files, [Path(image.ref.path) for image in shown])
+            await aside(worker.tools, fetch_files, files)
             images = await slot.images(pictures, shown)
             requests = [
                 request_of(episode, images[start:end])
                 for episode, (start, end) in zip(
                     self.episodes,
-                    pairwise(accumulate((len(each.images) for each in self.episodes), initial=0)),
+                    pairwise(accumulate((len(each.media) for each in self.episodes), initial=0)),
                     strict=True,
                 )
             ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from posttrain.inference.engine import EngineImage
 from posttrain.inference.images import DialogueImages
-from posttrain.types import TrajectoryImage
+from posttrain.types import TrajectoryMedium
 
 #: Prompts that are rendered before an engine has room for them, so that threads load their images meanwhile.
 PROMPTS_AHEAD = 16
@@ -37,15 +37,15 @@ class Slot:
         """Make an id for the sequence's next request."""
         return f"{self.number}-{next(self._turns)}"
 
-    async def images(self, pictures: DialogueImages, images: Sequence[TrajectoryImage]) -> list[EngineImage]:
-        """Get the images of the sequence's next turn, which its job releases after it.
+    async def images(self, pictures: DialogueImages, images: Sequence[TrajectoryMedium]) -> list[EngineImage]:
+        """Get the images and videos of the sequence's next turn, which its job releases after it.
 
         While they wait for room, which only the turns of others can give, a lockstep does not wait for the
         sequence. Where none has to wait, repetitions are equal bit for bit.
 
         Raises:
             ImageChangedError: If a file is not what was rendered.
-            ImageError: If a file cannot be read.
+            ImageError, VideoError: If a file cannot be read.
         """
         claim = pictures.acquire(images)
         if claim.ready.done():

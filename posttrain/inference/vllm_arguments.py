@@ -50,7 +50,6 @@ def engine_arguments(
         enable_chunked_prefill=not on_cpu,
         # An engine that reads draws nothing at random: a CPU shares prefixes too.
         enable_prefix_caching=not on_cpu or use.reads > 0,
-        limit_mm_per_prompt={"video": 0},
         mm_processor_cache_gb=0,  # pixels come pre-processed; the renderer caches them
         mm_device_do_normalize=False,  # and normalised
         max_logprobs=max(use.reads, TOP_SAMPLED),

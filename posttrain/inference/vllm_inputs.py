@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from vllm import SamplingParams
 from vllm.inputs import MultiModalInput, TokensInput, tokens_input
 from vllm.inputs import mm_input as multimodal_input
@@ -14,7 +15,7 @@ from vllm.multimodal.inputs import (
 )
 from vllm.sampling_params import RequestOutputKind
 
-from posttrain.inference.engine import EngineError, EngineImage, Request, ScoreRequest
+from posttrain.inference.engine import EngineError, EngineImage, EngineVideo, Request, ScoreRequest
 from posttrain.inference.vllm_pixels import PixelsField
 
 
@@ -28,11 +29,14 @@ def prompt_of(request: Request | ScoreRequest, cache_salt: str) -> TokensInput |
     ids = list(request.token_ids)
     if not request.images:
         return tokens_input(ids, cache_salt=cache_salt)
+    videos = [each for each in request.images if isinstance(each, EngineVideo)]
+    images = [each for each in request.images if not isinstance(each, EngineVideo)]
+    shown = {kind: found for kind, found in (("image", images), ("video", videos)) if found}
     return multimodal_input(
         ids,
-        MultiModalKwargsItems({"image": [_item(image) for image in request.images]}),
-        {"image": [image.sha256 for image in request.images]},
-        {"image": [_placeholders(image) for image in request.images]},
+        MultiModalKwargsItems({kind: [_item(each) for each in found] for kind, found in shown.items()}),
+        {kind: [each.identity for each in found] for kind, found in shown.items()},
+        {kind: [_placeholders(each) for each in found] for kind, found in shown.items()},
         cache_salt=cache_salt,
     )
 
@@ -69,10 +73,10 @@ def scoring_prompt(request: ScoreRequest, cache_salt: str, tempered: bool) -> To
     it takes the last one as well, and samples one more that does not matter.
 
     Raises:
-        EngineError: If the sequence has fewer than two tokens, or ends with an image.
+        EngineError: If the sequence has fewer than two tokens, or ends with an image or a video.
     """
     end = len(request.token_ids)
-    if end < 2 or any(image.offset + image.num_tokens == end for image in request.images):
+    if end < 2 or any(image.end == end for image in request.images):
         raise EngineError("a sequence to score must have two tokens or more, and must not end with an image")
     ids = request.token_ids if tempered else request.token_ids[:-1]
     return prompt_of(replace(request, token_ids=ids), cache_salt)
@@ -114,12 +118,25 @@ def reading_parameters(request: ScoreRequest, top: int, again: bool) -> Sampling
 
 
 def _item(image: EngineImage) -> MultiModalKwargsItem:
-    """Make vLLM's form of an image; its pixels are not copied, so that requests share them."""
+    """Make vLLM's form of an image or video; its pixels are not copied, so that requests share them."""
     pixels = MultiModalFieldElem(image.pixels, PixelsField(patches=image.patches))
     grid = MultiModalFieldElem(image.grid_thw, MultiModalBatchedField(keep_on_cpu=True))
-    return MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
+    if not isinstance(image, EngineVideo):
+        return MultiModalKwargsItem({"pixel_values": pixels, "image_grid_thw": grid})
+    told = {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    if image.seconds_per_grid is not None:
+        seconds = torch.tensor(image.seconds_per_grid, dtype=torch.float64)
+        told["second_per_grid_ts"] = MultiModalFieldElem(seconds, MultiModalBatchedField(keep_on_cpu=True))
+    return MultiModalKwargsItem(told)
 
 
 def _placeholders(image: EngineImage) -> PlaceholderRange:
-    """Say where an image's placeholders are, in vLLM's form."""
-    return PlaceholderRange(offset=image.offset, length=image.num_tokens)
+    """Say where the placeholders of an image or video are, in vLLM's form."""
+    length = image.end - image.offset
+    if length == image.num_tokens:
+        return PlaceholderRange(offset=image.offset, length=length)
+    assert isinstance(image, EngineVideo)
+    within = torch.zeros(length, dtype=torch.bool)  # of the times and marks between its frames
+    for offset, number in image.runs:
+        within[offset - image.offset :][:number] = True
+    return PlaceholderRange(offset=image.offset, length=length, is_embed=within)

@@ -1,4 +1,4 @@
-"""Resized bytes as vLLM holds an image, which become patches when the vision tower is about to run.
+"""Resized bytes as vLLM holds an image or video; they become patches when the vision tower is about to run.
 
 vLLM can normalise bytes itself (`mm_device_do_normalize`), by a product where the processor divides: some of
 the 256 bytes become a neighbouring number, and engine and learner would see different pixels.
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import torch
 from vllm.multimodal.inputs import BaseMultiModalField, MultiModalFieldElem, NestedTensors
 
-from posttrain.rendering.pixel_making import ImagePatches
+from posttrain.rendering.pixel_making import ImagePatches, VideoPatches
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsField(BaseMultiModalField):
-    """Images of one step of the engine, each as resized bytes.
+    """Images, or videos, of one step of the engine, each as resized bytes.
 
     Attributes:
         patches: Makes their patches.
     """
 
-    patches: ImagePatches
+    patches: ImagePatches | VideoPatches
 
     def build_elems(self, modality: str, key: str, data: NestedTensors) -> Sequence[MultiModalFieldElem]:
-        """Return an element for each of several images."""
+        """Return an element for each of several images or videos."""
         return [self._field_factory()(image) for image in data]
 
     def reduce_data(
@@ -34,7 +34,7 @@ class PixelsField(BaseMultiModalField):
         device: torch.types.Device = None,
         pin_memory: bool = False,
     ) -> NestedTensors:
-        """Return the patches of all images, made on the device that runs the tower."""
+        """Return the patches of all of them, made on the device that runs the tower."""
         pixels = [elem.data for elem in elems if isinstance(elem.data, torch.Tensor)]
         return self.patches(pixels, torch.device("cpu" if device is None else device))
 

@@ -230,7 +230,7 @@ class InferenceWorker:
 
         def requests() -> list[ScoreRequest]:
             return [
-                ScoreRequest(token_ids=each.token_ids, images=engine_images(each.images, self.renderer))
+                ScoreRequest(token_ids=each.token_ids, images=engine_images(each.media, self.renderer))
                 for each in trajectories
             ]
 

@@ -49,7 +49,7 @@ class Features:
 def one_tower_call(model: PreTrainedModel) -> None:
     """Let a model's forward pass call the vision tower once for images and videos together.
 
-    It then also takes batches that hold the pixels of each image once (`images_once` of
+    It then also takes batches that hold the pixels of each of them once (`images_once` of
     `posttrain.rendering.collation.collate`). Results and gradients are those of transformers, except
     that gradient checkpointing no longer has the tower's input require one.
 
@@ -68,15 +68,16 @@ def one_tower_call(model: PreTrainedModel) -> None:
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
         image_index: Tensor | None = None,
+        video_index: Tensor | None = None,
         **kwargs: object,
     ) -> object:
         shown: dict[str, Shown] = {}
         if pixel_values is not None:
             assert image_grid_thw is not None
-            shown["image"] = _images(pixel_values, image_grid_thw, image_index)
+            shown["image"] = _distinct(pixel_values, image_grid_thw, image_index)
         if pixel_values_videos is not None:
             assert video_grid_thw is not None
-            shown["video"] = Shown(pixel_values_videos, video_grid_thw, range(len(video_grid_thw)))
+            shown["video"] = _distinct(pixel_values_videos, video_grid_thw, video_index)
         if not shown and _is_sharded(backbone.visual):
             shown["image"] = _nothing(backbone.visual)
         if shown:
@@ -94,12 +95,12 @@ def _is_sharded(tower: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in tower.modules())
 
 
-def _images(pixels: Tensor, grids: Tensor, index: Tensor | None) -> Shown:
-    """Find the size of each distinct image; `collate` describes the index."""
+def _distinct(pixels: Tensor, grids: Tensor, index: Tensor | None) -> Shown:
+    """Find the size of each distinct image or video; `collate` describes the index."""
     if index is None:
         return Shown(pixels, grids, range(len(grids)))
     order = index.tolist()
-    return Shown(pixels, grids[[order.index(image) for image in range(max(order) + 1)]], order)
+    return Shown(pixels, grids[[order.index(each) for each in range(max(order) + 1)]], order)
 
 
 def _nothing(tower: nn.Module) -> Shown:

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import DTypeLike
 
 from posttrain.rendering.pixel_making import Pixels
-from posttrain.rendering.rendered import Rendered
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import TrajectoryImage, VideoRef
+from posttrain.rendering.video_frames import TOLD_SECONDS
+from posttrain.types import TrajectoryImage, TrajectoryVideo, VideoRef
 
 #: Key of a batch's [images] integers: the number in `pixel_values` of the image of each `image_grid_thw` row.
 IMAGE_INDEX = "image_index"
+#: The same of videos.
+VIDEO_INDEX = "video_index"
 
 
 class CollationError(ValueError):
@@ -25,6 +27,7 @@ class TokensWithImages(Protocol):
 
     token_ids: list[int]
     images: list[TrajectoryImage]
+    videos: list[TrajectoryVideo]
 
 
 def collate(
@@ -41,18 +44,18 @@ def collate(
         renderer: The renderer of the checkpoint that the ids were made for.
         device: The device of the tensors; where it is None pixels are on the renderer's, and others on the
             CPU.
-        images_once: Whether the pixels of an image that occurs several times are in the batch once, as models
-            from `load_model` take them: the vision tower then sees it once, and its gradient is the same, the
-            sum over all places. The answers of a preference pair, and the episodes of a group, have the same
-            prompt and images.
+        images_once: Whether the pixels of an image or video that occurs several times are in the batch once,
+            as models from `load_model` take them: the vision tower then sees it once, and its gradient is the
+            same, the sum over all places. The answers of a preference pair, and the episodes of a group, have
+            the same prompt and images.
 
     Returns:
         Arguments of the model by name: `input_ids`, `attention_mask` and, unless it is for a text model,
         `mm_token_type_ids` (1 on image placeholders, 2 on video placeholders; M-RoPE needs it), each [B, L].
         If there are images, also `pixel_values` [patches of all images, values per patch],
         `image_grid_thw` [images, 3] and, if they are there once, `image_index` [images], the number of each
-        among them. If there are videos, also `pixel_values_videos`, `video_grid_thw` and,
-        for Qwen2.5-VL, `second_per_grid_ts` [videos].
+        among them. If there are videos, also `pixel_values_videos`, `video_grid_thw`, if they are there once
+        `video_index` [videos] and, for Qwen2.5-VL, `second_per_grid_ts` [videos].
 
     Raises:
         CollationError: If a sequence's placeholders are not exactly those of its images and videos.
@@ -63,7 +66,7 @@ def collate(
     lengths = torch.tensor([len(item.token_ids) for item in items])
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
     types = np.zeros(input_ids.shape, dtype=np.int32)
-    pixels = _images(items, renderer, types, images_once) | _videos(items, renderer, types)
+    pixels = _images(items, renderer, types, images_once) | _videos(items, renderer, types, images_once)
     mm_token_type_ids = torch.from_numpy(types)
     written = (input_ids == renderer.image_token_id) + 2 * (input_ids == renderer.video_token_id).int()
     wrong = (written != mm_token_type_ids).any(dim=1)
@@ -84,8 +87,7 @@ def prepare(items: Sequence[TokensWithImages], renderer: Renderer) -> None:
     Nothing depends on it but the time that collating them takes; what is wrong with one is raised then.
     """
     images = [(image.ref, image.num_tokens) for item in items for image in item.images]
-    rendered = [item for item in items if isinstance(item, Rendered)]
-    videos = [(video.ref, video.num_tokens) for item in rendered for video in item.videos]
+    videos = [(video.ref, video.num_tokens) for item in items for video in item.videos]
     if images or videos:
         renderer.media.prepare(images, videos)
 
@@ -116,28 +118,34 @@ def _images(
 
 
 def _videos(
-    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray
+    items: Sequence[TokensWithImages], renderer: Renderer, types: np.ndarray, once: bool
 ) -> dict[str, torch.Tensor]:
     """Load the videos of a batch, and write 2 into `types` [B, L] at their placeholders."""
-    pixels: list[Pixels] = []
     loaded: dict[VideoRef, Pixels] = {}
+    shown: list[VideoRef] = []
     for row, item in enumerate(items):
-        for video in item.videos if isinstance(item, Rendered) else ():  # ledgers have none
+        for video in item.videos:
             if video.ref not in loaded:
                 loaded[video.ref] = renderer.media.load_video(video.ref)
             found = loaded[video.ref]
             _check_features(video.ref.paths[0], renderer.num_image_tokens(found.grid_thw), video.num_tokens)
             for offset, number in video.runs:
                 types[row, offset : offset + number] = 2
-            pixels.append(found)
-    if not pixels:
+            shown.append(video.ref)
+    if not shown:
         return {}
+    pixels, distinct = [loaded[ref] for ref in shown], list(loaded)
     made = {
-        "pixel_values_videos": _joined([renderer.media.patches(found) for found in pixels]),
+        "pixel_values_videos": _joined(
+            [renderer.media.patches(found) for found in (loaded.values() if once else pixels)]
+        ),
         "video_grid_thw": torch.stack([found.grid_thw for found in pixels]),
     }
-    if renderer.family == "qwen2_5_vl":  # its M-RoPE measures time in seconds
-        made["second_per_grid_ts"] = torch.tensor([found.seconds_per_grid for found in pixels])
+    if once:
+        made[VIDEO_INDEX] = torch.tensor([distinct.index(ref) for ref in shown])
+    if renderer.family in TOLD_SECONDS:  # in float64, as engines compute positions from them
+        seconds = [found.seconds_per_grid for found in pixels]
+        made["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float64)
     return made
 
 

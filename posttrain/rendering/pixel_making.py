@@ -15,7 +15,8 @@ from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from posttrain.media.images import open_image, pixel_hash, shown_size
-from posttrain.rendering.processors import ImageProcessor
+from posttrain.media.videos import video_hash
+from posttrain.rendering.processors import ImageProcessor, VideoProcessor
 from posttrain.rendering.video_frames import VideoFrames
 from posttrain.types import ImageRef, VideoRef
 
@@ -73,6 +74,39 @@ class ImagePatches:
 
 
 @dataclass(frozen=True)
+class VideoPatches:
+    """Makes the patches of videos from their resized bytes; it can be sent to another process.
+
+    Attributes:
+        video_processor: The checkpoint's own.
+        dtype: Type of the patches.
+    """
+
+    video_processor: VideoProcessor
+    dtype: torch.dtype
+
+    def __call__(self, videos: Sequence[torch.Tensor], device: torch.device | str) -> torch.Tensor:
+        """Normalise resized videos, each [frames, 3, height, width] bytes, and cut them into patches.
+
+        Returns:
+            [patches of all videos, values per patch] on the device.
+        """
+        made = [
+            self.video_processor(
+                [frames],
+                do_resize=False,
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
+                input_data_format="channels_first",
+                device=torch.device(device),
+                return_tensors="pt",
+            )["pixel_values_videos"].to(self.dtype)
+            for frames in videos
+        ]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+
+@dataclass(frozen=True)
 class Pixels:
     """A pre-processed image or video, which must not be changed because it is shared.
 
@@ -94,6 +128,7 @@ class PixelMaker:
 
     Attributes:
         image_patches: Makes the patches of images from their resized bytes.
+        video_patches: Likewise of videos.
 
     Args:
         image_processor: The checkpoint's own.
@@ -115,6 +150,7 @@ class PixelMaker:
         self._device = torch.device(device)
         self._dtype = dtype
         self.image_patches = ImagePatches(image_processor, dtype)
+        self.video_patches = VideoPatches(frames.video_processor, dtype)
 
     def on(self, device: torch.device | str) -> "PixelMaker":
         """Return one that makes patches on another device."""
@@ -160,18 +196,18 @@ class PixelMaker:
         height, width = (side // processor.patch_size for side in resized.shape[1:])
         return Pixels(resized, torch.tensor([1, height, width]), pixel_hash(image))
 
-    def video(self, ref: VideoRef, sha256: str) -> Pixels:
-        """Sample, decode and resize a video whose hash is known.
+    def video(self, ref: VideoRef, sha256: str = "") -> Pixels:
+        """Sample, decode and resize a video; its files are read once more where their hash is not given.
 
         Raises:
             VideoError: If the video cannot be read.
         """
+        sha256 = sha256 or video_hash(ref)
         plan = self._frames.plan(ref)
         frames = self._frames.resized(ref, plan)
         return Pixels(frames, plan.grid_thw, sha256, plan.seconds_per_grid)
 
     def patches(self, pixels: Pixels) -> torch.Tensor:
         """Return [patches, values per patch] of pixels that this object has made, on the device."""
-        if pixels.values.dim() == 4:
-            return self._frames.patches(pixels.values, self._device).to(self._dtype)
-        return self.image_patches([pixels.values], self._device)
+        make = self.video_patches if pixels.values.dim() == 4 else self.image_patches
+        return make([pixels.values], self._device)

@@ -142,10 +142,10 @@ class PixelCache:
                 wanted.append((version, self.maker.nbytes(tokens), make))
         for video, tokens in videos:
             with contextlib.suppress(VideoError):  # of files that cannot be listed; `load_video` says so
-                version = _version_of(video)
-                if (self._hashes.get(version), _shown(video)) not in self._kept:
-                    make = functools.partial(self._make_video, video)
-                    wanted.append(((version, _shown(video)), self.maker.video_nbytes(tokens), make))
+                version = version_of(video)
+                if (self._hashes.get(version), part_of(video)) not in self._kept:
+                    make = functools.partial(self.maker.video, video)
+                    wanted.append(((version, part_of(video)), self.maker.video_nbytes(tokens), make))
         self._ahead.plan(wanted)
 
     def load(self, ref: ImageRef) -> Pixels:
@@ -175,11 +175,11 @@ class PixelCache:
             ImageChangedError: If the reference has a hash and the files have another.
             VideoError: If the video cannot be read.
         """
-        version = _version_of(ref)
-        made = self._ahead.take((version, _shown(ref)))
+        version = version_of(ref)
+        made = self._ahead.take((version, part_of(ref)))
         if made is not None:
             self._hashes.note(version, made.sha256)
-        key = (self.hash_video(ref), _shown(ref))
+        key = (self.hash_video(ref), part_of(ref))
         if key not in self._kept:
             self._keep(key, made or self.maker.video(ref, key[0]))
         self._kept.move_to_end(key)
@@ -192,7 +192,7 @@ class PixelCache:
             ImageChangedError: If the reference has a hash and the files have another.
             VideoError: If a file cannot be read.
         """
-        version = _version_of(ref)
+        version = version_of(ref)
         expected = self._hashes.expected(ref, ref.paths[0], version)
         sha256 = self._hashes.get(version)
         if not sha256:
@@ -212,11 +212,7 @@ class PixelCache:
 
     def known_video(self, ref: VideoRef) -> VideoRef:
         """Return a video with its hash, for which its files are read."""
-        return VideoRef(ref.paths, self.hash_video(ref), *_shown(ref))
-
-    def _make_video(self, ref: VideoRef) -> Pixels:
-        """Read and hash a video, in a thread."""
-        return self.maker.video(ref, video_hash(ref))
+        return with_hash(ref, self.hash_video(ref))
 
     def _keep(self, key: object, pixels: Pixels) -> None:
         """Put pixels into the cache, and drop what was not used for longest."""
@@ -251,7 +247,7 @@ class HeaderSizes:
 
     def known_video(self, ref: VideoRef) -> VideoRef:
         """Return a video, whose hash stays unknown if it is; its files are not read."""
-        return MeasuredVideo(ref.paths, ref.sha256, *_shown(ref), version=_version_of(ref))
+        return MeasuredVideo(ref.paths, ref.sha256, *part_of(ref), version=version_of(ref))
 
 
 def check_unchanged(path: str, found: str, expected: str) -> None:
@@ -263,7 +259,7 @@ def check_unchanged(path: str, found: str, expected: str) -> None:
         )
 
 
-def _shown(ref: VideoRef) -> tuple[float | None, float | None, float, float | None]:
+def part_of(ref: VideoRef) -> tuple[float | None, float | None, float, float | None]:
     """Return what decides, besides its files, how a video is shown."""
     return (ref.fps, ref.frame_rate, ref.start, ref.end)
 
@@ -273,6 +269,11 @@ def file_version(*paths: str) -> Version:
     return tuple((path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0) for path in paths)
 
 
-def _version_of(ref: VideoRef) -> Version:
-    """Return the version of a video's files; raises VideoError if they cannot be listed."""
-    return file_version(*video_files(ref))
+def with_hash(ref: VideoRef, sha256: str) -> VideoRef:
+    """Return a video with the hash of its files."""
+    return VideoRef(ref.paths, sha256, *part_of(ref))
+
+
+def version_of(ref: ImageRef | VideoRef) -> Version:
+    """Return the version of the files of an image or video; raises VideoError if these cannot be listed."""
+    return file_version(ref.path) if isinstance(ref, ImageRef) else file_version(*video_files(ref))

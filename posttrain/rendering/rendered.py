@@ -6,7 +6,7 @@ A chat template writes one token for each image and video; a model wants as many
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from posttrain.types import ImageRef, TrajectoryImage, VideoRef
+from posttrain.types import ImageRef, TrajectoryImage, TrajectoryMedium, TrajectoryVideo, VideoRef
 
 #: An image, with its hash if its pixels were loaded, and its number of placeholders.
 ImageTokens = tuple[ImageRef, int]
@@ -16,25 +16,6 @@ VideoTokens = tuple[VideoRef, list[int]]
 
 class RenderError(ValueError):
     """A dialogue cannot be shown to the model faithfully."""
-
-
-@dataclass
-class RenderedVideo:
-    """A video inside a rendered dialogue.
-
-    Attributes:
-        ref: The video, with its hash unless it was rendered from its header alone.
-        runs: (offset, number) of each run of its placeholders: a single one, or in Qwen3-VL, which writes
-            the time before each pair of frames, one per pair.
-    """
-
-    ref: VideoRef
-    runs: list[tuple[int, int]]
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of placeholder tokens."""
-        return sum(number for _, number in self.runs)
 
 
 @dataclass
@@ -52,7 +33,12 @@ class Rendered:
     token_ids: list[int]
     supervised: list[bool]
     images: list[TrajectoryImage]
-    videos: list[RenderedVideo] = field(default_factory=list)
+    videos: list[TrajectoryVideo] = field(default_factory=list)
+
+    @property
+    def media(self) -> list[TrajectoryMedium]:
+        """All that it shows: its images, then its videos."""
+        return [*self.images, *self.videos]
 
 
 def expand(
@@ -83,7 +69,7 @@ def expand(
             rendered.images.append(TrajectoryImage(picture, offset, number))
         else:
             clip, tokens = next(clips)
-            rendered.videos.append(RenderedVideo(clip, _runs(tokens, video_id, offset)))
+            rendered.videos.append(TrajectoryVideo(clip, offset, _runs(tokens, video_id, offset)))
         rendered.token_ids += tokens
         rendered.supervised += [False] * len(tokens)
         start = at + 1

@@ -25,6 +25,8 @@ from posttrain.types import VideoRef
 #: Fewest tokens of a pair of frames: rather than make frames smaller, fewer are shown (VIDEO_MIN_TOKEN_NUM of
 #: qwen-vl-utils).
 LEAST_TOKENS = 128
+#: Families that are told how many seconds are between the frames of a video: their M-RoPE counts them.
+TOLD_SECONDS = ("qwen2_5_vl",)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class VideoFrames:
     Example:
         frames = VideoFrames(processor, VideoSettings(fps=1.0))
         plan = frames.plan(VideoRef(("/data/clip.mp4",)))
-        frames.patches(frames.resized(VideoRef(("/data/clip.mp4",)), plan)).shape
+        frames.resized(VideoRef(("/data/clip.mp4",)), plan).shape
     """
 
     def __init__(self, processor: VisionProcessor, settings: VideoSettings):
@@ -144,23 +146,6 @@ class VideoFrames:
                 for frame in read_frames(ref, plan.numbers)
             ]
         )
-
-    def patches(self, frames: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """Normalise resized frames and cut them into patches, on a device.
-
-        Returns:
-            [patches, values per patch] `pixel_values_videos`.
-        """
-        made = self.video_processor(
-            [frames],
-            do_resize=False,
-            do_sample_frames=False,
-            cap_pixels_per_frame=False,
-            input_data_format="channels_first",
-            device=device,
-            return_tensors="pt",
-        )
-        return made["pixel_values_videos"]
 
     def _sample(
         self, info: VideoInfo, *, fps: float | None = None, num_frames: int | None = None

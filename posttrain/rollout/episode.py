@@ -9,16 +9,17 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from posttrain.failures import ToolFailure, WorldError
 from posttrain.inference.engine import Completion, EngineImage, Request, stable_seed
-from posttrain.inference.images import DialogueImages, with_hashes
+from posttrain.inference.images import DialogueImages
 from posttrain.inference.serving import aside
 from posttrain.inference.slots import Slot
 from posttrain.inference.worker import InferenceWorker
 from posttrain.joints import Environment
 from posttrain.media.images import ImageError
+from posttrain.media.videos import VideoError
 from posttrain.rendering.pixels import ImageChangedError
 from posttrain.rendering.rendered import Rendered, RenderError
 from posttrain.rendering.rendering import Renderer
@@ -28,10 +29,19 @@ from posttrain.rollout.ledger import (
     append_turn,
     check_ledger,
     last_turn,
+    with_hashes,
 )
 from posttrain.rollout.limits import Limits
 from posttrain.rollout.partner import Partner
-from posttrain.types import Message, Sample, ToolSpec, Trajectory, TrajectoryImage, text_message
+from posttrain.types import (
+    Message,
+    Sample,
+    ToolSpec,
+    Trajectory,
+    TrajectoryImage,
+    TrajectoryMedium,
+    text_message,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,16 +108,16 @@ class _Talk:
     Attributes:
         job: The episode.
         slot: Its place in the order of sequences.
-        pictures: Its images in the engine.
+        pictures: Its images and videos in the engine.
         ledger: Its ledger.
-        images: The images shown so far, as they were rendered: perhaps without hashes.
+        images: The images and videos shown so far, as they were rendered: perhaps without hashes.
     """
 
     job: EpisodeJob
     slot: Slot
     pictures: DialogueImages
     ledger: Trajectory
-    images: list[TrajectoryImage] = field(default_factory=list)
+    images: list[TrajectoryMedium] = field(default_factory=list)
 
 
 class EpisodePlayer:
@@ -130,8 +140,8 @@ class EpisodePlayer:
         self._prompt: asyncio.Future[Rendered] | None = None
 
     def prepare(self, sample: Sample) -> None:
-        """Have the images of the group's prompt loaded in threads, before its first episode begins."""
-        if any(message.images for message in sample.messages):
+        """Have what the group's prompt shows loaded in threads, before its first episode begins."""
+        if any(message.images or message.videos for message in sample.messages):
             self._rendering.submit(self._prepare, sample)
 
     def close(self) -> None:
@@ -201,9 +211,9 @@ class EpisodePlayer:
             talk.pictures.close()
 
     def _prepare(self, sample: Sample) -> None:
-        """Plan the loading of a prompt's images."""
+        """Plan the loading of a prompt's images and videos."""
         with contextlib.suppress(ValueError):  # `play` says what is wrong with a prompt
-            self._pictures.prefetch(self._renderer.render(sample.messages).images)
+            self._pictures.prefetch(self._renderer.render(sample.messages).media)
 
     async def _prompt_of(self, job: EpisodeJob, messages: tuple[Message, ...]) -> Rendered:
         """Tokenise a prompt, once for all episodes to which it is shown.
@@ -223,27 +233,26 @@ class EpisodePlayer:
             raise EpisodeError(
                 f"{_named(job.sample, job.task)} has {len(rendered.token_ids)} prompt tokens, which"
                 f" leaves no room in max_length = {self._limits.max_length}; raise rollout.max_length or"
-                " lower model.max_pixels"
+                " lower model.max_pixels or model.video_max_tokens"
             )
         return rendered
 
     async def _begin(
         self, talk: _Talk, rendered: Rendered, messages: tuple[Message, ...]
     ) -> list[EngineImage]:
-        """Begin the ledger with the prompt; return its images as the engine takes them.
+        """Begin the ledger with the prompt; return its images and videos as the engine takes them.
 
         Raises:
             EpisodeError: If one of them cannot be read.
         """
         try:
-            images = await talk.slot.images(talk.pictures, rendered.images)
-        except (ImageError, ImageChangedError) as error:
+            images = await talk.slot.images(talk.pictures, rendered.media)
+        except (ImageError, ImageChangedError, VideoError) as error:
             raise EpisodeError(
                 f"{_named(talk.job.sample, talk.job.task)} cannot be shown: {error}"
             ) from error
-        hashed = with_hashes(rendered.images, images)
-        append_prompt(talk.ledger, replace(rendered, images=hashed), messages)
-        talk.images.extend(rendered.images)
+        append_prompt(talk.ledger, with_hashes(rendered, images), messages)
+        talk.images.extend(rendered.media)
         return images
 
     def _request(
@@ -280,7 +289,8 @@ class EpisodePlayer:
         """Close an episode, and check its ledger."""
         ledger.outcome = dict(partner.close())
         ledger.stop_reason = stop_reason
-        check_ledger(ledger, self._renderer.image_token_id, self._limits.max_length)
+        placeholders = (self._renderer.image_token_id, self._renderer.video_token_id)
+        check_ledger(ledger, placeholders, self._limits.max_length)
 
     async def _observe(self, talk: _Talk, messages: Sequence[Message]) -> list[EngineImage] | None:
         """Append a reply, text and images together, unless no token could be sampled after it.
@@ -288,7 +298,7 @@ class EpisodePlayer:
         A reply that cannot be shown is replaced, because a tool must not end the rollout.
 
         Returns:
-            All images of the dialogue as the engine takes them; None if the reply was not appended.
+            All that the dialogue shows as the engine takes it; None if the reply was not appended.
         """
         try:
             shown = await self._show(talk, messages)
@@ -299,8 +309,8 @@ class EpisodePlayer:
         if shown is None:
             return None
         found, images = shown
-        hashed = with_hashes(found.rendered.images, images[len(talk.images) :])
-        append_observation(talk.ledger, replace(found.rendered, images=hashed), *found.messages)
+        hashed = with_hashes(found.rendered, images[len(talk.images) :])
+        append_observation(talk.ledger, hashed, *found.messages)
         talk.images.extend(found.images)
         return images
 
@@ -315,8 +325,14 @@ class EpisodePlayer:
         return found, await talk.slot.images(talk.pictures, asked)
 
     def _observation(self, ledger: Trajectory, messages: Sequence[Message]) -> _Observation | None:
-        """Tokenise a reply; None if no token could be sampled after it."""
-        _refuse_videos(messages)
+        """Tokenise a reply; None if no token could be sampled after it.
+
+        Raises:
+            RenderError: If it cannot be shown, as one with a video.
+            ImageError: If an image of it cannot be read.
+        """
+        if any(message.videos for message in messages):
+            raise RenderError("it shows a video, and only prompts may; reply with frames of it, as images")
         rendered = self._renderer.observation(*messages, turn=last_turn(ledger))
         start = len(ledger.token_ids)
         if start + len(rendered.token_ids) >= self._limits.max_length:
@@ -356,17 +372,10 @@ def _render_prompt(
 ) -> Rendered:
     """Tokenise a prompt; raises EpisodeError if it cannot be shown."""
     try:
-        _refuse_videos(messages)
         return renderer.render(messages, tools, add_generation_prompt=True)
-    except (ImageError, RenderError, ImageChangedError) as error:
+    except (ImageError, RenderError, ImageChangedError, VideoError) as error:
         raise EpisodeError(f"{_named(sample, task)} cannot be shown: {error}") from error
 
 
 def _named(sample: Sample, task: str) -> str:
     return f"sample {sample.id!r} of task {task!r}"
-
-
-def _refuse_videos(messages: Sequence[Message]) -> None:
-    """Raise RenderError if a message shows a video."""
-    if any(message.videos for message in messages):
-        raise RenderError("it has a video, and rollouts show texts and images only")

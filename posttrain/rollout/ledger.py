@@ -1,14 +1,32 @@
 """Write a trajectory's ledger, in which ids are only ever appended, and check what must hold of it."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
-from posttrain.inference.engine import Completion
-from posttrain.rendering.rendering import Rendered
-from posttrain.types import Message, Trajectory, TrajectoryImage
+from posttrain.inference.engine import Completion, EngineImage
+from posttrain.rendering.pixels import with_hash
+from posttrain.rendering.rendered import Rendered
+from posttrain.types import ImageRef, Message, Trajectory, TrajectoryImage, TrajectoryVideo
 
 
 class LedgerError(RuntimeError):
     """A trajectory does not say what the engine saw and sampled; learning from it would be wrong."""
+
+
+def with_hashes(rendered: Rendered, shown: Sequence[EngineImage]) -> Rendered:
+    """Return a dialogue with the hashes of what an engine is shown of its images and videos (`media`)."""
+    hashes = [seen.sha256 for seen in shown]
+    count = len(rendered.images)
+    images = [
+        TrajectoryImage(ImageRef(image.ref.path, sha256), image.offset, image.num_tokens)
+        for image, sha256 in zip(rendered.images, hashes[:count], strict=True)
+    ]
+    videos = [
+        TrajectoryVideo(with_hash(video.ref, sha256), video.offset, video.runs)
+        for video, sha256 in zip(rendered.videos, hashes[count:], strict=True)
+    ]
+    return replace(rendered, images=images, videos=videos)
 
 
 def append_prompt(ledger: Trajectory, rendered: Rendered, messages: tuple[Message, ...]) -> None:
@@ -60,14 +78,15 @@ def _append_context(ledger: Trajectory, rendered: Rendered) -> None:
     ledger.images += [
         TrajectoryImage(image.ref, start + image.offset, image.num_tokens) for image in rendered.images
     ]
+    ledger.videos += [video.moved(start) for video in rendered.videos]
 
 
-def check_ledger(ledger: Trajectory, image_token_id: int, max_length: int) -> None:
+def check_ledger(ledger: Trajectory, placeholders: tuple[int, int], max_length: int) -> None:
     """Check what must hold of a finished trajectory.
 
     Args:
         ledger: The trajectory.
-        image_token_id: The image placeholder token.
+        placeholders: The placeholder tokens of images and of videos.
         max_length: Most tokens of an episode.
 
     Raises:
@@ -92,22 +111,27 @@ def check_ledger(ledger: Trajectory, image_token_id: int, max_length: int) -> No
                 f"{_name(ledger)}: token {index} was sampled with log-prob {logprob}; look for weights that"
                 " are not finite, or for sampling from another distribution than the one reported"
             )
-    _check_images(ledger, image_token_id)
+    for medium in ledger.media:
+        if not medium.ref.sha256:
+            raise LedgerError(f"{_name(ledger)}: {medium.ref} has no hash for the learner to compare")
+    runs = [(image.offset, image.num_tokens) for image in ledger.images]
+    _check_placeholders(ledger, "image", placeholders[0], runs)
+    _check_placeholders(
+        ledger, "video", placeholders[1], [run for video in ledger.videos for run in video.runs]
+    )
 
 
-def _check_images(ledger: Trajectory, image_token_id: int) -> None:
-    """Check that the placeholders are exactly those of the images, and that every image has a hash."""
+def _check_placeholders(ledger: Trajectory, kind: str, token_id: int, runs: list[tuple[int, int]]) -> None:
+    """Check that the placeholders of images, or of videos, are exactly those of the runs that these have."""
     expected: set[int] = set()
-    for image in ledger.images:
-        if not image.ref.sha256:
-            raise LedgerError(f"{_name(ledger)}: {image.ref.path} has no hash for the learner to compare")
-        expected.update(range(image.offset, image.offset + image.num_tokens))
-    found = {index for index, token in enumerate(ledger.token_ids) if token == image_token_id}
-    if found != expected or sum(image.num_tokens for image in ledger.images) != len(expected):
+    for offset, number in runs:
+        expected.update(range(offset, offset + number))
+    found = {index for index, token in enumerate(ledger.token_ids) if token == token_id}
+    if found != expected or sum(number for _, number in runs) != len(expected):
         first = min(found ^ expected, default=-1)
         raise LedgerError(
-            f"{_name(ledger)}: {len(found)} image placeholders for {len(expected)} image features; the first"
-            f" that differs is token {first}. Look for placeholders that were sampled or cut"
+            f"{_name(ledger)}: {len(found)} {kind} placeholders for {len(expected)} {kind} features; the"
+            f" first that differs is token {first}. Look for placeholders that were sampled or cut"
         )
 
 

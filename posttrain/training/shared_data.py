@@ -12,12 +12,12 @@ from posttrain.files.cache import default_cache
 from posttrain.run.directory import RunDir
 from posttrain.run.shared_files import check_shared
 
-#: Rows of a dataset whose images are looked for.
+#: Rows of a dataset whose images and videos are looked for.
 ROWS = 3
 
 
 def check_shared_data(config: RunConfig) -> None:
-    """Check that the nodes see the images of the prompts that engines play, and the files of tools.
+    """Check that the nodes see what the prompts show that engines play, and the files of tools.
 
     Models, checkpoints and the images of tools need not be shared: they are sent (see `posttrain.run.home`).
 
@@ -27,7 +27,7 @@ def check_shared_data(config: RunConfig) -> None:
     needed: dict[str, Sequence[Path]] = {}
     for use in config.tasks():
         rows = load_samples(use.task.data, config.base_dir, use="episodes", look_again=False)
-        needed[f"the images of dataset {use.task.data}"] = _images(rows)
+        needed[f"the images and videos of dataset {use.task.data}"] = _shown(rows)
         named = [*use.task.tools, *([use.task.environment] if use.task.environment is not None else ())]
         files = [plugin.name.partition(":")[0] for plugin in named if ".py:" in plugin.name]
         tools = [Path(config.base_dir, file).absolute() for file in files]
@@ -59,9 +59,11 @@ def check_shared_folders(run: RunDir, stage: TrainingStage) -> None:
             marker.unlink(missing_ok=True)
 
 
-def _images(rows: Dataset) -> list[Path]:
-    """Return images of the first, the last and a middle row."""
+def _shown(rows: Dataset) -> list[Path]:
+    """Return images and videos of the first, the last and a middle row."""
     chosen = sorted({0, len(rows) // 2, len(rows) - 1}) if len(rows) else []
     samples = [rows[index] for index in chosen[:ROWS]]
-    images = [image.path for each in samples for message in each.messages for image in message.images]
-    return [Path(path) for path in dict.fromkeys(images)]
+    turns = [message for each in samples for message in each.messages]
+    paths = [image.path for message in turns for image in message.images]
+    paths += [path for message in turns for video in message.videos for path in video.paths]
+    return [Path(path) for path in dict.fromkeys(paths)]

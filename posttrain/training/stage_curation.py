@@ -11,7 +11,7 @@ from pathlib import Path
 
 from posttrain.config import DatasetConfig, OnPolicyStage, SftStage, SourceConfig, load_dataset_config
 from posttrain.config.curation import NO_REWARDS, CurationConfig, load_curation
-from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig
+from posttrain.config.endpoints import CheckpointConfig, EarlierModelConfig, shared_with
 from posttrain.config.sampling_steps import PlayingStep
 from posttrain.config.tasks import EpisodeTask, TaskConfig
 from posttrain.curation.engines import EngineModel, EngineModels
@@ -103,9 +103,7 @@ def about_model_at_hand(recipe: CurationConfig, stage: OnPolicyStage, work: RunA
     turn, episode = task.lengths_in(rollout)
     entry = CheckpointConfig(
         checkpoint=str(origin),
-        family=model.family,
-        dtype=model.dtype,
-        max_pixels=model.max_pixels,
+        **shared_with(model),
         actors=rollout.actors,
         max_length=episode,
         engine=rollout.engine,

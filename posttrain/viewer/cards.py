@@ -225,6 +225,8 @@ def _turns(messages: Iterable[Message], figures: Iterable[Figure]) -> Iterable[T
         for block in message.content:
             if block.image is not None:
                 pieces.append(Piece("image", figure=next(remaining)))
+            elif block.video is not None:
+                pieces.append(Piece("text", visible(shortened(f"[video {block.video.paths[0]}]"))))
             elif message.role == "assistant":
                 pieces += _segments(shortened(block.text))
             else:

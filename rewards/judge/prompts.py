@@ -111,6 +111,8 @@ def transcript(messages: Sequence[Message], first_image: int = 1) -> tuple[str, 
             if block.image is not None:
                 images.append(block.image)
                 pieces.append(f"[image {first_image + len(images) - 1}]")
+            elif block.video is not None:
+                pieces.append("[a video, which is not shown here]")
             else:
                 pieces.append(block.text)
         text = "\n".join(piece.strip() for piece in pieces)

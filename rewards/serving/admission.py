@@ -1,4 +1,4 @@
-"""Images that come with a request: by reference below the folders that were allowed, or as base64."""
+"""Images and videos that come with a request: by reference below allowed folders, or images as base64."""
 
 import base64
 import binascii
@@ -56,25 +56,26 @@ class ImageAdmission:
         return Message(message.role, tuple(self._block(block) for block in message.content))
 
     def _block(self, block: Block) -> Block:
-        if block.video is not None:
-            raise WireError("a message shows a video; rewards see texts and images only")
+        for file in block.video.paths if block.video is not None else ():
+            self._check_reference(file, "video")
         if block.image is None:
             return block
         path = block.image.path
         if found := _DATA_URL.match(path):
             return dataclasses.replace(block, image=self._store(path[found.end() :]))
-        self._check_reference(path)
+        self._check_reference(path, "image")
         return block
 
-    def _check_reference(self, path: str) -> None:
+    def _check_reference(self, path: str, kind: str) -> None:
         try:
             target = Path(path).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # loops of links, NUL characters
-            raise WireError(f"image {path[:200]!r} cannot be followed: {error}") from None
+            raise WireError(f"{kind} {path[:200]!r} cannot be followed: {error}") from None
         if not Path(path).is_absolute() or not any(target.is_relative_to(root) for root in self._roots):
+            instead = "; send it as data:image/png;base64,… instead" if kind == "image" else ""
             raise WireError(
-                f"image {path[:200]!r} is outside the folders that this server reads"
-                " (rewards serve --image-root DIR); send it as data:image/png;base64,… instead"
+                f"{kind} {path[:200]!r} is outside the folders that this server reads"
+                f" (rewards serve --image-root DIR){instead}"
             )
 
     def _store(self, encoded: str) -> ImageRef:

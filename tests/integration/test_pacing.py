@@ -32,7 +32,7 @@ from posttrain.training.on_policy.pacing import Pacing, StalenessError, run_pace
 from posttrain.training.on_policy.prompts import StepPrompts
 from posttrain.training.on_policy.publishing import Publisher
 from posttrain.training.on_policy.signals.group_relative import assign_advantages
-from posttrain.types import RewardInput, RewardResult, Sample
+from posttrain.types import Block, Message, RewardInput, RewardResult, Sample, VideoRef
 from tests.integration.conftest import ENGINE_CONFIG, MAX_LENGTH
 
 SEED = 5
@@ -228,6 +228,26 @@ def test_refilled_steps_are_resumed_bit_for_bit(bench: Bench) -> None:
         load_file(run.path / "rl" / "checkpoint-3" / "model.safetensors") for run in (whole, halves)
     )
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+
+
+def test_prompts_with_videos_are_learned_from_and_proved_and_too_long_ones_left_out(
+    bench: Bench, clips: list[VideoRef]
+) -> None:
+    def asked(name: str, video: VideoRef) -> Sample:
+        shown = Block("video", video=video), Block("text", text="What moves?")
+        return Sample(name, (Message("user", shown),), ground_truth="")
+
+    long = replace(clips[0], fps=10.0)
+    bench.samples = [asked("long", long), *(asked(str(n), clip) for n, clip in enumerate(clips[:3]))]
+    stage = stage_of(2, max_length=200).model_copy(update={"prompts_per_step": 3})
+    run = RunDir(bench.folder / "films")
+    rows = bench.paced(stage, run)
+    assert sum(row["data/left_out"] for row in rows) > 0
+    assert 0 < rows[0]["publish/proof_gap"] < 1e-5, rows  # by episodes of the first step
+    assert all(row["logprob_gap/max"] < 1e-4 for row in rows)
+    learned = load_file(run.path / "rl" / "checkpoint-2" / "model.safetensors")
+    start = load_file(bench.start / "model.safetensors")
+    assert not torch.equal(learned["lm_head.weight"], start["lm_head.weight"])
 
 
 #: Seconds that scoring takes for half of the scenes.

@@ -19,7 +19,7 @@ from posttrain.run.actors import kill_all
 from posttrain.training.on_policy.learner_group import LearnerGroup
 from posttrain.training.on_policy.proof import Proof, ProofFailed, prompt_sequences
 from posttrain.training.on_policy.publishing import LearnerLink, LearnerWeights
-from posttrain.types import Sample, Trajectory, text_message
+from posttrain.types import Block, Message, Sample, Trajectory, VideoRef, text_message
 from tests.integration.faulty_engine import STALL_S
 from tests.integration.publish_parts import MODEL, Engines, learn, make_stage, publisher, start_engines
 
@@ -52,10 +52,11 @@ def learners(ray_cluster: None, talker: Path) -> Iterator[LearnerGroup]:
 
 
 @pytest.fixture(scope="module")
-def sequences(samples: list[Sample], renderer: Renderer) -> list[Trajectory]:
-    """Prompts with an image, and one of text alone."""
+def sequences(samples: list[Sample], renderer: Renderer, clips: list[VideoRef]) -> list[Trajectory]:
+    """Prompts with an image, one with a video, and one of text alone."""
     question = Sample("text", (text_message("user", "How many markers are there?"),))
-    return prompt_sequences([*samples[:3], question], renderer)
+    film = Sample("film", (Message("user", (Block("video", video=clips[0]),)),))
+    return prompt_sequences([*samples[:2], film, question], renderer)
 
 
 def test_ten_publishes_of_sharded_learners(

@@ -20,12 +20,12 @@ from posttrain.inference.engine import EngineError, EngineUse, ReadTokens, Score
 from posttrain.inference.images import engine_images
 from posttrain.inference.keeper import Timeouts
 from posttrain.inference.pool import InferencePool, collect
-from posttrain.inference.reading import ReadEpisodes, request_of
+from posttrain.inference.reading import ReadEpisodes, digest_of, request_of
 from posttrain.inference.worker import EngineSetup
 from posttrain.media.images import save_image
 from posttrain.rendering.collation import collate
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import Block, Message, Sample, Trajectory, text_message
+from posttrain.types import Block, Message, Sample, Trajectory, VideoRef, text_message
 from tests.integration.engine_truth import TOLERANCE, model_at
 
 SCRIPTED = Path(__file__).parents[1] / "unit" / "rollout" / "scripted_engine.py"
@@ -56,12 +56,29 @@ def episodes(samples: list[Sample], renderer: Renderer, tmp_path_factory: pytest
     return [*made, _episode(3, words.token_ids, words.supervised, [])]
 
 
+@pytest.fixture(scope="module")
+def films(
+    make_video: Callable[..., VideoRef], renderer: Renderer, tmp_path_factory: pytest.TempPathFactory
+) -> list[Trajectory]:
+    """Two episodes of a prompt with a video, and one with another video that takes the same tokens."""
+    folder = tmp_path_factory.mktemp("films")
+    one, other = (make_video(folder / f"{frames}.mp4", frames) for frames in (40, 41))
+    made = []
+    for index, (file, answer) in enumerate(((one, "K"), (one, "H, or L"), (other, "K"))):
+        video = replace(file, end=3.0, fps=10.0)
+        asked = Message("user", (Block("video", video=video), Block("text", text="What moves?")))
+        rendered = renderer.render([asked, text_message("assistant", answer)])
+        shown = (rendered.token_ids, rendered.supervised, rendered.images)
+        made.append(replace(_episode(index, *shown), videos=rendered.videos))
+    return made
+
+
 def _episode(index: int, token_ids: list[int], sampled: list[bool], images: list[Any]) -> Trajectory:
     return Trajectory("s", "task", 0, index, token_ids=token_ids, sampled=sampled, images=images)
 
 
 def requests(episodes: Sequence[Trajectory], renderer: Renderer) -> list[ScoreRequest]:
-    return [request_of(each, engine_images(each.images, renderer)) for each in episodes]
+    return [request_of(each, engine_images(each.media, renderer)) for each in episodes]
 
 
 @torch.no_grad()
@@ -86,9 +103,14 @@ def check(read: ReadTokens, logs: torch.Tensor, episode: Trajectory, top: int) -
 
 @pytest.mark.parametrize("top", [TOP, ALL])
 def test_readings_are_transformers_own_with_every_image_of_every_turn(
-    engine: Any, talker: Path, episodes: list[Trajectory], renderer: Renderer, top: int
+    engine: Any,
+    talker: Path,
+    episodes: list[Trajectory],
+    films: list[Trajectory],
+    renderer: Renderer,
+    top: int,
 ) -> None:
-    cut = [replace(each, **_up_to_last(each)) for each in episodes]
+    cut = [replace(each, **_up_to_last(each)) for each in (*episodes, *films)]
     found = engine.read(requests(cut, renderer), top)
     for episode, read in zip(cut, found, strict=True):
         check(read, truth(talker, episode, renderer), episode, top)
@@ -186,6 +208,26 @@ def test_logits_of_given_tokens_take_what_is_counted() -> None:
     events = sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
     live = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
     assert max(live) / (tokens * vocabulary) == pytest.approx(GIVEN_LOGIT, rel=0.01)
+
+
+def test_a_group_shares_a_prefix_with_a_video_and_nothing_with_another_video(
+    engine: Any, films: list[Trajectory], renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    given = engine._given._run
+
+    def counted(*asked: Any) -> Any:
+        outputs = given(*asked)
+        seen.extend(output.num_cached_tokens for output in outputs)
+        return outputs
+
+    monkeypatch.setattr(engine._given, "_run", counted)
+    engine.read(requests(films, renderer), TOP)
+    first, second, other = seen[:3]
+    assert films[0].token_ids == films[2].token_ids
+    assert second > first == other == 0
+    assert second > films[0].videos[0].runs[-1][0] // 2
+    assert len({digest_of(each) for each in films}) == 3
 
 
 def test_more_tokens_than_the_engine_tells_are_refused(

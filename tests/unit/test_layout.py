@@ -21,7 +21,7 @@ NO_CV2 = tuple(name for name in HEAVY if name != "cv2")
 #: Rooms of posttrain from the bottom up, by module; the longest name that fits a file counts. A file imports
 #: from its own layer and those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("posttrain", "types", "boxes", "failures"),
+    ("posttrain", "types", "boxes", "failures", "visuals"),
     (
         *("messages", "looks", "reward_spec", "joints", "files", "media", "plugins", "sandbox"),
         *("chat_endpoint", "endpoint_variables", "concurrency", "gpus"),
@@ -40,7 +40,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 #: What rewards and tools may import of posttrain, so that a plugin stays light.
 PLUGIN_SIDE = (
-    *("types", "boxes", "failures", "messages", "looks", "reward_spec", "plugins", "media", "files"),
+    *(
+        "types",
+        "boxes",
+        "failures",
+        "visuals",
+        "messages",
+        "looks",
+        "reward_spec",
+        "plugins",
+        "media",
+        "files",
+    ),
     *("sandbox", "chat_endpoint", "endpoint_variables", "concurrency"),
 )
 #: Where a heavy package may be imported; elsewhere it may not.

@@ -77,13 +77,12 @@ class Proof:
         measured = max(gaps.largest) if self.exact else gaps.mean
         if measured <= self.tolerance and not math.isnan(gaps.mean):
             return None
-        images = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if each.images]
-        texts = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if not each.images]
+        images = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if each.media]
+        texts = [gap for gap, each in zip(gaps.largest, self.sequences, strict=True) if not each.media]
         told = f"its log-probs of {len(self.sequences)} sequences differ from the learners' by {measured:.2e}"
         limit = f"{'' if self.exact else 'in the mean, '}more than logprob_tolerance = {self.tolerance:g}"
-        parts = [
-            f"{max(gap):.2e} {kind} an image" for gap, kind in ((images, "with"), (texts, "without")) if gap
-        ]
+        kinds = ((images, "with"), (texts, "without"))
+        parts = [f"{max(gap):.2e} {kind} an image" for gap, kind in kinds if gap]
         only_images = bool(images and texts) and max(texts) <= self.tolerance < max(images)
         cause = (
             "it sees images through older weights, as by a cache of the vision tower's outputs"
@@ -94,15 +93,15 @@ class Proof:
 
 
 def proof_sequences(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Choose a few short sequences of a batch, one with an image among them if there is any.
+    """Choose a few short sequences of a batch, one with an image or a video among them if there is any.
 
     Args:
         trajectories: The batch; sequences without sampled tokens are left out.
     """
     usable = [each for each in trajectories if any(each.sampled)]
     by_length = sorted(usable, key=lambda each: (len(each.token_ids), each.group, each.episode))
-    pictured = [each for each in by_length if each.images][:1]
-    plain = [each for each in by_length if not each.images][:1]
+    pictured = [each for each in by_length if each.media][:1]
+    plain = [each for each in by_length if not each.media][:1]
     first = pictured + plain
     chosen = first + [each for each in by_length if all(each is not other for other in first)]
     kept: list[Trajectory] = []
@@ -126,8 +125,9 @@ def prompt_sequences(samples: Sequence[Sample], renderer: Renderer) -> list[Traj
     made = []
     for index, sample in enumerate(samples):
         rendered = renderer.render(sample.messages, add_generation_prompt=True)
-        images = [range(image.offset, image.offset + image.num_tokens) for image in rendered.images]
-        within = set().union(*images)
+        runs = [(image.offset, image.num_tokens) for image in rendered.images]
+        runs += [run for video in rendered.videos for run in video.runs]
+        within = set().union(*(range(offset, offset + number) for offset, number in runs))
         sampled = [place > 0 and place not in within for place in range(len(rendered.token_ids))]
         made.append(
             Trajectory(
@@ -138,6 +138,7 @@ def prompt_sequences(samples: Sequence[Sample], renderer: Renderer) -> list[Traj
                 token_ids=list(rendered.token_ids),
                 sampled=sampled,
                 images=list(rendered.images),
+                videos=list(rendered.videos),
             )
         )
     return made

@@ -103,12 +103,13 @@ def _readable(episode: Trajectory) -> bool:
 
 
 def _bare(episode: Trajectory) -> Trajectory:
-    """Return an episode as a teacher needs it: tokens and images."""
+    """Return an episode as a teacher needs it: tokens, images and videos."""
     return Trajectory(
         *(episode.sample_id, episode.task, episode.group, episode.episode),
         token_ids=episode.token_ids,
         sampled=episode.sampled,
         images=episode.images,
+        videos=episode.videos,
     )
 
 

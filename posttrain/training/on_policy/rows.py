@@ -145,8 +145,8 @@ def share_of(
 
 
 def _together(trajectory: Trajectory) -> tuple[int, int]:
-    """Return a key of what shares its images: a group, or a single trajectory without images."""
-    return trajectory.group, -1 if trajectory.images else trajectory.episode
+    """Return a key of what shares what it shows: a group, or a single trajectory that shows nothing."""
+    return trajectory.group, -1 if trajectory.media else trajectory.episode
 
 
 def _pieces(group: Iterable[Trajectory], largest: int) -> list[list[Trajectory]]:

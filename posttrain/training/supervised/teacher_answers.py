@@ -23,6 +23,7 @@ from tqdm import tqdm
 from posttrain.concurrency import all_or_first_failure
 from posttrain.config import DatasetConfig, DistillationStage, RunConfig, SourceConfig, load_dataset_config
 from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.model import VIDEO_KEYS
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Sampling, checkpoint_version
 from posttrain.curation.endpoint import Endpoint
@@ -123,6 +124,7 @@ class _Teaching:
         """Return everything that the answers depend on, as a JSON value."""
         stage = self.stage
         rendering = {"min_pixels", "max_pixels", "earlier_thinking", "dtype"}
+        rendering |= {key for key in VIDEO_KEYS if key in self.config.model.model_fields_set}
         if self.config.model.tool_format is not None:
             rendering.add("tool_format")
         how = stage.generation.model_dump(mode="json", exclude={"actors", "engine"})

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 from PIL import Image
 
 from posttrain.chat_endpoint import BadReply, Completion
-from posttrain.config.endpoints import EndpointConfig
+from posttrain.config.endpoints import CheckpointConfig, EndpointConfig
 from posttrain.curation.answers import AnswerCache
 from posttrain.curation.asking import CachedModel, Sampling
 from posttrain.curation.endpoint import Endpoint
+from posttrain.curation.engines import EngineModel
 from posttrain.curation.outcomes import CurationError, RowError
-from posttrain.types import Block, ImageRef, Message, text_message
+from posttrain.types import Block, ImageRef, Message, VideoRef, text_message
 
 QUESTION = (text_message("user", "How many?"),)
 GREEDY = Sampling(0.0, 16, 0)
@@ -182,3 +184,23 @@ def test_a_damaged_cache_says_what_to_do(endpoint: Any, tmp_path: Path) -> None:
     (tmp_path / "answers.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(CurationError, match="remove it"):
         asked(endpoint, tmp_path)
+
+
+def test_an_endpoint_is_shown_no_video_and_a_checkpoint_asked_anew_of_another_part(
+    endpoint: Any, tmp_path: Path, make_video: Any
+) -> None:
+    film = make_video(tmp_path / "film.mp4")
+
+    def question(video: VideoRef) -> tuple[Message, ...]:
+        return (Message("user", (Block("video", video=video), Block("text", text="What moves?"))),)
+
+    [refused] = asked(endpoint, tmp_path, question(film))
+    assert isinstance(refused, RowError)
+    assert "a block of type 'video' cannot be sent to an endpoint" in str(refused)
+    model = EngineModel("own", CheckpointConfig(checkpoint="org/name"), lambda *_: [])
+    whole, same, part = (
+        model.identity(question(video), GREEDY) for video in (film, film, replace(film, end=1.0))
+    )
+    assert whole == same != part
+    make_video(tmp_path / "film.mp4", frames=20)
+    assert model.identity(question(film), GREEDY) != whole

@@ -211,7 +211,7 @@ def test_broken_videos_are_set_aside_with_their_place(folder: Path):
     assert Dataset(check_rows(folder / "rows.jsonl")).fingerprint != fingerprint
 
 
-def test_rollouts_and_evaluations_refuse_videos_early(folder: Path):
+def test_rollouts_and_evaluations_take_prompts_with_videos(folder: Path):
     rows = [{"id": str(number), "messages": [text_json("hi")]} for number in range(3)]
     rows.append({"id": "film"} | shown("a.mp4"))
     path = folder / "rows.jsonl"
@@ -220,8 +220,7 @@ def test_rollouts_and_evaluations_refuse_videos_early(folder: Path):
         {"name": "films", "description": "Films.", "licence": "MIT", "source": {"path": str(path)}}
     )
     assert len(load_samples(config, folder)) == 4
-    with pytest.raises(DataError, match=r"dataset films: 1 of 4(.|\n)*:4: the prompt shows a video"):
-        load_samples(config, folder, use="episodes")
+    assert load_samples(config, folder, use="episodes")[3].messages[0].videos
 
 
 def text_json(text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from posttrain.inference.images import EngineImages, with_hashes
+from posttrain.inference.images import EngineImages
 from posttrain.media import images as media_images
 from posttrain.media.images import ImageError
 from posttrain.rendering.pixel_making import ImagePatches
 from posttrain.rendering.pixels import ImageChangedError
+from posttrain.rendering.rendered import Rendered
 from posttrain.rendering.rendering import Renderer
-from posttrain.types import Block, ImageRef, Message, TrajectoryImage
+from posttrain.rollout.ledger import with_hashes
+from posttrain.types import Block, ImageRef, Message, TrajectoryImage, VideoRef
 
 SIDE = 64
 NBYTES = 3 * SIDE**2
@@ -93,8 +96,46 @@ def test_an_image_is_decoded_once_in_a_thread_and_shared(
     values, grid = renderer.pixels(picture.ref)
     assert torch.equal(shown[0].patches([shown[0].pixels], "cpu"), values)
     assert torch.equal(shown[0].grid_thw, grid)
-    [known] = with_hashes([picture], shown[:1])
-    assert known.ref == ImageRef(picture.ref.path, renderer.media.load(picture.ref).sha256)
+    known = with_hashes(Rendered([], [], [picture]), shown[:1])
+    assert known.images[0].ref == ImageRef(picture.ref.path, renderer.media.load(picture.ref).sha256)
+
+
+def test_videos_share_the_room_and_parts_of_a_file_are_told_apart(
+    make_images: Callable[[float], EngineImages], renderer: Renderer, clips: list[VideoRef]
+) -> None:
+    shown = [clips[0], clips[0], replace(clips[0], start=1.0), clips[3]]  # the last has three frames
+    asked = Message("user", tuple(Block("video", video=clip) for clip in shown))
+    rendered = renderer.counting().render([asked])
+    sizes = [renderer.media.load_video(clip).values.nbytes for clip in shown]
+    images = make_images(0)
+    first, second = images.open(), images.open()
+    whole, again, part, odd = first.acquire(rendered.media).ready.result(WAIT)
+    assert whole.pixels is again.pixels
+    assert whole.sha256 == part.sha256 != odd.sha256
+    assert whole.identity == again.identity != part.identity
+    assert [len(each.pixels) for each in (whole, part, odd)] == [8, 6, 3]
+    assert sum(sizes[1:]) < images.nbytes == sum(sizes[1:]) + sizes[3] // 3  # room for its fourth frame
+    known = with_hashes(rendered, [whole, again, part, odd])
+    assert known.videos == renderer.render([asked]).videos
+    waiting = second.acquire(rendered.media[3:])
+    assert not waiting.granted.done()
+    first.close()
+    assert torch.equal(waiting.ready.result(WAIT)[0].pixels, odd.pixels)
+    second.close()
+    assert not images.nbytes
+
+
+def test_a_video_that_changes_after_it_was_rendered_is_not_shown(
+    make_images: Callable[[float], EngineImages],
+    renderer: Renderer,
+    make_video: Callable[..., VideoRef],
+    tmp_path: Path,
+) -> None:
+    ref = make_video(tmp_path / "film.mp4")
+    rendered = renderer.counting().render([Message("user", (Block("video", video=ref),))])
+    make_video(tmp_path / "film.mp4", frames=90)
+    with pytest.raises(ImageChangedError, match=r"film\.mp4"):
+        make_images(4).open().acquire(rendered.media).ready.result(WAIT)
 
 
 def test_an_image_stays_between_turns_and_goes_with_the_last_dialogue(

@@ -148,11 +148,14 @@ def test_packed_videos_are_as_if_alone(items: list[Rendered], model: Any, render
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-8)
 
 
-def test_shared_images_leave_videos_alone(items: list[Rendered], model: Any, renderer: Renderer) -> None:
-    pair = [items[1], items[1], items[3]]
+def test_images_and_videos_that_occur_twice_are_there_once(
+    items: list[Rendered], model: Any, renderer: Renderer
+) -> None:
+    pair = [items[1], items[1], items[3]]  # two videos around an image, twice, and the image
     batch = collate(pair, renderer)
     shared = collate(pair, renderer, images_once=True)
     assert len(shared["pixel_values"]) * 3 == len(batch["pixel_values"])
+    assert len(shared["pixel_values_videos"]) * 2 == len(batch["pixel_values_videos"])
     with torch.no_grad():
         found, expected = forward_hidden(model, shared), forward_hidden(model, batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)

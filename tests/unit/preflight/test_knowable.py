@@ -57,7 +57,6 @@ def test_what_is_sound_is_valid(look, stage):
         (sft("twins"), "data.mixture.twins", "twins.jsonl:2: the id 'one' is an earlier row's"),
         (sft("filtered"), "data.mixture.filtered", "has no rows; the filters remove all 4"),
         (sft("mistooled"), "data.mixture.mistooled", "did you mean 'image_zoom_in'?"),
-        (rl("films"), "tasks[0].data", "films.jsonl:1: the prompt shows a video"),
         (rl("miscolumned"), "tasks[0].data", 'the row has no "problem"'),
         (rl("goldless"), "tasks[0].rewards", "row '0' and those after it have no ground_truth"),
         (distillation("pictures", text_only=True), "data.mixture.pictures", "the stage is text_only"),
@@ -84,9 +83,13 @@ def test_a_row_with_an_unknown_tool_counts_as_a_broken_one(look, folder, share, 
     assert ["mistooled.jsonl:1: " in problem.reason for problem in found] == [True] * (not sound)
 
 
-def test_prompts_with_videos_are_no_questions_to_a_teacher(look, folder, make_video):
+def test_prompts_with_videos_are_no_questions_to_an_endpoint(look, folder, make_video):
     make_video(folder / "datasets_cfg" / "film.mp4")
-    assert "teachers are shown texts and images" in only(look(distillation("films")))
+    asked = distillation("films", teacher=ENDPOINT)
+    assert "an endpoint is shown texts and images" in only(look(asked))
+    assert "the prompt has a video, and the stage is text_only" in only(
+        look(distillation("films", text_only=True))
+    )
 
 
 CODE = ["evil.py:spec", "os:getcwd", "../evil.py:spec", "tools_env.zoom:ImageZoomIn"]

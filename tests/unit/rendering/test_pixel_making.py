@@ -14,7 +14,7 @@ from posttrain.models.backbone import vision_backbone
 from posttrain.models.load import load_model
 from posttrain.quickstart.tiny import TinyType, build_tiny
 from posttrain.rendering.collation import collate
-from posttrain.rendering.pixel_making import ImagePatches, PixelMaker
+from posttrain.rendering.pixel_making import ImagePatches, PixelMaker, VideoPatches
 from posttrain.rendering.rendering import Renderer
 from posttrain.rendering.video_frames import VideoFrames, VideoSettings
 from posttrain.types import Block, ImageRef, Message, VideoRef, text_message
@@ -73,6 +73,10 @@ def test_bytes_are_kept_and_become_patches_where_the_model_is(
         assert (made.values.dtype, made.values.device.type) == (torch.uint8, "cpu")
         assert made.values.nbytes == nbytes(int(made.grid_thw.prod()) // merged)
         assert len(here.patches(made)) == made.grid_thw.prod()
+    sent: VideoPatches = pickle.loads(pickle.dumps(here.video_patches))
+    films = [here.video(clip) for clip in clips[:2]]
+    together = torch.cat([here.patches(film) for film in films])
+    assert torch.equal(sent([film.values for film in films], "cpu"), together)
     assert elsewhere.patches(elsewhere.image(path)).shape == here.patches(here.image(path)).shape
 
 

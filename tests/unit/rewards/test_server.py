@@ -167,8 +167,8 @@ def test_conditions_travel_with_the_request(client: TestClient) -> None:
         assert post(client, json.dumps({"rewards": rewards, "inputs": inputs})).status_code == 400
 
 
-def with_image(reference: str) -> str:
-    content = [{"type": "image", "image": reference}, {"type": "text", "text": "Which?"}]
+def with_image(reference: object, kind: str = "image") -> str:
+    content = [{"type": kind, kind: reference}, {"type": "text", "text": "Which?"}]
     return json.dumps({**GOOD, "inputs": [{**EPISODE, "prompt": [{"role": "user", "content": content}]}]})
 
 
@@ -204,6 +204,10 @@ def test_images_come_as_base64_or_from_below_the_roots(pool: Scorer, tmp_path: P
     for reference in bad:
         reply = post(client, with_image(reference))
         assert reply.status_code == 400, reference
+        assert post(client, with_image(reference, kind="video")).status_code == 400, reference
+    assert post(client, with_image(str(root / "a.mp4"), kind="video")).status_code == 200
+    frames = [str(root / "1.png"), str(outside)]
+    assert "is outside the folders" in post(client, with_image(frames, kind="video")).text
 
 
 def test_every_route_asks_for_the_token(pool: Scorer) -> None:

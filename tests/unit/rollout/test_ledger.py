@@ -14,9 +14,16 @@ from posttrain.rollout.ledger import (
     append_turn,
     check_ledger,
 )
-from posttrain.types import ImageRef, Trajectory, TrajectoryImage, text_message
+from posttrain.types import (
+    ImageRef,
+    Trajectory,
+    TrajectoryImage,
+    TrajectoryVideo,
+    VideoRef,
+    text_message,
+)
 
-PAD = 9
+PAD, FRAME = 9, 10
 
 
 def turn(token_ids: list[int], logprobs: list[float]) -> Completion:
@@ -47,7 +54,7 @@ def ledger() -> Trajectory:
 
 
 def test_what_is_appended_lines_up(ledger: Trajectory) -> None:
-    check_ledger(ledger, PAD, max_length=11)
+    check_ledger(ledger, (PAD, FRAME), max_length=11)
     assert ledger.token_ids == [1, PAD, PAD, 2, 3, 4, 5, PAD, PAD, 6, 8]
     assert [t for t, s in zip(ledger.token_ids, ledger.sampled, strict=True) if s] == [3, 4, 8]
     assert [p for p in ledger.logprobs if p] == [-0.1, -0.2, -0.3]
@@ -117,13 +124,33 @@ def test_damage_is_refused_by_name(
     damaged = copy.deepcopy(ledger)
     damage(damaged)
     with pytest.raises(LedgerError, match=says) as caught:
-        check_ledger(damaged, PAD, max_length=11)
+        check_ledger(damaged, (PAD, FRAME), max_length=11)
     assert "episode 2 of sample 'scene-1'" in str(caught.value)
+
+
+def test_placeholders_of_videos_are_those_of_their_runs() -> None:
+    video = TrajectoryVideo(VideoRef(("/a.mp4",), "bb"), offset=1, runs=[(2, 2), (5, 1)])
+    shown = Rendered([1, 7, FRAME, FRAME, 7, FRAME, 2], [False] * 7, [], [video])
+    ledger = Trajectory("film", "films", group=0, episode=2)
+    append_prompt(ledger, shown, (text_message("user", "?"),))
+    append_turn(ledger, turn([3], [-0.1]), text_message("assistant", "x"))
+    append_observation(ledger, shown, text_message("tool", "y"))
+    assert [(each.offset, each.runs) for each in ledger.videos] == [
+        (1, [(2, 2), (5, 1)]),
+        (9, [(10, 2), (13, 1)]),
+    ]
+    check_ledger(ledger, (PAD, FRAME), max_length=15)
+    ledger.token_ids[12] = FRAME
+    with pytest.raises(LedgerError, match=r"video placeholders for 6 video features; the first.* token 12"):
+        check_ledger(ledger, (PAD, FRAME), max_length=15)
+    ledger.videos[0].ref = VideoRef(("/a.mp4",))
+    with pytest.raises(LedgerError, match=r"a\.mp4.* has no hash"):
+        check_ledger(ledger, (PAD, FRAME), max_length=15)
 
 
 def test_an_episode_over_budget_is_refused(ledger: Trajectory) -> None:
     with pytest.raises(LedgerError, match="max_length = 10"):
-        check_ledger(ledger, PAD, max_length=10)
+        check_ledger(ledger, (PAD, FRAME), max_length=10)
 
 
 def test_only_the_first_append_may_be_the_prompt(ledger: Trajectory) -> None:

@@ -8,6 +8,7 @@ import threading
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from posttrain.media.images import open_image, save_image
+from posttrain.media.videos import read_frames
 from posttrain.plugins import PluginError
 from posttrain.rendering.tools import declared_specs
-from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample
+from posttrain.types import Block, EnvironmentReply, ImageRef, Message, Sample, VideoRef
 from tools_env import ToolEnvironment, ToolResult, WorldError, load_tools
 from tools_env import environment as tool_environment
 from tools_env.kit.hostile import hostile_calls, typical_calls
@@ -324,8 +326,26 @@ def test_frames_of_a_video_by_time(begin: Any, film: Path, tmp_path: Path) -> No
     text, clip = ask(environment, "video_clip_tool", start=0, end=0.5, frames=3)
     assert len(clip) == 3
     assert same(clip[0], first)
-    assert "the video lasts from 0 to" in ask(environment, "video_frame_tool", second=1e6)[0]
+    assert "the video lasts from 0.00 to" in ask(environment, "video_frame_tool", second=1e6)[0]
     assert "start must be before end" in ask(environment, "video_clip_tool", start=1, end=0)[0]
+
+
+def test_frames_of_a_prompt_s_video_at_the_times_that_the_model_is_told(
+    load: Any, film: Path, tmp_path: Path
+) -> None:
+    whole = VideoRef((str(film / "film.mp4"),))
+    frames = list(read_frames(whole, range(30)))
+    part = replace(whole, start=1.0, end=2.0)
+    for shown, first, last, root in ((whole, 0, 29, str(film)), (part, 10, 20, None)):
+        environment = ToolEnvironment(load("video_frames", root=root), 9, tmp_path / "made")
+        environment.start(Sample("row", (Message("user", (Block("video", video=shown),)),)))
+        text, clip = ask(environment, "video_clip_tool", start=first / 10, end=(last + 1) / 10, frames=2)
+        assert text == f"At {first / 10:.2f} s, {last / 10:.2f} s of {(last + 1) / 10:.2f} s."
+        assert same(clip[0], frames[first])
+        assert same(clip[1], frames[last])
+        told = f"the video lasts from {first / 10:.2f} to {(last + 1) / 10:.2f} s"
+        assert told in ask(environment, "video_frame_tool", second=(last + 2) / 10)[0]
+        environment.close()
 
 
 @pytest.mark.parametrize("named", ["../secret.mp4", "gone.mp4", None, 7])

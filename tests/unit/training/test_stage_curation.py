@@ -12,7 +12,9 @@ from posttrain.config.endpoints import CheckpointConfig
 from posttrain.curation.outcomes import CurationError
 from posttrain.training.stage_curation import with_stages
 
-MODEL = ModelConfig(name_or_path="org/name", family="qwen2_5_vl", dtype="float32", max_pixels=4096)
+MODEL = ModelConfig(
+    name_or_path="org/name", family="qwen2_5_vl", dtype="float32", max_pixels=4096, video_fps=0.5
+)
 
 
 def recipe(folder: Path, **agent: Any) -> Any:
@@ -31,6 +33,7 @@ def test_an_earlier_stage_plays_as_the_runs_model_unless_told_otherwise(tmp_path
     assert isinstance(found, CheckpointConfig)
     assert (found.checkpoint, found.max_length) == (str(tmp_path), 512)
     assert (found.family, found.dtype, found.max_pixels) == ("qwen2_5_vl", "float32", 4096)
+    assert found.as_model.video_fps == 0.5
     own = with_stages(recipe(tmp_path, stage="rl", dtype="bfloat16"), work(rl=tmp_path)).endpoints["agent"]
     assert isinstance(own, CheckpointConfig)
     assert (own.dtype, own.max_pixels) == ("bfloat16", 4096)

@@ -220,6 +220,15 @@ def test_an_image_outside_the_run_is_shown(finished_run, tmp_path):
     assert page_of(run).all("img", width="40", height="30")
 
 
+def test_a_prompt_with_a_video_names_it(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path)
+    film = {"type": "video", "video": "/data/<film>.mp4", "start": 2.0}
+    only_row(
+        run, lambda row: row["messages"][0].update(content=[film, {"type": "text", "text": "What moves?"}])
+    )
+    assert "[video /data/<film>.mp4]" in page_of(run).visible
+
+
 def test_a_run_that_has_just_begun(tmp_path, finished_run):
     shutil.copy(finished_run / "config.yaml", tmp_path)
     page = page_of(tmp_path)
