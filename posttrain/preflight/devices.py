@@ -59,7 +59,7 @@ def _examine_memory(look: Examination, config: RunConfig, card: float, gpus: int
         misfits = stage_misfits(model, stage, card, gpus, shared=config.cluster.placement == "shared")
         found += [(stage.name, ("stages", index, *misfit.key), misfit) for misfit in misfits]
     if config.evaluation is not None and not any(stage.engines for stage in config.stages):
-        misfit = engine_misfit(model, config.evaluation_rollout, card, ("rollout",))
+        misfit = engine_misfit(model, config.evaluation_rollout, card, ("rollout",), given=False)
         if misfit is not None:
             found.append(("evaluation", ("evaluation", *misfit.key), misfit))
     for name, key, misfit in found:

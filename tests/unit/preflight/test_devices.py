@@ -19,8 +19,11 @@ SFT = {"stage": "sft", "max_steps": 10, "data": {"mixture": {"markers_zoom": 1.0
 RL = {"stage": "rl", "max_steps": 10, "tasks": [TASK]}
 
 
-def look(cards: Cards | None, *stages: dict[str, Any], **cluster: Any) -> Findings:
+def look(
+    cards: Cards | None, *stages: dict[str, Any], evaluation: dict[str, Any] | None = None, **cluster: Any
+) -> Findings:
     data = {"name": "mine", "model": MODEL, "stages": list(stages), "cluster": cluster}
+    data |= {} if evaluation is None else {"evaluation": evaluation}
     document = Document(data, "mine.yaml")
     return examine(build_run(document), document, PLUGINS, cards)
 
@@ -120,6 +123,13 @@ def test_validate_tells_the_truth_for_a_named_card(
     replicas = ["stages.rl.sharding=none"]
     assert main(["validate", "qwen3-vl-8b", *replicas, "--gpus", "8", "--gpu-memory", "80"]) == 2
     assert "sharding: fsdp2 (" in capsys.readouterr().err
+
+
+def test_an_engine_that_only_measures_is_looked_at_too() -> None:
+    evaluation = {"tasks": [TASK]}
+    assert "evaluation" not in texts(look(Cards(8, card_memory(80)), SFT, evaluation=evaluation))
+    small = texts(look(Cards(8, card_memory(16)), SFT, evaluation=evaluation))
+    assert "evaluation.rollout.engine: an engine takes" in small
 
 
 def test_validate_tells_of_too_few_gpus_on_a_named_machine(capsys: pytest.CaptureFixture[str]) -> None:
