@@ -376,12 +376,9 @@ def engine_images(images: Iterable[TrajectoryMedium], renderer: Renderer) -> lis
         ImageChangedError: If a file's content does not match the hash.
         ImageError, VideoError: If a file cannot be read.
     """
-    media = renderer.media
-    return [
-        _engine_image(
-            image,
-            media.load(image.ref) if isinstance(image, TrajectoryImage) else media.load_video(image.ref),
-            renderer,
-        )
-        for image in images
-    ]
+
+    def loaded(image: TrajectoryMedium) -> Pixels:
+        media = renderer.media  # which the renderer of a text model has not
+        return media.load(image.ref) if isinstance(image, TrajectoryImage) else media.load_video(image.ref)
+
+    return [_engine_image(image, loaded(image), renderer) for image in images]

@@ -59,7 +59,7 @@ def groups(samples: list[Sample]) -> list[GroupJob]:
     return [GroupJob(i, "markers", sample, 8, stable_seed(3, i)) for i, sample in enumerate(samples)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its two engines hold 2 GB
 def pool(setup: RolloutSetup) -> Iterator[RolloutPool]:
     started = RolloutPool(setup, actors=2, use_gpu=False)
     yield started
