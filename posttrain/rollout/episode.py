@@ -184,9 +184,8 @@ class EpisodePlayer:
             ledger.prompt = ledger.prompt or job.sample.messages
             ledger.stop_reason = "error"
         finally:
-            if not partner.closed:  # the episode failed or was cancelled
-                with contextlib.suppress(WorldError):  # what is left of it is of no use
-                    await aside(self._tools, partner.close)
+            if not partner.closed:  # the episode failed or was cancelled, and may be while this goes on
+                await asyncio.shield(aside(self._tools, partner.give_up))
 
     async def _dialogue(self, job: EpisodeJob, slot: Slot, partner: Partner, ledger: Trajectory) -> None:
         """Let model and environment take turns until the episode is over."""

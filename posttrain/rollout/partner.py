@@ -1,8 +1,10 @@
 """The environment of an episode, which threads of their own open, ask and close."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 
+from posttrain.failures import WorldError
 from posttrain.joints import Environment
 from posttrain.types import EnvironmentReply, Message, Sample
 
@@ -53,3 +55,8 @@ class Partner:
             opened, self.closed = self._environment, True
             self._environment = None
             return (opened.close() if opened is not None else None) or {}
+
+    def give_up(self) -> None:
+        """Close the environment of an episode that has failed; what it says of its end is of no use."""
+        with contextlib.suppress(WorldError):
+            self.close()

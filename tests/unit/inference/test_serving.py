@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -203,13 +204,18 @@ class Failing(Guessing):
     def step(self, assistant_text: str) -> EnvironmentReply:
         raise Unpicklable("no", "way")
 
+    def close(self) -> None:
+        time.sleep(0.05)  # in which the end of the first one to fail cancels the others, which wait to close
+        super().close()
+
 
 def test_what_a_job_raises_is_its_own_end_and_no_other_jobs(engine: Engine, renderer: Renderer) -> None:
     log: list[str] = ["open"]
     broken = {"guess": TaskEnvironments([], lambda: Failing(lambda: 0.0, log))}
     with at_work(engine, renderer, lockstep=False) as worker:
+        worker.tools = ThreadPoolExecutor(2)  # so that some wait to be closed
         good = PlayEpisodes(task_of(jitter(1), []), episodes(3), LIMITS)
-        worker.take([(0, good), (1, PlayEpisodes(broken, episodes(2), LIMITS)), (2, good)])
+        worker.take([(0, good), (1, PlayEpisodes(broken, episodes(6), LIMITS)), (2, good)])
         found = wait_for(worker, 3)
         assert [len(found[ticket].result) for ticket in (0, 2)] == [12, 12]
         assert isinstance(found[1].error, JobError)
