@@ -95,7 +95,7 @@ def test_a_folder_that_is_not_shared_is_named(hosts: TwoHosts):
     assert code == 2, output[-3000:]
     said = output.strip().splitlines()[-1]
     assert said.startswith(f"posttrain: node {hosts.second.address} does not see {SHARED}/apart/"), said
-    assert f"needs for the images of dataset scenes.yaml: share {SHARED}/apart/" in said
+    assert f"needs for the images and videos of dataset scenes.yaml: share {SHARED}/apart/" in said
 
 
 @pytest.fixture(scope="module")

@@ -159,7 +159,7 @@ class StepPrompts:
                     f"dataset {self._datasets[last.task]}: {tried} prompts one after another leave no room"
                     f" for an answer; the last, row {last.sample.id!r}, has {tokens} tokens. Raise"
                     f" stages.{self._stage.name}.{self._length_of(last.task)}, lower"
-                    " model.max_pixels or video_max_tokens, or filter the dataset"
+                    " model.max_pixels or model.video_max_tokens, or filter the dataset"
                 )
             places = [long.group for long, _ in too_long]
             rows = [self._next_row(drawn, place) for place in places]
@@ -196,7 +196,7 @@ class StepPrompts:
             logger.warning(
                 "stage %s: row %r of dataset %s has a prompt of %d tokens, which leaves no room for an answer"
                 " in %s; it is left out and replaced by the next. All such prompts are counted in"
-                " data/left_out; raise it, or lower model.max_pixels or video_max_tokens, to keep them",
+                " data/left_out; raise it, or lower model.max_pixels or model.video_max_tokens, to keep them",
                 *(self._stage.name, group.sample.id, self._datasets[group.task], length),
                 self._length_of(group.task),
             )

@@ -150,7 +150,8 @@ def test_a_dataset_of_which_no_prompt_fits_is_an_error_that_says_what_to_do(
     with pytest.raises(
         DataError,
         match=rf"dataset rows: {REPLACEMENTS + 1} prompts .* row 'rows-\d', has 1613 tokens\. Raise"
-        r" stages\.rl\.rollout\.max_length = 120, lower model\.max_pixels, or filter",
+        r" stages\.rl\.rollout\.max_length = 120, lower model\.max_pixels or model\.video_max_tokens, or"
+        " filter",
     ):
         prompts.of_step(1)
 
