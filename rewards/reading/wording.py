@@ -129,6 +129,11 @@ _RETRACTED = re.compile(
     r"|\b(?:maybe|perhaps) (?:something|another)|等等|更正|错了|或者",
     re.IGNORECASE,
 )
+#: What says that it may be anything else as well.
+_LEFT_OPEN = re.compile(
+    r"\b(?:or|maybe|perhaps|possibly) (?:(?:maybe|perhaps|possibly) )?(?:something|another|others)\b",
+    re.IGNORECASE,
+)
 #: Where a clause ends that says nothing of what follows.
 _CLAUSE_END = re.compile(
     r"(?<!\bmin)(?<!\bmax)[.;!?]\s|(?<!incorrect)(?<!wrong)(?<!wrong answer)(?<!incorrect answer):\s"
@@ -202,10 +207,11 @@ def box_taken_back(text: str, start: int, stop: int) -> bool:
 
 
 def qualified(text: str) -> bool:
-    """Check whether a text as a whole denies or bounds what it names, so that it names no answer."""
+    """Check whether a text as a whole denies, bounds or leaves open what it names: it names no answer."""
     found = _DENIAL.search(text[: 4 * NEAR])
     bounded = re.match(rf"\W{{0,3}}(?:{_BOUND_WORDS})", text[:NEAR], re.IGNORECASE)
-    return bool(found or bounded or re.search(rf"\S{_WRONG_AFTER.pattern}", text[-NEAR:], re.IGNORECASE))
+    after = re.search(rf"\S{_WRONG_AFTER.pattern}", text[-NEAR:], re.IGNORECASE)
+    return bool(found or bounded or after or _LEFT_OPEN.search(text[-NEAR:]))
 
 
 def one_of_several(text: str) -> bool:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from posttrain.types import RewardInput
@@ -170,6 +170,7 @@ def test_any_announcement_with_any_remarks(pair: tuple[str, str], announced: str
     )
 
 
+@example(("set_match", "oak, elm"), "The answer is {}, or maybe something else", [])
 @given(PAIR, st.sampled_from(table(DENIALS)), st.lists(REMARK.filter(lambda r: r[0] == "\n"), max_size=2))
 def test_no_remark_turns_a_denial_into_an_answer(
     pair: tuple[str, str], denial: str, remarks: list[str]
