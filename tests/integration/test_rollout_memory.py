@@ -42,9 +42,11 @@ def test_processes_stay_below_what_was_computed(tmp_path: Path, soak: bool) -> N
     assert found.keys() == {"the run itself", "engine", "learner", "object store"}
     for name, sizes in found.items():
         assert len(sizes) == steps
-        assert max(sizes) < bounds[name], (name, [size // MIB for size in sizes])
+        # The store tells whole MiB, and a batch is less.
+        told = max(bounds[name], 2 * MIB) if name == "object store" else bounds[name]
+        assert max(sizes) < told, (name, [size // MIB for size in sizes])
         if name != "learner":  # it keeps the pixels used last, up to a room that these do not fill
-            assert min(sizes[-2:]) - min(sizes[1:3]) < NOISE, (name, [size // MIB for size in sizes])
+            assert min(sizes[-3:]) - min(sizes[:3]) < NOISE, (name, [size // MIB for size in sizes])
 
 
 def test_a_large_rollout_stays_below_what_was_computed(tmp_path: Path, soak: bool) -> None:
